@@ -1,0 +1,223 @@
+"""The collapse: every branch at α = 0 is folded into its neighbours, and the result is checked."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from branchprune.branches import Blended, set_path, updates
+from branchprune.ends import Expand, LinearEnd, Reduce
+from branchprune.errors import PruneError
+from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
+from branchprune.structure import LinearLayer, Pieces
+from branchprune.trace import Example, call, example_inputs, tensors, training_mode
+from branchprune.widths import set_linear_width
+
+TOLERANCE = 1e-10
+
+
+def collapse(blended: Blended) -> nn.Module:
+    """Fold every branch into the layers around it.
+
+    Groups at α = 0 become narrow, groups at α = 1 stay as they were, so parts of a model can be
+    collapsed one after another. The folds are computed in float64 and the result is compared
+    with the blended model in float64 on the plan's example.
+
+    Args:
+        blended: The trained model, every α at 0 or 1 and at least one at 0; it is not changed.
+
+    Returns:
+        A model of the user's own class with the same `state_dict` keys and smaller layers.
+
+    Raises:
+        PruneError: An α is neither 0 nor 1, the optimizer trained another model, or the
+            collapsed model does not compute what the blended one does (the layer is named).
+    """
+    small, error = collapse_with_error(blended)
+    if not error <= TOLERANCE:
+        raise PruneError(
+            f"the collapse is not exact: relative error {error:.1e} in {_first_wrong(blended)}"
+        )
+    return small
+
+
+def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
+    """Return the collapsed model, in the blended one's dtype, and its relative error in float64."""
+    _check_alphas(blended)
+    _check_trained(blended)
+    exact = _in_float64(blended)
+    small = _fold(exact)
+    error = _relative_error(exact, small)
+    return _like(small, blended), error
+
+
+def _check_alphas(blended: Blended) -> None:
+    for name, alpha in blended.alpha.items():
+        if alpha not in (0.0, 1.0):
+            raise PruneError(f"alpha of {name} is {alpha}: set blended.alpha = 0 before collapse")
+    if all(blended.alpha.values()):
+        raise PruneError("every alpha is 1: set blended.alpha = 0 before collapse")
+    zero = {i for i, a in zip(blended.plan.pruned, blended._alpha, strict=True) if a == 0}
+    for layer in blended.plan.structure.channelwise.values():
+        pruned = {p.group for p in layer.pieces} & set(blended.plan.pruned)
+        if pruned & zero and pruned - zero:
+            names = ", ".join(blended.plan.groups[i].name for i in sorted(pruned))
+            raise PruneError(f"groups {names} meet in {layer.name}: bring all to alpha = 0")
+
+
+def _check_trained(blended: Blended) -> None:
+    trained = any(parameter.grad is not None for parameter in blended.parameters())
+    if trained and updates(blended) == blended.updates_at_start:
+        raise PruneError(
+            "gradients were computed but no parameter has changed since attach: the optimizer "
+            "was built before it, from the parameters of another model"
+        )
+
+
+def _in_float64(blended: Blended) -> Blended:
+    """Return a copy on the CPU in float64 and evaluation mode, without gradients."""
+    grads = [(p, p.grad) for p in blended.parameters()]
+    for parameter, _ in grads:
+        parameter.grad = None
+    exact = copy.deepcopy(blended).to("cpu", torch.float64).requires_grad_(False)
+    for parameter, grad in grads:
+        parameter.grad = grad
+    return exact.eval()
+
+
+def _fold(exact: Blended) -> nn.Module:
+    small = copy.deepcopy(exact.model)
+    structure = exact.plan.structure
+    for layer in structure.linears.values():
+        _fold_layer(exact, small, layer)
+    for other in structure.channelwise.values():
+        if _folds(exact, other.pieces):
+            twin = copy.deepcopy(exact.twin.get_submodule(other.name))
+            if other.name in structure.inplace:
+                twin.inplace = True  # type: ignore[assignment]
+            set_path(small, other.name, twin)
+    return small
+
+
+def _folds(exact: Blended, pieces: Pieces | None) -> bool:
+    zero = {i for i, a in zip(exact.plan.pruned, exact._alpha, strict=True) if a == 0}
+    return any(piece.group in zero for piece in pieces or ())
+
+
+def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
+    module = small.get_submodule(layer.name)
+    reduce = expand = None
+    if _folds(exact, layer.outputs):
+        reduce = _end_folds(exact, Reduce, exact.reduce.get_submodule(layer.name))
+    if _folds(exact, layer.inputs):
+        expand = _end_folds(exact, Expand, exact.expand.get_submodule(layer.expand))
+    if reduce is None and expand is None:
+        return
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    new_bias = bias
+    if reduce is not None and isinstance(bias, Tensor):
+        new_bias = fold_bias(module, bias, reduce)
+    set_linear_width(
+        module,
+        fold_weight(module, weight, reduce, expand),
+        new_bias if isinstance(new_bias, Tensor) else None,
+    )
+
+
+def _end_folds(exact: Blended, kind: type[LinearEnd], end: nn.Module) -> list[Fold]:
+    """Return the matrices of a linear end, without those of groups that stay at α = 1."""
+    assert isinstance(end, kind)
+    return [
+        (
+            piece.wide,
+            piece.repeat,
+            None if piece.branch is None or exact._alpha[piece.branch] else w,
+        )
+        for piece, w in end.each()
+    ]
+
+
+def _relative_error(exact: Blended, small: nn.Module) -> float:
+    """Return the largest difference of the outputs over the largest output, on the example."""
+    pairs = zip(*_run_both(exact, small), strict=True)
+    return max((_difference(a, b) for a, b in pairs), key=lambda e: (e != e, e), default=0.0)
+
+
+def _run_both(exact: Blended, small: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the blended model, its ends not folded, and the collapsed one on the example."""
+    example = _example_in_float64(exact)
+    program = exact.program(training=False, fold=False)
+    with torch.no_grad(), training_mode(small, False):
+        args, kwargs = example_inputs(example)
+        return tensors(program(exact, *args, **kwargs)), tensors(call(small, example))
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((expected - found).abs().max() / scale)
+
+
+def _example_in_float64(exact: Blended) -> Example:
+    """Return the example in float64 on the CPU; a constant one is replaced by noise."""
+
+    def convert(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x.cpu()
+        x = x.detach().to("cpu", torch.float64)
+        constant = x.numel() < 2 or bool((x == x.flatten()[0]).all())
+        return torch.randn(x.shape, generator=noise, dtype=torch.float64) if constant else x
+
+    noise = torch.Generator().manual_seed(0)
+    example: Example = tree_map_only(Tensor, convert, exact.plan.example)
+    return example
+
+
+def _first_wrong(blended: Blended) -> str:
+    """Return the name of the first layer whose output is not what the blended model computes."""
+    exact = _in_float64(blended)
+    small = _fold(exact)
+    outputs: dict[str, dict[str, Tensor]] = {"blended": {}, "small": {}}
+
+    def record(module: nn.Module, key: str, name: str) -> None:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            outputs[key][name] = output
+
+        module.register_forward_hook(hook)
+
+    for layer in exact.plan.structure.linears.values():
+        end = exact.reduce if _folds(exact, layer.outputs) else exact.model
+        record(end.get_submodule(layer.name), "blended", layer.name)
+        record(small.get_submodule(layer.name), "small", layer.name)
+    _run_both(exact, small)
+    wrong = (
+        name
+        for name, output in outputs["blended"].items()
+        if not _difference(output, outputs["small"][name]) <= TOLERANCE
+    )
+    return next(wrong, "the output")
+
+
+def _like(small: nn.Module, blended: Blended) -> nn.Module:
+    """Give every tensor of the collapsed model the dtype, device and flags of the blended one."""
+    seen: dict[int, nn.Parameter] = {}
+    for name, module in small.named_modules():
+        original = blended.model.get_submodule(name)
+        module.training = original.training
+        for key, buffer in module._buffers.items():
+            old = original._buffers.get(key)
+            if buffer is not None and old is not None:
+                module._buffers[key] = buffer.to(old.device, old.dtype)
+        for key, parameter in module._parameters.items():
+            old = original._parameters.get(key)
+            if parameter is not None and old is not None:
+                value = flush_subnormals(parameter.detach().to(old.device, old.dtype))
+                new = nn.Parameter(value, old.requires_grad)
+                module._parameters[key] = seen.setdefault(id(parameter), new)
+    return small

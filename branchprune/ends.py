@@ -1,0 +1,209 @@
+"""The linear ends of a branch: `reduce` behind each producer, `expand` before each consumer.
+
+Neither has a bias: a bias in `expand` would be wrong wherever the consumer pads with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from branchprune.folding import Fold, fold_bias, fold_weight
+
+_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+
+@dataclass(frozen=True)
+class EndPiece:
+    """Part of a channel dimension at a linear end.
+
+    Attributes:
+        wide: Channels on the wide side.
+        kept: Channels on the narrow side.
+        repeat: Entries a channel.
+        branch: Index of the group's α, or None where the width stays and nothing is mapped.
+    """
+
+    wide: int
+    kept: int
+    repeat: int
+    branch: int | None
+
+
+def map_channels(x: Tensor, weight: Tensor, dim: int, repeat: int, groups: int) -> Tensor:
+    """Apply a linear map along the channels of a tensor, as a 1x1 convolution does.
+
+    Args:
+        x: Tensor whose dimension `dim` has `in * repeat` entries.
+        weight: Matrix (out, in / groups), block-diagonal if `groups` > 1.
+        dim: The channel dimension.
+        repeat: Consecutive entries that belong to one channel.
+        groups: Number of blocks.
+
+    Returns:
+        Tensor with `out * repeat` entries along `dim`.
+    """
+    if dim == x.dim() - 1 and repeat == groups == 1:
+        return F.linear(x, weight)
+    if dim == 1 and repeat == 1 and x.dim() in _CONVOLUTIONS:
+        kernel = weight.reshape(*weight.shape, *[1] * (x.dim() - 2))
+        return _CONVOLUTIONS[x.dim()](x, kernel, groups=groups)
+    lead, tail = x.shape[:dim], x.shape[dim + 1 :]
+    flat = x.reshape(prod(lead), x.shape[dim] // repeat, repeat * prod(tail))
+    mapped = F.conv1d(flat, weight.unsqueeze(-1), groups=groups)
+    return mapped.reshape(*lead, len(weight) * repeat, *tail)
+
+
+class LinearEnd(nn.Module):
+    """A linear map between the wide and the narrow form of a channel dimension.
+
+    Args:
+        pieces: What the dimension is made of, in order.
+        dim: The channel dimension.
+        groups: Blocks of the layer that the end is folded into.
+        weights: For each piece with a branch, its matrix.
+    """
+
+    def __init__(
+        self, pieces: Sequence[EndPiece], dim: int, groups: int, weights: Sequence[Tensor]
+    ) -> None:
+        super().__init__()
+        self.pieces, self.dim, self.groups = tuple(pieces), dim, groups
+        self.weights = nn.ParameterList([nn.Parameter(weight) for weight in weights])
+
+    def each(self) -> Iterator[tuple[EndPiece, Tensor | None]]:
+        """Yield each piece with its matrix, None where the width stays."""
+        weights = iter(self.weights)
+        for piece in self.pieces:
+            yield piece, None if piece.branch is None else next(weights)
+
+    def folds(self) -> list[Fold]:
+        """Return the matrices in the form that `folding` takes."""
+        return [(piece.wide, piece.repeat, matrix) for piece, matrix in self.each()]
+
+    def extra_repr(self) -> str:
+        """Say the widths."""
+        widths = ", ".join(f"{piece.wide}:{piece.kept}" for piece in self.pieces)
+        return f"{widths}, dim={self.dim}, groups={self.groups}"
+
+
+class Reduce(LinearEnd):
+    """The map from C to k channels that stands directly behind a producer."""
+
+    def forward(self, wide: Tensor) -> Tensor:
+        """Map a producer's output to the narrow width."""
+        parts = wide.split([p.wide * p.repeat for p in self.pieces], self.dim)
+        return _join(
+            [
+                part if w is None else map_channels(part, w, self.dim, p.repeat, self.groups)
+                for part, (p, w) in zip(parts, self.each(), strict=True)
+            ],
+            self.dim,
+        )
+
+
+class Expand(LinearEnd):
+    """The map from k to C channels before a consumer, and the blend with the wide path."""
+
+    def forward(
+        self, narrow: Tensor, wide: Tensor | None = None, alphas: Tensor | None = None
+    ) -> Tensor:
+        """Return `α · wide + (1 − α) · expand(narrow)`, or the expansion alone without `wide`.
+
+        Args:
+            narrow: The twin's tensor.
+            wide: The tensor of the wide path.
+            alphas: α of every group, shape (number of branches,).
+        """
+        narrows = narrow.split([p.kept * p.repeat for p in self.pieces], self.dim)
+        if wide is None or alphas is None:
+            return _join(
+                [self._map(x, p, w) for x, (p, w) in zip(narrows, self.each(), strict=True)],
+                self.dim,
+            )
+        wides = wide.split([p.wide * p.repeat for p in self.pieces], self.dim)
+        parts = []
+        for x, u, (piece, weight) in zip(narrows, wides, self.each(), strict=True):
+            if piece.branch is None:
+                parts.append(u)
+            else:
+                alpha = alphas[piece.branch]
+                parts.append(
+                    torch.lerp(self._map(x, piece, weight).to(u.dtype), u, alpha.to(u.dtype))
+                )
+        return _join(parts, self.dim)
+
+    def _map(self, x: Tensor, piece: EndPiece, weight: Tensor | None) -> Tensor:
+        if weight is None:
+            return x
+        return map_channels(x, weight, self.dim, piece.repeat, self.groups)
+
+
+def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def apply_folded(
+    layer: nn.Module, reduce: Reduce | None, expand: Expand | None, x: Tensor
+) -> Tensor:
+    """Apply `reduce(layer(expand(x)))`, by the folded weight where that takes fewer multiply-adds.
+
+    Args:
+        layer: A convolution or fully connected layer.
+        reduce: Its linear end, or None if its outputs are needed wide.
+        expand: The linear end before it, or None if `x` is wide.
+        x: The layer's input.
+    """
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    if _positions(layer, x) * _saved(weight, reduce, expand) < _cost_of_fold(
+        weight, reduce, expand
+    ):
+        x = x if expand is None else expand(x)
+        z: Tensor = layer(x)
+        return z if reduce is None else reduce(z)
+    with torch.autocast(x.device.type, enabled=False):
+        outputs = None if reduce is None else reduce.folds()
+        inputs = None if expand is None else expand.folds()
+        folded = {"weight": fold_weight(layer, weight, outputs, inputs)}
+        if isinstance(bias, Tensor):
+            folded["bias"] = bias if outputs is None else fold_bias(layer, bias, outputs)
+    result: Tensor = torch.func.functional_call(layer, folded, (x,))
+    return result
+
+
+def _shrink(end: LinearEnd | None) -> float:
+    if end is None:
+        return 1.0
+    return sum(p.kept * p.repeat for p in end.pieces) / sum(p.wide * p.repeat for p in end.pieces)
+
+
+def _saved(weight: Tensor, reduce: Reduce | None, expand: Expand | None) -> float:
+    """Return the multiply-adds a position that the folded layer saves (the ends' own aside)."""
+    return weight.numel() * (1 - _shrink(reduce) * _shrink(expand))
+
+
+def _cost_of_fold(weight: Tensor, reduce: Reduce | None, expand: Expand | None) -> float:
+    """Return the multiply-adds of folding the ends into the weight."""
+    cost = 0.0
+    if reduce is not None:
+        cost += weight.numel() * max(p.kept / reduce.groups for p in reduce.pieces)
+    if expand is not None:
+        cost += (
+            weight.numel() * _shrink(reduce) * max(p.kept / expand.groups for p in expand.pieces)
+        )
+    return cost
+
+
+def _positions(layer: nn.Module, x: Tensor) -> int:
+    """Return how often the layer's weight is applied to an input."""
+    if isinstance(layer, nn.Linear):
+        return x.numel() // x.shape[-1]
+    stride: tuple[int, ...] = getattr(layer, "stride", ())
+    steps = 1 if getattr(layer, "transposed", False) else prod(stride)
+    return x.shape[0] * prod(x.shape[2:]) // steps

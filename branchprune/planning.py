@@ -1,0 +1,262 @@
+"""Which channel groups shrink, and to what width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import lcm
+from typing import Any
+
+from torch import nn
+
+from branchprune.analysis import analyse
+from branchprune.errors import PruneError
+from branchprune.structure import ChannelGroup, Pieces, Structure
+from branchprune.trace import Example
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """One row of a plan.
+
+    Attributes:
+        name: Path of the first layer that makes the channels.
+        layers: Paths of all layers that make them.
+        width: Channels before.
+        kept: Channels after.
+        macs_share: Share of the model's multiply-adds spent in making these channels.
+        reason: Why the width stays, or None.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    width: int
+    kept: int
+    macs_share: float
+    reason: str | None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the group gets a branch."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size of a model: output channels of its layers, parameters, multiply-adds for one example."""
+
+    channels: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be pruned and what will not, and why; made by `plan`, printed as a table."""
+
+    groups: tuple[PlannedGroup, ...]
+    before: Cost
+    after: Cost
+    example: Example = field(repr=False)
+    structure: Structure = field(repr=False)
+
+    @property
+    def pruned(self) -> tuple[int, ...]:
+        """Indices of the groups that get a branch."""
+        return tuple(i for i, group in enumerate(self.groups) if group.pruned)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as plain numbers and strings, ready for JSON."""
+        rows = [
+            {
+                "name": group.name,
+                "layers": list(group.layers),
+                "width": group.width,
+                "kept": group.kept,
+                "macs_share": group.macs_share,
+                "reason": group.reason,
+            }
+            for group in self.groups
+        ]
+        return {"groups": rows, "before": vars(self.before), "after": vars(self.after)}
+
+    def __str__(self) -> str:
+        rows = [("group", "layers", "width", "MACs", "stays because")]
+        for group in self.groups:
+            others = [name for name in group.layers if name != group.name]
+            layers = ", ".join(others[:3]) + (f" … {len(others) - 3} more" if others[3:] else "")
+            width = f"{group.width} → {group.kept}" if group.pruned else f"{group.width}"
+            share = f"{group.macs_share:.1%}"
+            rows.append((group.name, layers and f"+ {layers}", width, share, group.reason or ""))
+        lengths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            "  ".join(c.ljust(n) for c, n in zip(row, [*lengths, 0], strict=True)).rstrip()
+            for row in rows
+        ]
+        lines.insert(1, "  ".join("─" * n for n in [*lengths, len(rows[0][4])]))
+        for what in ("channels", "params", "macs"):
+            old, new = getattr(self.before, what), getattr(self.after, what)
+            lines.append(f"{what}: {old:,} → {new:,} ({new / old - 1:+.1%})")
+        return "\n".join(lines)
+
+
+def plan(
+    model: nn.Module,
+    example: Example,
+    keep: float | Mapping[str, float] = 0.5,
+    *,
+    exclude: Sequence[str] = (),
+    multiple_of: int = 1,
+) -> Plan:
+    """Find the channel groups of a model and decide how wide each will be.
+
+    ```python
+    plan = bp.plan(model, torch.randn(1, 3, 32, 32), keep=22 / 64)
+    print(plan)
+    ```
+
+    Args:
+        model: Any network; it is traced and run once, and not changed.
+        example: An input, a tuple of arguments or a dictionary of keyword arguments, on the
+            model's device.
+        keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path or by the path
+            of a module around it (layers not named stay). Parameters and MACs fall with about
+            its square.
+        exclude: Layers, or modules around them, whose channels stay.
+        multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
+
+    Returns:
+        The plan; `print` shows it as a table.
+
+    Raises:
+        PruneError: An argument is wrong, the model cannot be traced or does not accept the
+            example, or nothing in it can be pruned.
+    """
+    for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
+        if not 0 < fraction <= 1:
+            raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
+    if multiple_of < 1:
+        raise PruneError(f"multiple_of (={multiple_of}) must be at least 1")
+    names = {name for name, _ in model.named_modules()} - {""}
+    for argument, layers in (("exclude", exclude), ("keep", keep if _is_map(keep) else ())):
+        for name in layers:
+            if name not in names:
+                raise PruneError(f"{argument} names the layer {name!r}, which the model lacks")
+    structure = analyse(model, example)
+    groups = tuple(
+        _plan_group(structure, i, keep, exclude, multiple_of) for i in range(len(structure.groups))
+    )
+    if not any(group.pruned for group in groups):
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups)
+        raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
+    return Plan(groups, *_costs(model, structure, groups), example, structure)
+
+
+def _is_map(keep: object) -> bool:
+    return isinstance(keep, Mapping)
+
+
+def _makers(structure: Structure, group: int) -> tuple[str, ...]:
+    return tuple(
+        layer.name
+        for layer in structure.linears.values()
+        if any(piece.group == group for piece in layer.outputs)
+    )
+
+
+def _within(name: str, modules: Iterable[str]) -> str | None:
+    """Return the most specific of the modules that is, or contains, the named layer."""
+    around = [m for m in modules if name == m or name.startswith(f"{m}.")]
+    return max(around, key=len, default=None)
+
+
+def _plan_group(
+    structure: Structure,
+    index: int,
+    keep: float | Mapping[str, float],
+    exclude: Sequence[str],
+    multiple_of: int,
+) -> PlannedGroup:
+    group, layers = structure.groups[index], _makers(structure, index)
+    fraction, reason = _fraction(layers, keep)
+    reason = group.reason or _excluded(structure, index, exclude) or reason
+    kept = group.width if reason else _round(group, fraction, multiple_of)
+    if reason is None and kept >= group.width and fraction < 1:
+        reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them"
+    total = sum(layer.macs for layer in structure.linears.values())
+    total += sum(layer.macs for layer in structure.channelwise.values())
+    macs = sum(
+        layer.macs * piece.width * piece.repeat / sum(p.width * p.repeat for p in layer.pieces)
+        for layer in structure.channelwise.values()
+        for piece in layer.pieces
+        if piece.group == index
+    ) + sum(
+        structure.linears[name].macs * piece.width / sum(p.width for p in outputs)
+        for name in layers
+        for outputs in [structure.linears[name].outputs]
+        for piece in outputs
+        if piece.group == index
+    )
+    return PlannedGroup(group.name, layers, group.width, kept, macs / max(total, 1), reason)
+
+
+def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:
+    if not isinstance(keep, Mapping):
+        return keep, None
+    for layer in layers:
+        module = _within(layer, keep)
+        if module is not None:
+            return keep[module], None
+    return 1.0, "not named in keep"
+
+
+def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str | None:
+    members = [*_makers(structure, index)]
+    members += [
+        layer.name
+        for layer in structure.channelwise.values()
+        if any(piece.group == index for piece in layer.pieces)
+    ]
+    found = next((name for name in members if _within(name, exclude)), None)
+    return found and f"{found} is excluded"
+
+
+def _round(group: ChannelGroup, fraction: float, multiple_of: int) -> int:
+    step = lcm(group.blocks, multiple_of)
+    if step > group.width:
+        step = group.blocks
+    return min(group.width, max(step, round(fraction * group.width / step) * step))
+
+
+def _costs(
+    model: nn.Module, structure: Structure, groups: Sequence[PlannedGroup]
+) -> tuple[Cost, Cost]:
+    """Return channels, parameters and MACs before and, by the widths, after."""
+
+    def size(pieces: Pieces, kept: bool) -> int:
+        return sum((groups[p.group].kept if kept else p.width) * p.repeat for p in pieces)
+
+    def narrowed(pieces: Pieces | None) -> float:
+        return size(pieces, True) / size(pieces, False) if pieces else 1.0
+
+    channels, params, macs = [0, 0], [0.0, 0.0], [0.0, 0.0]
+    counted: set[int] = set()
+    for name, module in model.named_modules():
+        weights = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted.update(map(id, weights))
+        linear, other = structure.linears.get(name), structure.channelwise.get(name)
+        outer = inner = 1.0
+        if linear:
+            outer, inner = narrowed(linear.outputs), narrowed(linear.inputs)
+            channels = [channels[i] + size(linear.outputs, bool(i)) for i in (0, 1)]
+        elif other and other.axis is not None:
+            outer = narrowed(other.pieces)
+        for i, factor in enumerate((1.0, outer)):
+            for weight in weights:
+                matrix = linear is not None and weight.dim() > 1
+                scale = factor * (inner if i and matrix else 1.0)
+                params[i] += weight.numel() * scale
+            work = linear.macs if linear else other.macs if other else 0
+            macs[i] += work * factor * (inner if i and linear else 1.0)
+    before, after = (Cost(channels[i], round(params[i]), round(macs[i])) for i in (0, 1))
+    return before, after

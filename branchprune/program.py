@@ -1,0 +1,164 @@
+"""The forward code of a blended model, generated for the current state of every α.
+
+A program computes what is needed and nothing else: at α = 1 no branch, at α = 0 no wide path.
+Each tensor of the original graph may exist in its wide form, its narrow form, or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from branchprune.ends import apply_folded
+from branchprune.structure import Pieces, Structure
+
+Program = Callable[..., Any]
+WIDE, NARROW = "wide", "narrow"
+
+
+def compile_program(
+    structure: Structure, training: bool, alphas: Mapping[int, float], fold: bool = True
+) -> Program:
+    """Return a function of the blended model and its inputs.
+
+    Args:
+        structure: The model's structure.
+        training: Which of the two traced graphs to follow.
+        alphas: α of each group that has a branch, by group index.
+        fold: At α = 0, fold the linear ends into the weights where that is cheaper.
+    """
+    graph = _Writer(structure, training, alphas, fold).write()
+    code = graph.python_code(root_module="self")
+    scope = dict(code.globals)
+    exec(compile(code.src, f"<branchprune training={training}>", "exec"), scope)
+    program: Program = scope["forward"]
+    return program
+
+
+class _Writer:
+    """Writes the graph of a blended model, first backwards (what is needed), then forwards."""
+
+    def __init__(
+        self, structure: Structure, training: bool, alphas: Mapping[int, float], fold: bool
+    ) -> None:
+        self.structure, self.alphas, self.fold = structure, alphas, fold
+        self.source = structure.graphs[training]
+        self.tensors = structure.tensors[training]
+        self.graph = fx.Graph()
+        self.twins = self._with_twins()
+        self.needed: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
+        self.written: dict[tuple[fx.Node, str], fx.Node] = {}
+
+    def write(self) -> fx.Graph:
+        """Return the graph."""
+        for node in reversed(self.source.nodes):
+            self._mark(node)
+        for node in self.source.nodes:
+            if self._is_linear(node):
+                self._write_linear(node)
+            else:
+                self._write_other(node)
+        return self.graph
+
+    def _with_twins(self) -> set[fx.Node]:
+        """Return the nodes that depend on a branch other than through a linear layer."""
+        twins: set[fx.Node] = set()
+        for node in self.source.nodes:
+            if self._is_linear(node):
+                has = bool(self._live(self.structure.linears[str(node.target)].outputs))
+            else:
+                has = any(n in twins for n in node.all_input_nodes)
+            if has:
+                twins.add(node)
+        return twins
+
+    def _is_linear(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and str(node.target) in self.structure.linears
+
+    def _live(self, pieces: Pieces | None) -> list[float]:
+        """Return α of the pieces that have a branch."""
+        return [self.alphas[piece.group] for piece in pieces or () if piece.group in self.alphas]
+
+    def _forms(self, pieces: Pieces | None) -> set[str]:
+        """Return the forms in which a consumer reads a tensor."""
+        alphas = self._live(pieces)
+        if all(alpha == 1 for alpha in alphas):
+            return {WIDE}
+        return {NARROW} if all(alpha == 0 for alpha in alphas) else {WIDE, NARROW}
+
+    def _mark(self, node: fx.Node) -> None:
+        needed = self.needed[node]
+        if node.op == "output":
+            needed.add(WIDE)
+        if self._is_linear(node) and needed:
+            read = self._forms(self.structure.linears[str(node.target)].inputs)
+            for i, operand in enumerate(node.all_input_nodes):
+                self.needed[operand] |= {WIDE} if i else read
+            return
+        for form in needed:
+            for operand in node.all_input_nodes:
+                self.needed[operand].add(form if operand in self.twins else WIDE)
+
+    def _value(self, node: fx.Node, form: str) -> fx.Node:
+        return self.written[node, form if node in self.twins else WIDE]
+
+    def _write_other(self, node: fx.Node) -> None:
+        needed = set(self.needed[node]) | ({WIDE} if node.op == "placeholder" else set())
+        for form in sorted(needed):
+            target = node.target
+            if node.op == "call_module":
+                target = self._module(str(target), form)
+            elif node.op == "get_attr":
+                target = f"model.{target}"
+            copy = self.graph.node_copy(node, lambda n, form=form: self._value(n, form))  # type: ignore[misc]
+            copy.target = target
+            self.written[node, form] = copy
+
+    def _module(self, name: str, form: str) -> str:
+        if form == NARROW and name in self.structure.channelwise:
+            return f"twin.{name}"
+        return f"plain.{name}" if name in self.structure.inplace else f"model.{name}"
+
+    def _write_linear(self, node: fx.Node) -> None:
+        needed = self.needed[node]
+        if not needed:
+            return
+        name, layer = str(node.target), self.structure.linears[str(node.target)]
+        operand, rest = node.all_input_nodes[0], node.args[1:]
+        forms = self._forms(layer.inputs)
+        expand = f"expand.{layer.expand}"
+        folds_in = forms == {NARROW} and self._live(layer.inputs) != []
+        folds_out = needed == {NARROW}
+        plain = bool(rest or len(node.kwargs) > (not node.args))
+        if self.fold and not plain and (folds_in or folds_out):
+            self._write_folded(node, name, expand if folds_in else None, folds_out)
+            return
+        if forms == {WIDE}:
+            x = self._value(operand, WIDE)
+        elif forms == {NARROW}:
+            x = self.graph.call_module(expand, (self._value(operand, NARROW),))
+        else:
+            both = (self._value(operand, NARROW), self._value(operand, WIDE))
+            x = self.graph.call_module(expand, (*both, self.graph.get_attr("alphas")))
+        z = self.graph.node_copy(node, lambda n: x if n is operand else self._value(n, WIDE))
+        z.target = f"model.{name}"
+        if WIDE in needed:
+            self.written[node, WIDE] = z
+        if NARROW in needed:
+            self.written[node, NARROW] = self.graph.call_module(f"reduce.{name}", (z,))
+
+    def _write_folded(self, node: fx.Node, name: str, expand: str | None, reduce: bool) -> None:
+        operand = node.all_input_nodes[0]
+        x = self._value(operand, NARROW if expand else WIDE)
+        modules = (f"model.{name}", f"reduce.{name}" if reduce else None, expand)
+        ends = [None if path is None else self._attribute(path) for path in modules]
+        folded = self.graph.call_function(apply_folded, (*ends, x))
+        self.written[node, NARROW if reduce else WIDE] = folded
+        if not reduce and NARROW in self.needed[node]:
+            narrow = self.graph.call_module(f"reduce.{name}", (folded,))
+            self.written[node, NARROW] = narrow
+
+    def _attribute(self, path: str) -> fx.Node:
+        return self.graph.create_node("get_attr", path)

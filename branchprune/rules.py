@@ -1,0 +1,391 @@
+"""What each operation does to the channels: the one place where an operation is taught.
+
+A rule takes the `Analysis` and a node of the graph and returns the layout of the node's output
+(None where no channels are known). Whatever has no rule freezes the groups it reads.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from math import lcm, prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from branchprune.channels import Channels, Layout, Segment, unify
+
+if TYPE_CHECKING:
+    from branchprune.analysis import Analysis
+
+Rule = Callable[["Analysis", fx.Node], Layout | None]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def linear(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """A producer and consumer: convolution, transposed convolution or fully connected layer."""
+    module, source = analysis.module(node), analysis.layout(analysis.operand(node))
+    dim = len(analysis.shape(node)) - 1 if isinstance(module, nn.Linear) else 1
+    groups = int(getattr(module, "groups", 1))
+    if source is not None and source.dim != dim:
+        analysis.unknown(node, "it acts on another dimension than the channels")
+        source = None
+    if source is not None and groups > 1:
+        if groups == getattr(module, "in_channels", 0) and isinstance(module, CONVOLUTIONS):
+            return analysis.resized(node, 0, times=module.out_channels // groups)
+        if len(source.segments) != 1 or source.segments[0].repeat != 1:
+            source.freeze(f"grouped convolution {node.target} reads channels of several layers")
+        _require_blocks(source, groups)
+    return analysis.linear(node, dim, source)
+
+
+def _require_blocks(layout: Layout, blocks: int) -> None:
+    for segment in layout.segments:
+        root = segment.channels.find()
+        root.blocks = lcm(root.blocks, blocks)
+
+
+def same(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """An operation on one tensor that treats every channel alike and keeps the dimensions."""
+    if sum(analysis.is_tensor(n) for n in node.all_input_nodes) > 1:
+        return analysis.unknown(node, "it reads a second tensor")
+    return analysis.layout(analysis.operand(node))
+
+
+def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Padding of the dimensions behind the channels."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    padding = analysis.module(node).padding if node.op == "call_module" else argument
+    if not isinstance(padding, list | tuple):
+        return analysis.unknown(node)
+    if len(analysis.shape(node)) - len(padding) // 2 <= layout.dim:
+        return analysis.unknown(node, "it pads the channels")
+    return layout
+
+
+def norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """BatchNorm and InstanceNorm: one entry a channel in each parameter and buffer."""
+    return analysis.resized(node, 0)
+
+
+def group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """GroupNorm: the kept width must be divisible by its groups."""
+    layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
+    if layout is None or not isinstance(module, nn.GroupNorm):
+        return layout
+    if module.num_groups > 1:
+        if len(layout.segments) != 1:
+            layout.freeze(f"GroupNorm {node.target} normalises channels of several layers together")
+        _require_blocks(layout, module.num_groups)
+    return analysis.resized(node, 0)
+
+
+def layer_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """LayerNorm: narrowed if it normalises over the channels, else left as it is."""
+    layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
+    if layout is None or not isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return layout
+    axis = layout.dim - (len(analysis.shape(node)) - len(module.normalized_shape))
+    if axis < 0:
+        return layout
+    return analysis.resized(node, axis)
+
+
+def prelu(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """PReLU: one slope for all channels, or one a channel."""
+    single = getattr(analysis.module(node), "num_parameters", 1) == 1
+    return analysis.resized(node, None if single else 0)
+
+
+def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Addition, multiplication, …: operands are aligned from the right, as in broadcasting."""
+    operands = [n for n in node.all_input_nodes if analysis.is_tensor(n)]
+    offsets = {layout.dim - len(analysis.shape(n)) for n, layout in analysis.layouts(operands)}
+    if len(offsets) > 1:
+        return analysis.unknown(node, "it combines channels of different dimensions")
+    tied: list[Layout] = []
+    for offset in offsets:
+        for operand in operands:
+            shape, layout = analysis.shape(operand), analysis.layout(operand)
+            size = shape[offset] if len(shape) >= -offset else 1
+            if layout is not None:
+                tied.append(layout.at(len(analysis.shape(node)) + offset))
+            elif size > 1:
+                analysis.freeze_inputs(
+                    node, f"tied by {node.name} to {operand.name}, whose width stays"
+                )
+    tied.sort(key=lambda layout: -layout.size)
+    for layout in tied[1:]:
+        if layout.size == tied[0].size:
+            unify(tied[0].segments, layout.segments, node.name)
+    return tied[0] if tied else None
+
+
+def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Concatenation: along the channels their widths add up, else the inputs are tied."""
+    tensors = node.args[0] if node.args else node.kwargs["tensors"]
+    parts = [n for n in tensors if isinstance(n, fx.Node)] if isinstance(tensors, Iterable) else []
+    known = list(analysis.layouts(parts))
+    if not known:
+        return None
+    shape = analysis.shape(node)
+    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    channel = known[0][1].dim
+    if not isinstance(argument, int) or any(layout.dim != channel for _, layout in known):
+        return analysis.unknown(node)
+    segments: list[tuple[Segment, ...]] = []
+    for part in parts:
+        layout = analysis.layout(part)
+        if layout is None:
+            constant = Channels(analysis.shape(part)[channel], reason="not made by a layer")
+            layout = Layout(channel, (Segment(constant),))
+        segments.append(layout.segments)
+    if argument % len(shape) == channel:
+        return Layout(channel, tuple(s for part in segments for s in part))
+    for other in segments[1:]:
+        unify(segments[0], other, node.name)
+    return Layout(channel, segments[0])
+
+
+def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """View, reshape, flatten: the channels stay a dimension, or merge with those behind them."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    if layout is None:
+        return None
+    before, after = analysis.shape(operand), analysis.shape(node)
+    place = _channel_place(before, after, layout.dim)
+    if place is None:
+        return analysis.unknown(node, "it splits or merges the channel dimension")
+    size = _requested_size(node, place, len(after))
+    if isinstance(size, int) and size != -1:
+        return analysis.unknown(
+            node, f"it names the size {size}; flatten(1) or size -1 would follow the width"
+        )
+    return layout.repeated(after[place] // before[layout.dim]).at(place)
+
+
+def _channel_place(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> int | None:
+    """Return the dimension of `after` that begins with the channels of `before`, if there is one."""
+    for place in reversed(range(len(after))):
+        merged = after[place] // before[dim]
+        tail = [prod(before[dim + 1 : end]) for end in range(dim + 1, len(before) + 1)]
+        if (
+            prod(after[:place]) == prod(before[:dim])
+            and after[place] == merged * before[dim]
+            and merged in tail
+        ):
+            return place
+    return None
+
+
+def _requested_size(node: fx.Node, place: int, rank: int) -> Any:
+    """Return what a view asks for at one dimension: a number, a node, or None for flatten."""
+    if node.op != "call_method" and node.target is not torch.reshape:
+        return None
+    if node.target == "flatten":
+        return None
+    sizes: Any = node.args[1:] or node.kwargs.get("shape") or node.kwargs.get("size")
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        sizes = sizes[0]
+    if len(sizes) != rank:
+        return None
+    return sizes[place]
+
+
+def permute(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Permutation of the dimensions."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    order: Any = node.args[1:] or node.kwargs.get("dims")
+    if len(order) == 1 and isinstance(order[0], list | tuple):
+        order = order[0]
+    if not all(isinstance(dim, int) for dim in order):
+        return analysis.unknown(node)
+    return layout.at([dim % len(order) for dim in order].index(layout.dim))
+
+
+def transpose(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Exchange of two dimensions."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    pair = [*node.args[1:], *(v for k, v in node.kwargs.items() if k.startswith("dim"))]
+    rank = len(analysis.shape(node))
+    a, b = (dim % rank for dim in pair if isinstance(dim, int))
+    return layout.at({a: b, b: a}.get(layout.dim, layout.dim))
+
+
+def reduce_dims(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Mean, sum, …: fine over any dimension but the channels."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    if layout is None:
+        return None
+    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    rank = len(analysis.shape(operand))
+    dims = [argument] if isinstance(argument, int) else argument
+    if not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):
+        return analysis.unknown(node, "it mixes all channels")
+    gone = {d % rank for d in dims if isinstance(d, int)}
+    if layout.dim in gone:
+        return analysis.unknown(node, "it mixes all channels")
+    return layout if keepdim else layout.at(layout.dim - sum(d < layout.dim for d in gone))
+
+
+def unsqueeze(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """A new dimension of size 1."""
+    layout = analysis.layout(analysis.operand(node))
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+    if layout is None or not isinstance(dim, int):
+        return layout and analysis.unknown(node)
+    return layout.at(layout.dim + (dim % len(analysis.shape(node)) <= layout.dim))
+
+
+def squeeze(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Removal of dimensions of size 1."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    if layout is None:
+        return None
+    shape = analysis.shape(operand)
+    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims = range(len(shape)) if argument is None else [argument]
+    if not all(isinstance(d, int) for d in dims) or shape[layout.dim] == 1:
+        return analysis.unknown(node)
+    gone = {d % len(shape) for d in dims if isinstance(d, int) and shape[d] == 1}
+    return layout.at(layout.dim - sum(d < layout.dim for d in gone))
+
+
+def getitem(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Indexing with numbers, slices and None anywhere but along the channels."""
+    operand, index = node.args
+    layout = analysis.layout(operand) if isinstance(operand, fx.Node) else None
+    if layout is None or not isinstance(operand, fx.Node):
+        return None
+    items = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        missing = len(analysis.shape(operand)) - sum(i is not None for i in items) + 1
+        items[at : at + 1] = [slice(None)] * missing
+    old = new = 0
+    for item in items:
+        if old == layout.dim and item is not None:
+            break
+        if not isinstance(item, int | slice | fx.Node | None):
+            return analysis.unknown(node, "it indexes with a tensor")
+        old += item is not None
+        new += item is None or isinstance(item, slice)
+    else:
+        return layout.at(layout.dim - old + new)
+    if item != slice(None):
+        return analysis.unknown(node, "it picks some of the channels")
+    return layout.at(new)
+
+
+def size_of(analysis: Analysis, node: fx.Node) -> None:
+    """A size, shape, type or device: a value that the twin reads from its own tensors."""
+
+
+MODULE_RULES: dict[type[nn.Module], Rule] = {
+    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, nn.Linear), linear),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), norm),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), norm),
+    nn.GroupNorm: group_norm,
+    nn.LayerNorm: layer_norm,
+    nn.RMSNorm: layer_norm,
+    nn.PReLU: prelu,
+    nn.Flatten: reshape,
+    **dict.fromkeys(
+        (
+            *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+            *(nn.AlphaDropout, nn.FeatureAlphaDropout, nn.LocalResponseNorm),
+            *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU),
+            *(nn.SiLU, nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish),
+            *(nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink),
+            *(nn.Tanhshrink, nn.Threshold),
+            *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+            *(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
+            *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+            *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+            *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+        ),
+        same,
+    ),
+    **dict.fromkeys(
+        (
+            *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+            *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+            *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+            *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+            *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+        ),
+        pad,
+    ),
+}
+
+_POOL_FUNCTIONS = (
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+    *(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, torch.adaptive_avg_pool1d),
+    *(torch.avg_pool1d, torch.adaptive_max_pool1d),
+)
+
+FUNCTION_RULES: dict[Callable[..., Any], Rule] = {
+    **dict.fromkeys(
+        (
+            *(F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish),
+            *(F.sigmoid, F.logsigmoid, F.tanh, F.hardtanh, F.hardswish, F.hardsigmoid),
+            *(F.softplus, F.softsign, F.softshrink, F.hardshrink, F.tanhshrink, F.threshold),
+            *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.interpolate),
+            *(F.feature_alpha_dropout, F.local_response_norm, F.instance_norm),
+            *(torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.sqrt),
+            *(torch.clamp, torch.square, torch.neg, torch.clone, operator.neg, torch.sin),
+            *_POOL_FUNCTIONS,
+        ),
+        same,
+    ),
+    **dict.fromkeys(
+        (
+            *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow),
+            *(torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum),
+        ),
+        elementwise,
+    ),
+    F.pad: pad,
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), concatenate),
+    **dict.fromkeys((torch.flatten, torch.reshape), reshape),
+    torch.permute: permute,
+    torch.transpose: transpose,
+    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin), reduce_dims),
+    torch.unsqueeze: unsqueeze,
+    torch.squeeze: squeeze,
+    operator.getitem: getitem,
+    getattr: size_of,
+}
+
+METHOD_RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        "relu sigmoid tanh exp abs sqrt clamp square neg clone contiguous detach to float half "
+        "double bfloat16 type_as cuda cpu sin".split(),
+        same,
+    ),
+    **dict.fromkeys("add sub mul div pow".split(), elementwise),
+    **dict.fromkeys("view reshape flatten".split(), reshape),
+    "permute": permute,
+    "transpose": transpose,
+    **dict.fromkeys("mean sum amax amin".split(), reduce_dims),
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+    **dict.fromkeys("size dim numel".split(), size_of),
+}

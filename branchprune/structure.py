@@ -1,0 +1,110 @@
+"""The structure of a model in names and numbers: layers, channel groups and the traced graphs.
+
+A `Structure` holds no weights and is never changed, so a plan, a blended model and all their
+copies share one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a channel dimension: `width` channels of group `group`, `repeat` entries each."""
+
+    group: int
+    width: int
+    repeat: int = 1
+
+
+Pieces = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class ChannelTensor:
+    """A tensor of the graph with channels along dimension `dim`."""
+
+    dim: int
+    pieces: Pieces
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A convolution or fully connected layer: producer of its outputs, consumer of its inputs.
+
+    Attributes:
+        name: Path of the module.
+        dim: Channel dimension of its input and output.
+        inputs: What its input channels are made of; None if nothing is known of them.
+        outputs: What its output channels are made of.
+        groups: Number of blocks of its weight (grouped convolution), else 1.
+        macs: Multiply-adds for one example.
+        expand: Path of the layer whose `expand` it uses: the first that reads the same tensor.
+    """
+
+    name: str
+    dim: int
+    inputs: Pieces | None
+    outputs: Pieces
+    groups: int
+    macs: int
+    expand: str
+
+
+@dataclass(frozen=True)
+class ChannelwiseLayer:
+    """A module whose tensors have one entry a channel along `axis` (None: no such axis).
+
+    `times` outputs belong to each input channel: the multiplier of a depthwise convolution.
+    """
+
+    name: str
+    pieces: Pieces
+    axis: int | None
+    times: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must keep the same width.
+
+    Attributes:
+        name: Path of the first layer that makes them.
+        width: Number of channels.
+        blocks: Divisor of the width that is kept (grouped convolutions, GroupNorm).
+        reason: Why the width stays, or None if it may shrink.
+    """
+
+    name: str
+    width: int
+    blocks: int
+    reason: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What planning, attaching and collapsing need to know of a model.
+
+    Attributes:
+        graphs: The traced graph by `training` flag.
+        tensors: For each graph, the tensors whose channels are known, by node name.
+        groups: The channel groups; pieces refer to them by index.
+        linears: The linear layers by path.
+        channelwise: The channelwise layers with a width of their own, by path.
+        inplace: Paths of modules that work in place.
+    """
+
+    graphs: dict[bool, fx.Graph]
+    tensors: dict[bool, dict[str, ChannelTensor]]
+    groups: tuple[ChannelGroup, ...]
+    linears: dict[str, LinearLayer]
+    channelwise: dict[str, ChannelwiseLayer]
+    inplace: frozenset[str]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
+        return self

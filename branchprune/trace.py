@@ -1,0 +1,246 @@
+"""From a model to its graphs: one for training, one for evaluation.
+
+`torch.fx` bakes `self.training` into the graph it records, so the model is traced in both modes.
+In-place operations are replaced by their out-of-place forms, since both the wide path and its
+twin read the same tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from branchprune.errors import PruneError
+
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+_INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def example_inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Split an example into positional and keyword arguments of `forward`."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+
+
+def call(model: nn.Module, example: Example) -> Any:
+    """Run a model on a copy of an example, which a model that works in place may change."""
+    args, kwargs = tree_map_only(Tensor, Tensor.clone, example_inputs(example))
+    return model(*args, **kwargs)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Return all tensors in an output, however nested."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put every module into one mode, and each back into its own afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in before.items():
+            module.training = flag
+
+
+class _Tracer(fx.Tracer):
+    """A tracer that remembers in which submodule it was when tracing failed."""
+
+    trace_asserts = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # A parametrised module keeps its class's behaviour but lives in another namespace.
+        parametrised = torch.nn.utils.parametrize.is_parametrized(m)
+        return parametrised or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self.inside.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.inside.pop()
+        return result
+
+
+def trace(model: nn.Module, example: Example) -> dict[bool, fx.Graph]:
+    """Record the model's graph in training and in evaluation mode.
+
+    Args:
+        model: The network; its modes are restored afterwards.
+        example: An example input, which says which arguments of `forward` are given.
+
+    Returns:
+        The graphs by `training` flag; the same object twice if the modes do not differ.
+
+    Raises:
+        PruneError: `forward` does something that cannot be traced.
+    """
+    graphs = {}
+    for training in (False, True):
+        with training_mode(model, training):
+            graphs[training] = _trace_once(model, example)
+    if str(graphs[True]) == str(graphs[False]):
+        graphs[True] = graphs[False]
+    return graphs
+
+
+def _trace_once(model: nn.Module, example: Example) -> fx.Graph:
+    args, kwargs = example_inputs(example)
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise PruneError(f"example does not fit {type(model).__name__}.forward: {error}") from error
+    parameters = bound.signature.parameters.values()
+    fixed = {
+        p.name: p.default
+        for p in parameters
+        if p.name not in bound.arguments and p.default is not p.empty
+    }
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model, concrete_args=fixed or None)
+    except Exception as error:
+        raise PruneError(_explain(model, tracer, error)) from error
+    _drop_fixed_arguments(graph, set(fixed))
+    _make_out_of_place(graph, model)
+    graph.lint()
+    return graph
+
+
+def _explain(model: nn.Module, tracer: _Tracer, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f for f in frames if "/torch/" not in f.filename and __file__ != f.filename]
+    where = tracer.inside[-1] if tracer.inside else type(model).__name__
+    line = f" at `{users[-1].line}` ({users[-1].filename}:{users[-1].lineno})" if users else ""
+    return (
+        f"the model cannot be traced in {where}{line}: {error}. Control flow that depends on the "
+        "values of tensors has to move out of forward, or prune a submodule on its own."
+    )
+
+
+def _drop_fixed_arguments(graph: fx.Graph, names: set[str]) -> None:
+    """Erase placeholders of arguments left at their defaults, with the checks fx adds to them."""
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and str(node.target).removesuffix("_1") in names:
+            stack = [node]
+            while stack:
+                last = stack[-1]
+                if last.users:
+                    stack.append(next(iter(last.users)))
+                else:
+                    graph.erase_node(stack.pop())
+
+
+def _make_out_of_place(graph: fx.Graph, model: nn.Module) -> None:
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        changed = _out_of_place(node, model)
+        if changed is None:
+            continue
+        for user in [user for user in changed.users if order[user] > order[node]]:
+            user.replace_input_with(changed, node)
+
+
+def _out_of_place(node: fx.Node, model: nn.Module) -> fx.Node | None:
+    """Rewrite an in-place node; return the tensor it used to change, or None."""
+    changed = node.args[0] if node.args else None
+    if not isinstance(changed, fx.Node):
+        return None
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        return changed if getattr(module, "inplace", False) else None
+    if node.op == "call_method" and isinstance(node.target, str):
+        plain = node.target.removesuffix("_")
+        if plain == node.target or node.target.endswith("__") or not hasattr(Tensor, plain):
+            return None
+        node.target = plain
+        return changed
+    if node.op == "call_function" and callable(node.target):
+        return changed if _function_out_of_place(node, node.target) else None
+    return None
+
+
+def _function_out_of_place(node: fx.Node, function: Callable[..., Any]) -> bool:
+    if function in _INPLACE_OPERATORS:
+        node.target = _INPLACE_OPERATORS[function]
+        return True
+    name = getattr(function, "__name__", "")
+    plain = getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
+    if name.endswith("_") and not name.endswith("__") and plain is not None:
+        node.target = plain
+        return True
+    try:
+        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return False
+    if not bound.arguments.get("inplace", False):
+        return False
+    bound.arguments["inplace"] = False
+    node.args, node.kwargs = bound.args, bound.kwargs
+    return True
+
+
+class ShapeRecorder(fx.Interpreter):
+    """Runs a graph on an example and notes the shape of every tensor (None for other values)."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, graph=graph)
+        self.shapes: dict[fx.Node, tuple[int, ...] | None] = {}
+        self.current = ""
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and record its shape."""
+        self.current = f"{n.target}"
+        value = super().run_node(n)
+        self.shapes[n] = tuple(value.shape) if isinstance(value, Tensor) else None
+        return value
+
+
+def record_shapes(
+    model: nn.Module, graph: fx.Graph, example: Example
+) -> dict[fx.Node, tuple[int, ...] | None]:
+    """Return the shape of every node's output for the example.
+
+    Raises:
+        PruneError: The model does not accept the example; the layer is named.
+    """
+    args, kwargs = example_inputs(example)
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    values = [*args, *(kwargs[name] for name in names[len(args) :])]
+    recorder = ShapeRecorder(model, graph)
+    try:
+        with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            recorder.run(*(v.clone() if isinstance(v, Tensor) else v for v in values))
+    except Exception as error:
+        shapes = [tuple(v.shape) if isinstance(v, Tensor) else v for v in values]
+        raise PruneError(
+            f"the example (shape {shapes[0] if len(shapes) == 1 else shapes}) does not pass "
+            f"through the model: it fails at {recorder.current}: {str(error).splitlines()[0]}"
+        ) from error
+    return recorder.shapes
