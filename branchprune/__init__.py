@@ -9,7 +9,8 @@ small   = bp.collapse(blended)
 ```
 """
 
-from branchprune.branches import Blended, attach
+from branchprune.blended import Blended
+from branchprune.branches import attach
 from branchprune.collapsing import collapse
 from branchprune.errors import PruneError
 from branchprune.planning import Plan, plan

@@ -11,7 +11,8 @@ import torch
 from torch import fx, nn
 
 from branchprune.channels import Channels, Layout, Segment, resolve, unify
-from branchprune.rules import FUNCTION_RULES, METHOD_RULES, MODULE_RULES, TRANSPOSED, Rule, size_of
+from branchprune.rulebook import FUNCTION_RULES, METHOD_RULES, MODULE_RULES
+from branchprune.rules import TRANSPOSED, Rule, size_of
 from branchprune.structure import (
     ChannelGroup,
     ChannelTensor,
@@ -109,9 +110,12 @@ class Analysis:
         for _, layout in self.layouts(node.all_input_nodes):
             layout.freeze(reason)
 
-    def unknown(self, node: fx.Node, why: str = "its effect on channels is not known") -> None:
+    def unknown(
+        self, node: fx.Node, why: str = "its effect on channels is not known"
+    ) -> Layout | None:
         """Freeze what a node reads that the rules do not understand; its output is unknown too."""
         self.freeze_inputs(node, f"read by {self.describe(node)}: {why}")
+        return None
 
     def linear(self, node: fx.Node, dim: int, source: Layout | None) -> Layout:
         """Note a linear layer; its outputs are new channels the first time it is met."""

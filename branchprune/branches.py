@@ -1,141 +1,25 @@
-"""The blended model: a network with a narrow twin beside every group that is to shrink.
-
-Source: Gschossmann, "Model Pruning" (TUM, 2021); generalised from chains of layers to channel
-groups.
-"""
+"""Attaching the branches: linear ends and twins, started from chosen channels or at random."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from branchprune.blended import Blended, set_path, updates
 from branchprune.criteria import Criterion, GroupWeights, l1, random_choice, rows_by_output, select
 from branchprune.ends import EndPiece, Expand, Reduce
 from branchprune.errors import PruneError
 from branchprune.planning import Plan
-from branchprune.program import Program, compile_program
-from branchprune.structure import Pieces, Structure
+from branchprune.structure import Pieces
 from branchprune.trace import call, tensors, training_mode
 from branchprune.widths import narrow_channelwise
 
 Init = str | Criterion
 INITS: dict[str, Criterion] = {"l1": l1}
-
-
-class Blended(nn.Module):
-    """A model whose consumers read `α · wide + (1 − α) · branch`; made by `attach`.
-
-    Call it as the original model. `alpha` reads as a dictionary from group to value and is set
-    to a number for all groups, or to a dictionary from groups, layers or modules to numbers.
-
-    Attributes:
-        model: The original layers, copied.
-        reduce: For each producer in a pruned group, its linear end.
-        expand: For each tensor that a consumer reads, its linear end, by the first consumer.
-        twin: The channelwise layers (norms, …) of the branch.
-        plan: The plan it was built from.
-    """
-
-    alphas: Tensor
-
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
-        super().__init__()
-        self.plan = plan
-        self.model = model
-        self.reduce, self.expand, self.twin, self.plain = (nn.Module() for _ in range(4))
-        for name in sorted(self._structure.inplace):
-            module = copy.deepcopy(model.get_submodule(name))
-            module.inplace = False  # type: ignore[assignment]
-            set_path(self.plain, name, module)
-        self.register_buffer("alphas", torch.ones(len(plan.pruned), dtype=torch.float32))
-        self._alpha = (1.0,) * len(plan.pruned)
-        self.updates_at_start = -1
-        self._programs: dict[tuple[object, ...], Program] = {}
-        self.register_load_state_dict_post_hook(_read_alphas)
-
-    @property
-    def _structure(self) -> Structure:
-        return self.plan.structure
-
-    @property
-    def alpha(self) -> dict[str, float]:
-        """α of each pruned group, by group name."""
-        names = [self.plan.groups[i].name for i in self.plan.pruned]
-        return dict(zip(names, self._alpha, strict=True))
-
-    @alpha.setter
-    def alpha(self, value: float | Mapping[str, float]) -> None:
-        new = list(self._alpha)
-        for name, number in value.items() if isinstance(value, Mapping) else [(None, value)]:
-            if not 0 <= number <= 1:
-                raise PruneError(f"alpha (={number}) must be in [0, 1]")
-            for i in range(len(new)) if name is None else self._branches_of(name):
-                new[i] = float(number)
-        with torch.no_grad():
-            self.alphas.copy_(torch.tensor(new))
-        self._alpha = tuple(new)
-        self._refresh()
-
-    def _branches_of(self, name: str) -> list[int]:
-        """Return the branches of a group, or of all groups made within a module."""
-        found = []
-        for branch, group in enumerate(self.plan.groups[i] for i in self.plan.pruned):
-            makers = (group.name, *group.layers)
-            if any(maker == name or maker.startswith(f"{name}.") for maker in makers):
-                found.append(branch)
-        if not found:
-            raise PruneError(f"alpha names {name!r}: no pruned group lies there")
-        return found
-
-    def branch_only(self) -> _AlphaOverride:
-        """Return a context in which every α is 0, to judge the branch alone."""
-        return _AlphaOverride(self, 0.0)
-
-    def program(self, training: bool, fold: bool = True) -> Program:
-        """Return the forward function for the current α."""
-        state = tuple(a if a in (0.0, 1.0) else 0.5 for a in self._alpha)
-        key = (training, fold, state)
-        if key not in self._programs:
-            alphas = dict(zip(self.plan.pruned, state, strict=True))
-            self._programs[key] = compile_program(self._structure, training, alphas, fold)
-        return self._programs[key]
-
-    def _refresh(self) -> None:
-        self._run = {training: self.program(training) for training in (False, True)}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the blended output; arguments and result are those of the original model."""
-        return self._run[self.training](self, *args, **kwargs)
-
-    def extra_repr(self) -> str:
-        """Say what α is."""
-        values = sorted(set(self._alpha))
-        return f"groups={len(self._alpha)}, alpha={values[0] if len(values) == 1 else values}"
-
-
-class _AlphaOverride:
-    """Sets every α for the length of a `with` block."""
-
-    def __init__(self, blended: Blended, value: float) -> None:
-        self.blended, self.value = blended, value
-
-    def __enter__(self) -> None:
-        self.before = self.blended.alpha
-        self.blended.alpha = self.value
-
-    def __exit__(self, *_: object) -> None:
-        self.blended.alpha = self.before
-
-
-def _read_alphas(blended: nn.Module, _: object) -> None:
-    assert isinstance(blended, Blended)
-    blended._alpha = tuple(round(value, 6) for value in blended.alphas.tolist())
-    blended._refresh()
 
 
 def attach(model: nn.Module, plan: Plan, init: Init = "l1") -> Blended:
@@ -250,13 +134,13 @@ class _Builder:
             if self._any_live(layer.outputs):
                 ends = self._ends(layer.outputs)
                 weights = self._weights(layer.outputs, layer.groups, expand=False)
-                end = Reduce(ends, layer.dim, layer.groups, weights)
-                set_path(self.blended.reduce, layer.name, end)
+                behind = Reduce(ends, layer.dim, layer.groups, weights)
+                set_path(self.blended.reduce, layer.name, behind)
             if layer.expand == layer.name and self._any_live(layer.inputs or ()):
                 pieces = layer.inputs or ()
                 weights = self._weights(pieces, layer.groups, expand=True)
-                end = Expand(self._ends(pieces), layer.dim, layer.groups, weights)
-                set_path(self.blended.expand, layer.name, end)
+                before = Expand(self._ends(pieces), layer.dim, layer.groups, weights)
+                set_path(self.blended.expand, layer.name, before)
         for other in self.structure.channelwise.values():
             if self._any_live(other.pieces):
                 module = self.blended.model.get_submodule(other.name)
@@ -311,19 +195,6 @@ def _reset(module: nn.Module) -> None:
             reset()
 
 
-def set_path(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making the modules on the way."""
-    *parents, last = path.split(".")
-    for name in parents:
-        if name not in root._modules:
-            root.add_module(name, nn.Module())
-        root = root.get_submodule(name)
-    if last in root._modules:
-        root._modules[last] = module
-    else:
-        root.add_module(last, module)
-
-
 def _match(blended: Blended, model: nn.Module) -> None:
     """Bring the new parts to the model's device, dtype and mode."""
     weight = next(p for p in model.parameters() if p.is_floating_point())
@@ -349,8 +220,3 @@ def _check_outputs(model: nn.Module, blended: Blended) -> None:
     for a, b in zip(tensors(expected), tensors(found), strict=True):
         if not torch.equal(a.nan_to_num(), b.nan_to_num()):
             raise PruneError("the blended model at alpha = 1 differs from the model")
-
-
-def updates(blended: Blended) -> int:
-    """Return a count that grows whenever an optimizer changes a parameter."""
-    return sum(parameter._version for parameter in blended.parameters())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from branchprune.branches import Blended, set_path, updates
+from branchprune.blended import Blended, set_path, updates
 from branchprune.ends import Expand, LinearEnd, Reduce
 from branchprune.errors import PruneError
 from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight

@@ -40,7 +40,7 @@ def fold_weight(
     """
     groups = int(getattr(layer, "groups", 1))
     transposed = isinstance(layer, TRANSPOSED)
-    blocks = weight.unflatten(0, (groups, -1))
+    blocks: Tensor = weight.unflatten(0, (groups, -1))
     blocks = blocks.transpose(1, 2) if transposed else blocks
     # The cheaper end first: the output side, whose matrix is as small as the input side's.
     if reduce is not None:

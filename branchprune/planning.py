@@ -138,7 +138,8 @@ def plan(
     if multiple_of < 1:
         raise PruneError(f"multiple_of (={multiple_of}) must be at least 1")
     names = {name for name, _ in model.named_modules()} - {""}
-    for argument, layers in (("exclude", exclude), ("keep", keep if _is_map(keep) else ())):
+    by_layer = list(keep) if isinstance(keep, Mapping) else []
+    for argument, layers in (("exclude", exclude), ("keep", by_layer)):
         for name in layers:
             if name not in names:
                 raise PruneError(f"{argument} names the layer {name!r}, which the model lacks")
@@ -150,10 +151,6 @@ def plan(
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups)
         raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
     return Plan(groups, *_costs(model, structure, groups), example, structure)
-
-
-def _is_map(keep: object) -> bool:
-    return isinstance(keep, Mapping)
 
 
 def _makers(structure: Structure, group: int) -> tuple[str, ...]:

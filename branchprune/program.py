@@ -6,7 +6,7 @@ Each tensor of the original graph may exist in its wide form, its narrow form, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx
