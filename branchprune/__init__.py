@@ -3,16 +3,35 @@
 ```python
 plan    = bp.plan(model, example, keep=22 / 64)
 blended = bp.attach(model, plan)
-blended.alpha = 0.7
-...
+for blended.alpha in bp.Schedule(bp.steps(0.1), hold=2):
+    train_one_epoch(blended)
 small   = bp.collapse(blended)
 ```
 """
 
+from branchprune.artifact import load, save
 from branchprune.blended import Blended
 from branchprune.branches import attach
 from branchprune.collapsing import collapse
+from branchprune.criteria import GroupWeights
 from branchprune.errors import PruneError
 from branchprune.planning import Plan, plan
+from branchprune.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
 
-__all__ = ["Blended", "Plan", "PruneError", "attach", "collapse", "plan"]
+__all__ = [
+    "Blended",
+    "GroupWeights",
+    "Plan",
+    "Plateau",
+    "PruneError",
+    "Schedule",
+    "attach",
+    "collapse",
+    "cosine",
+    "linear",
+    "load",
+    "multiplicative",
+    "plan",
+    "save",
+    "steps",
+]

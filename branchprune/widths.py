@@ -22,8 +22,10 @@ def sizes(module: nn.Module) -> dict[str, Any]:
 
 def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
     """Set the attributes that name a module's width."""
-    for name, value in attributes.items():
-        setattr(module, name, tuple(value) if isinstance(value, list) else value)
+    for name in SIZE_ATTRIBUTES:
+        if name in attributes and hasattr(module, name):
+            value = attributes[name]
+            setattr(module, name, tuple(value) if isinstance(value, list) else value)
 
 
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:

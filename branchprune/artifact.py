@@ -1,0 +1,129 @@
+"""Saving and loading models as safetensors, with their widths in the header and no pickle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from branchprune.errors import PruneError
+from branchprune.widths import set_sizes, sizes
+
+FORMAT = "branchprune/1"
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write a model's weights and widths to a safetensors file, whole or not at all.
+
+    Args:
+        model: A dense or collapsed model.
+        path: Where to write; an existing file is replaced.
+
+    Raises:
+        PruneError: The file cannot be written.
+    """
+    path = Path(path)
+    state = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
+    widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
+    header = {"format": FORMAT, "class": type(model).__qualname__, "widths": json.dumps(widths)}
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
+            temporary = Path(handle.name)
+        try:
+            save_file(state, temporary, metadata=header)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise PruneError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def load(model: nn.Module, path: str | Path) -> nn.Module:
+    """Read a file written by `save` into a copy of a model, narrowed to the widths in the file.
+
+    ```python
+    small = bp.load(make_model(), "small.safetensors")
+    ```
+
+    Args:
+        model: The model at its full widths; it is not changed.
+        path: The file. Only tensors and numbers are read from it; nothing in it is executed.
+
+    Returns:
+        A model of the same class with the file's widths and weights.
+
+    Raises:
+        PruneError: The file is missing, truncated, not safetensors or of another model.
+    """
+    path = Path(path)
+    header, state = _read(path)
+    narrow = copy.deepcopy(model)
+    for name, attributes in _widths(header, path).items():
+        try:
+            module = narrow.get_submodule(name)
+        except AttributeError:
+            raise PruneError(f"{path} is of another model: it has a layer {name}") from None
+        set_sizes(module, attributes)
+    _resize(narrow, state, path)
+    narrow.load_state_dict(state)
+    return narrow
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise PruneError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        start = path.read_bytes()[:4] if path.is_file() else b""
+        pickled = start[:1] == b"\x80" or start == b"PK\x03\x04"
+        hint = "it is a pickle, which could run code and is refused" if pickled else str(error)
+        raise PruneError(f"{path} is not a complete safetensors file: {hint}") from error
+
+
+def _widths(header: dict[str, str], path: Path) -> dict[str, dict[str, Any]]:
+    if header.get("format") != FORMAT:
+        raise PruneError(f"{path} was not written by branchprune: its header lacks {FORMAT!r}")
+    widths: dict[str, dict[str, Any]] = json.loads(header["widths"])
+    return widths
+
+
+def _resize(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Give every parameter and buffer the shape and dtype it has in the file."""
+    expected = model.state_dict()
+    missing, extra = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing or extra:
+        what = f"lacks {min(missing)}" if missing else f"has {min(extra)}"
+        raise PruneError(f"{path} is of another model: it {what}")
+    resized: dict[int, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for key, old in [(k, t) for store in stores for k, t in store.items()]:
+            new = state.get(prefix + key)
+            if old is None or new is None:
+                continue
+            if old.dim() != new.dim():
+                raise PruneError(
+                    f"{path} is of another model: {prefix}{key} has shape {tuple(new.shape)}, "
+                    f"not {tuple(old.shape)}"
+                )
+            empty = torch.empty(new.shape, dtype=new.dtype, device=old.device)
+            if key in module._parameters:
+                parameter = nn.Parameter(empty, old.requires_grad)
+                module._parameters[key] = resized.setdefault(id(old), parameter)
+            else:
+                module._buffers[key] = empty

@@ -1,0 +1,134 @@
+"""Saving and loading: round trips, and files that must be refused."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import branchprune as bp
+
+
+def make_model():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 5),
+    )
+
+
+@pytest.fixture
+def small():
+    model = make_model().eval()
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8)))
+    blended.alpha = 0
+    return bp.collapse(blended)
+
+
+def test_round_trip_into_a_fresh_dense_model(small, tmp_path):
+    bp.save(small, tmp_path / "small.safetensors")
+    dense = make_model()
+    loaded = bp.load(dense, tmp_path / "small.safetensors").eval()
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(loaded(x), small(x))
+    assert [m.extra_repr() for m in loaded] == [m.extra_repr() for m in small]
+    assert dense[0].out_channels == 8
+
+
+def test_loaded_model_can_be_planned_and_pruned_again(small, tmp_path):
+    bp.save(small, tmp_path / "small.safetensors")
+    loaded = bp.load(make_model(), tmp_path / "small.safetensors")
+    plan = bp.plan(loaded, torch.randn(2, 3, 8, 8))
+    assert [(g.width, g.kept) for g in plan.groups] == [(4, 2), (4, 2), (5, 5)]
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+    model = Tied()
+    bp.save(model, tmp_path / "tied.safetensors")
+    loaded = bp.load(Tied(), tmp_path / "tied.safetensors")
+    assert loaded.a.weight is loaded.b.weight
+    assert torch.equal(loaded.a.weight, model.a.weight)
+
+
+def test_half_precision_is_kept(tmp_path):
+    bp.save(make_model().bfloat16(), tmp_path / "half.safetensors")
+    assert bp.load(make_model(), tmp_path / "half.safetensors")[0].weight.dtype == torch.bfloat16
+
+
+def test_truncated_file_is_refused(small, tmp_path):
+    path = tmp_path / "small.safetensors"
+    bp.save(small, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(bp.PruneError, match="not a complete safetensors file"):
+        bp.load(make_model(), path)
+
+
+def test_file_of_another_model_is_refused(small, tmp_path):
+    path = tmp_path / "small.safetensors"
+    bp.save(small, path)
+    with pytest.raises(bp.PruneError, match="another model"):
+        bp.load(nn.Sequential(nn.Linear(3, 3)), path)
+    with pytest.raises(bp.PruneError, match="another model"):
+        bp.load(nn.Sequential(nn.Linear(3, 3), *make_model()[1:]), path)
+
+
+class Exploit:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_pickle_with_code_is_refused_and_never_run(tmp_path, writer):
+    path, target = tmp_path / "evil.safetensors", tmp_path / "pwned"
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps(Exploit(target), protocol=2))
+    else:
+        torch.save(Exploit(target), path)
+    with pytest.raises(bp.PruneError, match="pickle"):
+        bp.load(make_model(), path)
+    assert not target.exists()
+
+
+def test_missing_file_and_unwritable_folder(tmp_path):
+    with pytest.raises(bp.PruneError, match="does not exist"):
+        bp.load(make_model(), tmp_path / "none.safetensors")
+    with pytest.raises(bp.PruneError, match="cannot write"):
+        bp.save(make_model(), tmp_path / "no" / "folder.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_save_leaves_the_old_file(small, tmp_path, monkeypatch):
+    path = tmp_path / "small.safetensors"
+    bp.save(small, path)
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("branchprune.artifact.save_file", full)
+    with pytest.raises(bp.PruneError, match="No space"):
+        bp.save(make_model(), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_file_of_another_program_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(make_model().state_dict(), tmp_path / "plain.safetensors")
+    with pytest.raises(bp.PruneError, match="not written by branchprune"):
+        bp.load(make_model(), tmp_path / "plain.safetensors")

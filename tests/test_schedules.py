@@ -1,0 +1,100 @@
+"""Schedules: the sequence of α, against sequences written out by hand."""
+
+import pytest
+
+import branchprune as bp
+
+
+def test_steps_are_those_of_the_paper():
+    assert bp.steps(0.1) == (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+
+
+def test_steps_that_do_not_divide_one_end_at_zero():
+    assert bp.steps(0.3) == (0.7, 0.4, 0.1, 0.0)
+
+
+def test_linear_and_cosine():
+    assert bp.linear(4) == (0.75, 0.5, 0.25, 0.0)
+    assert bp.cosine(4) == (0.853553, 0.5, 0.146447, 0.0)
+
+
+def test_multiplicative_stops_at_last_then_zero():
+    assert bp.multiplicative(0.5, last=0.125) == (0.5, 0.25, 0.125, 0.0)
+
+
+def test_fixed_hold_and_final_hold():
+    schedule = bp.Schedule((0.5, 0.0), hold=2, final_hold=3)
+    assert list(schedule) == [0.5, 0.5, 0.0, 0.0, 0.0]
+    assert schedule.done
+    assert schedule.max_epochs == 5
+
+
+def test_order_prunes_parts_one_after_another():
+    schedule = bp.Schedule((0.5, 0.0), order=["encoder", "decoder"], final_hold=2)
+    assert list(schedule) == [
+        {"encoder": 0.5, "decoder": 1.0},
+        {"encoder": 0.0, "decoder": 1.0},
+        {"encoder": 0.0, "decoder": 0.5},
+        {"encoder": 0.0, "decoder": 0.0},
+        {"encoder": 0.0, "decoder": 0.0},
+    ]
+    assert schedule.max_epochs == 5
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_plateau_holds_while_the_metric_improves(mode, sign):
+    hold = bp.Plateau(max_epochs=10, patience=2, mode=mode)
+    schedule = bp.Schedule((0.5, 0.0), hold=hold, final_hold=1)
+    metrics = iter([1, 2, 3, 3, 2.5, 0])
+    seen = []
+    for alpha in schedule:
+        seen.append(alpha)
+        schedule.report(sign * next(metrics))
+    assert seen == [0.5] * 5 + [0.0]
+
+
+def test_plateau_ends_at_max_epochs():
+    schedule = bp.Schedule((0.0,), hold=bp.Plateau(max_epochs=4, patience=2))
+    seen = []
+    for alpha in schedule:
+        seen.append(alpha)
+        schedule.report(len(seen))
+    assert seen == [0.0] * 4
+
+
+def test_plateau_without_report_says_so():
+    schedule = bp.Schedule((0.0,), hold=bp.Plateau())
+    with pytest.raises(bp.PruneError, match="report"):
+        list(schedule)
+
+
+def test_state_dict_continues_inside_a_level():
+    first = bp.Schedule((0.5, 0.0), hold=bp.Plateau(patience=2), final_hold=2)
+    for metric in (1.0, 0.5):
+        first.report(metric)
+        first.advance()
+    second = bp.Schedule((0.5, 0.0), hold=bp.Plateau(patience=2), final_hold=2)
+    second.load_state_dict(first.state_dict())
+    second.report(0.4)
+    assert second.advance()
+    assert second.alpha == 0.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bp.steps(0), "size"),
+        (lambda: bp.steps(1.5), "1.5"),
+        (lambda: bp.linear(0), "levels"),
+        (lambda: bp.multiplicative(1.0), "decay"),
+        (lambda: bp.Schedule((0.5, 0.7, 0.0)), "fall"),
+        (lambda: bp.Schedule((0.5,)), "0.5"),
+        (lambda: bp.Schedule((0.0,), hold=0), "hold"),
+        (lambda: bp.Schedule((0.0,), order="encoder"), "order"),
+        (lambda: bp.Plateau(patience=0), "patience"),
+        (lambda: bp.Plateau(mode="best"), "best"),
+    ],
+)
+def test_bad_arguments_name_themselves(make, message):
+    with pytest.raises(bp.PruneError, match=message):
+        make()
