@@ -22,7 +22,8 @@ from branchprune.structure import (
     Pieces,
     Structure,
 )
-from branchprune.trace import Example, record_shapes, trace
+from branchprune.trace import Example, record_shapes, tensors, trace
+from branchprune.widths import describe
 
 
 def analyse(model: nn.Module, example: Example) -> Structure:
@@ -36,12 +37,19 @@ def analyse(model: nn.Module, example: Example) -> Structure:
         PruneError: The model cannot be traced, or does not accept the example.
     """
     graphs = trace(model, example)
-    analysis = Analysis(model, _obstacles(model, graphs.values()))
+    analysis = Analysis(model, _obstacles(model, graphs.values()), _batch(example))
     for graph in dict.fromkeys(graphs.values()):
         analysis.shapes |= record_shapes(model, graph, example)
+        analysis.counting = graph is graphs[False]
         analysis.walk(graph)
     analysis.freeze_unread()
     return _structure(analysis, graphs)
+
+
+def _batch(example: Example) -> int:
+    """Return how many examples an example holds: the first dimension of its first tensor."""
+    first = next((tensor for tensor in tensors(example) if tensor.dim() > 1), None)
+    return 1 if first is None else len(first)
 
 
 @dataclass(eq=False)
@@ -51,7 +59,7 @@ class Linear:
     dim: int
     outputs: Layout
     groups: int
-    macs: int
+    macs: int = 0
     inputs: Layout | None = None
     operands: set[fx.Node] = field(default_factory=set)
 
@@ -62,6 +70,8 @@ class Analysis:
 
     model: nn.Module
     obstacles: dict[str, str]
+    batch: int
+    counting: bool = True
     shapes: dict[fx.Node, tuple[int, ...] | None] = field(default_factory=dict)
     values: dict[fx.Node, Layout | None] = field(default_factory=dict)
     linears: dict[str, Linear] = field(default_factory=dict)
@@ -125,8 +135,9 @@ class Analysis:
             channels = Channels(self.shape(node)[dim], blocks=groups)
             self.channels.append((name, channels))
             outputs = Layout(dim, (Segment(channels),))
-            self.linears[name] = Linear(dim, outputs, groups, self._macs(node, dim))
+            self.linears[name] = Linear(dim, outputs, groups)
         layer = self.linears[name]
+        layer.macs += self._macs(node, dim)
         layer.operands.add(self.operand(node))
         if source is not None:
             if layer.inputs is not None:
@@ -139,19 +150,22 @@ class Analysis:
         name, layout = str(node.target), self.layout(self.operand(node))
         if layout is None:
             return None
+        macs = self._macs(node, 1) if times > 1 or hasattr(self.module(node), "in_channels") else 0
         if name in self.channelwise:
             unify(self.channelwise[name][0].segments, layout.segments, name)
-        macs = self._macs(node, 1) if times > 1 or hasattr(self.module(node), "in_channels") else 0
+            macs += self.channelwise[name][3]
         self.channelwise[name] = (layout, axis, times, macs)
         return layout.repeated(times)
 
     def _macs(self, node: fx.Node, dim: int) -> int:
-        """Return the multiply-adds of a layer for one example."""
+        """Return the multiply-adds of a call in evaluation mode, for one example."""
+        if not self.counting:
+            return 0
         module, shape = self.module(node), self.shape(node)
         source = self.shape(self.operand(node)) if isinstance(module, TRANSPOSED) else shape
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        return prod(source[1:]) // source[dim] * weight.numel()
+        return prod(source) // source[dim] * weight.numel() // self.batch
 
     def walk(self, graph: fx.Graph) -> None:
         """Apply the rules to a graph."""
@@ -169,6 +183,8 @@ class Analysis:
         if rule is None or (known and not self.is_tensor(node) and rule is not size_of):
             return self.unknown(node) if known else None
         layout = rule(self, node)
+        if layout is not None and not layout.fits(self.shape(node)):
+            return self.unknown(node, "it changes the number of channels")
         obstacle = self.obstacles.get(str(node.target)) if node.op == "call_module" else None
         if obstacle is not None:
             self.freeze_inputs(node, obstacle)
@@ -211,6 +227,10 @@ def _obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, str]:
             if first != name:
                 found[name] = found[first] = f"{first} and {name} share a weight"
     for graph in graphs:
+        for node in graph.find_nodes(op="get_attr"):
+            if any(user.target is not getattr for user in node.users):
+                owner = str(node.target).rpartition(".")[0]
+                found.setdefault(owner, f"forward itself reads {node.target}")
         called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
         for name in called:
             if called.count(name) > 1 and model.get_submodule(name).state_dict():
@@ -241,7 +261,8 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph]) -> Structure:
     linears = {
         name: LinearLayer(
             name,
-            layer.dim,
+            # A fully connected layer acts on the last dimension of any tensor.
+            -1 if isinstance(analysis.model.get_submodule(name), nn.Linear) else layer.dim,
             pieces(layer.inputs) if layer.inputs else None,
             pieces(layer.outputs),
             layer.groups,
@@ -261,13 +282,14 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph]) -> Structure:
         }
         for training, graph in graphs.items()
     }
-    inplace = frozenset(
-        str(node.target)
+    called = {
+        str(node.target): analysis.module(node)
         for graph in graphs.values()
-        for node in graph.nodes
-        if node.op == "call_module" and getattr(analysis.module(node), "inplace", False)
-    )
-    return Structure(graphs, tensors, tuple(groups), linears, channelwise, inplace)
+        for node in graph.find_nodes(op="call_module")
+    }
+    inplace = frozenset(name for name, m in called.items() if getattr(m, "inplace", False))
+    modules = {name: describe(module) for name, module in called.items()}
+    return Structure(graphs, tensors, tuple(groups), linears, channelwise, inplace, modules)
 
 
 def _first_reader(analysis: Analysis, layer: Linear) -> str:

@@ -7,7 +7,8 @@ groups.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,27 +67,26 @@ class Blended(nn.Module):
         for name, number in value.items() if isinstance(value, Mapping) else [(None, value)]:
             if not 0 <= number <= 1:
                 raise PruneError(f"alpha (={number}) must be in [0, 1]")
-            for i in range(len(new)) if name is None else self._branches_of(name):
+            for i in range(len(new)) if name is None else self.plan.branches_within(name):
                 new[i] = float(number)
         with torch.no_grad():
             self.alphas.copy_(torch.tensor(new))
         self._alpha = tuple(new)
         self._refresh()
 
-    def _branches_of(self, name: str) -> list[int]:
-        """Return the branches of a group, or of all groups made within a module."""
-        found = []
-        for branch, group in enumerate(self.plan.groups[i] for i in self.plan.pruned):
-            makers = (group.name, *group.layers)
-            if any(maker == name or maker.startswith(f"{name}.") for maker in makers):
-                found.append(branch)
-        if not found:
-            raise PruneError(f"alpha names {name!r}: no pruned group lies there")
-        return found
+    @contextmanager
+    def branch_only(self) -> Iterator[None]:
+        """Force α to 0 for a `with` block, to judge the branch alone.
 
-    def branch_only(self) -> _AlphaOverride:
-        """Return a context in which every α is 0, to judge the branch alone."""
-        return _AlphaOverride(self, 0.0)
+        Groups at α = 1, whose turn has not come, stay there unless all are.
+        """
+        before = self.alpha
+        begun = {name: 0.0 for name, alpha in before.items() if alpha < 1}
+        self.alpha = begun or 0.0
+        try:
+            yield
+        finally:
+            self.alpha = before
 
     def program(self, training: bool, fold: bool = True) -> Program:
         """Return the forward function for the current α."""
@@ -108,20 +108,6 @@ class Blended(nn.Module):
         """Say what α is."""
         values = sorted(set(self._alpha))
         return f"groups={len(self._alpha)}, alpha={values[0] if len(values) == 1 else values}"
-
-
-class _AlphaOverride:
-    """Sets every α for the length of a `with` block."""
-
-    def __init__(self, blended: Blended, value: float) -> None:
-        self.blended, self.value = blended, value
-
-    def __enter__(self) -> None:
-        self.before = self.blended.alpha
-        self.blended.alpha = self.value
-
-    def __exit__(self, *_: object) -> None:
-        self.blended.alpha = self.before
 
 
 def _read_alphas(blended: nn.Module, _: object) -> None:

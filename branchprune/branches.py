@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 
@@ -15,8 +14,8 @@ from branchprune.ends import EndPiece, Expand, Reduce
 from branchprune.errors import PruneError
 from branchprune.planning import Plan
 from branchprune.structure import Pieces
-from branchprune.trace import call, tensors, training_mode
-from branchprune.widths import narrow_channelwise
+from branchprune.trace import call, copied, tensors, training_mode
+from branchprune.widths import describe, narrow_channelwise
 
 Init = str | Criterion
 INITS: dict[str, Criterion] = {"l1": l1}
@@ -45,10 +44,10 @@ def attach(model: nn.Module, plan: Plan, init: Init = "l1") -> Blended:
         PruneError: The model is not the one that was planned, `init` is unknown, or the model
             does something that the blended one cannot repeat.
     """
-    if isinstance(init, str) and init not in {"random", *INITS}:
+    if not callable(init) and init not in ("random", *INITS):
         raise PruneError(f"init (={init!r}) must be 'random', 'l1' or a function of GroupWeights")
     _check_same_model(model, plan)
-    blended = Blended(copy.deepcopy(model), plan)
+    blended = Blended(copied(model), plan)
     criterion = init if callable(init) else INITS.get(init, random_choice)
     chosen = {i: _choose(blended, i, criterion) for i in plan.pruned}
     builder = _Builder(blended, chosen, random=init == "random")
@@ -61,22 +60,14 @@ def attach(model: nn.Module, plan: Plan, init: Init = "l1") -> Blended:
 
 
 def _check_same_model(model: nn.Module, plan: Plan) -> None:
-    widths = plan.structure.groups
-    for layer in plan.structure.linears.values():
+    for name, planned in plan.structure.modules.items():
         try:
-            weight = model.get_submodule(layer.name).weight
+            found = describe(model.get_submodule(name))
         except AttributeError:
-            raise PruneError(
-                f"the plan is of another model: layer {layer.name} is missing"
-            ) from None
-        assert isinstance(weight, Tensor)
-        planned = sum(widths[piece.group].width for piece in layer.outputs)
-        module = model.get_submodule(layer.name)
-        found = getattr(module, "out_channels", getattr(module, "out_features", None))
+            raise PruneError(f"the plan is of another model: layer {name} is missing") from None
         if found != planned:
             raise PruneError(
-                f"the plan is of another model: layer {layer.name} has {found} outputs, "
-                f"planned were {planned}"
+                f"the plan is of another model: layer {name} is {found}, planned was {planned}"
             )
 
 
@@ -219,4 +210,7 @@ def _check_outputs(model: nn.Module, blended: Blended) -> None:
             ) from error
     for a, b in zip(tensors(expected), tensors(found), strict=True):
         if not torch.equal(a.nan_to_num(), b.nan_to_num()):
-            raise PruneError("the blended model at alpha = 1 differs from the model")
+            raise PruneError(
+                "the blended model at alpha = 1 differs from the model: forward does something "
+                "that a trace loses, such as a change to a view of a tensor, or a hook"
+            )

@@ -69,6 +69,10 @@ class Layout:
         """Size of the channel dimension."""
         return sum(segment.size for segment in self.segments)
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether a tensor of this shape has these channels."""
+        return self.dim < len(shape) and shape[self.dim] == self.size
+
     def at(self, dim: int) -> Layout:
         """Return the same channels at another dimension."""
         return Layout(dim, self.segments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from branchprune.ends import Expand, LinearEnd, Reduce
 from branchprune.errors import PruneError
 from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.structure import LinearLayer, Pieces
-from branchprune.trace import Example, call, example_inputs, tensors, training_mode
+from branchprune.trace import Example, call, tensors, training_mode
 from branchprune.widths import set_linear_width
 
 TOLERANCE = 1e-10
@@ -148,19 +149,31 @@ def _relative_error(exact: Blended, small: nn.Module) -> float:
     return max((_difference(a, b) for a, b in pairs), key=lambda e: (e != e, e), default=0.0)
 
 
+def own_dtype_error(blended: Blended, small: nn.Module) -> float:
+    """Return the relative error of the collapsed model in its own dtype, on the example."""
+    with torch.no_grad(), training_mode(blended, False), training_mode(small, False):
+        expected = tensors(call(blended, blended.plan.example))
+        found = tensors(call(small, blended.plan.example))
+    return max(_difference(a, b) for a, b in zip(expected, found, strict=True))
+
+
 def _run_both(exact: Blended, small: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Run the blended model, its ends not folded, and the collapsed one on the example."""
     example = _example_in_float64(exact)
     program = exact.program(training=False, fold=False)
     with torch.no_grad(), training_mode(small, False):
-        args, kwargs = example_inputs(example)
-        return tensors(program(exact, *args, **kwargs)), tensors(call(small, example))
+        expected, found = call(partial(program, exact), example), call(small, example)
+    return tensors(expected), tensors(found)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
     if expected.shape != found.shape:
         return float("inf")
-    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    if not expected.is_floating_point() and not expected.is_complex():
+        expected, found = expected.double(), found.double()
+    if expected.numel() == 0:
+        return 0.0
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
     return float((expected - found).abs().max() / scale)
 
 

@@ -48,6 +48,7 @@ def map_channels(x: Tensor, weight: Tensor, dim: int, repeat: int, groups: int) 
     Returns:
         Tensor with `out * repeat` entries along `dim`.
     """
+    dim %= x.dim()
     if dim == x.dim() - 1 and repeat == groups == 1:
         return F.linear(x, weight)
     if dim == 1 and repeat == 1 and x.dim() in _CONVOLUTIONS:
@@ -129,14 +130,15 @@ class Expand(LinearEnd):
         wides = wide.split([p.wide * p.repeat for p in self.pieces], self.dim)
         parts = []
         for x, u, (piece, weight) in zip(narrows, wides, self.each(), strict=True):
-            if piece.branch is None:
-                parts.append(u)
-            else:
-                alpha = alphas[piece.branch]
-                parts.append(
-                    torch.lerp(self._map(x, piece, weight).to(u.dtype), u, alpha.to(u.dtype))
-                )
+            alpha = self._alpha_of(piece, alphas).to(u.dtype)
+            parts.append(torch.lerp(self._map(x, piece, weight).to(u.dtype), u, alpha))
         return _join(parts, self.dim)
+
+    def _alpha_of(self, piece: EndPiece, alphas: Tensor) -> Tensor:
+        """Return α of a piece; one that stays is blended too, since a norm may have a twin."""
+        if piece.branch is not None:
+            return alphas[piece.branch]
+        return torch.stack([alphas[p.branch] for p in self.pieces if p.branch is not None]).mean()
 
     def _map(self, x: Tensor, piece: EndPiece, weight: Tensor | None) -> Tensor:
         if weight is None:

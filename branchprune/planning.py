@@ -12,7 +12,7 @@ from torch import nn
 from branchprune.analysis import analyse
 from branchprune.errors import PruneError
 from branchprune.structure import ChannelGroup, Pieces, Structure
-from branchprune.trace import Example
+from branchprune.trace import Example, check_model, copied
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,21 @@ class Plan:
     def pruned(self) -> tuple[int, ...]:
         """Indices of the groups that get a branch."""
         return tuple(i for i, group in enumerate(self.groups) if group.pruned)
+
+    def branches_within(self, name: str) -> list[int]:
+        """Return the branches of a group, or of all groups that layers within a module make.
+
+        Raises:
+            PruneError: There are none.
+        """
+        found = []
+        for branch, group in enumerate(self.groups[i] for i in self.pruned):
+            makers = (group.name, *group.layers)
+            if any(_within(maker, [name]) for maker in makers):
+                found.append(branch)
+        if not found:
+            raise PruneError(f"no pruned group is named, or made within, {name!r}")
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain numbers and strings, ready for JSON."""
@@ -133,17 +148,19 @@ def plan(
             example, or nothing in it can be pruned.
     """
     for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
-        if not 0 < fraction <= 1:
+        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
-    if multiple_of < 1:
-        raise PruneError(f"multiple_of (={multiple_of}) must be at least 1")
+    if not isinstance(multiple_of, int) or multiple_of < 1:
+        raise PruneError(f"multiple_of (={multiple_of}) must be a whole number of at least 1")
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
+    check_model(model)
     names = {name for name, _ in model.named_modules()} - {""}
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     for argument, layers in (("exclude", exclude), ("keep", by_layer)):
         for name in layers:
             if name not in names:
                 raise PruneError(f"{argument} names the layer {name!r}, which the model lacks")
-    structure = analyse(model, example)
+    structure = analyse(copied(model), example)
     groups = tuple(
         _plan_group(structure, i, keep, exclude, multiple_of) for i in range(len(structure.groups))
     )

@@ -19,7 +19,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -43,6 +43,7 @@ _STYLE = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
+    "axes.xmargin": 0.02,
     "figure.facecolor": "none",
     "grid.color": _COLOURS["rule"],
     "grid.linewidth": 0.5,
@@ -64,7 +65,7 @@ def blending(rows: Rows, metric: Mapping[str, str], dense: float, width: float =
 
     Args:
         rows: Epochs of the blending phase, as `branchprune.report.read_metrics` returns them.
-        metric: Its "name", "mode" ("max" or "min") and "format" ("percent" or "number").
+        metric: Its "column", "label", "mode" ("max" or "min") and "format" ("percent" or "number").
         dense: The dense model's validation score.
         width: Width of the figure in inches.
 
@@ -73,16 +74,18 @@ def blending(rows: Rows, metric: Mapping[str, str], dense: float, width: float =
     """
     with _figure(f"blending {width}", width, 3.6) as (figure, svg):
         axes = figure.subplots()
-        axes.set(xlabel="epochs of blending", ylabel=metric["name"])
+        axes.set(xlabel="epochs of blending", ylabel=metric["label"])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles: list[Artist | None] = [
-            _curve(axes, rows, f"metric/{metric['name']}", "blended model", "blended", 1.6),
-            _curve(axes, rows, f"metric/{metric['name']}_branch", "branch alone", "branch", 2.2),
+            _curve(axes, rows, metric["column"], "blended model", "blended", 1.6),
+            _curve(axes, rows, f"{metric['column']}_branch", "branch alone", "branch", 2.2),
             axes.axhline(dense, color=_COLOURS["ink"], lw=1, ls=(0, (6, 3)), label="dense model"),
         ]
         _scale(axes, metric)
-        handles += [*_alphas(axes, rows), _shade(axes, rows)]
-        _legend(figure, handles, columns=6 if width > 6 else 3)
+        second = axes.twinx()
+        axes.set_zorder(second.get_zorder() + 1)
+        handles += [*_alphas(second, rows), _shade(second, rows)]
+        _legend(figure, handles)
     return svg.getvalue()
 
 
@@ -106,30 +109,22 @@ def losses(rows: Rows, title: str, width: float = 4.4) -> str:
             _curve(top, rows, "loss/train", "training", "muted", 1.2),
             _curve(top, rows, "loss/val", "validation", "ink", 1.6),
         ]
-        _stairs(bottom, *_points(rows, "lr"))
+        _stairs(bottom, *_points(rows, "lr"), lw=1)
         bottom.set_ylim(bottom=0)
         for axes in (top, bottom):
             axes.spines["right"].set_visible(False)
-        _legend(figure, handles, columns=2)
+        _legend(figure, handles)
     return svg.getvalue()
 
 
-def alpha_sequences(rows: Rows) -> dict[str, list[tuple[float, float]]]:
-    """Find the distinct courses of α, as (epoch, α) points under a label.
-
-    Groups whose α is always the same share one course.
-    """
+def alpha_courses(rows: Rows) -> list[tuple[list[str], list[tuple[float, float]]]]:
+    """Find the distinct courses of α: the groups that share one, and its points (epoch, α)."""
     columns = sorted({name for row in rows for name in row if name.startswith("alpha/")})
     courses: dict[tuple[tuple[float, float], ...], list[str]] = {}
     for column in columns:
         course = tuple((row["epoch"], row[column]) for row in rows if column in row)
         courses.setdefault(course, []).append(column.removeprefix("alpha/"))
-    if len(courses) == 1:
-        return {"α": list(*courses)}
-    return {
-        f"α {names[0]}" + (f" + {len(names) - 1} more" if names[1:] else ""): list(course)
-        for course, names in courses.items()
-    }
+    return [(groups, list(course)) for course, groups in courses.items()]
 
 
 @contextmanager
@@ -174,7 +169,7 @@ def _stairs(axes: Axes, ends: list[float], values: list[float], **settings: Any)
     if not values:
         return None
     xs, ys = [ends[0] - 1, *ends], [values[0], *values]
-    (line,) = axes.step(xs, ys, where="pre", color=_COLOURS["muted"], lw=1, **settings)
+    (line,) = axes.step(xs, ys, where="pre", color=_COLOURS["muted"], **settings)
     return line
 
 
@@ -185,27 +180,31 @@ def _scale(axes: Axes, metric: Mapping[str, str]) -> None:
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()])
     if metric["mode"] == "min" and values.max() > _LOG_FROM * values.min() > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _alphas(axes: Axes, rows: Rows) -> list[Line2D | None]:
-    """Draw α on its own axis, behind the curves; beyond four courses only the first is named."""
-    second = axes.twinx()
-    second.set(ylabel="α", ylim=(-0.02, 1.02), yticks=[0, 0.25, 0.5, 0.75, 1])
-    second.grid(visible=False)
-    axes.set_zorder(second.get_zorder() + 1)
-    sequences = alpha_sequences(rows)
-    crowded = len(sequences) > len(_DASHES)
-    lines = [
-        _stairs(
-            second,
-            [epoch + 1 for epoch, _ in course],
-            [alpha for _, alpha in course],
-            ls="solid" if crowded else _DASHES[i],
-            label="α, one line a group" if crowded else label,
-        )
-        for i, (label, course) in enumerate(sequences.items())
-    ]
+    """Draw every course of α; beyond four of them only the first is named."""
+    axes.set(ylim=(-0.03, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.set_ylabel("α", rotation=0, va="center", labelpad=8)
+    axes.grid(visible=False)
+    courses = alpha_courses(rows)
+    crowded = len(courses) > len(_DASHES)
+    lines = []
+    for i, (groups, points) in enumerate(courses):
+        ends, values = [epoch + 1 for epoch, _ in points], [alpha for _, alpha in points]
+        look = {"lw": 0.6, "alpha": 0.6} if crowded else {"lw": 1, "ls": _DASHES[i]}
+        label = "α, a line a group" if crowded else _alpha_label(groups, len(courses) == 1)
+        lines.append(_stairs(axes, ends, values, label=label, **look))
     return lines[:1] if crowded else lines
+
+
+def _alpha_label(groups: Sequence[str], alone: bool) -> str:
+    if alone:
+        return "α"
+    name = groups[0] if len(groups[0]) <= 14 else f"…{groups[0][-13:]}"
+    return f"α {name}" + (f" + {len(groups) - 1} more" if groups[1:] else "")
 
 
 def _shade(axes: Axes, rows: Rows) -> Artist | None:
@@ -222,8 +221,13 @@ def _shade(axes: Axes, rows: Rows) -> Artist | None:
     return patch
 
 
-def _legend(figure: Figure, handles: Sequence[Artist | None], columns: int) -> None:
+def _legend(figure: Figure, handles: Sequence[Artist | None]) -> None:
+    """Put the legend above the chart, in one line where it fits."""
     shown = [handle for handle in handles if handle is not None]
+    letters = sum(len(str(handle.get_label())) + 6 for handle in shown)
+    columns = (
+        len(shown) if letters < 14 * figure.get_figwidth() else round(figure.get_figwidth() / 2)
+    )
     figure.legend(
         handles=shown, loc="outside upper left", ncols=columns, handlelength=1.8, columnspacing=1.4
     )

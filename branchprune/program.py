@@ -7,6 +7,7 @@ Each tensor of the original graph may exist in its wide form, its narrow form, o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import fx
@@ -16,6 +17,7 @@ from branchprune.structure import Pieces, Structure
 
 Program = Callable[..., Any]
 WIDE, NARROW = "wide", "narrow"
+SIZES = (getattr, "size", "dim", "numel")
 
 
 def compile_program(
@@ -99,10 +101,22 @@ class _Writer:
             return
         for form in needed:
             for operand in node.all_input_nodes:
-                self.needed[operand].add(form if operand in self.twins else WIDE)
+                self.needed[operand].add(self._form_read(node, operand, form))
 
-    def _value(self, node: fx.Node, form: str) -> fx.Node:
-        return self.written[node, form if node in self.twins else WIDE]
+    def _form_read(self, node: fx.Node, operand: fx.Node, form: str) -> str:
+        """Return the form of an operand that a node reads to make a form of its own.
+
+        Where only the narrow form is left, as in the collapsed model, a size is read from that.
+        """
+        if operand not in self.twins:
+            return WIDE
+        tensor = self.tensors.get(operand.name)
+        if node.target in SIZES and tensor and self._forms(tensor.pieces) == {NARROW}:
+            return NARROW
+        return form
+
+    def _value(self, user: fx.Node, node: fx.Node, form: str) -> fx.Node:
+        return self.written[node, self._form_read(user, node, form)]
 
     def _write_other(self, node: fx.Node) -> None:
         needed = set(self.needed[node]) | ({WIDE} if node.op == "placeholder" else set())
@@ -112,7 +126,8 @@ class _Writer:
                 target = self._module(str(target), form)
             elif node.op == "get_attr":
                 target = f"model.{target}"
-            copy = self.graph.node_copy(node, lambda n, form=form: self._value(n, form))  # type: ignore[misc]
+            read = partial(self._value, node, form=form)
+            copy = self.graph.node_copy(node, read)
             copy.target = target
             self.written[node, form] = copy
 
@@ -136,13 +151,13 @@ class _Writer:
             self._write_folded(node, name, expand if folds_in else None, folds_out)
             return
         if forms == {WIDE}:
-            x = self._value(operand, WIDE)
+            x = self._value(node, operand, WIDE)
         elif forms == {NARROW}:
-            x = self.graph.call_module(expand, (self._value(operand, NARROW),))
+            x = self.graph.call_module(expand, (self._value(node, operand, NARROW),))
         else:
-            both = (self._value(operand, NARROW), self._value(operand, WIDE))
+            both = (self._value(node, operand, NARROW), self._value(node, operand, WIDE))
             x = self.graph.call_module(expand, (*both, self.graph.get_attr("alphas")))
-        z = self.graph.node_copy(node, lambda n: x if n is operand else self._value(n, WIDE))
+        z = self.graph.node_copy(node, lambda n: x if n is operand else self._value(node, n, WIDE))
         z.target = f"model.{name}"
         if WIDE in needed:
             self.written[node, WIDE] = z
@@ -151,7 +166,7 @@ class _Writer:
 
     def _write_folded(self, node: fx.Node, name: str, expand: str | None, reduce: bool) -> None:
         operand = node.all_input_nodes[0]
-        x = self._value(operand, NARROW if expand else WIDE)
+        x = self._value(node, operand, NARROW if expand else WIDE)
         modules = (f"model.{name}", f"reduce.{name}" if reduce else None, expand)
         ends = [None if path is None else self._attribute(path) for path in modules]
         folded = self.graph.call_function(apply_folded, (*ends, x))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,33 +16,28 @@ from markupsafe import Markup
 from branchprune import plots
 from branchprune.errors import PruneError
 
-_NUMBER = (int, float)
-_LATENCY = {"median_s": _NUMBER, "iqr_s": _NUMBER, "batch_size": int, "device": str}
+_NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {
     **dict.fromkeys(("channels", "params", "macs", "file_bytes", "peak_memory_bytes"), int),
-    "latency": _LATENCY,
+    "latency": {"median_s": _NUMBER, "iqr_s": _NUMBER, "batch_size": int, "device": str},
 }
-_GROUP = {
-    "name": str,
-    "layers": [str],
-    "width": int,
-    "kept": int,
-    "macs_share": _NUMBER,
-    "reason": (str, type(None)),
-}
+_GROUP = {"name": str, "layers": [str], "width": int, "kept": int, "reason": _MAYBE_TEXT}
 _SCORE = {"val": _NUMBER, "test": _NUMBER}
 _RESULT = {
     **dict.fromkeys(("experiment", "command", "date", "hardware"), str),
     "seed": int,
-    "commit": (str, type(None)),
+    "commit": _MAYBE_TEXT,
     "versions": {},
-    "metric": {"name": str, "mode": {"max", "min"}, "format": {"percent", "number"}},
+    "configuration": str,
+    "metric": {
+        **dict.fromkeys(("column", "label"), str),
+        "mode": {"max", "min"},
+        "format": {"percent", "number"},
+    },
     "scores": {"dense": _SCORE, "blended_at_zero": {"val": _NUMBER}, "small": _SCORE},
     "cost": {"dense": _COST, "small": _COST},
-    "collapse": dict.fromkeys(
-        ("relative_error", "tolerance", "relative_error_own_dtype"), _NUMBER
-    ),
-    "plan": {"groups": [_GROUP]},
+    "collapse": dict.fromkeys(("relative_error", "tolerance", "relative_error_own_dtype"), _NUMBER),
+    "plan": {"groups": [{**_GROUP, "macs_share": _NUMBER}]},
     "epochs": {"dense": int, "prune": int},
     "seconds": {"dense": _NUMBER, "prune": _NUMBER},
 }
@@ -80,24 +76,19 @@ def write_report(folder: Path) -> Path:
         PruneError: A file is missing or malformed; the message names it and the key or column.
     """
     result = _read_result(folder / "result.json")
-    prune = read_metrics(folder / "prune" / "metrics.csv")
-    dense_path = folder / "dense" / "metrics.csv"
-    dense = read_metrics(dense_path) if dense_path.exists() else []
-    _require_columns(prune, result["metric"]["name"], folder / "prune" / "metrics.csv")
-    blending = partial(plots.blending, prune, result["metric"], result["scores"]["dense"]["val"])
-    charts = {
-        "blending": [blending(), blending(width=4.2)],
-        "losses": [plots.losses(dense, "epochs of dense training")] * bool(dense)
-        + [plots.losses(prune, "epochs of blending")],
-    }
-    page = _environment().get_template("report.html.j2").render(
+    loader = PackageLoader("branchprune", "")
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    page.filters |= {"share": _share, "power": _power, "duration": partial(_scaled, units=_TIMES)}
+    page.filters["score"] = partial(_score, form=result["metric"]["format"])
+    text = page.get_template("report.html.j2").render(
         **result,
+        **_charts(folder, result),
         rows=compare(result),
+        headline=_headline(result),
         widest=max((group["width"] for group in result["plan"]["groups"]), default=1),
-        charts={name: [Markup(svg) for svg in svgs] for name, svgs in charts.items()},
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -105,8 +96,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read the `metrics.csv` of Lightning's CSVLogger: one dictionary an epoch, in their order.
 
     The logger writes several rows an epoch with most cells empty; the last value that is there
-    counts. A row without an epoch (as `LearningRateMonitor` writes them, when an epoch starts)
-    belongs to the next one that has it.
+    counts. A row without an epoch (`LearningRateMonitor` writes them when an epoch starts)
+    belongs to the next one that has it; after the last of those it is left out.
 
     Raises:
         PruneError: The file is missing, or a cell is not a number.
@@ -117,32 +108,150 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     waiting: dict[str, float] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for line, cells in enumerate(csv.DictReader(file), start=2):
-            waiting |= {
-                name: _number(cell, f"{path}, line {line}: column {name!r}")
-                for name, cell in cells.items()
-                if cell
-            }
+            for column, cell in cells.items():
+                if cell:
+                    waiting[column] = _number(cell, f"{path}, line {line}: column {column!r}")
             if cells.get("epoch"):
                 epochs.setdefault(waiting["epoch"], {}).update(waiting)
                 waiting = {}
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-def compare(result: Mapping[str, Any]) -> dict[str, Row]:
-    """Make the lines of the table before → after from the content of `result.json`."""
-    metric, (dense, small) = result["metric"], _pair(result["cost"])
+def compare(result: Mapping[str, Any]) -> list[Row]:
+    """Make the table before → after from the content of a `result.json`."""
+    dense, small = result["cost"]["dense"], result["cost"]["small"]
     before, after = dense["latency"], small["latency"]
-    spread = f"{_scaled(before['iqr_s'], _TIMES)} → {_scaled(after['iqr_s'], _TIMES)}"
-    setting = f"median, batch {before['batch_size']} on {before['device']}; IQR {spread}"
-    seconds, size, count = partial(_scaled, units=_TIMES), partial(_scaled, units=_SIZES), "{:,}".format
-    counted = "multiply-adds of conv and linear layers, one example"
+
+    def row(label: str, key: str, form: Callable[[float], str], note: str = "") -> Row:
+        old, new = dense[key], small[key]
+        return Row(label, note, form(old), form(new), _change(old, new))
+
+    size, time = partial(_scaled, units=_SIZES), partial(_scaled, units=_TIMES)
+    spread = f"IQR {time(before['iqr_s'])} → {time(after['iqr_s'])}"
+    setting = f"median, batch {before['batch_size']} on {before['device']}; {spread}"
+    old, new = before["median_s"], after["median_s"]
+    return [
+        _score_row(result, "test"),
+        _score_row(result, "val"),
+        row("Channels", "channels", "{:,}".format, "outputs of all layers"),
+        row("Parameters", "params", "{:,}".format),
+        row("MACs", "macs", "{:,}".format, "multiply-adds for one example"),
+        row("File size", "file_bytes", size),
+        Row("Latency", setting, time(old), time(new), _change(old, new)),
+        row("Peak memory", "peak_memory_bytes", size),
+    ]
+
+
+def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Give the label, the number and the small print of what a reader wants in five seconds."""
+    dense, small = result["cost"]["dense"], result["cost"]["small"]
+    count, time = partial(_scaled, units=_COUNTS), partial(_scaled, units=_TIMES)
+    old, new = dense["latency"]["median_s"], small["latency"]["median_s"]
+    score = _score_row(result, "test")
+    sizes = [
+        (label, _change(dense[key], small[key]), f"{count(dense[key])} → {count(small[key])}")
+        for label, key in (("Parameters", "params"), ("MACs", "macs"))
+    ]
+    return [
+        (score.label, f"{score.before.removesuffix(' %')} → {score.after}", score.change),
+        *sizes,
+        ("Speed-up", f"{old / new:.2f}×", f"{time(old)} → {time(new)}"),
+    ]
+
+
+def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Markup]]:
+    """Draw the blending chart in two widths, and the losses of each phase there is."""
+    dense, prune = folder / "dense" / "metrics.csv", folder / "prune" / "metrics.csv"
+    rows, metric = read_metrics(prune), result["metric"]
+    for column in (metric["column"], f"{metric['column']}_branch"):
+        if not any(column in row for row in rows):
+            raise PruneError(f"{prune}: column {column!r} is missing or empty")
+    score = result["scores"]["dense"]["val"]
+    phases = [(rows, "epochs of blending")]
+    if dense.exists():
+        phases.insert(0, (read_metrics(dense), "epochs of dense training"))
     return {
-        "test": _score_row("test", result),
-        "val": _score_row("val", result),
-        "channels": Row("Channels", "outputs of all layers", *_cells(dense, small, "channels", count)),
-        "params": Row("Parameters", "", *_cells(dense, small, "params", count)),
-        "macs": Row("MACs", counted, *_cells(dense, small, "macs", count)),
-        "file": Row("File size", "", *_cells(dense, small, "file_bytes", size)),
-        "latency": Row("Latency", setting, *_cells(before, after, "median_s", seconds)),
-        "memory": Row("Peak memory", "", *_cells(dense, small, "peak_memory_bytes", size)),
+        "blending": [Markup(plots.blending(rows, metric, score, width)) for width in (7.8, 4.2)],
+        "losses": [Markup(plots.losses(*phase)) for phase in phases],
     }
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PruneError(f"{path}: cannot be read as JSON ({error})") from error
+    _check(result, _RESULT, "", path)
+    dense, small = (result["cost"][model]["latency"] for model in ("dense", "small"))
+    if any(dense[key] != small[key] for key in ("batch_size", "device")):
+        raise PruneError(
+            f"{path}: key 'cost.small.latency' was measured unlike 'cost.dense.latency'"
+        )
+    return dict(result)
+
+
+def _check(value: Any, shape: Any, key: str, path: Path) -> None:
+    """Raise for the first part of a JSON value that is missing or not of the expected shape."""
+    if isinstance(shape, dict | list):
+        fits = isinstance(value, type(shape))
+    else:
+        fits = value in list(shape) if isinstance(shape, set) else isinstance(value, shape)
+    if not fits:
+        raise PruneError(f"{path}: key {key!r} cannot be {reprlib.repr(value)}")
+    if isinstance(shape, dict):
+        for name, inner in shape.items():
+            inside = f"{key}.{name}" if key else name
+            if name not in value:
+                raise PruneError(f"{path}: key {inside!r} is missing")
+            _check(value[name], inner, inside, path)
+    elif isinstance(shape, list):
+        for i, item in enumerate(value):
+            _check(item, shape[0], f"{key}[{i}]", path)
+
+
+def _number(cell: Any, where: str) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError) as error:
+        raise PruneError(f"{where} (={cell!r}) must be a number") from error
+
+
+def _score_row(result: Mapping[str, Any], split: str) -> Row:
+    """Compare the scores as they are shown, so that the change is that of the rounded numbers."""
+    metric, scores = result["metric"], [result["scores"][m][split] for m in ("dense", "small")]
+    before, after = (_score(score, metric["format"]) for score in scores)
+    if metric["format"] == "percent":
+        change = f"{round(100 * scores[1], 2) - round(100 * scores[0], 2):+.2f} points"
+    else:
+        change = f"{float(f'{scores[1]:.4g}') - float(f'{scores[0]:.4g}'):+.4g}"
+    label = metric["label"]
+    label = f"{label[:1].upper()}{label[1:]}, {'test' if split == 'test' else 'validation'}"
+    better = {"max": "higher is better", "min": "lower is better"}[metric["mode"]]
+    return Row(label, better, before, after, change.replace("-", "−"))
+
+
+def _score(value: float, form: str) -> str:
+    text = f"{100 * value:.2f} %" if form == "percent" else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _share(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f} %".replace("-", "−")
+
+
+def _change(old: float, new: float) -> str:
+    return _share(new / old - 1, "+") if old else "–"
+
+
+def _power(value: float) -> str:
+    """Write a small number as 1.2 × 10⁻¹⁵."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    if not exponent or not value:
+        return mantissa
+    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
+    factor, unit = next((unit for unit in units if value >= unit[0]), units[-1])
+    value /= factor
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"

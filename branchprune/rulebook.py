@@ -97,7 +97,7 @@ METHOD_RULES: dict[str, Rule] = {
         "double bfloat16 type_as cuda cpu sin".split(),
         rules.same,
     ),
-    **dict.fromkeys("add sub mul div pow".split(), rules.elementwise),
+    **dict.fromkeys("add sub mul div pow expand_as".split(), rules.elementwise),
     **dict.fromkeys("view reshape flatten".split(), rules.reshape),
     "permute": rules.permute,
     "transpose": rules.transpose,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from branchprune.channels import Channels, Layout, Segment, unify
+from branchprune.channels import Channels, Layout, Segment, resolve, unify
+from branchprune.errors import PruneError
 
 if TYPE_CHECKING:
     from branchprune.analysis import Analysis
@@ -27,6 +28,10 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def linear(analysis: Analysis, node: fx.Node) -> Layout | None:
     """A producer and consumer: convolution, transposed convolution or fully connected layer."""
     module, source = analysis.module(node), analysis.layout(analysis.operand(node))
+    weight, shape = module.weight, analysis.shape(analysis.operand(node))
+    assert isinstance(weight, torch.Tensor)
+    if isinstance(module, CONVOLUTIONS + TRANSPOSED) and len(shape) < weight.dim():
+        raise PruneError(f"{node.target} reads shape {shape}: the example needs a batch dimension")
     dim = len(analysis.shape(node)) - 1 if isinstance(module, nn.Linear) else 1
     groups = int(getattr(module, "groups", 1))
     if source is not None and source.dim != dim:
@@ -35,16 +40,16 @@ def linear(analysis: Analysis, node: fx.Node) -> Layout | None:
     if source is not None and groups > 1:
         if groups == getattr(module, "in_channels", 0) and isinstance(module, CONVOLUTIONS):
             return analysis.resized(node, 0, times=module.out_channels // groups)
-        if len(source.segments) != 1 or source.segments[0].repeat != 1:
+        segments = resolve(source.segments)
+        if len(segments) != 1 or segments[0].repeat != 1:
             source.freeze(f"grouped convolution {node.target} reads channels of several layers")
         _require_blocks(source, groups)
     return analysis.linear(node, dim, source)
 
 
 def _require_blocks(layout: Layout, blocks: int) -> None:
-    for segment in layout.segments:
-        root = segment.channels.find()
-        root.blocks = lcm(root.blocks, blocks)
+    for segment in resolve(layout.segments):
+        segment.channels.blocks = lcm(segment.channels.blocks, blocks)
 
 
 def same(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -70,7 +75,13 @@ def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 def norm(analysis: Analysis, node: fx.Node) -> Layout | None:
     """BatchNorm and InstanceNorm: one entry a channel in each parameter and buffer."""
-    return analysis.resized(node, 0)
+    return analysis.resized(node, _axis(analysis, node))
+
+
+def _axis(analysis: Analysis, node: fx.Node) -> int | None:
+    """Return 0 if the module's parameters count the channels: it acts on dimension 1."""
+    layout = analysis.layout(analysis.operand(node))
+    return 0 if layout is not None and layout.dim == 1 else None
 
 
 def group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -78,11 +89,12 @@ def group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
     if layout is None or not isinstance(module, nn.GroupNorm):
         return layout
-    if module.num_groups > 1:
-        if len(layout.segments) != 1:
+    axis = _axis(analysis, node)
+    if module.num_groups > 1 and axis == 0:
+        if len(resolve(layout.segments)) != 1:
             layout.freeze(f"GroupNorm {node.target} normalises channels of several layers together")
         _require_blocks(layout, module.num_groups)
-    return analysis.resized(node, 0)
+    return analysis.resized(node, axis)
 
 
 def layer_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -99,7 +111,7 @@ def layer_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
 def prelu(analysis: Analysis, node: fx.Node) -> Layout | None:
     """PReLU: one slope for all channels, or one a channel."""
     single = getattr(analysis.module(node), "num_parameters", 1) == 1
-    return analysis.resized(node, None if single else 0)
+    return analysis.resized(node, None if single else _axis(analysis, node))
 
 
 def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -279,7 +291,8 @@ def getitem(analysis: Analysis, node: fx.Node) -> Layout | None:
     for item in items:
         if old == layout.dim and item is not None:
             break
-        if not isinstance(item, int | slice | fx.Node | None):
+        known = isinstance(item, int | slice | fx.Node | None)
+        if not known or (isinstance(item, fx.Node) and analysis.is_tensor(item)):
             return analysis.unknown(node, "it indexes with a tensor")
         old += item is not None
         new += item is None or isinstance(item, slice)

@@ -38,7 +38,7 @@ class LinearLayer:
 
     Attributes:
         name: Path of the module.
-        dim: Channel dimension of its input and output.
+        dim: Channel dimension of its input and output (-1: the last).
         inputs: What its input channels are made of; None if nothing is known of them.
         outputs: What its output channels are made of.
         groups: Number of blocks of its weight (grouped convolution), else 1.
@@ -97,6 +97,7 @@ class Structure:
         linears: The linear layers by path.
         channelwise: The channelwise layers with a width of their own, by path.
         inplace: Paths of modules that work in place.
+        modules: Kind and widths of every module in the graphs, by path.
     """
 
     graphs: dict[bool, fx.Graph]
@@ -105,6 +106,7 @@ class Structure:
     linears: dict[str, LinearLayer]
     channelwise: dict[str, ChannelwiseLayer]
     inplace: frozenset[str]
+    modules: dict[str, str]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self

@@ -7,10 +7,11 @@ twin read the same tensors.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,10 +38,18 @@ def example_inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
 
 
-def call(model: nn.Module, example: Example) -> Any:
-    """Run a model on a copy of an example, which a model that works in place may change."""
+def call(model: Callable[..., Any], example: Example) -> Any:
+    """Run a model on a copy of an example, which a model that works in place may change.
+
+    Whatever it draws at random is the same in every call; the generators are left as they were.
+    """
     args, kwargs = tree_map_only(Tensor, Tensor.clone, example_inputs(example))
-    return model(*args, **kwargs)
+    devices = {tensor.device for tensor in tensors((args, kwargs)) if tensor.is_cuda}
+    with torch.random.fork_rng(list(devices)):
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            torch.cuda.default_generators[device.index].manual_seed(0)
+        return model(*args, **kwargs)
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -61,18 +70,36 @@ def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that remembers in which submodule it was when tracing failed."""
+    """A tracer that remembers in which submodule it was when tracing failed.
+
+    Args:
+        fixed: Arguments of `forward` that keep these values and are no inputs of the graph.
+    """
 
     trace_asserts = True
 
-    def __init__(self) -> None:
+    def __init__(self, fixed: Mapping[str, Any]) -> None:
         super().__init__()
+        self.fixed = fixed
         self.inside: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # A parametrised module keeps its class's behaviour but lives in another namespace.
+        # A parametrised module, or a user's subclass that only sets arguments, keeps the
+        # behaviour of its class in torch.nn but lives in another namespace.
+        inherits = str(type(m).forward.__module__).startswith("torch.nn.modules")
+        leaf = inherits and not any(m.children()) and not isinstance(m, nn.Sequential)
         parametrised = torch.nn.utils.parametrize.is_parametrized(m)
-        return parametrised or super().is_leaf_module(m, module_qualified_name)
+        return leaf or parametrised or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        root_fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for i, argument in enumerate(args):
+            if isinstance(argument, fx.Proxy) and str(argument.node.target) in self.fixed:
+                self.graph.erase_node(argument.node)
+                args[i] = self.fixed[str(argument.node.target)]
+        return root_fn, args
 
     def call_module(
         self,
@@ -82,6 +109,11 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         self.inside.append(self.path_of_module(m))
+        if not torch.is_grad_enabled() and any(True for _ in m.parameters()):
+            raise PruneError(
+                f"forward runs {self.inside[-1]} under no_grad, which a trace loses: use "
+                "requires_grad_(False) or detach() instead"
+            )
         result = super().call_module(m, forward, args, kwargs)
         self.inside.pop()
         return result
@@ -109,6 +141,33 @@ def trace(model: nn.Module, example: Example) -> dict[bool, fx.Graph]:
     return graphs
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model.
+
+    Raises:
+        PruneError: The model holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise PruneError(f"{type(model).__name__} cannot be copied by deepcopy: {error}") from error
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise a PruneError for what is no plain module, or has no weights yet."""
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise PruneError(f"model (a {kind}) must be a torch.nn.Module with a Python forward")
+    wrappers = {"OptimizedModule": "_orig_mod"} | dict.fromkeys(
+        ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"), "module"
+    )
+    if kind in wrappers:
+        raise PruneError(f"model is wrapped in {kind}: pass model.{wrappers[kind]}")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise PruneError(f"{name} has no size yet: run the model once before it is planned")
+
+
 def _trace_once(model: nn.Module, example: Example) -> fx.Graph:
     args, kwargs = example_inputs(example)
     try:
@@ -121,39 +180,34 @@ def _trace_once(model: nn.Module, example: Example) -> fx.Graph:
         for p in parameters
         if p.name not in bound.arguments and p.default is not p.empty
     }
-    tracer = _Tracer()
+    tracer = _Tracer(fixed)
     try:
-        graph = tracer.trace(model, concrete_args=fixed or None)
+        with torch.enable_grad():
+            graph = tracer.trace(model)
+    except PruneError:
+        raise
     except Exception as error:
-        raise PruneError(_explain(model, tracer, error)) from error
-    _drop_fixed_arguments(graph, set(fixed))
+        flags = [name for name, v in bound.arguments.items() if isinstance(v, bool | str | None)]
+        raise PruneError(_explain(model, tracer, error, flags)) from error
+    for node in graph.find_nodes(op="placeholder"):
+        if str(node.target).startswith("*") and not node.users:
+            graph.erase_node(node)
     _make_out_of_place(graph, model)
     graph.lint()
     return graph
 
 
-def _explain(model: nn.Module, tracer: _Tracer, error: Exception) -> str:
+def _explain(model: nn.Module, tracer: _Tracer, error: Exception, flags: Sequence[str]) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     users = [f for f in frames if "/torch/" not in f.filename and __file__ != f.filename]
     where = tracer.inside[-1] if tracer.inside else type(model).__name__
     line = f" at `{users[-1].line}` ({users[-1].filename}:{users[-1].lineno})" if users else ""
+    given = f" Leave {' and '.join(flags)} out of the example if the default will do." * bool(flags)
     return (
         f"the model cannot be traced in {where}{line}: {error}. Control flow that depends on the "
-        "values of tensors has to move out of forward, or prune a submodule on its own."
+        f"values of arguments or tensors has to move out of forward, or prune a submodule on its "
+        f"own.{given}"
     )
-
-
-def _drop_fixed_arguments(graph: fx.Graph, names: set[str]) -> None:
-    """Erase placeholders of arguments left at their defaults, with the checks fx adds to them."""
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and str(node.target).removesuffix("_1") in names:
-            stack = [node]
-            while stack:
-                last = stack[-1]
-                if last.users:
-                    stack.append(next(iter(last.users)))
-                else:
-                    graph.erase_node(stack.pop())
 
 
 def _make_out_of_place(graph: fx.Graph, model: nn.Module) -> None:
@@ -232,7 +286,7 @@ def record_shapes(
     """
     args, kwargs = example_inputs(example)
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    values = [*args, *(kwargs[name] for name in names[len(args) :])]
+    values = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
     recorder = ShapeRecorder(model, graph)
     try:
         with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -20,6 +20,12 @@ def sizes(module: nn.Module) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
 
 
+def describe(module: nn.Module) -> str:
+    """Return the kind and the widths of a module, in words."""
+    widths = ", ".join(f"{name}={value}" for name, value in sizes(module).items())
+    return f"{type(module).__name__}({widths})"
+
+
 def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
     """Set the attributes that name a module's width."""
     for name in SIZE_ATTRIBUTES:

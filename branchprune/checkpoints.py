@@ -1,0 +1,62 @@
+"""Reading a user's weights into a model without running any code in the file."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from branchprune.errors import PruneError
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load weights of the dense model, in place.
+
+    Args:
+        model: The dense model.
+        path: A .safetensors file, or a state_dict or Lightning checkpoint written by torch.save
+            (keys may begin with "model.").
+
+    Raises:
+        PruneError: The file is missing, truncated, of another model, or holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PruneError(f"checkpoint {path} does not exist")
+    state = _strip(_read(path), model)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        details = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise PruneError(f"checkpoint {path} is of another model: {details}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise PruneError(
+            f"checkpoint {path} is refused: it holds more than weights, which could run code, "
+            "or is no checkpoint"
+        ) from error
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise PruneError(
+            f"checkpoint {path} is not complete, or is no checkpoint: {reason}"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise PruneError(f"checkpoint {path} holds no state_dict")
+    return state
+
+
+def _strip(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    if not state.keys() & model.state_dict().keys():
+        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    return state

@@ -1,0 +1,101 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from branchprune.errors import PruneError
+
+USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
+       branchprune report FOLDER
+       branchprune bench [--option value ...]
+
+run     train a dense model, prune it, collapse, verify, measure, report
+report  write the report of a finished run again
+bench   measure what blending costs and what the collapse saves
+
+`branchprune run --help` lists the options, which are the keys of a configuration."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, or 2 for an error of the user's."""
+    args = list(sys.argv[1:] if args is None else args)
+    console = Console()
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if args else 2
+    commands = {"run": _run, "report": _report, "bench": _bench}
+    try:
+        if args[0] not in commands:
+            raise PruneError(f"unknown command {args[0]!r}\n{USAGE}")
+        commands[args[0]](args[1:], console)
+    except PruneError as error:
+        Console(stderr=True).print(
+            f"branchprune: error: {error}", style="red", markup=False, soft_wrap=True
+        )
+        return 2
+    return 0
+
+
+def _run(args: list[str], console: Console) -> None:
+    from branchprune.config import parse
+    from branchprune.experiment import run
+
+    config = parse(args)
+    result = run(config, shlex.join(["branchprune", "run", *args]), console)
+    console.print(summary(result))
+    console.print(f"{config.output / 'report.html'}", style="bold")
+
+
+def _report(args: list[str], console: Console) -> None:
+    from pathlib import Path
+
+    from branchprune.report import write_report
+
+    if len(args) != 1:
+        raise PruneError(f"report takes one folder, not {args}")
+    console.print(f"{write_report(Path(args[0]))}")
+
+
+def _bench(args: list[str], console: Console) -> None:
+    from branchprune.bench import main as bench
+
+    bench(args, console)
+
+
+def summary(result: dict[str, Any]) -> Table:
+    """Return the table that ends a run: dense against small."""
+    dense, small, scores = result["cost"]["dense"], result["cost"]["small"], result["scores"]
+    metric = result["metric"]
+    shown = "{:.2%}" if metric["format"] == "percent" else "{:.4f}"
+    table = Table(title=f"{result['experiment']}, seed {result['seed']}")
+    table.add_column()
+    for column in ("dense", "small", "change"):
+        table.add_column(column, justify="right")
+    for split in ("val", "test"):
+        old, new = scores["dense"][split], scores["small"][split]
+        change = f"{100 * (new - old):+.2f} points" if "%" in shown else f"{new - old:+.4f}"
+        table.add_row(f"{metric['label']}, {split}", shown.format(old), shown.format(new), change)
+    rows = [(name, dense[name], small[name]) for name in ("channels", "params", "macs")]
+    rows += [("file, bytes", dense["file_bytes"], small["file_bytes"])]
+    rows += [("peak memory, bytes", dense["peak_memory_bytes"], small["peak_memory_bytes"])]
+    for name, old, new in rows:
+        table.add_row(name, f"{old:,}", f"{new:,}", f"{new / old - 1:+.1%}")
+    old, new = (cost["latency"]["median_s"] * 1e3 for cost in (dense, small))
+    batch = dense["latency"]["batch_size"]
+    table.add_row(
+        f"latency of {batch}, ms", f"{old:.2f}", f"{new:.2f}", f"{old / new:.2f}x as fast"
+    )
+    error = result["collapse"]["relative_error"]
+    table.add_row("error of the collapse, float64", "", f"{error:.1e}", "")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

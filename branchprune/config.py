@@ -1,0 +1,225 @@
+"""The configuration of a run: what a YAML may say, and the parser that checks it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser
+from pytorch_lightning import LightningDataModule, LightningModule, seed_everything
+from torch import nn
+
+from branchprune import criteria, schedules
+from branchprune.branches import Init
+from branchprune.errors import PruneError
+from branchprune.schedules import Plateau, Schedule
+
+TaskFactory = Callable[[nn.Module], LightningModule]
+
+LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {
+    "steps": schedules.steps,
+    "multiplicative": schedules.multiplicative,
+    "linear": schedules.linear,
+    "cosine": schedules.cosine,
+}
+
+
+@dataclass
+class MetricConfig:
+    """The metric that a run is judged by.
+
+    Args:
+        val: Name under which the task logs it at validation.
+        test: Name under which the task logs it at the test.
+        label: What reports call it.
+        mode: Whether it is to be large or small.
+        format: How reports show it: "percent" for a fraction, "number" for anything else.
+    """
+
+    val: str = "metric/val_acc"
+    test: str = "metric/test_acc"
+    label: str = "accuracy"
+    mode: Literal["max", "min"] = "max"
+    format: Literal["percent", "number"] = "percent"
+
+
+@dataclass
+class DenseConfig:
+    """Training of the dense model.
+
+    Args:
+        epochs: Number of epochs; 0 needs a checkpoint.
+        checkpoint: Weights to start from: a .safetensors file, or a state_dict or Lightning
+            checkpoint, which is read without running any code in it.
+    """
+
+    epochs: int = 10
+    checkpoint: str | None = None
+
+
+@dataclass
+class PruneConfig:
+    """Pruning: what stays, how α moves, how long.
+
+    Args:
+        keep: Fraction of the channels to keep, or one a layer.
+        exclude: Layers, or modules around them, whose channels stay.
+        multiple_of: Round kept widths to a multiple of this.
+        init: "l1", "random", or the import path of a criterion.
+        levels: α: a list of levels, or one of {steps: size}, {multiplicative: decay},
+            {linear: levels}, {cosine: levels}.
+        hold: Epochs at each level, or a plateau.
+        final_hold: Epochs at α = 0, or a plateau; null: as `hold`.
+        order: Groups or modules to prune one after another; null: all at once.
+        monitor: Metric that a plateau watches; null: that of the branch alone.
+        learning_rate: At each level, keep the learning rate going or restart it.
+        task: Arguments of the task that differ from those of the dense training.
+    """
+
+    keep: float | dict[str, float] = 0.5
+    exclude: list[str] = field(default_factory=list)
+    multiple_of: int = 1
+    init: str = "l1"
+    levels: dict[str, float] | list[float] = field(default_factory=lambda: {"steps": 0.1})
+    hold: int | Plateau = 1
+    final_hold: int | Plateau | None = None
+    order: list[str] | None = None
+    monitor: str | None = None
+    learning_rate: Literal["keep", "restart"] = "keep"
+    task: dict[str, Any] = field(default_factory=dict)
+
+    def schedule(self) -> Schedule:
+        """Return the schedule that the fields describe."""
+        return Schedule(_levels(self.levels), self.hold, self.final_hold, self.order)
+
+    def criterion(self) -> Init:
+        """Return what `attach` takes as `init`."""
+        if self.init in ("l1", "random"):
+            return self.init
+        if hasattr(criteria, self.init):
+            return _checked(getattr(criteria, self.init), self.init)
+        module, _, name = self.init.rpartition(".")
+        try:
+            return _checked(getattr(importlib.import_module(module), name), self.init)
+        except (ImportError, ValueError, AttributeError) as error:
+            raise PruneError(f"init (={self.init!r}) cannot be imported: {error}") from error
+
+
+def _checked(value: Any, name: str) -> Init:
+    if not callable(value):
+        raise PruneError(f"init (={name!r}) is not a function")
+    criterion: Init = value
+    return criterion
+
+
+def _levels(value: dict[str, float] | list[float]) -> tuple[float, ...]:
+    if isinstance(value, list):
+        return tuple(value)
+    if len(value) != 1 or not value.keys() <= LEVELS.keys():
+        raise PruneError(f"levels (={value}) must be a list or name one of {', '.join(LEVELS)}")
+    [(name, argument)] = value.items()
+    whole = name in ("linear", "cosine")
+    if whole and argument != int(argument):
+        raise PruneError(f"levels (={value}): {name} takes a whole number")
+    return LEVELS[name](int(argument) if whole else argument)
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of `branchprune run`."""
+    parser = ArgumentParser(
+        prog="branchprune run",
+        exit_on_error=False,
+        description="Train, prune, collapse, verify, benchmark, report.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    parser.add_argument("--name", type=str, default="run", help="Name of the experiment")
+    parser.add_argument("--output", type=Path, required=True, help="Folder to write; must be new")
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace an existing folder")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all random numbers")
+    parser.add_argument("--fast", type=bool, default=False, help="Two batches an epoch: a dry run")
+    parser.add_argument(
+        "--accelerator", type=str, default="auto", help="Device, as Lightning names it"
+    )
+    parser.add_argument("--precision", type=str, default="32-true", help="As Lightning names it")
+    parser.add_subclass_arguments(nn.Module, "model", required=True, help="The network")
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="The data")
+    parser.add_argument(
+        "--task", type=TaskFactory, required=True, help="The LightningModule around the network"
+    )
+    for name, kind in (("metric", MetricConfig), ("dense", DenseConfig), ("prune", PruneConfig)):
+        parser.add_class_arguments(kind, name)
+    return parser
+
+
+@dataclass
+class RunConfig:
+    """Everything a run needs, checked and built.
+
+    Attributes:
+        name: Name of the experiment.
+        output: Folder to write.
+        overwrite: Replace an existing folder.
+        seed: Seed of all random numbers.
+        fast: Two batches an epoch, one epoch a level: a dry run.
+        accelerator: Device, as Lightning names it.
+        precision: Precision, as Lightning names it.
+        model: The network.
+        data: The data module.
+        task: Makes the task of the dense training from a network.
+        prune_task: Makes the task of the pruning.
+        metric: What the run is judged by.
+        dense: The dense training.
+        prune: The pruning.
+        text: The configuration as YAML.
+    """
+
+    name: str
+    output: Path
+    overwrite: bool
+    seed: int
+    fast: bool
+    accelerator: str
+    precision: str
+    model: nn.Module
+    data: LightningDataModule
+    task: TaskFactory
+    prune_task: TaskFactory
+    metric: MetricConfig
+    dense: DenseConfig
+    prune: PruneConfig
+    text: str
+
+
+def parse(args: list[str]) -> RunConfig:
+    """Read a configuration from command-line arguments and build what it names.
+
+    Args:
+        args: Arguments of `branchprune run`, the first of which may be a YAML file.
+
+    Raises:
+        PruneError: A key or value is wrong; the key is named.
+    """
+    parser = make_parser()
+    if args and not args[0].startswith("-"):
+        args = ["--config", *args]
+    try:
+        config = parser.parse_args(args)
+        config.pop("config", None)
+        pruning = config.clone()
+        overrides = pruning.prune.task or {}
+        arguments = pruning.task.init_args.as_dict() | overrides
+        task = {"class_path": pruning.task.class_path, "init_args": arguments}
+        pruning = parser.parse_object({**config.as_dict(), "task": task})
+        seed_everything(config.seed, workers=True, verbose=False)
+        built = parser.instantiate(config)
+        prune_task = parser.instantiate(pruning).task
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise PruneError(str(error)) from error
+    return RunConfig(
+        **{k: v for k, v in vars(built).items() if k not in ("prune_task", "text")},
+        prune_task=prune_task,
+        text=parser.dump(config),
+    )

@@ -1,0 +1,285 @@
+"""The main job: dense training, pruning, collapse, verification, measurements."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+from torch import Tensor, nn
+
+from branchprune import environment
+from branchprune.artifact import save
+from branchprune.branches import Init
+from branchprune.checkpoints import load_weights
+from branchprune.collapsing import TOLERANCE, own_dtype_error
+from branchprune.config import RunConfig
+from branchprune.errors import PruneError
+from branchprune.lightning import BranchPruning, FiniteLoss, StageProgress
+from branchprune.planning import Plan, plan
+from branchprune.profiling import measure_latency, peak_memory
+from branchprune.report import write_report
+from branchprune.schedules import Schedule
+
+Stage = Literal["dense", "prune"]
+
+
+def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
+    """Carry out a run and write its folder.
+
+    The folder holds config.yaml, dense.safetensors, small.safetensors, result.json, report.html
+    and, for each of the stages dense and prune, metrics.csv, TensorBoard events and last.ckpt.
+
+    Args:
+        config: What to do.
+        command: The command line, for the result.
+        console: Where to show progress.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        PruneError: Something in the configuration is wrong (nothing has been written), or the
+            loss became NaN (the last good checkpoint is named).
+    """
+    return _Run(config, command, console).run()
+
+
+@dataclass
+class _Run:
+    """The state of a run between its stages."""
+
+    config: RunConfig
+    command: str
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Any]:
+        seed_everything(self.config.seed, workers=True, verbose=False)
+        quiet_lightning()
+        pruning = self._check()
+        self._make_folder()
+        dense = self._train_dense()
+        save(dense, self.config.output / "dense.safetensors")
+        pruned = self._prune(dense, pruning)
+        result = self._result(dense, pruned)
+        path = self.config.output / "result.json"
+        path.write_text(json.dumps(result, indent=1))
+        write_report(self.config.output)
+        return result
+
+    def _check(self) -> BranchPruning:
+        """Find every mistake that can be found before anything is written or trained."""
+        config = self.config
+        if config.dense.epochs < 1 and config.dense.checkpoint is None:
+            raise PruneError(f"dense.epochs (={config.dense.epochs}) without a checkpoint")
+        self._check_folder()
+        if config.dense.checkpoint is not None:
+            load_weights(config.model, config.dense.checkpoint)
+        config.data.setup("fit")
+        example = self._images("train")[:1]
+        pruning = self._pruning(example)
+        self.plan = plan(
+            config.model,
+            example,
+            config.prune.keep,
+            exclude=config.prune.exclude,
+            multiple_of=config.prune.multiple_of,
+        )
+        for name in pruning.schedule.order or ():
+            self.plan.branches_within(name)
+        return pruning
+
+    def _check_folder(self) -> None:
+        output = self.config.output
+        if not output.exists():
+            return
+        if not self.config.overwrite:
+            raise PruneError(f"output folder {output} exists; give another, or overwrite")
+        if any(output.iterdir()) and not (output / "config.yaml").exists():
+            raise PruneError(f"output folder {output} is not a run: it is not overwritten")
+
+    def _pruning(self, example: Tensor) -> BranchPruning:
+        config, fast = self.config.prune, self.config.fast
+        schedule = config.schedule()
+        if fast:
+            schedule = Schedule(schedule.levels[-2:], 1, 1, schedule.order)
+        init: Init = config.criterion()
+        return BranchPruning(
+            schedule,
+            config.keep,
+            exclude=config.exclude,
+            multiple_of=config.multiple_of,
+            init=init,
+            example=example,
+            target="model" if hasattr(self.config.task(self.config.model), "model") else None,
+            monitor=config.monitor or f"{self.config.metric.val}_branch",
+            learning_rate=config.learning_rate,
+        )
+
+    def _images(self, split: Literal["train", "test"]) -> Tensor:
+        data = self.config.data
+        data.setup("test" if split == "test" else "fit")
+        loader = data.train_dataloader() if split == "train" else data.test_dataloader()
+        batch = next(iter(loader))
+        images = batch[0] if isinstance(batch, list | tuple) else batch
+        assert isinstance(images, Tensor)
+        return images
+
+    def _make_folder(self) -> None:
+        output = self.config.output
+        try:
+            if output.exists():
+                shutil.rmtree(output)
+            output.mkdir(parents=True)
+            (output / "config.yaml").write_text(self.config.text)
+        except OSError as error:
+            raise PruneError(
+                f"output folder {output} cannot be written: {error.strerror}"
+            ) from error
+
+    def _trainer(self, stage: Stage, epochs: int, callbacks: list[Callback]) -> Trainer:
+        config = self.config
+        folder = config.output / stage
+        return Trainer(
+            max_epochs=epochs,
+            accelerator=config.accelerator,
+            devices=1,
+            precision=config.precision,  # type: ignore[arg-type]
+            logger=[
+                CSVLogger(config.output, name="", version=stage),
+                TensorBoardLogger(config.output, name="", version=stage),
+            ],
+            callbacks=[
+                *callbacks,
+                StageProgress(stage, config.metric.val, self.console),
+                ModelCheckpoint(folder, filename="last", enable_version_counter=False),
+            ],
+            limit_train_batches=2 if config.fast else None,
+            limit_val_batches=2 if config.fast else None,
+            limit_test_batches=2 if config.fast else None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def _fit(self, trainer: Trainer, task: LightningModule, stage: Stage) -> None:
+        start = time.perf_counter()
+        try:
+            trainer.fit(task, self.config.data)
+        except PruneError as error:
+            last = self.config.output / stage / "last.ckpt"
+            before = self.config.output / "dense.safetensors"
+            good = last if last.exists() else before if before.exists() else None
+            raise PruneError(
+                f"{stage} stage: {error}; "
+                + (
+                    f"the last good checkpoint is {good}"
+                    if good
+                    else "no checkpoint was written yet"
+                )
+            ) from error
+        self.seconds[stage] = time.perf_counter() - start
+
+    def _score(self, trainer: Trainer, task: LightningModule) -> dict[str, float]:
+        metric = self.config.metric
+        val = trainer.validate(task, self.config.data, verbose=False)[0]
+        test = trainer.test(task, self.config.data, verbose=False)[0]
+        for name, found in ((metric.val, val), (metric.test, test)):
+            if name not in found:
+                known = ", ".join(sorted(found))
+                raise PruneError(
+                    f"metric (={name!r}) is not logged by the task; logged are: {known}"
+                )
+        return {"val": float(val[metric.val]), "test": float(test[metric.test])}
+
+    def _train_dense(self) -> nn.Module:
+        epochs = 1 if self.config.fast else self.config.dense.epochs
+        task = self.config.task(self.config.model)
+        trainer = self._trainer("dense", max(epochs, 1), [FiniteLoss()])
+        self.seconds["dense"] = 0.0
+        if self.config.dense.epochs:
+            self._fit(trainer, task, "dense")
+        self.scores["dense"] = self._score(trainer, task)
+        return self.config.model.cpu()
+
+    def _prune(self, dense: nn.Module, pruning: BranchPruning) -> BranchPruning:
+        task = self.config.prune_task(dense)
+        trainer = self._trainer("prune", pruning.schedule.max_epochs, [pruning])
+        self._fit(trainer, task, "prune")
+        branch = float(trainer.callback_metrics[f"{self.config.metric.val}_branch"])
+        self.scores["blended_at_zero"] = {"val": branch}
+        assert pruning.small is not None
+        self.scores["small"] = self._score(trainer, task)
+        save(pruning.small, self.config.output / "small.safetensors")
+        self.epochs = trainer.current_epoch
+        return pruning
+
+    def _result(self, dense: nn.Module, pruned: BranchPruning) -> dict[str, Any]:
+        assert pruned.plan is not None and pruned.blended is not None and pruned.small is not None
+        config, metric = self.config, self.config.metric
+        batch = self._images("test")
+        return {
+            "experiment": config.name,
+            "command": self.command,
+            "seed": config.seed,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "hardware": environment.hardware(),
+            "commit": environment.commit(),
+            "versions": environment.versions(),
+            "configuration": config.text,
+            "metric": {
+                "column": metric.val,
+                "label": metric.label,
+                "mode": metric.mode,
+                "format": metric.format,
+            },
+            "scores": self.scores,
+            "cost": {
+                "dense": self._cost("dense", dense, pruned.plan, batch),
+                "small": self._cost("small", pruned.small.cpu(), pruned.plan, batch),
+            },
+            "collapse": {
+                "relative_error": pruned.collapse_error,
+                "tolerance": TOLERANCE,
+                "relative_error_own_dtype": own_dtype_error(pruned.blended.cpu(), pruned.small),
+            },
+            "plan": pruned.plan.as_dict(),
+            "epochs": {"dense": config.dense.epochs, "prune": self.epochs},
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+        }
+
+    def _cost(self, which: str, model: nn.Module, plan: Plan, batch: Tensor) -> dict[str, Any]:
+        """Measure a model on the run's device: latency, memory, size of its file."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, batch = model.to(device), batch.to(device)
+        cost = asdict(plan.before if which == "dense" else plan.after)
+        return cost | {
+            "file_bytes": (self.config.output / f"{which}.safetensors").stat().st_size,
+            "latency": asdict(measure_latency(model, batch)),
+            "peak_memory_bytes": peak_memory(model, batch),
+        }
+
+
+def quiet_lightning() -> None:
+    """Silence notes that do not concern a run whose data set lives in memory."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        "does not have many workers",
+        "exists and is not empty",
+        "`isinstance.treespec, LeafSpec.`",
+    ):
+        warnings.filterwarnings("ignore", f".*{message}.*")

@@ -1,0 +1,105 @@
+"""Validating the branch alone: the module's own validation with every α forced to 0.
+
+The blended metric says little about the branch, since the wide path can make up for a small α.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torchmetrics
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.data import extract_batch_size
+from torch import nn
+
+from branchprune.blended import Blended
+
+
+def validate_branch(
+    trainer: Trainer, module: LightningModule, blended: Blended
+) -> dict[str, float]:
+    """Run the module's validation on the branch alone.
+
+    Whatever the module logs is collected instead, and its metric objects are left as they were.
+
+    Returns:
+        The mean of each logged value over the validation set, by name.
+    """
+    collected = _Collected()
+    with blended.branch_only(), _own_metrics(module), _log_into(module, collected):
+        module.on_validation_epoch_start()
+        for index, loader in enumerate(_loaders(trainer)):
+            limit = trainer.num_val_batches[index]
+            for i, batch in enumerate(
+                islice(loader, None if limit == float("inf") else int(limit))
+            ):
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = trainer.strategy.batch_to_device(batch, dataloader_idx=index)
+                collected.batch = batch
+                with trainer.precision_plugin.val_step_context():
+                    module.validation_step(
+                        batch, i, *([index] if len(_loaders(trainer)) > 1 else [])
+                    )
+        module.on_validation_epoch_end()
+        return collected.means()
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    loaders = trainer.val_dataloaders
+    if isinstance(loaders, dict):
+        return list(loaders.values())
+    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+
+
+class _Collected:
+    """What a module logs, averaged over batches by their size."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+        self.metrics: dict[str, torchmetrics.Metric] = {}
+        self.batch: Any = None
+
+    def log(self, name: str, value: Any, *_: Any, batch_size: int | None = None, **__: Any) -> None:
+        if isinstance(value, torchmetrics.Metric):
+            self.metrics[name] = value
+            return
+        weight = batch_size or (1 if self.batch is None else extract_batch_size(self.batch))
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (total + float(value) * weight, count + weight)
+
+    def means(self) -> dict[str, float]:
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        return means | {name: float(metric.compute()) for name, metric in self.metrics.items()}
+
+
+@contextmanager
+def _log_into(module: LightningModule, collected: _Collected) -> Iterator[None]:
+    module.log = collected.log  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del module.log
+
+
+@contextmanager
+def _own_metrics(module: nn.Module) -> Iterator[None]:
+    """Swap children that hold torchmetrics for copies."""
+    originals = {
+        name: child
+        for name, child in module.named_children()
+        if any(isinstance(m, torchmetrics.Metric) for m in child.modules())
+        and next(child.parameters(), None) is None
+    }
+    for name, child in originals.items():
+        module._modules[name] = copy.deepcopy(child)
+        for metric in module._modules[name].modules():  # type: ignore[union-attr]
+            if isinstance(metric, torchmetrics.Metric):
+                metric.reset()
+    try:
+        yield
+    finally:
+        module._modules.update(originals)

@@ -1,0 +1,218 @@
+"""The callback that prunes while a Trainer trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from branchprune.blended import Blended
+from branchprune.branches import Init, attach
+from branchprune.collapsing import collapse_with_error
+from branchprune.errors import PruneError
+from branchprune.lightning.branch_validation import validate_branch
+from branchprune.lightning.finite import check_finite
+from branchprune.lightning.graft import Graft
+from branchprune.planning import Plan, plan
+from branchprune.profiling import count_macs
+from branchprune.schedules import Plateau, Schedule
+from branchprune.trace import Example
+
+
+class BranchPruning(Callback):
+    """Attach branches before training, move α along a schedule, log it, collapse at the end.
+
+    ```python
+    pruning = BranchPruning(bp.Schedule(bp.steps(0.1), hold=2), keep=0.5, example=x)
+    trainer = Trainer(max_epochs=pruning.schedule.max_epochs, callbacks=[pruning])
+    trainer.fit(module, data)      # module.model is now the small network
+    ```
+
+    At every validation each metric `name` is logged a second time as `name_branch`: that of the
+    branch alone, with α forced to 0. The callback works with LightningModules of
+    `pytorch_lightning` and of `lightning.pytorch`.
+
+    Args:
+        schedule: α over the epochs.
+        keep: See `plan`.
+        exclude: See `plan`.
+        multiple_of: See `plan`.
+        init: See `attach`.
+        example: See `plan`; None: the module's `example_input_array`, or the first image of the
+            data module's training data.
+        target: Path of the network in the LightningModule, "" for its own `forward`; None: its
+            only child with layers, else its own `forward`.
+        monitor: Metric that a `Plateau` watches, such as "metric/val_acc_branch".
+        learning_rate: At each new α "keep" the learning rate going, or "restart" it and its
+            schedulers.
+        collapse: Collapse at the end.
+
+    Attributes:
+        plan: The plan, once training has begun.
+        blended: The blended model, once training has begun.
+        small: The collapsed model, once training has ended.
+        collapse_error: Relative error of the collapse in float64.
+
+    Raises:
+        PruneError: An argument is wrong; the monitored metric is not logged; the loss is not a
+            number (the step and α are named, and no weight has been changed by it).
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        keep: float | Mapping[str, float] = 0.5,
+        *,
+        exclude: Sequence[str] = (),
+        multiple_of: int = 1,
+        init: Init = "l1",
+        example: Example | None = None,
+        target: str | None = None,
+        monitor: str | None = None,
+        learning_rate: Literal["keep", "restart"] = "keep",
+        collapse: bool = True,
+    ) -> None:
+        if learning_rate not in ("keep", "restart"):
+            raise PruneError(f"learning_rate (={learning_rate!r}) must be 'keep' or 'restart'")
+        waits = any(isinstance(hold, Plateau) for hold in (schedule.hold, schedule.final_hold))
+        if waits and monitor is None:
+            raise PruneError("monitor (=None) must name the metric that the Plateau watches")
+        self.schedule, self.keep, self.exclude = schedule, keep, exclude
+        self.multiple_of = multiple_of
+        self.init, self.example, self.target = init, example, target
+        self.monitor, self.learning_rate, self.collapses = monitor, learning_rate, collapse
+        self.plan: Plan | None = None
+        self.blended: Blended | None = None
+        self.small: nn.Module | None = None
+        self.collapse_error: float | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attach the branches, before the optimizer is built."""
+        if stage != "fit" or self.blended is not None:
+            return
+        self._graft = Graft(pl_module, self.target)
+        network = self._graft.network
+        example = self._example(trainer, pl_module)
+        self.plan = plan(
+            network,
+            example,
+            self.keep,
+            exclude=self.exclude,
+            multiple_of=self.multiple_of,
+        )
+        self.blended = attach(network, self.plan, self.init)
+        self.blended.alpha = self.schedule.alpha
+        self._graft.insert(self.blended)
+        self.macs = 0
+
+    def _example(self, trainer: Trainer, module: LightningModule) -> Example:
+        if self.example is not None:
+            return self.example
+        if isinstance(module.example_input_array, Tensor | tuple | dict):
+            return module.example_input_array
+        data: Any = getattr(trainer, "datamodule", None)
+        if data is None:
+            raise PruneError(
+                "example (=None) is needed: neither example_input_array nor a data module is there"
+            )
+        batch = next(iter(data.train_dataloader()))
+        images: Tensor = batch[0] if isinstance(batch, list | tuple) else batch
+        return images[:1]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the learning rate starts; put all α curves on one chart."""
+        self._start = [
+            (copy.deepcopy(group["lr"]), group)
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+        ]
+        self._schedulers = [
+            (config.scheduler, copy.deepcopy(config.scheduler.state_dict()))
+            for config in trainer.lr_scheduler_configs
+        ]
+        limit = trainer.max_epochs
+        if limit not in (None, -1) and limit < self.schedule.max_epochs:
+            rank_zero_warn(
+                f"max_epochs (={limit}) may end training before the schedule does, which takes up "
+                f"to {self.schedule.max_epochs}"
+            )
+        for logger in trainer.loggers:
+            writer = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_custom_scalars"):
+                writer.add_custom_scalars({"alpha": {"all groups": ["Multiline", ["alpha/.*"]]}})
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set and log α."""
+        blended = self._blended
+        before, blended.alpha = blended.alpha, self.schedule.alpha
+        if blended.alpha != before or not self.macs:
+            self.macs = self._count_macs()
+        for name, alpha in blended.alpha.items():
+            pl_module.log(f"alpha/{name}", alpha)
+        pl_module.log("cost/macs", float(self.macs))
+        pl_module.log("lr", float(trainer.optimizers[0].param_groups[0]["lr"]))
+
+    @property
+    def _blended(self) -> Blended:
+        assert self.blended is not None, "setup has not run"
+        return self.blended
+
+    def _count_macs(self) -> int:
+        blended = self._blended
+        if not any(blended.alpha.values()):
+            return blended.plan.after.macs
+        return count_macs(blended, blended.plan.example)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the branch alone."""
+        if self.blended is None or trainer.sanity_checking or self.small is not None:
+            return
+        for name, value in validate_branch(trainer, pl_module, self.blended).items():
+            pl_module.log(f"{name}_branch", value, batch_size=1)
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Stop before a loss that is not a number spoils the weights."""
+        levels = sorted(set(self._blended.alpha.values()))
+        check_finite(trainer, loss, levels[0] if len(levels) == 1 else levels)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the schedule the metric and let it move."""
+        if self.monitor is not None:
+            if self.monitor not in trainer.callback_metrics:
+                known = ", ".join(sorted(trainer.callback_metrics))
+                raise PruneError(f"monitor (={self.monitor!r}) is not logged; logged are: {known}")
+            self.schedule.report(float(trainer.callback_metrics[self.monitor]))
+        if self.schedule.advance() and self.learning_rate == "restart":
+            self._restart_learning_rate()
+        if self.schedule.done:
+            trainer.should_stop = True
+
+    def _restart_learning_rate(self) -> None:
+        for scheduler, state in self._schedulers:
+            scheduler.load_state_dict(copy.deepcopy(state))
+        for learning_rate, group in self._start:
+            group["lr"] = copy.deepcopy(learning_rate)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collapse."""
+        if not self.collapses or self.small is not None:
+            return
+        if any(self._blended.alpha.values()):
+            rank_zero_warn(f"training ended at {self._blended.alpha}: nothing is collapsed")
+            return
+        self.small, self.collapse_error = collapse_with_error(self._blended)
+        self._graft.restore(self.small)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the schedule."""
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the schedule."""
+        self.schedule.load_state_dict(state_dict)

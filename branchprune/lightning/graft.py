@@ -1,0 +1,99 @@
+"""Putting a blended model into a LightningModule in place of the network, and a small one back."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from branchprune.blended import Blended
+from branchprune.errors import PruneError
+from branchprune.rules import CONVOLUTIONS, TRANSPOSED
+
+PRUNABLE = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+
+
+class Graft:
+    """The place of the network in a LightningModule.
+
+    Args:
+        module: The LightningModule.
+        target: Path of the network in it; "" for the module's own `forward`; None: the only
+            child that has layers to prune, or the module's own `forward` if there are several.
+
+    Raises:
+        PruneError: The module has no such attribute.
+    """
+
+    def __init__(self, module: nn.Module, target: str | None = None) -> None:
+        self.module = module
+        self.target = _find(module) if target is None else target
+        if self.target:
+            try:
+                module.get_submodule(self.target)
+            except AttributeError:
+                raise PruneError(
+                    f"target (={self.target!r}) is no module of {type(module).__name__}"
+                ) from None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as a module of its own."""
+        return self.module.get_submodule(self.target) if self.target else _shell(self.module)
+
+    def insert(self, blended: Blended) -> None:
+        """Put the blended model in place of the network."""
+        if self.target:
+            self._set(blended)
+            return
+        for name in _children(blended):
+            delattr(self.module, name)
+        self.module.add_module("blended", blended)
+        self.module.forward = blended.forward  # type: ignore[method-assign]
+
+    def restore(self, small: nn.Module) -> None:
+        """Put the collapsed network in place of the blended one."""
+        if self.target:
+            self._set(small)
+            return
+        blended = self.module.get_submodule("blended")
+        assert isinstance(blended, Blended)
+        del self.module.forward
+        del self.module.blended
+        for name in _children(blended):
+            self.module.add_module(name, getattr(small, name))
+
+    def _set(self, network: nn.Module) -> None:
+        parent, _, name = self.target.rpartition(".")
+        setattr(self.module.get_submodule(parent), name, network)
+
+
+def _find(module: nn.Module) -> str:
+    with_layers = [
+        name
+        for name, child in module.named_children()
+        if any(isinstance(m, PRUNABLE) for m in child.modules())
+    ]
+    alone = len(with_layers) == 1 and not isinstance(getattr(module, with_layers[0]), PRUNABLE)
+    return with_layers[0] if alone else ""
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """Return a shallow copy that shares the layers and knows no trainer."""
+    shell = copy.copy(module)
+    shell._modules = dict(module._modules)
+    for name in ("_trainer", "_fabric"):
+        if hasattr(shell, name):
+            shell.__dict__[name] = None
+    shell.__dict__.pop("log", None)
+    return shell
+
+
+def _children(blended: Blended) -> list[str]:
+    """Return the top-level modules that the network's forward uses."""
+    used: dict[str, None] = {}
+    for graph in blended.plan.structure.graphs.values():
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                used[str(node.target).split(".")[0]] = None
+    return [name for name in used if name in blended.model._modules]

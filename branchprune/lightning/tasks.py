@@ -1,0 +1,152 @@
+"""Training tasks around a model: classification and reconstruction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from branchprune.errors import PruneError
+from branchprune.losses import L1SSIM
+
+Batch = tuple[Tensor, Tensor]
+Stage = Literal["train", "val", "test"]
+
+
+class Task(LightningModule, ABC):
+    """A model with its optimizer; subclasses say what is lost and measured.
+
+    Args:
+        model: The network.
+        optimizer: "sgd" (Nesterov momentum 0.9) or "adam".
+        learning_rate: Learning rate at the start of a cycle.
+        weight_decay: Weight decay, of every parameter.
+        cosine: Let the learning rate fall to 0 along a cosine, else keep it.
+        cycle_epochs: Length of the cosine; None: the whole training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        learning_rate: float = 0.1,
+        weight_decay: float = 5e-4,
+        cosine: bool = True,
+        cycle_epochs: int | None = None,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0:
+            raise PruneError(f"learning_rate (={learning_rate}) must be positive")
+        if optimizer not in ("sgd", "adam"):
+            raise PruneError(f"optimizer (={optimizer!r}) must be 'sgd' or 'adam'")
+        self.model = model
+        self.optimizer, self.learning_rate, self.weight_decay = (
+            optimizer,
+            learning_rate,
+            weight_decay,
+        )
+        self.cosine, self.cycle_epochs = cosine, cycle_epochs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's output."""
+        output: Tensor = self.model(x)
+        return output
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer and the cosine over epochs."""
+        optimizer = self._optimizer()
+        if not self.cosine:
+            return optimizer
+        epochs = self.cycle_epochs or self.trainer.max_epochs or 1
+        return [optimizer], [CosineAnnealingLR(optimizer, max(1, epochs))]
+
+    def _optimizer(self) -> Optimizer:
+        common: dict[str, float] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if self.optimizer == "adam":
+            return torch.optim.Adam(self.parameters(), **common)
+        return torch.optim.SGD(self.parameters(), momentum=0.9, nesterov=True, **common)
+
+    @abstractmethod
+    def step(self, batch: Batch, stage: Stage) -> Tensor:
+        """Log what is measured on a batch and return its loss."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a training batch."""
+        return self.step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a validation batch."""
+        self.step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a test batch."""
+        self.step(batch, "test")
+
+    def log_epoch(self, name: str, value: Tensor, size: int) -> None:
+        """Log the mean over an epoch."""
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=size)
+
+
+class ClassificationTask(Task):
+    """Cross-entropy; logs loss/{train,val,test} and metric/{val,test}_acc (a fraction)."""
+
+    def step(self, batch: Batch, stage: Stage) -> Tensor:
+        """Return the cross-entropy of images (N, C, H, W) and classes (N,)."""
+        images, labels = batch
+        logits = self(images)
+        loss = cross_entropy(logits, labels)
+        self.log_epoch(f"loss/{stage}", loss, len(images))
+        if stage != "train":
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            self.log_epoch(f"metric/{stage}_acc", accuracy, len(images))
+        return loss
+
+
+class ReconstructionTask(Task):
+    """L1 + SSIM between output and target; logs the loss, PSNR in dB and SSIM.
+
+    Args:
+        model: The network, images in [0, 1] in and out.
+        l1_weight: Weight of the mean absolute error.
+        ssim_weight: Weight of 1 − SSIM.
+        window: Size of the SSIM window in pixels.
+        optimizer: See `Task`.
+        learning_rate: See `Task`.
+        weight_decay: See `Task`.
+        cosine: See `Task`.
+        cycle_epochs: See `Task`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        l1_weight: float = 1.0,
+        ssim_weight: float = 1.0,
+        window: int = 11,
+        optimizer: Literal["sgd", "adam"] = "adam",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        cosine: bool = True,
+        cycle_epochs: int | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, learning_rate, weight_decay, cosine, cycle_epochs)
+        self.loss = L1SSIM(l1_weight, ssim_weight, window)
+
+    def step(self, batch: Batch, stage: Stage) -> Tensor:
+        """Return the loss of reconstructing targets (N, C, H, W) from images."""
+        images, targets = batch
+        output = self(images)
+        loss: Tensor = self.loss(output, targets)
+        self.log_epoch(f"loss/{stage}", loss, len(images))
+        if stage != "train":
+            errors = mse_loss(output, targets, reduction="none").mean((1, 2, 3))
+            psnr = (-10 * errors.clamp_min(1e-10).log10()).mean()
+            self.log_epoch(f"metric/{stage}_psnr", psnr, len(images))
+            self.log_epoch(f"metric/{stage}_ssim", self.loss.ssim(output, targets), len(images))
+        return loss

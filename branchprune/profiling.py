@@ -1,0 +1,107 @@
+"""What a model costs: parameters, multiply-adds, latency, memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from branchprune.trace import Example, call, tensors, training_mode
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass, in seconds, as median and interquartile range of many."""
+
+    median_s: float
+    iqr_s: float
+    batch_size: int
+    device: str
+
+
+def count_macs(model: nn.Module, example: Example) -> int:
+    """Return the multiply-adds of one forward pass in convolutions and matrix products."""
+    with torch.no_grad(), training_mode(model, False), FlopCounterMode(display=False) as counter:
+        call(model, example)
+    return counter.get_total_flops() // 2
+
+
+def count_params(model: nn.Module) -> int:
+    """Return the number of parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def measure_latency(model: nn.Module, x: torch.Tensor, seconds: float = 1.0) -> Latency:
+    """Time forward passes in evaluation mode after a warm-up.
+
+    Args:
+        model: The network.
+        x: A batch on the model's device.
+        seconds: How long to measure.
+    """
+    with torch.inference_mode(), training_mode(model, False):
+        timer = Timer(
+            "model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()
+        )
+        timer.timeit(2)
+        times = timer.adaptive_autorange(min_run_time=seconds / 2, max_run_time=seconds)
+    return Latency(times.median, times.iqr, len(x), x.device.type)
+
+
+def peak_memory(model: nn.Module, x: Tensor) -> int:
+    """Return the bytes that weights, input and activations take at the peak of a forward pass.
+
+    On a GPU this is the peak of torch's allocator. Elsewhere it is the peak of all live tensors;
+    what a kernel takes for itself is not seen.
+
+    Args:
+        model: The network.
+        x: A batch on the model's device.
+    """
+    weights = {id(t): t.nbytes for t in [*model.parameters(), *model.buffers()]}
+    own = sum(weights.values()) + x.nbytes
+    with torch.inference_mode(), training_mode(model, False):
+        if x.device.type == "cuda":
+            before = torch.cuda.memory_allocated(x.device)
+            torch.cuda.reset_peak_memory_stats(x.device)
+            model(x)
+            return own + int(torch.cuda.max_memory_allocated(x.device)) - before
+        with _LiveTensors() as live:
+            model(x)
+    return own + live.peak
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Follows how many bytes the tensors made inside it take; `peak` is the most of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        before = {tensor.untyped_storage() for tensor in tensors((args, kwargs))}
+        output = func(*args, **(kwargs or {}))
+        for storage in {tensor.untyped_storage() for tensor in tensors(output)} - before:
+            if storage not in self.known:
+                self.known.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._release, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return output
+
+    def _release(self, size: int) -> None:
+        self.now -= size

@@ -1,0 +1,274 @@
+"""The command line, as a user runs it: every configuration, and everything that can be wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import branchprune as bp
+from branchprune.cli import main
+from branchprune.lightning import ClassificationTask
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+TINY = """
+name: tiny
+model: {class_path: test_cli.Net}
+data: {class_path: test_cli.Data}
+task:
+  class_path: branchprune.lightning.ClassificationTask
+  init_args: {learning_rate: 0.05}
+dense: {epochs: 2}
+prune: {levels: [0.5, 0.0], final_hold: 2}
+"""
+
+
+class Net(nn.Sequential):
+    """A user's own model, named by import path."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(width * 16, 3),
+        )
+
+
+class Unprunable(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(16, 3))
+
+
+class Data(LightningDataModule):
+    """A user's own data module."""
+
+    def _batches(self, seed: int) -> DataLoader:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(24, 1, 4, 4, generator=generator)
+        y = (x.mean((1, 2, 3)) > 0).long()
+        return DataLoader(TensorDataset(x, y), batch_size=8)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._batches(0)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._batches(1)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._batches(2)
+
+
+class Breaks(ClassificationTask):
+    """A task whose loss becomes NaN after some steps of each training."""
+
+    def __init__(self, model: nn.Module, at: int = 4, learning_rate: float = 0.05) -> None:
+        super().__init__(model, learning_rate=learning_rate)
+        self.at = at
+
+    def step(self, batch, stage):
+        loss = super().step(batch, stage)
+        return loss * float("nan") if stage == "train" and self.global_step == self.at else loss
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    Path("tiny.yaml").write_text(TINY)
+    return lambda *args: main(["run", "tiny.yaml", "--output", "out", *args])
+
+
+def scalars(path):
+    return json.loads(Path(path).read_text())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_runs(config, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert main(["run", str(config), "--output", str(output), "--fast", "true"]) == 0
+    names = {path.name for path in output.iterdir()}
+    files = {"config.yaml", "dense.safetensors", "small.safetensors", "result.json", "report.html"}
+    assert files | {"dense", "prune"} == names
+    for stage in ("dense", "prune"):
+        inside = {path.name.split(".")[0] for path in (output / stage).iterdir()}
+        assert {"metrics", "events", "last"} <= inside
+    result = scalars(output / "result.json")
+    assert result["collapse"]["relative_error"] <= result["collapse"]["tolerance"]
+    assert result["cost"]["small"]["params"] < result["cost"]["dense"]["params"]
+    assert "latency" in capsys.readouterr().out
+
+
+def test_result_agrees_with_the_files(tiny):
+    assert tiny() == 0
+    result = scalars("out/result.json")
+    dense = bp.load(Net(), "out/dense.safetensors")
+    small = bp.load(Net(), "out/small.safetensors")
+    for name, model in (("dense", dense), ("small", small)):
+        assert result["cost"][name]["params"] == sum(p.numel() for p in model.parameters())
+        assert result["cost"][name]["file_bytes"] == Path(f"out/{name}.safetensors").stat().st_size
+        model.eval()
+        for split, batches in (
+            ("val", Data().val_dataloader()),
+            ("test", Data().test_dataloader()),
+        ):
+            hits = torch.cat([(model(x).argmax(1) == y).float() for x, y in batches])
+            assert result["scores"][name][split] == pytest.approx(hits.mean().item())
+    assert small[0].out_channels == 4
+    assert result["scores"]["blended_at_zero"]["val"] == result["scores"]["small"]["val"]
+
+
+def test_configuration_of_a_run_runs_again_with_the_same_result(tiny):
+    assert tiny() == 0
+    assert main(["run", "out/config.yaml", "--output", "again"]) == 0
+    assert scalars("out/result.json")["scores"] == scalars("again/result.json")["scores"]
+    a, b = (bp.load(Net(), f"{f}/small.safetensors").state_dict() for f in ("out", "again"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_report_is_written_again(tiny, capsys):
+    assert tiny() == 0
+    before = Path("out/report.html").read_text()
+    Path("out/report.html").unlink()
+    assert main(["report", "out"]) == 0
+    assert Path("out/report.html").read_text() == before
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "ckpt"])
+def test_users_checkpoint_is_taken(tiny, kind):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    model = Net()
+    path = Path(f"weights.{kind}")
+    if kind == "safetensors":
+        save_file(model.state_dict(), path)
+    elif kind == "pt":
+        torch.save(model.state_dict(), path)
+    else:
+        torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, path)
+    assert tiny("--dense.checkpoint", str(path), "--dense.epochs", "0") == 0
+    dense = bp.load(Net(), "out/dense.safetensors")
+    state = model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in dense.state_dict().items())
+    assert "from a checkpoint" in Path("out/report.html").read_text()
+
+
+def test_loss_that_becomes_nan_names_step_alpha_and_checkpoint(tiny, capsys):
+    task = ["--task", "test_cli.Breaks", "--task.init_args.at", "99"]
+    assert tiny(*task, "--prune.task", '{"at": 4}') == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "prune stage: the loss is nan at step 4 (epoch 1), alpha = 0.0" in error
+    assert "the last good checkpoint is out/prune/last.ckpt" in error
+    checkpoint = torch.load("out/prune/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(v.isfinite().all() for v in checkpoint["state_dict"].values())
+    assert not Path("out/result.json").exists()
+
+
+def write(name, content):
+    path = Path(name)
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    return name
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+BAD = {
+    "wrong key": (["--prune.kep", "0.5"], "prune.kep"),
+    "wrong type": (["--prune.keep", "half"], "prune.keep"),
+    "wrong model argument": (["--model.init_args.widht", "8"], "widht"),
+    "model that is not there": (["--model", "nowhere.Net"], "nowhere"),
+    "wrong task argument": (["--prune.task", '{"learning_rat": 1}'], "learning_rat"),
+    "keep of 0": (["--prune.keep", "0"], "keep (=0.0)"),
+    "keep above 1": (["--prune.keep", "1.5"], "keep (=1.5)"),
+    "unknown layer": (["--prune.exclude", '["conv9"]'], "conv9"),
+    "levels": (["--prune.levels", '{"sinus": 3}'], "sinus"),
+    "levels that rise": (["--prune.levels", "[0.1, 0.5, 0]"], "fall"),
+    "hold": (["--prune.hold", "0"], "hold (=0)"),
+    "plateau": (["--prune.hold", '{"max_epochs": 0}'], "max_epochs (=0)"),
+    "init": (["--prune.init", "nowhere.scores"], "nowhere.scores"),
+    "nothing to prune": (["--model", "test_cli.Unprunable"], "nothing in the model can be pruned"),
+    "no epochs, no checkpoint": (["--dense.epochs", "0"], "dense.epochs (=0)"),
+    "checkpoint that is missing": (["--dense.checkpoint", "none.pt"], "none.pt does not exist"),
+    "checkpoint with code": (["--dense.checkpoint", "code.pt"], "refused"),
+    "checkpoint that is truncated": (["--dense.checkpoint", "short.pt"], "not complete"),
+    "checkpoint of another model": (["--dense.checkpoint", "other.pt"], "another model"),
+    "checkpoint that is no checkpoint": (["--dense.checkpoint", "text.pt"], "no checkpoint"),
+    "order": (["--prune.order", '["encoder"]'], "encoder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_before_anything_is_written(case, tiny, capsys):
+    write("code.pt", Exploit())
+    write("other.pt", {"weight": torch.zeros(3)})
+    write("whole.pt", Net().state_dict())
+    write("short.pt", Path("whole.pt").read_bytes()[:-200])
+    write("text.pt", b"hello")
+    before = sorted(Path().iterdir())
+    args, message = BAD[case]
+    assert tiny(*args) == 2
+    captured = capsys.readouterr()
+    assert message in " ".join(captured.err.split())
+    assert "Traceback" not in captured.err
+    assert "epoch" not in captured.out, "training has begun"
+    assert sorted(Path().iterdir()) == before, "something was written"
+
+
+def test_output_folder_that_exists_is_kept_unless_overwritten(tiny, capsys):
+    Path("out").mkdir()
+    Path("out/precious.txt").write_text("keep me")
+    assert tiny() == 2
+    assert "out exists" in capsys.readouterr().err
+    assert Path("out/precious.txt").read_text() == "keep me"
+
+
+def test_overwrite_replaces_an_earlier_run_and_nothing_else(tiny, capsys):
+    assert tiny() == 0
+    assert tiny("--overwrite", "true") == 0
+    Path("home").mkdir()
+    Path("home/thesis.tex").write_text("years of work")
+    assert tiny("--output", "home", "--overwrite", "true") == 2
+    assert "not a run" in capsys.readouterr().err
+    assert Path("home/thesis.tex").exists()
+
+
+def test_output_folder_that_cannot_be_written(tiny, capsys):
+    Path("file").write_text("")
+    assert tiny("--output", "file/out") == 2
+    assert "file/out cannot be written" in capsys.readouterr().err
+
+
+def test_missing_and_malformed_yaml(tiny, capsys):
+    assert main(["run", "none.yaml"]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+    Path("bad.yaml").write_text("model: [unclosed")
+    assert main(["run", "bad.yaml"]) == 2
+    assert main(["frobnicate"]) == 2
+    assert "frobnicate" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    assert "branchprune run" in capsys.readouterr().out
+
+
+def test_importing_the_core_needs_torch_alone():
+    code = (
+        "import sys, branchprune;"
+        "heavy = {'pytorch_lightning', 'lightning', 'matplotlib', 'tensorboard', 'rich'};"
+        "found = heavy & set(sys.modules); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,302 @@
+"""The callback in real Trainers, with modules that users write."""
+
+import lightning.pytorch
+import pytest
+import pytorch_lightning
+import torch
+import torchmetrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import branchprune as bp
+from branchprune.lightning import BranchPruning, ClassificationTask, FiniteLoss, ReconstructionTask
+from branchprune.models import VGG
+
+FLAVOURS = [pytorch_lightning, lightning.pytorch]
+
+
+def loader(n=24, channels=1, seed=0, shuffle=False):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, channels, 8, 8, generator=generator)
+    y = torch.randint(4, (n,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=8, shuffle=shuffle)
+
+
+def trainer(epochs, *callbacks, flavour=pytorch_lightning, **options):
+    options = {"logger": False, "enable_checkpointing": False} | options
+    return flavour.Trainer(
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+def network():
+    torch.manual_seed(0)
+    return VGG([[8, 8], [16]], classes=4, in_channels=1)
+
+
+def make_module(flavour, inner=True):
+    """A LightningModule as a user writes it, network inside or layers of its own."""
+
+    class Own(flavour.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            if inner:
+                self.net = network()
+            else:
+                self.conv = nn.Conv2d(1, 8, 3, padding=1)
+                self.norm = nn.BatchNorm2d(8)
+                self.head = nn.Linear(8 * 64, 4)
+            self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=4)
+            self.outputs = []
+
+        def forward(self, x):
+            if inner:
+                return self.net(x)
+            return self.head(torch.relu(self.norm(self.conv(x))).flatten(1))
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            logits = self(batch[0])
+            self.outputs.append(logits)
+            self.accuracy(logits, batch[1])
+            self.log("val_acc", self.accuracy)
+            self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]))
+
+        def on_validation_epoch_end(self):
+            self.log("val_spread", torch.cat(self.outputs).std())
+            self.outputs.clear()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    return Own()
+
+
+def accuracy(model, batches):
+    model.eval()
+    with torch.no_grad():
+        hits = [(model(x).argmax(1) == y).float() for x, y in batches]
+    return torch.cat(hits).mean().item()
+
+
+@pytest.mark.parametrize("inner", [True, False], ids=["network", "own layers"])
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.__name__)
+def test_users_module_is_pruned_as_it_stands(flavour, inner):
+    module = make_module(flavour, inner)
+    keys = list(module.state_dict())
+    pruning = BranchPruning(bp.Schedule((0.5, 0.0)), keep=0.5, example=torch.randn(2, 1, 8, 8))
+    val = loader(seed=1)
+    run = trainer(2, pruning, flavour=flavour)
+    run.fit(module, loader(), val)
+    assert list(module.state_dict()) == keys
+    first = module.net.features[0] if inner else module.conv
+    assert first.out_channels == 4
+    assert pruning.collapse_error < 1e-10
+    assert "forward" not in vars(module)
+    small = module.net if inner else module
+    assert accuracy(small, val) == pytest.approx(run.callback_metrics["val_acc"].item())
+    module.eval()(torch.randn(2, 1, 8, 8))
+
+
+class Watch(pytorch_lightning.Callback):
+    """Recomputes both metrics by hand at the end of every validation."""
+
+    def __init__(self, pruning, batches):
+        self.pruning, self.batches, self.rows = pruning, batches, []
+
+    def on_validation_end(self, trainer, pl_module):
+        blended = self.pruning.blended
+        whole = accuracy(blended, self.batches)
+        before = blended.alpha
+        blended.alpha = 0
+        branch = accuracy(blended, self.batches)
+        blended.alpha = before
+        logged = trainer.callback_metrics
+        self.rows.append((whole, logged["val_acc"].item(), branch, logged["val_acc_branch"].item()))
+
+
+def test_both_metrics_are_what_they_say():
+    module = make_module(pytorch_lightning)
+    schedule = bp.Schedule((0.7, 0.3, 0.0))
+    pruning = BranchPruning(schedule, example=torch.randn(2, 1, 8, 8), init="random")
+    val = loader(n=20, seed=1)
+    watch = Watch(pruning, val)
+    trainer(3, pruning, watch, num_sanity_val_steps=0).fit(module, loader(), val)
+    assert len(watch.rows) == 3
+    for whole, logged, branch, logged_branch in watch.rows:
+        assert logged == pytest.approx(whole)
+        assert logged_branch == pytest.approx(branch)
+
+
+def test_validating_the_branch_leaves_no_trace():
+    def fit(callbacks):
+        torch.manual_seed(0)
+        task = ClassificationTask(network(), learning_rate=0.05)
+        run = trainer(2, *callbacks, num_sanity_val_steps=0)
+        run.fit(task, loader(), loader(seed=1))
+        return task.model.state_dict()
+
+    class NoBranchMetric(BranchPruning):
+        def on_validation_epoch_start(self, trainer, pl_module):
+            pass
+
+    example = torch.randn(2, 1, 8, 8)
+    states = [
+        fit([kind(bp.Schedule((0.5, 0.0)), example=example)])
+        for kind in (BranchPruning, NoBranchMetric)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+
+
+def test_optimizer_holds_the_blended_parameters():
+    seen = {}
+
+    class Spy(pytorch_lightning.Callback):
+        def on_train_start(self, trainer, pl_module):
+            groups = trainer.optimizers[0].param_groups
+            seen["optimized"] = {id(p) for group in groups for p in group["params"]}
+            seen["blended"] = {id(p) for p in pl_module.model.parameters()}
+
+    pruning = BranchPruning(bp.Schedule((0.0,)), example=torch.randn(2, 1, 8, 8))
+    trainer(1, pruning, Spy()).fit(ClassificationTask(network()), loader(), loader())
+    assert seen["optimized"] == seen["blended"]
+
+
+def test_tensorboard_has_every_curve_and_one_chart_of_all_alphas(tmp_path):
+    logger = pytorch_lightning.loggers.TensorBoardLogger(tmp_path, name="", version="run")
+    table = pytorch_lightning.loggers.CSVLogger(tmp_path, name="", version="run")
+    pruning = BranchPruning(bp.Schedule((0.5, 0.0)), example=torch.randn(2, 1, 8, 8))
+    run = trainer(2, pruning, logger=[logger, table])
+    run.fit(ClassificationTask(network()), loader(), loader(seed=1))
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    tags = set(events.Tags()["scalars"])
+    groups = [f"alpha/{g.name}" for g in pruning.plan.groups if g.pruned]
+    expected = {*groups, "loss/train", "loss/val", "metric/val_acc", "metric/val_acc_branch"}
+    assert expected | {"lr", "cost/macs"} <= tags
+    assert [e.value for e in events.Scalars(groups[0])] == [0.5, 0.0]
+    assert events.Scalars("cost/macs")[-1].value == pruning.plan.after.macs
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert expected <= set(header)
+
+
+def test_plateau_is_driven_by_the_monitored_metric():
+    hold = bp.Plateau(max_epochs=4, patience=1)
+    schedule = bp.Schedule((0.5, 0.0), hold=hold, final_hold=1)
+    pruning = BranchPruning(
+        schedule, example=torch.randn(2, 1, 8, 8), monitor="metric/val_acc_branch"
+    )
+    values = iter([0.1, 0.2, 0.2, 0.9])
+    alphas = []
+
+    class Fake(pytorch_lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            alphas.append(sorted(set(pruning.blended.alpha.values())))
+            trainer.callback_metrics["metric/val_acc_branch"].fill_(next(values))
+
+    trainer(9, Fake(), pruning).fit(ClassificationTask(network()), loader(), loader())
+    assert alphas == [[0.5], [0.5], [0.5], [0.0]]
+
+
+def test_monitor_that_is_not_logged_is_named():
+    schedule = bp.Schedule((0.0,), hold=bp.Plateau(max_epochs=2))
+    pruning = BranchPruning(schedule, example=torch.randn(2, 1, 8, 8), monitor="accuracy")
+    with pytest.raises(bp.PruneError, match=r"monitor \(='accuracy'\).*metric/val_acc_branch"):
+        trainer(2, pruning).fit(ClassificationTask(network()), loader(), loader())
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("keep", [0.1, 0.075, 0.025, 0.0]), ("restart", [0.1, 0.075, 0.1, 0.075])],
+)
+def test_learning_rate_is_kept_or_restarted_at_each_alpha(policy, expected):
+    rates = []
+
+    class Spy(pytorch_lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 0:
+                rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    task = ClassificationTask(network(), learning_rate=0.1, cycle_epochs=3)
+    pruning = BranchPruning(
+        bp.Schedule((0.5, 0.0), hold=2), example=torch.randn(2, 1, 8, 8), learning_rate=policy
+    )
+    trainer(4, pruning, Spy()).fit(task, loader(), loader())
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pruning", [True, False])
+def test_nan_stops_before_the_weights_change(pruning):
+    class Breaks(ClassificationTask):
+        def step(self, batch, stage):
+            loss = super().step(batch, stage)
+            return loss * float("nan") if self.global_step == 4 and stage == "train" else loss
+
+    task = Breaks(network(), learning_rate=0.01)
+    example = torch.randn(2, 1, 8, 8)
+    callback = BranchPruning(bp.Schedule((0.5, 0.2, 0.0)), example=example)
+    expected = r"nan at step 4 \(epoch 1\)" + (", alpha = 0.2" if pruning else "")
+    with pytest.raises(bp.PruneError, match=expected):
+        trainer(3, callback if pruning else FiniteLoss()).fit(task, loader(), loader())
+    assert all(p.isfinite().all() for p in task.parameters())
+
+
+def test_training_continues_from_a_checkpoint_inside_the_schedule(tmp_path):
+    def fit(epochs, ckpt=None):
+        pytorch_lightning.seed_everything(0, verbose=False)
+        pruning = BranchPruning(bp.Schedule((0.6, 0.3, 0.0)), example=torch.ones(2, 1, 8, 8))
+        task = ClassificationTask(network(), learning_rate=0.05, cosine=False)
+        run = trainer(epochs, pruning, enable_checkpointing=True, default_root_dir=tmp_path)
+        run.fit(task, loader(), loader(), ckpt_path=ckpt)
+        run.save_checkpoint(tmp_path / f"{epochs}.ckpt") if epochs == 1 else None
+        return pruning
+
+    whole = fit(3)
+    with pytest.warns(UserWarning) as warned:
+        fit(1)
+    messages = [str(w.message) for w in warned]
+    assert any("max_epochs (=1)" in m for m in messages)
+    assert any("nothing is collapsed" in m for m in messages)
+    resumed = fit(3, ckpt=tmp_path / "1.ckpt")
+    states = (whole.small.state_dict(), resumed.small.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+
+
+def test_reconstruction_task_prunes_an_autoencoder_part_by_part():
+    from branchprune.models import Autoencoder
+
+    torch.manual_seed(0)
+    model = Autoencoder([[8, 8]], [[8, 8]], channels=1)
+    images = torch.rand(16, 1, 8, 8)
+    batches = DataLoader(TensorDataset(images, images), batch_size=8)
+    task = ReconstructionTask(model, window=5)
+    schedule = bp.Schedule((0.5, 0.0), order=["encoder", "decoder"])
+    pruning = BranchPruning(schedule, example=images[:1])
+    trainer(4, pruning).fit(task, batches, batches)
+    assert [m.out_channels for m in task.model.encoder if isinstance(m, nn.Conv2d)] == [4, 4]
+    assert task.model(images).shape == images.shape
+
+
+def test_bad_arguments():
+    schedule = bp.Schedule((0.0,))
+    with pytest.raises(bp.PruneError, match="learning_rate"):
+        BranchPruning(schedule, learning_rate="reset")
+    with pytest.raises(bp.PruneError, match="monitor"):
+        BranchPruning(bp.Schedule((0.0,), hold=bp.Plateau()))
+    pruning = BranchPruning(schedule, example=torch.randn(1, 1, 8, 8), target="nett")
+    with pytest.raises(bp.PruneError, match="nett"):
+        trainer(1, pruning).fit(ClassificationTask(network()), loader(), loader())
+    with pytest.raises(bp.PruneError, match="example"):
+        trainer(1, BranchPruning(schedule)).fit(ClassificationTask(network()), loader(), loader())
+    with pytest.raises(bp.PruneError, match=r"learning_rate \(=0\)"):
+        ClassificationTask(network(), learning_rate=0)

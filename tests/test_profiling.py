@@ -1,0 +1,85 @@
+"""Costs, against numbers worked out by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from branchprune.bench import main as bench
+from branchprune.bench import ratios
+from branchprune.models import VGG
+from branchprune.profiling import count_macs, count_params, measure_latency, peak_memory
+
+
+def test_macs_and_parameters_of_a_convolution_and_a_linear_layer():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.Flatten(), nn.Linear(128, 5))
+    assert count_macs(model, torch.zeros(1, 3, 8, 8)) == 4 * 4 * 8 * 3 * 9 + 128 * 5
+    assert count_params(model) == 8 * 3 * 9 + 8 + 128 * 5 + 5
+
+
+def test_vgg16_has_the_known_size():
+    model = VGG()
+    assert count_params(model) == 14_728_266
+    assert count_macs(model, torch.zeros(1, 3, 32, 32)) == 313_201_664
+
+
+def test_peak_memory_is_weights_plus_the_tensors_alive_together():
+    model = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2))
+    weights = 4 * (4 * 100 + 100 + 100 * 2 + 2)
+    hidden = 3 * 100 * 4
+    assert peak_memory(model, torch.zeros(3, 4)) == weights + 3 * 4 * 4 + 2 * hidden
+
+
+def test_peak_memory_frees_what_is_no_longer_used():
+    deep = nn.Sequential(*[nn.Conv2d(4, 4, 1, bias=False) for _ in range(10)])
+    x = torch.zeros(2, 4, 16, 16)
+    assert peak_memory(deep, x) == 10 * 16 * 4 + 3 * x.nbytes
+
+
+def test_memory_in_place_is_not_counted_twice():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ReLU(inplace=True))
+    x = torch.zeros(2, 4, 16, 16)
+    assert peak_memory(model, x) == 16 * 4 + 2 * x.nbytes
+
+
+def test_latency_reports_its_setting():
+    latency = measure_latency(nn.Linear(4, 4), torch.zeros(7, 4), seconds=0.02)
+    assert latency.batch_size == 7 and latency.device == "cpu"
+    assert latency.median_s > 0 and latency.iqr_s >= 0
+
+
+def test_ratios_alternate_and_divide(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("branchprune.bench.time.perf_counter", lambda: next(clock))
+
+    def slow():
+        next(clock), next(clock)
+
+    found = ratios(slow, lambda: None, 4, torch.device("cpu"))
+    assert found == [3.0] * 4
+
+
+def test_bench_writes_its_rows(tmp_path, capsys):
+    import json
+
+    from rich.console import Console
+
+    path = tmp_path / "bench.json"
+    args = ["--batch_size=2", "--image_size=32", "--repeats=2", f"--output={path}"]
+    bench(args, Console(width=200))
+    content = json.loads(path.read_text())
+    assert [row["target"] for row in content["rows"] if row["target"]] == [
+        "≤ 1.3",
+        "≤ 1.2",
+        "1.00 ± 0.03",
+        "< 2",
+    ]
+    assert "plan + attach + collapse" in capsys.readouterr().out
+
+
+def test_bench_names_a_bad_option():
+    from rich.console import Console
+
+    from branchprune import PruneError
+
+    with pytest.raises(PruneError, match="batch_sise"):
+        bench(["--batch_sise=2"], Console())

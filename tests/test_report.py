@@ -1,0 +1,292 @@
+"""The report shows what the result files say, and names what is wrong with them."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from branchprune.errors import PruneError
+from branchprune.plots import alpha_courses, blending
+from branchprune.report import read_metrics, write_report
+
+Result = dict[str, Any]
+Make = Callable[..., str]
+
+RESULT = """{
+"experiment": "digits", "command": "branchprune run configs/digits.yaml", "seed": 7,
+"date": "2026-11-20T08:00:00+00:00", "hardware": "AMD EPYC, 2 cores", "commit": null,
+"versions": {"branchprune": "0.1.0", "torch": "2.15.0"},
+"configuration": "seed: 0\\n",
+"metric": {"column": "metric/val_acc", "label": "acc", "mode": "max", "format": "percent"},
+"scores": {"dense": {"val": 0.981, "test": 0.97456}, "blended_at_zero": {"val": 0.9617},
+           "small": {"val": 0.9617, "test": 0.96543}},
+"cost": {
+  "dense": {"channels": 4234, "params": 1234567, "macs": 313201664, "file_bytes": 4940000,
+    "latency": {"median_s": 0.0412, "iqr_s": 0.0012, "batch_size": 64, "device": "cpu"},
+    "peak_memory_bytes": 402653184},
+  "small": {"channels": 1455, "params": 145679, "macs": 37801984, "file_bytes": 588000,
+    "latency": {"median_s": 0.0103, "iqr_s": 0.0004, "batch_size": 64, "device": "cpu"},
+    "peak_memory_bytes": 96468992}},
+"collapse": {"relative_error": 1.2e-15, "tolerance": 1e-10, "relative_error_own_dtype": 3.1e-7},
+"plan": {"groups": [
+    {"name": "features.0", "layers": ["features.0", "features.3"], "width": 64, "kept": 22,
+     "macs_share": 0.123, "reason": null},
+    {"name": "classifier", "layers": ["classifier"], "width": 10, "kept": 10,
+     "macs_share": 0.001, "reason": "it is an output of the model"}],
+  "before": {"channels": 4234, "params": 1234567, "macs": 313201664},
+  "after": {"channels": 1455, "params": 145679, "macs": 37801984}},
+"epochs": {"dense": 3, "prune": 4}, "seconds": {"dense": 20.1, "prune": 144.0}
+}"""
+PRUNE = """epoch,step,loss/train,loss/val,metric/val_acc,metric/val_acc_branch,alpha/features.0,lr
+,0,,,,,,0.1
+0,9,,0.3,0.98,0.2,,
+0,9,0.5,,,,0.5,
+1,19,0.4,0.3,0.97,0.8,0.25,0.1
+2,29,0.3,0.25,0.96,0.96,0.0,0.05
+3,39,0.3,0.25,0.962,0.962,0.0,0.01
+4,40,,,,,,
+"""
+DENSE = "epoch,step,loss/train,loss/val,lr\n0,9,2.0,1.9,0.1\n1,19,1.0,1.1,0.1\n"
+
+
+@pytest.fixture
+def result() -> Result:
+    content: Result = json.loads(RESULT)
+    return content
+
+
+@pytest.fixture
+def report(tmp_path: Path, result: Result) -> Make:
+    """Write the run folder, make the report, return its HTML."""
+
+    def make(dense: str | None = DENSE, prune: str = PRUNE) -> str:
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        for phase, text in {"dense": dense, "prune": prune}.items():
+            if text is not None:
+                (tmp_path / phase).mkdir(exist_ok=True)
+                (tmp_path / phase / "metrics.csv").write_text(text)
+        assert write_report(tmp_path) == tmp_path / "report.html"
+        return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    return make
+
+
+class Page(HTMLParser):
+    """The tags, references and texts of a page, and the texts of each table row in it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.references: list[str | None] = []
+        self.rows: list[list[str]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [v for name, v in attrs if name.split(":")[-1] in ("href", "src")]
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self.rows.append([])
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if self.rows and data.strip():
+            self.rows[-1].append(data.strip())
+
+    def row(self, label: str) -> list[str]:
+        return next(row for row in self.rows if row and row[0] == label)
+
+
+def test_table_shows_the_numbers_of_the_result(report: Make) -> None:
+    page = Page(report())
+    for label, *cells in [
+        ("Acc, test", "97.46 %", "96.54 %", "−0.92 points"),
+        ("Acc, validation", "98.10 %", "96.17 %", "−1.93 points"),
+        ("Channels", "4,234", "1,455", "−65.6 %"),
+        ("Parameters", "1,234,567", "145,679", "−88.2 %"),
+        ("MACs", "313,201,664", "37,801,984", "−87.9 %"),
+        ("File size", "4.94 MB", "588 kB", "−88.1 %"),
+        ("Latency", "41.2 ms", "10.3 ms", "−75.0 %"),
+        ("Peak memory", "403 MB", "96.5 MB", "−76.0 %"),
+    ]:
+        assert page.row(label)[-3:] == cells
+
+
+def test_headline_comes_first(report: Make) -> None:
+    text = Page(report()).text
+    for number in ("97.46 → 96.54 %", "−88.2 %", "1.23 M → 146 k", "313 M → 37.8 M", "4.00×"):
+        assert text.index(number) < text.index("Before and after")
+
+
+def test_error_metric_is_shown_as_a_number_and_says_its_direction(
+    report: Make, result: Result
+) -> None:
+    result["metric"] |= {"mode": "min", "format": "number"}
+    row = Page(report()).row("Acc, test")
+    assert row == ["Acc, test", "lower is better", "0.9746", "0.9654", "−0.0092"]
+
+
+def test_exactness(report: Make, result: Result) -> None:
+    html = report().replace("\u00a0", " ")
+    assert "Yes." in html
+    for number in ("1.2 × 10⁻¹⁵", "1.0 × 10⁻¹⁰", "3.1 × 10⁻⁷"):
+        assert number in html
+    result["collapse"]["relative_error"] = 2e-10
+    html = report()
+    assert "No." in html and "Yes." not in html
+
+
+def test_widths_and_the_reason_of_a_group_that_stays(report: Make) -> None:
+    page = Page(report())
+    assert page.row("features.0")[1:] == ["+ features.3", "64 → 22", "12.3 %"]
+    assert page.row("classifier")[1:] == ["stays: it is an output of the model", "10", "0.1 %"]
+
+
+def test_small_print(report: Make, result: Result) -> None:
+    html = report()
+    for part in (result["command"], result["hardware"], result["date"], "torch 2.15.0", "2.40 min"):
+        assert part in html
+
+
+def test_page_needs_nothing_from_outside(report: Make) -> None:
+    page = Page(report())
+    assert page.references, "the charts refer to their own parts"
+    assert all(str(reference).startswith("#") for reference in page.references)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert "@import" not in report() and not re.search(r"url\((?!#)", report())
+
+
+def test_same_files_give_the_same_page(report: Make) -> None:
+    assert report() == report()
+
+
+def test_hostile_names_are_escaped(report: Make, result: Result) -> None:
+    hostile = "<script>alert('$x$ & y')</script>"
+    result["experiment"] = result["plan"]["groups"][0]["name"] = hostile
+    result["plan"]["groups"][1]["reason"] = hostile
+    page = Page(report())
+    assert hostile in page.text and f"stays: {hostile}" in page.row("classifier")
+    assert page.row(hostile)[2] == "64 → 22"
+    assert "script" not in page.tags
+
+
+def delete(result: Result, path: str) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        result = result[name]
+    del result[last]
+
+
+@pytest.mark.parametrize(
+    "key", ["experiment", "scores.small.test", "cost.dense.latency.iqr_s", "plan.groups"]
+)
+def test_missing_key_is_named_with_its_file(
+    report: Make, result: Result, tmp_path: Path, key: str
+) -> None:
+    delete(result, key)
+    with pytest.raises(PruneError, match=rf"result\.json: key '{re.escape(key)}' is missing") as e:
+        report()
+    assert str(tmp_path) in str(e.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_missing_key_in_a_list_is_named_with_its_place(report: Make, result: Result) -> None:
+    del result["plan"]["groups"][1]["kept"]
+    with pytest.raises(PruneError, match=r"'plan\.groups\[1\]\.kept' is missing"):
+        report()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("metric", "mode", "up"), ("metric", "format", ["percent"]), ("epochs", "prune", "4")],
+)
+def test_wrong_value_is_named_with_its_key(
+    report: Make, result: Result, part: str, key: str, value: object
+) -> None:
+    result[part][key] = value
+    with pytest.raises(
+        PruneError, match=rf"key '{part}\.{key}' cannot be {re.escape(repr(value))}"
+    ):
+        report()
+
+
+def test_latencies_measured_differently_are_refused(report: Make, result: Result) -> None:
+    result["cost"]["small"]["latency"]["device"] = "cuda"
+    with pytest.raises(PruneError, match=r"cost\.small\.latency"):
+        report()
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_unreadable_result_is_named(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    with pytest.raises(PruneError, match=re.escape(str(tmp_path / "result.json"))):
+        write_report(tmp_path)
+
+
+def test_dense_metrics_may_be_missing(report: Make) -> None:
+    html = report(dense=None)
+    assert "epochs of dense training" not in html and "epochs of blending" in html
+    assert "epochs of dense training" in report()
+
+
+@pytest.mark.parametrize("column", ["metric/val_acc", "metric/val_acc_branch"])
+def test_missing_metric_column_is_named(report: Make, column: str) -> None:
+    with pytest.raises(PruneError, match=rf"metrics\.csv: column '{column}' is missing"):
+        report(prune=PRUNE.replace(f"{column},", "other,"))
+
+
+def test_read_metrics_merges_sparse_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,lr,loss,acc\n1,,5,\n,0.1,,\n0,,3,\n0,,2,\n0,,,0.5\n1,,,0.75\n,0.01,,\n")
+    assert read_metrics(path) == [
+        {"epoch": 0, "lr": 0.1, "loss": 2, "acc": 0.5},
+        {"epoch": 1, "loss": 5, "acc": 0.75},
+    ]
+
+
+def test_read_metrics_names_a_cell_that_is_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,loss\n0,1\n1,high\n")
+    with pytest.raises(PruneError, match=r"metrics\.csv, line 3: column 'loss' \(='high'\)"):
+        read_metrics(path)
+    with pytest.raises(PruneError, match=r"none\.csv: there is no such file"):
+        read_metrics(tmp_path / "none.csv")
+
+
+ROWS = [
+    {"epoch": e, "metric/psnr": 30.0 + e, "alpha/a": a, "alpha/b": a, "alpha/c": c}
+    for e, (a, c) in enumerate([(1.0, 1.0), (0.5, 1.0), (0.0, 0.5), (0.0, 0.0)])
+]
+METRIC = {"column": "metric/psnr", "label": "psnr", "mode": "max", "format": "number"}
+
+
+def test_groups_with_the_same_alpha_share_one_course() -> None:
+    courses = alpha_courses(ROWS)
+    assert [groups for groups, _ in courses] == [["a", "b"], ["c"]]
+    assert courses[1][1] == [(0, 1.0), (1, 1.0), (2, 0.5), (3, 0.0)]
+
+
+def test_chart_labels_each_course_and_shades_only_where_all_alphas_are_zero() -> None:
+    svg = blending(ROWS, METRIC, dense=33.0)
+    assert "α a + 1 more" in svg and "α c" in svg
+    assert svg.count("fill: var(--shade)") == 2, "one stretch and its place in the legend"
+    assert "var(--shade)" not in blending(ROWS[:3], METRIC, dense=33.0)
+
+
+def test_chart_uses_only_colours_of_the_page() -> None:
+    assert not re.search(r"#[0-9a-f]{6}", blending(ROWS, METRIC, dense=33.0))
+
+
+def test_chart_escapes_names_and_reads_no_mathematics_in_them() -> None:
+    rows = [{name.replace("/c", "/$<b>$"): value for name, value in row.items()} for row in ROWS]
+    page = Page(blending(rows, METRIC, dense=33.0))
+    assert "α $<b>$" in page.text and "b" not in page.tags
