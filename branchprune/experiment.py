@@ -25,7 +25,7 @@ from branchprune.checkpoints import load_weights
 from branchprune.collapsing import TOLERANCE, own_dtype_error
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
-from branchprune.lightning import BranchPruning, FiniteLoss, StageProgress
+from branchprune.lightning import BranchPruning, StageProgress, Vitals
 from branchprune.planning import Plan, plan
 from branchprune.profiling import measure_latency, peak_memory
 from branchprune.report import write_report
@@ -168,7 +168,6 @@ class _Run:
             ],
             limit_train_batches=2 if config.fast else None,
             limit_val_batches=2 if config.fast else None,
-            limit_test_batches=2 if config.fast else None,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -193,26 +192,31 @@ class _Run:
             ) from error
         self.seconds[stage] = time.perf_counter() - start
 
-    def _score(self, trainer: Trainer, task: LightningModule) -> dict[str, float]:
-        metric = self.config.metric
-        val = trainer.validate(task, self.config.data, verbose=False)[0]
-        test = trainer.test(task, self.config.data, verbose=False)[0]
+    def _score(self, task: LightningModule) -> dict[str, float]:
+        metric, config = self.config.metric, self.config
+        judge = Trainer(
+            accelerator=config.accelerator,
+            devices=1,
+            precision=config.precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        val = judge.validate(task, config.data, verbose=False)[0]
+        test = judge.test(task, config.data, verbose=False)[0]
         for name, found in ((metric.val, val), (metric.test, test)):
             if name not in found:
                 known = ", ".join(sorted(found))
-                raise PruneError(
-                    f"metric (={name!r}) is not logged by the task; logged are: {known}"
-                )
+                raise PruneError(f"metric (={name!r}) is not logged; the task logs {known}")
         return {"val": float(val[metric.val]), "test": float(test[metric.test])}
 
     def _train_dense(self) -> nn.Module:
         epochs = 1 if self.config.fast else self.config.dense.epochs
         task = self.config.task(self.config.model)
-        trainer = self._trainer("dense", max(epochs, 1), [FiniteLoss()])
         self.seconds["dense"] = 0.0
         if self.config.dense.epochs:
-            self._fit(trainer, task, "dense")
-        self.scores["dense"] = self._score(trainer, task)
+            self._fit(self._trainer("dense", epochs, [Vitals()]), task, "dense")
+        self.scores["dense"] = self._score(task)
         return self.config.model.cpu()
 
     def _prune(self, dense: nn.Module, pruning: BranchPruning) -> BranchPruning:
@@ -222,10 +226,21 @@ class _Run:
         branch = float(trainer.callback_metrics[f"{self.config.metric.val}_branch"])
         self.scores["blended_at_zero"] = {"val": branch}
         assert pruning.small is not None
-        self.scores["small"] = self._score(trainer, task)
+        self.scores["small"] = self._score(task)
+        self._log_hyperparameters(trainer)
         save(pruning.small, self.config.output / "small.safetensors")
         self.epochs = trainer.current_epoch
         return pruning
+
+    def _log_hyperparameters(self, trainer: Trainer) -> None:
+        """Put the run into TensorBoard's table of hyperparameters, with its final scores."""
+        config = self.config
+        settings = asdict(config.prune) | {"name": config.name, "seed": config.seed}
+        scores = {f"hp_metric/{name}_val": score["val"] for name, score in self.scores.items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings, scores)
+                logger.save()
 
     def _result(self, dense: nn.Module, pruned: BranchPruning) -> dict[str, Any]:
         assert pruned.plan is not None and pruned.blended is not None and pruned.small is not None

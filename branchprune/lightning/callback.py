@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -15,15 +15,22 @@ from branchprune.branches import Init, attach
 from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.lightning.branch_validation import validate_branch
-from branchprune.lightning.finite import check_finite
 from branchprune.lightning.graft import Graft
+from branchprune.lightning.vitals import Vitals
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
 from branchprune.schedules import Plateau, Schedule
 from branchprune.trace import Example
 
 
-class BranchPruning(Callback):
+CHARTS = {
+    "alpha": {"all groups": ["Multiline", ["alpha/.*"]]},
+    "metric": {"blended and branch alone": ["Multiline", ["metric/.*"]]},
+}
+"""TensorBoard's custom scalar charts."""
+
+
+class BranchPruning(Vitals):
     """Attach branches before training, move α along a schedule, log it, collapse at the end.
 
     ```python
@@ -143,10 +150,11 @@ class BranchPruning(Callback):
         for logger in trainer.loggers:
             writer = getattr(logger, "experiment", None)
             if hasattr(writer, "add_custom_scalars"):
-                writer.add_custom_scalars({"alpha": {"all groups": ["Multiline", ["alpha/.*"]]}})
+                writer.add_custom_scalars(CHARTS)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set and log α."""
+        super().on_train_epoch_start(trainer, pl_module)
         blended = self._blended
         before, blended.alpha = blended.alpha, self.schedule.alpha
         if blended.alpha != before or not self.macs:
@@ -154,7 +162,6 @@ class BranchPruning(Callback):
         for name, alpha in blended.alpha.items():
             pl_module.log(f"alpha/{name}", alpha)
         pl_module.log("cost/macs", float(self.macs))
-        pl_module.log("lr", float(trainer.optimizers[0].param_groups[0]["lr"]))
 
     @property
     def _blended(self) -> Blended:
@@ -174,12 +181,10 @@ class BranchPruning(Callback):
         for name, value in validate_branch(trainer, pl_module, self.blended).items():
             pl_module.log(f"{name}_branch", value, batch_size=1)
 
-    def on_before_backward(
-        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
-    ) -> None:
-        """Stop before a loss that is not a number spoils the weights."""
+    def where(self) -> str:
+        """Say what α is."""
         levels = sorted(set(self._blended.alpha.values()))
-        check_finite(trainer, loss, levels[0] if len(levels) == 1 else levels)
+        return f", alpha = {levels[0] if len(levels) == 1 else levels}"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the schedule the metric and let it move."""
