@@ -9,6 +9,8 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/branchprune run configs/digits.yaml --overwrite true
 
+# One thread a process: two test processes that use both cores each slow each other down.
+test: export OMP_NUM_THREADS = 1
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile tests
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 notebooks

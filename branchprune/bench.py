@@ -145,7 +145,7 @@ def _training_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[
 
     def step() -> None:
         optimizer.zero_grad()
-        cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(model(x), y).backward()
         optimizer.step()
 
     with FlopCounterMode(display=False) as counter:
@@ -160,8 +160,8 @@ def _macs_as_defined(blended: nn.Module, x: torch.Tensor, y: torch.Tensor) -> in
     assert isinstance(blended, Blended)
     program = blended.program(training=True, fold=False)
     with FlopCounterMode(display=False) as counter:
-        cross_entropy(program(blended, x), y).backward()  # type: ignore[no-untyped-call]
-    return counter.get_total_flops() // 2
+        cross_entropy(program(blended, x), y).backward()
+    return int(counter.get_total_flops()) // 2
 
 
 def ratios(first: Step, second: Step, repeats: int, device: torch.device) -> list[float]:

@@ -7,7 +7,7 @@ groups.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from branchprune.errors import PruneError
 from branchprune.planning import Plan
 from branchprune.program import Program, compile_program
+from branchprune.recalibration import recalibrated
 from branchprune.structure import Structure
+from branchprune.trace import Example, example_inputs
 
 
 class Blended(nn.Module):
@@ -49,7 +51,7 @@ class Blended(nn.Module):
         self._alpha = (1.0,) * len(plan.pruned)
         self.updates_at_start = -1
         self._programs: dict[tuple[object, ...], Program] = {}
-        self.register_load_state_dict_post_hook(_read_alphas)
+        nn.Module.register_load_state_dict_post_hook(self, _read_alphas)
 
     @property
     def _structure(self) -> Structure:
@@ -75,16 +77,24 @@ class Blended(nn.Module):
         self._refresh()
 
     @contextmanager
-    def branch_only(self) -> Iterator[None]:
+    def branch_only(self, batches: Iterable[Example] = ()) -> Iterator[None]:
         """Force α to 0 for a `with` block, to judge the branch alone.
 
         Groups at α = 1, whose turn has not come, stay there unless all are.
+
+        Args:
+            batches: Training inputs (each a tensor, or a tuple or dictionary of arguments) from
+                which BatchNorm takes its statistics for the block. Those that training leaves
+                belong to the blend, and with them a branch looks far worse than it is. Not used
+                where forcing α to 0 changes nothing.
         """
         before = self.alpha
         begun = {name: 0.0 for name, alpha in before.items() if alpha < 1}
         self.alpha = begun or 0.0
+        calls = [example_inputs(batch) for batch in batches if self.alpha != before]
         try:
-            yield
+            with recalibrated(self, calls):
+                yield
         finally:
             self.alpha = before
 
@@ -104,10 +114,11 @@ class Blended(nn.Module):
         """Compute the blended output; arguments and result are those of the original model."""
         return self._run[self.training](self, *args, **kwargs)
 
-    def extra_repr(self) -> str:
-        """Say what α is."""
-        values = sorted(set(self._alpha))
-        return f"groups={len(self._alpha)}, alpha={values[0] if len(values) == 1 else values}"
+    def __repr__(self) -> str:
+        levels = sorted(set(self._alpha))
+        alpha = levels[0] if len(levels) == 1 else levels
+        name = type(self.model).__name__
+        return f"{type(self).__name__}({name}, groups={len(self._alpha)}, alpha={alpha})"
 
 
 def _read_alphas(blended: nn.Module, _: object) -> None:

@@ -47,6 +47,7 @@ def _run(args: list[str], console: Console) -> None:
     from branchprune.config import parse
     from branchprune.experiment import run
 
+    sys.path.insert(0, "")  # import paths in a configuration may lead into the current folder
     config = parse(args)
     result = run(config, shlex.join(["branchprune", "run", *args]), console)
     console.print(summary(result))

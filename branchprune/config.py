@@ -76,6 +76,8 @@ class PruneConfig:
         order: Groups or modules to prune one after another; null: all at once.
         monitor: Metric that a plateau watches; null: that of the branch alone.
         learning_rate: At each level, keep the learning rate going or restart it.
+        recalibrate: Recent training batches that BatchNorm takes its statistics from when the
+            branch alone is validated.
         task: Arguments of the task that differ from those of the dense training.
     """
 
@@ -89,6 +91,7 @@ class PruneConfig:
     order: list[str] | None = None
     monitor: str | None = None
     learning_rate: Literal["keep", "restart"] = "keep"
+    recalibrate: int = 16
     task: dict[str, Any] = field(default_factory=dict)
 
     def schedule(self) -> Schedule:
@@ -218,8 +221,4 @@ def parse(args: list[str]) -> RunConfig:
         prune_task = parser.instantiate(pruning).task
     except (ArgumentError, ValueError, TypeError) as error:
         raise PruneError(str(error)) from error
-    return RunConfig(
-        **{k: v for k, v in vars(built).items() if k not in ("prune_task", "text")},
-        prune_task=prune_task,
-        text=parser.dump(config),
-    )
+    return RunConfig(**vars(built), prune_task=prune_task, text=parser.dump(config))

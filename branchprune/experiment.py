@@ -90,7 +90,7 @@ class _Run:
         config.data.setup("fit")
         example = self._images("train")[:1]
         pruning = self._pruning(example)
-        self.plan = plan(
+        planned = plan(
             config.model,
             example,
             config.prune.keep,
@@ -98,7 +98,7 @@ class _Run:
             multiple_of=config.prune.multiple_of,
         )
         for name in pruning.schedule.order or ():
-            self.plan.branches_within(name)
+            planned.branches_within(name)
         return pruning
 
     def _check_folder(self) -> None:
@@ -123,9 +123,9 @@ class _Run:
             multiple_of=config.multiple_of,
             init=init,
             example=example,
-            target="model" if hasattr(self.config.task(self.config.model), "model") else None,
             monitor=config.monitor or f"{self.config.metric.val}_branch",
             learning_rate=config.learning_rate,
+            recalibrate=config.recalibrate,
         )
 
     def _images(self, split: Literal["train", "test"]) -> Tensor:
@@ -255,6 +255,7 @@ class _Run:
             "commit": environment.commit(),
             "versions": environment.versions(),
             "configuration": config.text,
+            "recalibrate": config.prune.recalibrate,
             "metric": {
                 "column": metric.val,
                 "label": metric.label,

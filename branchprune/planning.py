@@ -71,8 +71,10 @@ class Plan:
         Raises:
             PruneError: There are none.
         """
-        found = []
-        for branch, group in enumerate(self.groups[i] for i in self.pruned):
+        branches = [self.groups[i] for i in self.pruned]
+        found = [i for i, group in enumerate(branches) if group.name == name]
+        # The name of a group means that group, even if the layer also makes channels of others.
+        for branch, group in enumerate(() if found else branches):
             makers = (group.name, *group.layers)
             if any(_within(maker, [name]) for maker in makers):
                 found.append(branch)
@@ -132,8 +134,7 @@ def plan(
 
     Args:
         model: Any network; it is traced and run once, and not changed.
-        example: An input, a tuple of arguments or a dictionary of keyword arguments, on the
-            model's device.
+        example: An input, a tuple of arguments or a dictionary of keyword arguments.
         keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path or by the path
             of a module around it (layers not named stay). Parameters and MACs fall with about
             its square.

@@ -30,7 +30,7 @@ def count_macs(model: nn.Module, example: Example) -> int:
     """Return the multiply-adds of one forward pass in convolutions and matrix products."""
     with torch.no_grad(), training_mode(model, False), FlopCounterMode(display=False) as counter:
         call(model, example)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def count_params(model: nn.Module) -> int:
@@ -75,14 +75,14 @@ def peak_memory(model: nn.Module, x: Tensor) -> int:
             return own + int(torch.cuda.max_memory_allocated(x.device)) - before
         with _LiveTensors() as live:
             model(x)
-    return own + live.peak
+    return own + int(live.peak)
 
 
 class _LiveTensors(TorchDispatchMode):
     """Follows how many bytes the tensors made inside it take; `peak` is the most of them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self.now = self.peak = 0
 

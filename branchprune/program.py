@@ -144,19 +144,18 @@ class _Writer:
         operand, rest = node.all_input_nodes[0], node.args[1:]
         forms = self._forms(layer.inputs)
         expand = f"expand.{layer.expand}"
-        folds_in = forms == {NARROW} and self._live(layer.inputs) != []
-        folds_out = needed == {NARROW}
         plain = bool(rest or len(node.kwargs) > (not node.args))
-        if self.fold and not plain and (folds_in or folds_out):
-            self._write_folded(node, name, expand if folds_in else None, folds_out)
+        folds_in = self.fold and not plain and forms == {NARROW}
+        folds_out = self.fold and not plain and needed == {NARROW}
+        x = self._value(node, operand, NARROW if NARROW in forms else WIDE)
+        if forms == {WIDE, NARROW}:
+            both = (x, self._value(node, operand, WIDE), self.graph.get_attr("alphas"))
+            x = self.graph.call_module(expand, both)
+        elif forms == {NARROW} and not folds_in:
+            x = self.graph.call_module(expand, (x,))
+        if folds_in or folds_out:
+            self._write_folded(node, x, expand if folds_in else None, folds_out)
             return
-        if forms == {WIDE}:
-            x = self._value(node, operand, WIDE)
-        elif forms == {NARROW}:
-            x = self.graph.call_module(expand, (self._value(node, operand, NARROW),))
-        else:
-            both = (self._value(node, operand, NARROW), self._value(node, operand, WIDE))
-            x = self.graph.call_module(expand, (*both, self.graph.get_attr("alphas")))
         z = self.graph.node_copy(node, lambda n: x if n is operand else self._value(node, n, WIDE))
         z.target = f"model.{name}"
         if WIDE in needed:
@@ -164,9 +163,8 @@ class _Writer:
         if NARROW in needed:
             self.written[node, NARROW] = self.graph.call_module(f"reduce.{name}", (z,))
 
-    def _write_folded(self, node: fx.Node, name: str, expand: str | None, reduce: bool) -> None:
-        operand = node.all_input_nodes[0]
-        x = self._value(node, operand, NARROW if expand else WIDE)
+    def _write_folded(self, node: fx.Node, x: fx.Node, expand: str | None, reduce: bool) -> None:
+        name = node.target
         modules = (f"model.{name}", f"reduce.{name}" if reduce else None, expand)
         ends = [None if path is None else self._attribute(path) for path in modules]
         folded = self.graph.call_function(apply_folded, (*ends, x))

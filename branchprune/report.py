@@ -29,6 +29,7 @@ _RESULT = {
     "commit": _MAYBE_TEXT,
     "versions": {},
     "configuration": str,
+    "recalibrate": int,
     "metric": {
         **dict.fromkeys(("column", "label"), str),
         "mode": {"max", "min"},

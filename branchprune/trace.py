@@ -38,12 +38,22 @@ def example_inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
 
 
+def on_device(example: Example, model: Callable[..., Any]) -> Example:
+    """Return the example on the device of the model's parameters."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    weight = next(parameters, None)
+    if weight is None:
+        return example
+    moved: Example = tree_map_only(Tensor, lambda tensor: tensor.to(weight.device), example)
+    return moved
+
+
 def call(model: Callable[..., Any], example: Example) -> Any:
     """Run a model on a copy of an example, which a model that works in place may change.
 
     Whatever it draws at random is the same in every call; the generators are left as they were.
     """
-    args, kwargs = tree_map_only(Tensor, Tensor.clone, example_inputs(example))
+    args, kwargs = tree_map_only(Tensor, Tensor.clone, example_inputs(on_device(example, model)))
     devices = {tensor.device for tensor in tensors((args, kwargs)) if tensor.is_cuda}
     with torch.random.fork_rng(list(devices)):
         torch.default_generator.manual_seed(0)
@@ -284,7 +294,7 @@ def record_shapes(
     Raises:
         PruneError: The model does not accept the example; the layer is named.
     """
-    args, kwargs = example_inputs(example)
+    args, kwargs = example_inputs(on_device(example, model))
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
     values = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
     recorder = ShapeRecorder(model, graph)

@@ -83,13 +83,11 @@ def narrow_channelwise(module: nn.Module, axis: int | None, times: int, index: T
     for name, tensor in tensors:
         if tensor.dim() > axis:
             set_tensor(narrow, name, tensor.detach().index_select(axis, outputs.to(tensor.device)))
-    for name in ("num_features", "num_channels", "in_channels", "groups"):
+    for name in ("num_features", "num_channels", "num_parameters", "in_channels", "groups"):
         if hasattr(narrow, name):
             setattr(narrow, name, len(index))
     if hasattr(narrow, "out_channels"):
-        narrow.out_channels = len(outputs)
-    if isinstance(narrow, nn.PReLU):
-        narrow.num_parameters = len(index)
+        setattr(narrow, "out_channels", len(outputs))  # noqa: B010
     if isinstance(narrow, nn.LayerNorm | nn.RMSNorm):
         shape = list(narrow.normalized_shape)
         shape[axis] = len(index)

@@ -47,9 +47,8 @@ def fill(text: str) -> str:
     for name, (file, table) in TABLES.items():
         content = table(json.loads((RESULTS / file).read_text()))
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
-        text, count = re.subn(
-            rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.S
-        )
+        place = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        text, count = re.subn(place, block.replace("\\", r"\\"), text, flags=re.S)
         if count != 1:
             raise ValueError(f"README.md has {count} places for the table {name!r}, not 1")
     return text

@@ -260,6 +260,14 @@ def test_missing_and_malformed_yaml(tiny, capsys):
     assert "frobnicate" in capsys.readouterr().err
 
 
+def test_modules_in_the_current_folder_are_found(tmp_path):
+    (tmp_path / "mine.py").write_text((Path(__file__)).read_text())
+    (tmp_path / "mine.yaml").write_text(TINY.replace("test_cli", "mine"))
+    command = [str(Path(sys.executable).parent / "branchprune"), "run", "mine.yaml"]
+    subprocess.run([*command, "--output", "out"], check=True, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 def test_help(capsys):
     assert main(["--help"]) == 0
     assert "branchprune run" in capsys.readouterr().out

@@ -128,7 +128,8 @@ class Watch(pytorch_lightning.Callback):
 def test_both_metrics_are_what_they_say():
     module = make_module(pytorch_lightning)
     schedule = bp.Schedule((0.7, 0.3, 0.0))
-    pruning = BranchPruning(schedule, example=torch.randn(2, 1, 8, 8), init="random")
+    example = torch.randn(2, 1, 8, 8)
+    pruning = BranchPruning(schedule, example=example, init="random", recalibrate=0)
     val = loader(n=20, seed=1)
     watch = Watch(pruning, val)
     trainer(3, pruning, watch, num_sanity_val_steps=0).fit(module, loader(), val)
@@ -136,6 +137,34 @@ def test_both_metrics_are_what_they_say():
     for whole, logged, branch, logged_branch in watch.rows:
         assert logged == pytest.approx(whole)
         assert logged_branch == pytest.approx(branch)
+
+
+def test_branch_is_judged_with_batchnorm_statistics_of_its_own():
+    """Recalculated here with torch's own update_bn on a copy, from the epoch's batches."""
+    import copy
+
+    from torch.optim.swa_utils import update_bn
+
+    module = make_module(pytorch_lightning)
+    example = torch.randn(2, 1, 8, 8)
+    pruning = BranchPruning(bp.Schedule((0.5, 0.2, 0.0)), example=example, recalibrate=2)
+    train, val = loader(), loader(n=20, seed=1)
+    rows = []
+
+    class Compare(pytorch_lightning.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            blended = copy.deepcopy(pruning.blended)
+            blended._forward_pre_hooks.clear()
+            if blended.alpha != dict.fromkeys(blended.alpha, 0.0):
+                blended.alpha = 0
+                update_bn([x for x, _ in train][-2:], blended)
+            logged = trainer.callback_metrics["val_acc_branch"].item()
+            rows.append((logged, accuracy(blended, val)))
+
+    run = trainer(3, pruning, Compare(), num_sanity_val_steps=0)
+    run.fit(module, train, val)
+    assert len(rows) == 3
+    assert all(logged == pytest.approx(expected) for logged, expected in rows)
 
 
 def test_validating_the_branch_leaves_no_trace():

@@ -13,11 +13,13 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.S)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.S | re.M)
+    return [content for name, content in fences if name == language]
 
 
 def test_ten_lines_run_in_a_fresh_interpreter(tmp_path):
-    code = blocks("python")[0] + "\nassert small.conv1.out_channels == 32\nassert small(example).isfinite().all()"
+    checks = "assert small.conv1.out_channels == 32; assert small(example).isfinite().all()"
+    code = f"{blocks('python')[0]}\n{checks}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 

@@ -20,7 +20,7 @@ RESULT = """{
 "experiment": "digits", "command": "branchprune run configs/digits.yaml", "seed": 7,
 "date": "2026-11-20T08:00:00+00:00", "hardware": "AMD EPYC, 2 cores", "commit": null,
 "versions": {"branchprune": "0.1.0", "torch": "2.15.0"},
-"configuration": "seed: 0\\n",
+"configuration": "seed: 0\\n", "recalibrate": 16,
 "metric": {"column": "metric/val_acc", "label": "acc", "mode": "max", "format": "percent"},
 "scores": {"dense": {"val": 0.981, "test": 0.97456}, "blended_at_zero": {"val": 0.9617},
            "small": {"val": 0.9617, "test": 0.96543}},

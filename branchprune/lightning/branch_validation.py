@@ -6,7 +6,7 @@ The blended metric says little about the branch, since the wide path can make up
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -17,20 +17,30 @@ from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
 from branchprune.blended import Blended
+from branchprune.trace import Example
 
 
 def validate_branch(
-    trainer: Trainer, module: LightningModule, blended: Blended
+    trainer: Trainer,
+    module: LightningModule,
+    blended: Blended,
+    recent: Iterable[Example] = (),
 ) -> dict[str, float]:
     """Run the module's validation on the branch alone.
 
     Whatever the module logs is collected instead, and its metric objects are left as they were.
 
+    Args:
+        trainer: The trainer that validates.
+        module: The user's module, which contains `blended`.
+        blended: The blended model.
+        recent: Training inputs that BatchNorm takes its statistics from.
+
     Returns:
         The mean of each logged value over the validation set, by name.
     """
     collected = _Collected()
-    with blended.branch_only(), _own_metrics(module), _log_into(module, collected):
+    with blended.branch_only(recent), _own_metrics(module), _log_into(module, collected):
         module.on_validation_epoch_start()
         for index, loader in enumerate(_loaders(trainer)):
             limit = trainer.num_val_batches[index]
@@ -78,11 +88,11 @@ class _Collected:
 
 @contextmanager
 def _log_into(module: LightningModule, collected: _Collected) -> Iterator[None]:
-    module.log = collected.log  # type: ignore[assignment]
+    vars(module)["log"] = collected.log
     try:
         yield
     finally:
-        del module.log
+        del vars(module)["log"]
 
 
 @contextmanager

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, Literal
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -21,7 +24,6 @@ from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
 from branchprune.schedules import Plateau, Schedule
 from branchprune.trace import Example
-
 
 CHARTS = {
     "alpha": {"all groups": ["Multiline", ["alpha/.*"]]},
@@ -56,6 +58,9 @@ class BranchPruning(Vitals):
         monitor: Metric that a `Plateau` watches, such as "metric/val_acc_branch".
         learning_rate: At each new α "keep" the learning rate going, or "restart" it and its
             schedulers.
+        recalibrate: Number of recent training batches from which BatchNorm takes its statistics
+            when the branch alone is validated; 0: those of the blend, which make the branch look
+            far worse than it is.
         collapse: Collapse at the end.
 
     Attributes:
@@ -81,10 +86,13 @@ class BranchPruning(Vitals):
         target: str | None = None,
         monitor: str | None = None,
         learning_rate: Literal["keep", "restart"] = "keep",
+        recalibrate: int = 16,
         collapse: bool = True,
     ) -> None:
         if learning_rate not in ("keep", "restart"):
             raise PruneError(f"learning_rate (={learning_rate!r}) must be 'keep' or 'restart'")
+        if recalibrate < 0:
+            raise PruneError(f"recalibrate (={recalibrate}) must be a number of batches")
         waits = any(isinstance(hold, Plateau) for hold in (schedule.hold, schedule.final_hold))
         if waits and monitor is None:
             raise PruneError("monitor (=None) must name the metric that the Plateau watches")
@@ -92,6 +100,7 @@ class BranchPruning(Vitals):
         self.multiple_of = multiple_of
         self.init, self.example, self.target = init, example, target
         self.monitor, self.learning_rate, self.collapses = monitor, learning_rate, collapse
+        self.recent: deque[Example] = deque(maxlen=recalibrate)
         self.plan: Plan | None = None
         self.blended: Blended | None = None
         self.small: nn.Module | None = None
@@ -148,9 +157,23 @@ class BranchPruning(Vitals):
                 f"to {self.schedule.max_epochs}"
             )
         for logger in trainer.loggers:
-            writer = getattr(logger, "experiment", None)
+            writer: Any = getattr(logger, "experiment", None)
             if hasattr(writer, "add_custom_scalars"):
                 writer.add_custom_scalars(CHARTS)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to remember recent training inputs."""
+        self._hook = self._blended.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def _remember(self, blended: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if blended.training and torch.is_grad_enabled():
+            named = signature(self._blended.model.forward).bind(*args, **kwargs).arguments
+            self.recent.append(dict(named) if kwargs else args)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the recent inputs."""
+        self._hook.remove()
+        self.recent.clear()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set and log α."""
@@ -178,7 +201,7 @@ class BranchPruning(Vitals):
         """Validate the branch alone."""
         if self.blended is None or trainer.sanity_checking or self.small is not None:
             return
-        for name, value in validate_branch(trainer, pl_module, self.blended).items():
+        for name, value in validate_branch(trainer, pl_module, self.blended, self.recent).items():
             pl_module.log(f"{name}_branch", value, batch_size=1)
 
     def where(self) -> str:

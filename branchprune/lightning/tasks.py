@@ -67,10 +67,10 @@ class Task(LightningModule, ABC):
         return [optimizer], [CosineAnnealingLR(optimizer, max(1, epochs))]
 
     def _optimizer(self) -> Optimizer:
-        common: dict[str, float] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        rate, decay = self.learning_rate, self.weight_decay
         if self.optimizer == "adam":
-            return torch.optim.Adam(self.parameters(), **common)
-        return torch.optim.SGD(self.parameters(), momentum=0.9, nesterov=True, **common)
+            return torch.optim.Adam(self.parameters(), rate, weight_decay=decay)
+        return torch.optim.SGD(self.parameters(), rate, 0.9, weight_decay=decay, nesterov=True)
 
     @abstractmethod
     def step(self, batch: Batch, stage: Stage) -> Tensor:

@@ -1,0 +1,5 @@
+"""Data modules."""
+
+from branchprune.data.digits import Digits
+
+__all__ = ["Digits"]

@@ -1,0 +1,65 @@
+"""Fresh BatchNorm statistics for a model that is about to be judged at another α.
+
+While α moves, the running statistics are those of the blend, and a branch judged with them looks
+far worse than it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from branchprune.trace import training_mode
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
+
+
+@contextmanager
+def recalibrated(model: nn.Module, inputs: Sequence[Inputs]) -> Iterator[None]:
+    """Give a model the BatchNorm statistics of some training inputs for a `with` block.
+
+    Nothing is trained, no random number is drawn from the generators in use, and afterwards every
+    buffer is what it was.
+
+    Args:
+        model: The network.
+        inputs: Arguments of the calls to make in training mode; none: nothing changes.
+    """
+    if not inputs:
+        yield
+        return
+    buffers = [
+        (owner, name, buffer, buffer.clone())
+        for owner in model.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        with torch.no_grad(), training_mode(model, True), torch.random.fork_rng(_gpus(buffers)):
+            update_bn([[call] for call in inputs], _Calls(model))
+        yield
+    finally:
+        for owner, name, buffer, value in buffers:
+            owner._buffers[name] = buffer.copy_(value)
+
+
+def _gpus(buffers: Sequence[tuple[nn.Module, str, Tensor, Tensor]]) -> list[torch.device]:
+    return list({buffer.device for _, _, buffer, _ in buffers if buffer.is_cuda})
+
+
+class _Calls(nn.Module):
+    """Calls a model with the arguments of one recorded call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, call: Inputs) -> Any:
+        args, kwargs = call
+        return self.model(*args, **kwargs)
