@@ -289,7 +289,15 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph]) -> Structure:
     }
     inplace = frozenset(name for name, m in called.items() if getattr(m, "inplace", False))
     modules = {name: describe(module) for name, module in called.items()}
-    return Structure(graphs, tensors, tuple(groups), linears, channelwise, inplace, modules)
+    constants = {
+        str(node.target): getattr(analysis.model, str(node.target))
+        for graph in graphs.values()
+        for node in graph.find_nodes(op="get_attr")
+        if str(node.target).startswith("_tensor_constant")
+    }
+    return Structure(
+        graphs, tensors, tuple(groups), linears, channelwise, inplace, modules, constants
+    )
 
 
 def _first_reader(analysis: Analysis, layer: Linear) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -47,6 +48,9 @@ class Blended(nn.Module):
             module = copy.deepcopy(model.get_submodule(name))
             module.inplace = False  # type: ignore[assignment]
             set_path(self.plain, name, module)
+        self.constants = nn.Module()
+        for name, constant in self._structure.constants.items():
+            self.constants.register_buffer(name, constant.clone(), persistent=False)
         self.register_buffer("alphas", torch.ones(len(plan.pruned), dtype=torch.float32))
         self._alpha = (1.0,) * len(plan.pruned)
         self.updates_at_start = -1
@@ -67,7 +71,7 @@ class Blended(nn.Module):
     def alpha(self, value: float | Mapping[str, float]) -> None:
         new = list(self._alpha)
         for name, number in value.items() if isinstance(value, Mapping) else [(None, value)]:
-            if not 0 <= number <= 1:
+            if not isinstance(number, Real | Tensor) or not 0 <= number <= 1:
                 raise PruneError(f"alpha (={number}) must be in [0, 1]")
             for i in range(len(new)) if name is None else self.plan.branches_within(name):
                 new[i] = float(number)
@@ -106,6 +110,14 @@ class Blended(nn.Module):
             alphas = dict(zip(self.plan.pruned, state, strict=True))
             self._programs[key] = compile_program(self._structure, training, alphas, fold)
         return self._programs[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_programs", "_run")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)
+        self._programs = {}
+        self._refresh()
 
     def _refresh(self) -> None:
         self._run = {training: self.program(training) for training in (False, True)}

@@ -13,7 +13,7 @@ from branchprune.criteria import Criterion, GroupWeights, l1, random_choice, row
 from branchprune.ends import EndPiece, Expand, Reduce
 from branchprune.errors import PruneError
 from branchprune.planning import Plan
-from branchprune.structure import Pieces
+from branchprune.structure import LinearLayer, Pieces
 from branchprune.trace import call, copied, tensors, training_mode
 from branchprune.widths import describe, narrow_channelwise
 
@@ -44,6 +44,8 @@ def attach(model: nn.Module, plan: Plan, init: Init = "l1") -> Blended:
         PruneError: The model is not the one that was planned, `init` is unknown, or the model
             does something that the blended one cannot repeat.
     """
+    if not isinstance(plan, Plan):
+        raise PruneError(f"plan (a {type(plan).__name__}) must be made by bp.plan")
     if not callable(init) and init not in ("random", *INITS):
         raise PruneError(f"init (={init!r}) must be 'random', 'l1' or a function of GroupWeights")
     _check_same_model(model, plan)
@@ -124,12 +126,12 @@ class _Builder:
         for layer in self.structure.linears.values():
             if self._any_live(layer.outputs):
                 ends = self._ends(layer.outputs)
-                weights = self._weights(layer.outputs, layer.groups, expand=False)
+                weights = self._weights(layer.outputs, layer, expand=False)
                 behind = Reduce(ends, layer.dim, layer.groups, weights)
                 set_path(self.blended.reduce, layer.name, behind)
             if layer.expand == layer.name and self._any_live(layer.inputs or ()):
                 pieces = layer.inputs or ()
-                weights = self._weights(pieces, layer.groups, expand=True)
+                weights = self._weights(pieces, layer, expand=True)
                 before = Expand(self._ends(pieces), layer.dim, layer.groups, weights)
                 set_path(self.blended.expand, layer.name, before)
         for other in self.structure.channelwise.values():
@@ -151,9 +153,11 @@ class _Builder:
             for p in pieces
         ]
 
-    def _weights(self, pieces: Pieces, groups: int, expand: bool) -> list[Tensor]:
+    def _weights(self, pieces: Pieces, layer: LinearLayer, expand: bool) -> list[Tensor]:
         """Return the matrices of a linear end: a selection (or its transpose), or random."""
-        weights = []
+        groups, weights = layer.groups, []
+        like = self.blended.model.get_submodule(layer.name).weight
+        assert isinstance(like, Tensor)
         for piece in pieces:
             if piece.group not in self.branch:
                 continue
@@ -165,7 +169,7 @@ class _Builder:
             diagonal = torch.stack([blocks[g, :, g] for g in range(groups)]).flatten(0, 1)
             if self.random:
                 nn.init.kaiming_uniform_(diagonal, a=math.sqrt(5))
-            weights.append(diagonal.contiguous())
+            weights.append(diagonal.contiguous().to(like.device, like.dtype))
         return weights
 
     def _index(self, pieces: Pieces) -> Tensor:
@@ -187,11 +191,8 @@ def _reset(module: nn.Module) -> None:
 
 
 def _match(blended: Blended, model: nn.Module) -> None:
-    """Bring the new parts to the model's device, dtype and mode."""
-    weight = next(p for p in model.parameters() if p.is_floating_point())
-    for part in (blended.reduce, blended.expand):
-        part.to(weight.device, weight.dtype)
-    blended.alphas = blended.alphas.to(weight.device)
+    """Bring the blended model to the model's device and mode."""
+    blended.alphas = blended.alphas.to(next(model.parameters()).device)
     blended.training = model.training
 
 

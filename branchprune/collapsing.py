@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from branchprune.blended import Blended, set_path, updates
@@ -48,6 +50,8 @@ def collapse(blended: Blended) -> nn.Module:
 
 def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     """Return the collapsed model, in the blended one's dtype, and its relative error in float64."""
+    if not isinstance(blended, Blended):
+        raise PruneError(f"blended (a {type(blended).__name__}) must be made by bp.attach")
     _check_alphas(blended)
     _check_trained(blended)
     exact = _in_float64(blended)
@@ -157,11 +161,26 @@ def own_dtype_error(blended: Blended, small: nn.Module) -> float:
     return max(_difference(a, b) for a, b in zip(expected, found, strict=True))
 
 
+class _Float64(TorchDispatchMode):
+    """Within it, what forward casts to another floating type becomes float64."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
 def _run_both(exact: Blended, small: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Run the blended model, its ends not folded, and the collapsed one on the example."""
     example = _example_in_float64(exact)
     program = exact.program(training=False, fold=False)
-    with torch.no_grad(), training_mode(small, False):
+    with torch.no_grad(), training_mode(small, False), _Float64():
         expected, found = call(partial(program, exact), example), call(small, example)
     return tensors(expected), tensors(found)
 

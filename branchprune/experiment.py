@@ -68,12 +68,14 @@ class _Run:
     def run(self) -> dict[str, Any]:
         seed_everything(self.config.seed, workers=True, verbose=False)
         quiet_lightning()
-        pruning = self._check()
+        with self.console.status("checking the configuration"):
+            pruning = self._check()
         self._make_folder()
         dense = self._train_dense()
         save(dense, self.config.output / "dense.safetensors")
         pruned = self._prune(dense, pruning)
-        result = self._result(dense, pruned)
+        with self.console.status("measuring the dense and the small model"):
+            result = self._result(dense, pruned)
         path = self.config.output / "result.json"
         path.write_text(json.dumps(result, indent=1))
         write_report(self.config.output)

@@ -125,7 +125,8 @@ class _Writer:
             if node.op == "call_module":
                 target = self._module(str(target), form)
             elif node.op == "get_attr":
-                target = f"model.{target}"
+                made = target in self.structure.constants
+                target = f"{'constants' if made else 'model'}.{target}"
             read = partial(self._value, node, form=form)
             copy = self.graph.node_copy(node, read)
             copy.target = target

@@ -93,10 +93,10 @@ FUNCTION_RULES: dict[Callable[..., Any], Rule] = {
 
 METHOD_RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        "relu sigmoid tanh exp abs sqrt clamp square neg clone contiguous detach to float half "
-        "double bfloat16 type_as cuda cpu sin".split(),
+        "relu sigmoid tanh exp abs sqrt clamp square neg clone contiguous detach sin".split(),
         rules.same,
     ),
+    **dict.fromkeys("to float half double bfloat16 type_as cuda cpu".split(), rules.cast),
     **dict.fromkeys("add sub mul div pow expand_as".split(), rules.elementwise),
     **dict.fromkeys("view reshape flatten".split(), rules.reshape),
     "permute": rules.permute,

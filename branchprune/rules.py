@@ -7,7 +7,7 @@ A rule takes the `Analysis` and a node of the graph and returns the layout of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import lcm, prod
+from math import gcd, lcm, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,6 +59,11 @@ def same(analysis: Analysis, node: fx.Node) -> Layout | None:
     return analysis.layout(analysis.operand(node))
 
 
+def cast(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """A change of dtype or device, perhaps to that of a second tensor."""
+    return analysis.layout(analysis.operand(node))
+
+
 def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
     """Padding of the dimensions behind the channels."""
     layout = analysis.layout(analysis.operand(node))
@@ -91,9 +96,12 @@ def group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
         return layout
     axis = _axis(analysis, node)
     if module.num_groups > 1 and axis == 0:
-        if len(resolve(layout.segments)) != 1:
+        segments = resolve(layout.segments)
+        if len(segments) != 1:
             layout.freeze(f"GroupNorm {node.target} normalises channels of several layers together")
-        _require_blocks(layout, module.num_groups)
+        whole = segments[0].channels.width % module.num_groups == 0
+        divided = 1 if whole else gcd(module.num_groups, segments[0].repeat)
+        _require_blocks(layout, module.num_groups // divided)
     return analysis.resized(node, axis)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Structure:
         channelwise: The channelwise layers with a width of their own, by path.
         inplace: Paths of modules that work in place.
         modules: Kind and widths of every module in the graphs, by path.
+        constants: Tensors that forward makes from plain numbers, by their names in the graphs.
     """
 
     graphs: dict[bool, fx.Graph]
@@ -107,6 +108,7 @@ class Structure:
     channelwise: dict[str, ChannelwiseLayer]
     inplace: frozenset[str]
     modules: dict[str, str]
+    constants: dict[str, Tensor]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self
