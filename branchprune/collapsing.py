@@ -40,16 +40,12 @@ def collapse(blended: Blended) -> nn.Module:
         PruneError: An α is neither 0 nor 1, the optimizer trained another model, or the
             collapsed model does not compute what the blended one does (the layer is named).
     """
-    small, error = collapse_with_error(blended)
-    if not error <= TOLERANCE:
-        raise PruneError(
-            f"the collapse is not exact: relative error {error:.1e} in {_first_wrong(blended)}"
-        )
+    small, _ = collapse_with_error(blended)
     return small
 
 
 def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
-    """Return the collapsed model, in the blended one's dtype, and its relative error in float64."""
+    """Collapse, and return the small model with its relative error in float64; see `collapse`."""
     if not isinstance(blended, Blended):
         raise PruneError(f"blended (a {type(blended).__name__}) must be made by bp.attach")
     _check_alphas(blended)
@@ -57,6 +53,10 @@ def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     exact = _in_float64(blended)
     small = _fold(exact)
     error = _relative_error(exact, small)
+    if not error <= TOLERANCE:
+        raise PruneError(
+            f"the collapse is not exact: relative error {error:.1e} in {_first_wrong(exact, small)}"
+        )
     return _like(small, blended), error
 
 
@@ -211,10 +211,8 @@ def _example_in_float64(exact: Blended) -> Example:
     return example
 
 
-def _first_wrong(blended: Blended) -> str:
+def _first_wrong(exact: Blended, small: nn.Module) -> str:
     """Return the name of the first layer whose output is not what the blended model computes."""
-    exact = _in_float64(blended)
-    small = _fold(exact)
     outputs: dict[str, dict[str, Tensor]] = {"blended": {}, "small": {}}
 
     def record(module: nn.Module, key: str, name: str) -> None:

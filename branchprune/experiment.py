@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
-import warnings
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -26,6 +24,7 @@ from branchprune.collapsing import TOLERANCE, own_dtype_error
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.lightning import BranchPruning, StageProgress, Vitals
+from branchprune.lightning.quiet import quiet_lightning
 from branchprune.planning import Plan, plan
 from branchprune.profiling import measure_latency, peak_memory
 from branchprune.report import write_report
@@ -289,15 +288,3 @@ class _Run:
             "latency": asdict(measure_latency(model, batch)),
             "peak_memory_bytes": peak_memory(model, batch),
         }
-
-
-def quiet_lightning() -> None:
-    """Silence notes that do not concern a run whose data set lives in memory."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        "does not have many workers",
-        "exists and is not empty",
-        "`isinstance.treespec, LeafSpec.`",
-    ):
-        warnings.filterwarnings("ignore", f".*{message}.*")

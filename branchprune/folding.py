@@ -49,7 +49,8 @@ def fold_weight(
         matrices = [(c, r, _transposed(_blocks(m, groups))) for c, r, m in expand]
         blocks = fold_axis(blocks, 2, matrices)
     blocks = blocks.transpose(1, 2) if transposed else blocks
-    return blocks.flatten(0, 1)
+    # Plain strides: those of a 1x1 kernel can read as channels_last, and convolutions obey them.
+    return blocks.reshape(-1).view(-1, *blocks.shape[2:])
 
 
 def fold_bias(layer: nn.Module, bias: Tensor, reduce: Sequence[Fold]) -> Tensor:

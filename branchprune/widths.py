@@ -37,14 +37,19 @@ def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     """Replace a parameter or buffer by one of another shape, of the same memory format."""
     old = getattr(module, name)
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(old.dim())
-    if channels_last is not None and old.is_contiguous(memory_format=channels_last):
-        value = value.contiguous(memory_format=channels_last)
-    else:
-        value = value.contiguous()
+    value = torch.empty_like(value, memory_format=_memory_format(old)).copy_(value)
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, old.requires_grad)
     setattr(module, name, value)
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """Return the format that the strides say; of a 1x1 kernel, `is_contiguous` says both."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    plain = torch.empty(tensor.shape, device="meta")
+    if last is None or tensor.stride() == plain.stride():
+        return torch.contiguous_format
+    return last if tensor.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 def set_linear_width(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:

@@ -414,7 +414,7 @@ def test_collapse_behind_moved_channels(operations: list[str], batch: int) -> No
     else:
         reject()
     model = nn.Sequential(chain, consumer.double())
-    plan = bp.plan(model, x)
+    plan = planned(Case(model, x, 0.5))
     assert plan.groups[0].kept == 3
     blended = scramble(bp.attach(model, plan))
     assert isinstance(blended, bp.Blended)

@@ -163,12 +163,15 @@ class BranchPruning(Vitals):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to remember recent training inputs."""
-        self._hook = self._blended.register_forward_pre_hook(self._remember, with_kwargs=True)
+        recent = self.recent
 
-    def _remember(self, blended: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if blended.training and torch.is_grad_enabled():
-            named = signature(self._blended.model.forward).bind(*args, **kwargs).arguments
-            self.recent.append(dict(named) if kwargs else args)
+        # A plain function: a bound method would make deepcopy of the model copy the trainer too.
+        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if isinstance(module, Blended) and module.training and torch.is_grad_enabled():
+                named = signature(module.model.forward).bind(*args, **kwargs).arguments
+                recent.append(dict(named) if kwargs else args)
+
+        self._hook = self._blended.register_forward_pre_hook(remember, with_kwargs=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the recent inputs."""
