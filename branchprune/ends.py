@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,22 @@ class LinearEnd(nn.Module):
         for piece in self.pieces:
             yield piece, None if piece.branch is None else next(weights)
 
+    def _each_of(
+        self, x: Tensor, side: Literal["wide", "kept"]
+    ) -> list[tuple[Tensor, tuple[EndPiece, Tensor | None]]]:
+        """Cut a tensor into its pieces, each with its description and matrix."""
+        sizes = [getattr(piece, side) * piece.repeat for piece in self.pieces]
+        parts = (x,) if len(sizes) == 1 else x.split(sizes, self.dim)
+        return list(zip(parts, self.each(), strict=True))
+
+    def _map(self, x: Tensor, piece: EndPiece, weight: Tensor | None) -> Tensor:
+        if weight is None:
+            return x
+        return map_channels(x, weight, self.dim, piece.repeat, self.groups)
+
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), self.dim)
+
     def folds(self) -> list[Fold]:
         """Return the matrices in the form that `folding` takes."""
         return [(piece.wide, piece.repeat, matrix) for piece, matrix in self.each()]
@@ -98,14 +115,7 @@ class Reduce(LinearEnd):
 
     def forward(self, wide: Tensor) -> Tensor:
         """Map a producer's output to the narrow width."""
-        parts = wide.split([p.wide * p.repeat for p in self.pieces], self.dim)
-        return _join(
-            [
-                part if w is None else map_channels(part, w, self.dim, p.repeat, self.groups)
-                for part, (p, w) in zip(parts, self.each(), strict=True)
-            ],
-            self.dim,
-        )
+        return self._join([self._map(z, p, w) for z, (p, w) in self._each_of(wide, "wide")])
 
 
 class Expand(LinearEnd):
@@ -121,33 +131,23 @@ class Expand(LinearEnd):
             wide: The tensor of the wide path.
             alphas: α of every group, shape (number of branches,).
         """
-        narrows = narrow.split([p.kept * p.repeat for p in self.pieces], self.dim)
+        narrows = self._each_of(narrow, "kept")
         if wide is None or alphas is None:
-            return _join(
-                [self._map(x, p, w) for x, (p, w) in zip(narrows, self.each(), strict=True)],
-                self.dim,
-            )
-        wides = wide.split([p.wide * p.repeat for p in self.pieces], self.dim)
+            return self._join([self._map(x, piece, weight) for x, (piece, weight) in narrows])
         parts = []
-        for x, u, (piece, weight) in zip(narrows, wides, self.each(), strict=True):
-            alpha = self._alpha_of(piece, alphas).to(u.dtype)
-            parts.append(torch.lerp(self._map(x, piece, weight).to(u.dtype), u, alpha))
-        return _join(parts, self.dim)
+        for (x, (piece, weight)), (u, _) in zip(narrows, self._each_of(wide, "wide"), strict=True):
+            alpha = self._alpha_of(piece, alphas)
+            # The weight is scaled instead of the result: it is the smaller tensor.
+            scaled = (x * (1 - alpha), None) if weight is None else (x, weight * (1 - alpha))
+            branch = self._map(scaled[0], piece, scaled[1])
+            parts.append(branch.to(u.dtype) + u * alpha)
+        return self._join(parts)
 
     def _alpha_of(self, piece: EndPiece, alphas: Tensor) -> Tensor:
         """Return α of a piece; one that stays is blended too, since a norm may have a twin."""
         if piece.branch is not None:
             return alphas[piece.branch]
         return torch.stack([alphas[p.branch] for p in self.pieces if p.branch is not None]).mean()
-
-    def _map(self, x: Tensor, piece: EndPiece, weight: Tensor | None) -> Tensor:
-        if weight is None:
-            return x
-        return map_channels(x, weight, self.dim, piece.repeat, self.groups)
-
-
-def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def apply_folded(

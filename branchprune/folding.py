@@ -93,4 +93,6 @@ def _transposed(matrix: Tensor | None) -> Tensor | None:
 
 def flush_subnormals(tensor: Tensor) -> Tensor:
     """Set numbers too small for the normal range to 0; they can slow a CPU down many times."""
-    return torch.where(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0, tensor)
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.clone().masked_fill_(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0)

@@ -192,6 +192,8 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 def _channel_place(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> int | None:
     """Return the dimension of `after` that begins with the channels of `before`, if any."""
+    if 0 in before:
+        return None
     for place in reversed(range(len(after))):
         merged = after[place] // before[dim]
         tail = [prod(before[dim + 1 : end]) for end in range(dim + 1, len(before) + 1)]

@@ -102,6 +102,7 @@ CHANNELWISE: dict[str, tuple[Make, tuple[int, ...]]] = {
         IMAGE,
     ),
     "LayerNorm over channels and space": (after(nn.LayerNorm([8, 9, 8]), nn.ReLU()), IMAGE),
+    "LayerNorm over space": (after(nn.LayerNorm([9, 8]), nn.ReLU()), IMAGE),
     "PReLU": (after(nn.PReLU()), IMAGE),
     "PReLU per channel": (after(nn.PReLU(8)), IMAGE),
     "LocalResponseNorm": (after(nn.LocalResponseNorm(3, alpha=0.5, k=0.7), nn.ReLU()), IMAGE),
@@ -140,6 +141,14 @@ GRAPHS: dict[str, tuple[Make, tuple[int, ...]]] = {
         ),
         IMAGE,
     ),
+    "view behind a 1x1 convolution": (
+        lambda: Net(
+            lambda m, x: m.b(m.a(x).view(x.size(0), -1)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Linear(8 * 72, 3),
+        ),
+        IMAGE,
+    ),
     "Linear chain": (
         lambda: nn.Sequential(
             *(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.LayerNorm(12)),
@@ -151,6 +160,13 @@ GRAPHS: dict[str, tuple[Make, tuple[int, ...]]] = {
         lambda: nn.Sequential(
             *(nn.Linear(6, 16), nn.GELU(), nn.LayerNorm(16, eps=0.3), nn.Linear(16, 12)),
             *(nn.RMSNorm(12), nn.ReLU(), nn.Linear(12, 3)),
+        ),
+        (2, 5, 6),
+    ),
+    "LayerNorm over positions and channels": (
+        lambda: nn.Sequential(
+            *(nn.Linear(6, 16), nn.LayerNorm([5, 16]), nn.ReLU(), nn.Linear(16, 12)),
+            *(nn.RMSNorm([5, 12]), nn.Linear(12, 3)),
         ),
         (2, 5, 6),
     ),
@@ -230,6 +246,17 @@ GRAPHS: dict[str, tuple[Make, tuple[int, ...]]] = {
         ),
         IMAGE,
     ),
+    "read by a plain and two grouped convolutions": (
+        lambda: Net(
+            lambda m, x: three_readers(m, m.a(x).relu()),
+            a=nn.Conv2d(3, 12, 3),
+            b=nn.Conv2d(12, 12, 1, groups=3),
+            c=nn.Conv2d(12, 12, 1),
+            d=nn.Conv2d(12, 12, 1, groups=2),
+            e=nn.Conv2d(12, 4, 1),
+        ),
+        IMAGE,
+    ),
     "in-place ReLU on what is read twice": (
         lambda: Net(read_twice, a=nn.Conv2d(3, 8, 3), relu=nn.ReLU(True), b=nn.Conv2d(8, 4, 1)),
         IMAGE,
@@ -278,6 +305,10 @@ def gate_by_view(m: Any, x: Tensor) -> Tensor:
     n, c, _, _ = y.size()
     gate = m.up(m.down(y.mean((2, 3))).relu()).view(n, c, 1, 1)
     return m.b(y * gate.sigmoid().expand_as(y))
+
+
+def three_readers(m: Any, y: Tensor) -> Tensor:
+    return m.e(m.b(y).relu() * m.c(y).tanh() + m.d(y))
 
 
 def read_twice(m: Any, x: Tensor) -> Tensor:
@@ -359,6 +390,19 @@ def test_collapse_is_exact_in_training_mode(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_gradients_reach_everything(name: str) -> None:
+    """Above all where forward works in place on a tensor that a linear end has read."""
+    make, shape = ALL[name]
+    model = scramble(make().double().train())
+    plan = bp.plan(model, torch.randn(shape, dtype=torch.float64))
+    blended = bp.attach(model, plan)
+    blended.alpha = 0.5
+    blended(torch.randn(shape, dtype=torch.float64)).square().sum().backward()
+    for parameter in blended.parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_only_the_output_stays_wide(name: str) -> None:
     make, shape = ALL[name]
     plan = bp.plan(make(), torch.randn(shape))
@@ -407,6 +451,22 @@ def test_channels_last_is_kept() -> None:
     assert small[4].weight.is_contiguous(memory_format=torch.channels_last)
     assert not small[4].weight.is_contiguous()
     assert relative(spelled_out(blended.double())(x.double()), small.double()(x.double())) < 1e-5
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_strides_of_small_kernels_are_kept(memory: torch.memory_format) -> None:
+    """The weight of a 1x1 kernel is contiguous in both senses; convolutions go by its strides."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    ).to(memory_format=memory)
+    x = torch.randn(2, 3, 9, 8)
+    blended = bp.attach(model, bp.plan(model, x)).eval()
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    for layer in (small[0], small[1], small[3]):
+        plain = torch.empty(layer.weight.shape).to(memory_format=memory)
+        assert layer.weight.stride() == plain.stride()
+    assert small(x).stride() == blended(x).stride() == model(x).stride()
 
 
 def test_subnormal_numbers_are_flushed() -> None:

@@ -315,6 +315,16 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "a",
         "grouped convolution g reads channels of several layers",
     ),
+    "grouped convolution plus two layers": (
+        lambda: pair(
+            lambda m, x: m.b(torch.cat([m.c(x), m.d(x)], 1) + m.g(m.a(x))),
+            c=conv(3, 2),
+            d=conv(3, 6),
+            g=conv(8, 8, groups=2),
+        ),
+        "g",
+        "channels of different structure meet in add",
+    ),
     "GroupNorm of two layers": (
         lambda: pair(
             lambda m, x: m.g(m.n(torch.cat([m.a(x), m.c(x)], 1))),

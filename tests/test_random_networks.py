@@ -194,7 +194,7 @@ def seeded(model: nn.Module, x: Tensor) -> Tensor:
     return model(x)
 
 
-@settings(max_examples=40)
+@settings(max_examples=80)
 @given(cases())
 def test_alpha_1_is_the_model(case: Case) -> None:
     blended = attached(case)
@@ -206,7 +206,7 @@ def test_alpha_1_is_the_model(case: Case) -> None:
         assert torch.equal(value, blended.model.state_dict()[name])
 
 
-@settings(max_examples=60)
+@settings(max_examples=150)
 @given(cases(), st.sampled_from(["l1", "random"]))
 def test_collapse_is_exact(case: Case, init: str) -> None:
     case.model.double().eval()
@@ -229,7 +229,7 @@ def test_collapse_is_exact(case: Case, init: str) -> None:
             assert abs(group.kept / group.width - case.keep) <= max(0.25, 2 / group.width)
 
 
-@settings(max_examples=20)
+@settings(max_examples=40)
 @given(cases(), st.booleans())
 def test_arguments_are_not_changed(case: Case, training: bool) -> None:
     model = case.model.train(training)
@@ -262,7 +262,7 @@ def test_arguments_are_not_changed(case: Case, training: bool) -> None:
     assert str(plan) == table and torch.equal(case.x, x)
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from([0.25, 0.5]))
 def test_gradients_between_0_and_1(case: Case, alpha: float) -> None:
     case.model.train()
@@ -284,7 +284,7 @@ def with_twin(blended: bp.Blended) -> list[str]:
     ]
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(cases())
 def test_the_wide_path_rests_at_alpha_0(case: Case) -> None:
     case.model.train()
@@ -306,7 +306,7 @@ def test_the_wide_path_rests_at_alpha_0(case: Case) -> None:
         assert all(p.grad is not None for p in part.parameters())
 
 
-@settings(max_examples=25)
+@settings(max_examples=80)
 @given(cases(), st.data())
 def test_groups_in_any_order(case: Case, data: st.DataObject) -> None:
     """Half of the groups at 0 and half at 1: collapses exactly, or says which norm joins them."""
