@@ -10,9 +10,12 @@ from math import prod
 import torch
 from torch import fx, nn
 
+from branchprune.calls import Example, tensors
 from branchprune.channels import Channels, Layout, Segment, resolve, unify
+from branchprune.obstacles import find_obstacles
 from branchprune.rulebook import FUNCTION_RULES, METHOD_RULES, MODULE_RULES
-from branchprune.rules import TRANSPOSED, Rule, size_of
+from branchprune.rules import TRANSPOSED, Rule
+from branchprune.shape_rules import size_of
 from branchprune.structure import (
     ChannelGroup,
     ChannelTensor,
@@ -22,7 +25,7 @@ from branchprune.structure import (
     Pieces,
     Structure,
 )
-from branchprune.trace import Example, record_shapes, tensors, trace
+from branchprune.trace import record_shapes, trace
 from branchprune.widths import describe
 
 
@@ -37,7 +40,7 @@ def analyse(model: nn.Module, example: Example) -> Structure:
         PruneError: The model cannot be traced, or does not accept the example.
     """
     graphs = trace(model, example)
-    analysis = Analysis(model, _obstacles(model, graphs.values()), _batch(example))
+    analysis = Analysis(model, find_obstacles(model, graphs.values()), _batch(example))
     for graph in dict.fromkeys(graphs.values()):
         analysis.shapes |= record_shapes(model, graph, example)
         analysis.counting = graph is graphs[False]
@@ -211,31 +214,6 @@ class Analysis:
             for segment in resolve([Segment(channels)]):
                 if segment.channels not in read:
                     segment.channels.freeze("no layer reads it")
-
-
-def _obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, str]:
-    """Return the modules whose weights cannot be replaced one for one, with the reason."""
-    found: dict[str, str] = {}
-    owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        if torch.nn.utils.parametrize.is_parametrized(module):
-            found[name] = f"{name} is parametrised"
-        elif module._forward_pre_hooks or module._forward_hooks:
-            found[name] = f"{name} has forward hooks"
-        for parameter in module.parameters(recurse=False):
-            first = owners.setdefault(id(parameter), name)
-            if first != name:
-                found[name] = found[first] = f"{first} and {name} share a weight"
-    for graph in graphs:
-        for node in graph.find_nodes(op="get_attr"):
-            if any(user.target is not getattr for user in node.users):
-                owner = str(node.target).rpartition(".")[0]
-                found.setdefault(owner, f"forward itself reads {node.target}")
-        called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-        for name in called:
-            if called.count(name) > 1 and model.get_submodule(name).state_dict():
-                found.setdefault(name, f"{name} is called {called.count(name)} times")
-    return found
 
 
 def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph]) -> Structure:

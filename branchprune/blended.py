@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from branchprune.calls import Example, example_inputs
 from branchprune.errors import PruneError
 from branchprune.planning import Plan
 from branchprune.program import Program, compile_program
 from branchprune.recalibration import recalibrated
 from branchprune.structure import Structure
-from branchprune.trace import Example, example_inputs
 
 
 class Blended(nn.Module):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.blended import Blended, set_path, updates
+from branchprune.calls import call, copied, tensors, training_mode
 from branchprune.criteria import Criterion, GroupWeights, l1, random_choice, rows_by_output, select
 from branchprune.ends import EndPiece, Expand, Reduce
 from branchprune.errors import PruneError
 from branchprune.planning import Plan
 from branchprune.structure import LinearLayer, Pieces
-from branchprune.trace import call, copied, tensors, training_mode
 from branchprune.widths import describe, narrow_channelwise
 
 Init = str | Criterion

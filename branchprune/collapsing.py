@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from branchprune.blended import Blended, set_path, updates
+from branchprune.calls import Example, call, tensors, training_mode
 from branchprune.ends import Expand, LinearEnd, Reduce
 from branchprune.errors import PruneError
 from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.structure import LinearLayer, Pieces
-from branchprune.trace import Example, call, tensors, training_mode
 from branchprune.widths import set_linear_width
 
 TOLERANCE = 1e-10

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from branchprune.analysis import analyse
+from branchprune.calls import Example, copied
 from branchprune.errors import PruneError
 from branchprune.structure import ChannelGroup, Pieces, Structure
-from branchprune.trace import Example, check_model, copied
+from branchprune.trace import check_model
 
 
 @dataclass(frozen=True)

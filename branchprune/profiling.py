@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from branchprune.trace import Example, call, tensors, training_mode
+from branchprune.calls import Example, call, tensors, training_mode
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from branchprune import rules
+from branchprune import rules, shape_rules
 from branchprune.rules import CONVOLUTIONS, TRANSPOSED, Rule
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
@@ -21,7 +21,7 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
     nn.LayerNorm: rules.layer_norm,
     nn.RMSNorm: rules.layer_norm,
     nn.PReLU: rules.prelu,
-    nn.Flatten: rules.reshape,
+    nn.Flatten: shape_rules.reshape,
     **dict.fromkeys(
         (
             *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -81,14 +81,14 @@ FUNCTION_RULES: dict[Callable[..., Any], Rule] = {
     ),
     F.pad: rules.pad,
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), rules.concatenate),
-    **dict.fromkeys((torch.flatten, torch.reshape), rules.reshape),
-    torch.permute: rules.permute,
-    torch.transpose: rules.transpose,
-    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin), rules.reduce_dims),
-    torch.unsqueeze: rules.unsqueeze,
-    torch.squeeze: rules.squeeze,
-    operator.getitem: rules.getitem,
-    getattr: rules.size_of,
+    **dict.fromkeys((torch.flatten, torch.reshape), shape_rules.reshape),
+    torch.permute: shape_rules.permute,
+    torch.transpose: shape_rules.transpose,
+    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin), shape_rules.reduce_dims),
+    torch.unsqueeze: shape_rules.unsqueeze,
+    torch.squeeze: shape_rules.squeeze,
+    operator.getitem: shape_rules.getitem,
+    getattr: shape_rules.size_of,
 }
 
 METHOD_RULES: dict[str, Rule] = {
@@ -98,11 +98,11 @@ METHOD_RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys("to float half double bfloat16 type_as cuda cpu".split(), rules.cast),
     **dict.fromkeys("add sub mul div pow expand_as".split(), rules.elementwise),
-    **dict.fromkeys("view reshape flatten".split(), rules.reshape),
-    "permute": rules.permute,
-    "transpose": rules.transpose,
-    **dict.fromkeys("mean sum amax amin".split(), rules.reduce_dims),
-    "unsqueeze": rules.unsqueeze,
-    "squeeze": rules.squeeze,
-    **dict.fromkeys("size dim numel".split(), rules.size_of),
+    **dict.fromkeys("view reshape flatten".split(), shape_rules.reshape),
+    "permute": shape_rules.permute,
+    "transpose": shape_rules.transpose,
+    **dict.fromkeys("mean sum amax amin".split(), shape_rules.reduce_dims),
+    "unsqueeze": shape_rules.unsqueeze,
+    "squeeze": shape_rules.squeeze,
+    **dict.fromkeys("size dim numel".split(), shape_rules.size_of),
 }

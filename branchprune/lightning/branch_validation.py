@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
 from branchprune.blended import Blended
-from branchprune.trace import Example
+from branchprune.calls import Example
 
 
 def validate_branch(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from branchprune.blended import Blended
 from branchprune.branches import Init, attach
+from branchprune.calls import Example
 from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.lightning.branch_validation import validate_branch
@@ -23,7 +24,6 @@ from branchprune.lightning.vitals import Vitals
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
 from branchprune.schedules import Plateau, Schedule
-from branchprune.trace import Example
 
 CHARTS = {
     "alpha": {"all groups": ["Multiline", ["alpha/.*"]]},
