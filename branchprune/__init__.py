@@ -9,6 +9,8 @@ small   = bp.collapse(blended)
 ```
 """
 
+from importlib.metadata import version
+
 from branchprune.artifact import load, save
 from branchprune.blended import Blended
 from branchprune.branches import attach
@@ -17,6 +19,8 @@ from branchprune.criteria import GroupWeights
 from branchprune.errors import PruneError
 from branchprune.planning import Plan, plan
 from branchprune.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
+
+__version__ = version("branchprune")
 
 __all__ = [
     "Blended",

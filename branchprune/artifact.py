@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from branchprune.blended import Blended
 from branchprune.errors import PruneError
 from branchprune.widths import set_sizes, sizes
 
@@ -27,9 +28,11 @@ def save(model: nn.Module, path: str | Path) -> None:
         path: Where to write; an existing file is replaced.
 
     Raises:
-        PruneError: The file cannot be written.
+        PruneError: The file cannot be written, or the model is blended.
     """
     path = Path(path)
+    if isinstance(model, Blended):
+        raise PruneError("model is blended: collapse it before it is saved")
     state = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in model.state_dict().items()

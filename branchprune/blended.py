@@ -92,12 +92,14 @@ class Blended(nn.Module):
                 belong to the blend, and with them a branch looks far worse than it is. Not used
                 where forcing α to 0 changes nothing.
         """
+        if isinstance(batches, Tensor):
+            raise PruneError("batches must be several inputs of forward, such as [batch]")
         before = self.alpha
         begun = {name: 0.0 for name, alpha in before.items() if alpha < 1}
-        self.alpha = begun or 0.0
-        calls = [example_inputs(batch) for batch in batches if self.alpha != before]
         try:
-            with recalibrated(self, calls):
+            self.alpha = begun or 0.0
+            changed = self.alpha != before
+            with recalibrated(self, map(example_inputs, batches if changed else ())):
                 yield
         finally:
             self.alpha = before
@@ -125,6 +127,17 @@ class Blended(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the blended output; arguments and result are those of the original model."""
         return self._run[self.training](self, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return nn.Module.__getattr__(self, name)
+        except AttributeError:
+            model = self.__dict__.get("_modules", {}).get("model")
+            if not hasattr(model, name):
+                raise
+            raise AttributeError(
+                f"{name!r} is in `blended.model`; optimizers are built from `blended.parameters()`"
+            ) from None
 
     def __repr__(self) -> str:
         levels = sorted(set(self._alpha))

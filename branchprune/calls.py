@@ -20,7 +20,12 @@ def example_inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Split an example into positional and keyword arguments of `forward`."""
     if isinstance(example, Mapping):
         return (), dict(example)
-    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+    if isinstance(example, tuple | list):
+        return tuple(example), {}
+    if not isinstance(example, Tensor):
+        kind = type(example).__name__
+        raise PruneError(f"example (a {kind}) must be a tensor, a tuple or a dictionary of them")
+    return (example,), {}
 
 
 def on_device(example: Example, model: Callable[..., Any]) -> Example:

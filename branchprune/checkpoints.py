@@ -50,7 +50,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise PruneError(
             f"checkpoint {path} is not complete, or is no checkpoint: {reason}"
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state: Any = content
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise PruneError(f"checkpoint {path} holds no state_dict")
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -47,7 +48,7 @@ def _run(args: list[str], console: Console) -> None:
     from branchprune.config import parse
     from branchprune.experiment import run
 
-    sys.path.insert(0, "")  # import paths in a configuration may lead into the current folder
+    sys.path.insert(0, str(Path.cwd()))  # import paths may lead into the current folder
     config = parse(args)
     result = run(config, shlex.join(["branchprune", "run", *args]), console)
     console.print(summary(result))
@@ -55,8 +56,6 @@ def _run(args: list[str], console: Console) -> None:
 
 
 def _report(args: list[str], console: Console) -> None:
-    from pathlib import Path
-
     from branchprune.report import write_report
 
     if len(args) != 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, seed_everything
 from torch import nn
 
-from branchprune import criteria, schedules
-from branchprune.branches import Init
+from branchprune import schedules
+from branchprune.branches import INITS, Init
 from branchprune.errors import PruneError
 from branchprune.schedules import Plateau, Schedule
 
@@ -68,7 +68,7 @@ class PruneConfig:
         keep: Fraction of the channels to keep, or one a layer.
         exclude: Layers, or modules around them, whose channels stay.
         multiple_of: Round kept widths to a multiple of this.
-        init: "l1", "random", or the import path of a criterion.
+        init: "l1", "l2", "random", or the import path of a criterion.
         levels: α: a list of levels, or one of {steps: size}, {multiplicative: decay},
             {linear: levels}, {cosine: levels}.
         hold: Epochs at each level, or a plateau.
@@ -94,17 +94,28 @@ class PruneConfig:
     recalibrate: int = 16
     task: dict[str, Any] = field(default_factory=dict)
 
-    def schedule(self) -> Schedule:
-        """Return the schedule that the fields describe."""
-        return Schedule(_levels(self.levels), self.hold, self.final_hold, self.order)
+    def schedule(self, mode: Literal["max", "min"]) -> Schedule:
+        """Return the schedule that the fields describe.
+
+        Args:
+            mode: Whether the metric of the run, which a plateau watches by default, is to be large
+                or small.
+        """
+        hold, final = self.hold, self.final_hold
+        if isinstance(hold, Plateau) and self.monitor is None:
+            hold = replace(hold, mode=mode)
+        if isinstance(final, Plateau) and self.monitor is None:
+            final = replace(final, mode=mode)
+        return Schedule(_levels(self.levels), hold, final, self.order)
 
     def criterion(self) -> Init:
         """Return what `attach` takes as `init`."""
-        if self.init in ("l1", "random"):
+        if self.init in ("random", *INITS):
             return self.init
-        if hasattr(criteria, self.init):
-            return _checked(getattr(criteria, self.init), self.init)
         module, _, name = self.init.rpartition(".")
+        if not module:
+            known = ", ".join(("random", *INITS))
+            raise PruneError(f"init (={self.init!r}) must be one of {known}, or an import path")
         try:
             return _checked(getattr(importlib.import_module(module), name), self.init)
         except (ImportError, ValueError, AttributeError) as error:
@@ -221,4 +232,5 @@ def parse(args: list[str]) -> RunConfig:
         prune_task = parser.instantiate(pruning).task
     except (ArgumentError, ValueError, TypeError) as error:
         raise PruneError(str(error)) from error
+    config.pop("overwrite")  # a stored configuration must not replace anything by itself
     return RunConfig(**vars(built), prune_task=prune_task, text=parser.dump(config))

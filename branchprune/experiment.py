@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -28,6 +28,7 @@ from branchprune.lightning.quiet import quiet_lightning
 from branchprune.planning import Plan, plan
 from branchprune.profiling import measure_latency, peak_memory
 from branchprune.report import write_report
+from branchprune.runfolder import check_folder, make_folder
 from branchprune.schedules import Schedule
 
 Stage = Literal["dense", "prune"]
@@ -65,11 +66,12 @@ class _Run:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        seed_everything(self.config.seed, workers=True, verbose=False)
         quiet_lightning()
         with self.console.status("checking the configuration"):
             pruning = self._check()
-        self._make_folder()
+        make_folder(self.config.output)
+        (self.config.output / "config.yaml").write_text(self.config.text)
+        seed_everything(self.config.seed, workers=True, verbose=False)
         dense = self._train_dense()
         save(dense, self.config.output / "dense.safetensors")
         pruned = self._prune(dense, pruning)
@@ -85,7 +87,7 @@ class _Run:
         config = self.config
         if config.dense.epochs < 1 and config.dense.checkpoint is None:
             raise PruneError(f"dense.epochs (={config.dense.epochs}) without a checkpoint")
-        self._check_folder()
+        check_folder(config.output, config.overwrite)
         if config.dense.checkpoint is not None:
             load_weights(config.model, config.dense.checkpoint)
         config.data.setup("fit")
@@ -100,20 +102,16 @@ class _Run:
         )
         for name in pruning.schedule.order or ():
             planned.branches_within(name)
+        logged = self._judge(config.task(config.model), batches=1)
+        self._judge(config.prune_task(config.model), batches=1)
+        if pruning.monitor not in {*logged, *(f"{name}_branch" for name in logged)}:
+            raise PruneError(f"monitor (={pruning.monitor!r}) is not logged by the task")
+        self.console.print(str(planned), highlight=False, soft_wrap=True, markup=False)
         return pruning
-
-    def _check_folder(self) -> None:
-        output = self.config.output
-        if not output.exists():
-            return
-        if not self.config.overwrite:
-            raise PruneError(f"output folder {output} exists; give another, or overwrite")
-        if any(output.iterdir()) and not (output / "config.yaml").exists():
-            raise PruneError(f"output folder {output} is not a run: it is not overwritten")
 
     def _pruning(self, example: Tensor) -> BranchPruning:
         config, fast = self.config.prune, self.config.fast
-        schedule = config.schedule()
+        schedule = config.schedule(self.config.metric.mode)
         if fast:
             schedule = Schedule(schedule.levels[-2:], 1, 1, schedule.order)
         init: Init = config.criterion()
@@ -137,18 +135,6 @@ class _Run:
         images = batch[0] if isinstance(batch, list | tuple) else batch
         assert isinstance(images, Tensor)
         return images
-
-    def _make_folder(self) -> None:
-        output = self.config.output
-        try:
-            if output.exists():
-                shutil.rmtree(output)
-            output.mkdir(parents=True)
-            (output / "config.yaml").write_text(self.config.text)
-        except OSError as error:
-            raise PruneError(
-                f"output folder {output} cannot be written: {error.strerror}"
-            ) from error
 
     def _trainer(self, stage: Stage, epochs: int, callbacks: list[Callback]) -> Trainer:
         config = self.config
@@ -193,23 +179,37 @@ class _Run:
             ) from error
         self.seconds[stage] = time.perf_counter() - start
 
-    def _score(self, task: LightningModule) -> dict[str, float]:
+    def _judge(self, task: LightningModule, batches: int | None = None) -> dict[str, float]:
+        """Return everything the task logs in validation and test, of some batches or all.
+
+        Raises:
+            PruneError: The metric of the run is not logged, or something is missing for a test.
+        """
         metric, config = self.config.metric, self.config
-        judge = Trainer(
-            accelerator=config.accelerator,
-            devices=1,
-            precision=config.precision,  # type: ignore[arg-type]
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        val = judge.validate(task, config.data, verbose=False)[0]
-        test = judge.test(task, config.data, verbose=False)[0]
+        try:
+            judge = Trainer(
+                accelerator=config.accelerator,
+                devices=1,
+                precision=config.precision,  # type: ignore[arg-type]
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                limit_val_batches=batches,
+                limit_test_batches=batches,
+            )
+            [val] = judge.validate(task, config.data, verbose=False)
+            [test] = judge.test(task, config.data, verbose=False)
+        except (MisconfigurationException, ValueError) as error:
+            raise PruneError(f"task, data, accelerator or precision: {error}") from error
         for name, found in ((metric.val, val), (metric.test, test)):
             if name not in found:
                 known = ", ".join(sorted(found))
                 raise PruneError(f"metric (={name!r}) is not logged; the task logs {known}")
-        return {"val": float(val[metric.val]), "test": float(test[metric.test])}
+        return {name: float(value) for name, value in [*val.items(), *test.items()]}
+
+    def _score(self, task: LightningModule) -> dict[str, float]:
+        logged = self._judge(task)
+        return {"val": logged[self.config.metric.val], "test": logged[self.config.metric.test]}
 
     def _train_dense(self) -> nn.Module:
         epochs = 1 if self.config.fast else self.config.dense.epochs

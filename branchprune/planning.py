@@ -137,8 +137,9 @@ def plan(
         model: Any network; it is traced and run once, and not changed.
         example: An input, a tuple of arguments or a dictionary of keyword arguments.
         keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path or by the path
-            of a module around it (layers not named stay). Parameters and MACs fall with about
-            its square.
+            of a module around it. A group takes that of a layer named itself, else that of the
+            module around its first layer; groups that are not named stay. Parameters and MACs
+            fall with about its square.
         exclude: Layers, or modules around them, whose channels stay.
         multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
 
@@ -198,7 +199,9 @@ def _plan_group(
     reason = group.reason or _excluded(structure, index, exclude) or reason
     kept = group.width if reason else _round(group, fraction, multiple_of)
     if reason is None and kept >= group.width and fraction < 1:
-        reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them"
+        step = _step(group, multiple_of)
+        divisible = f" in multiples of {step}" * (step > 1)
+        reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them{divisible}"
     total = sum(layer.macs for layer in structure.linears.values())
     total += sum(layer.macs for layer in structure.channelwise.values())
     macs = sum(
@@ -219,11 +222,12 @@ def _plan_group(
 def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:
     if not isinstance(keep, Mapping):
         return keep, None
-    for layer in layers:
-        module = _within(layer, keep)
-        if module is not None:
-            return keep[module], None
-    return 1.0, "not named in keep"
+    named = {layer: keep[layer] for layer in layers if layer in keep}
+    if len(set(named.values())) > 1:
+        raise PruneError(f"keep names layers of one group with different fractions: {named}")
+    around = [module for layer in layers if (module := _within(layer, keep)) is not None]
+    fractions = [*named.values(), *(keep[module] for module in around)]
+    return (fractions[0], None) if fractions else (1.0, "not named in keep")
 
 
 def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str | None:
@@ -237,10 +241,13 @@ def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str |
     return found and f"{found} is excluded"
 
 
-def _round(group: ChannelGroup, fraction: float, multiple_of: int) -> int:
+def _step(group: ChannelGroup, multiple_of: int) -> int:
     step = lcm(group.blocks, multiple_of)
-    if step > group.width:
-        step = group.blocks
+    return group.blocks if step > group.width else step
+
+
+def _round(group: ChannelGroup, fraction: float, multiple_of: int) -> int:
+    step = _step(group, multiple_of)
     return min(group.width, max(step, round(fraction * group.width / step) * step))
 
 

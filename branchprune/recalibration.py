@@ -6,8 +6,9 @@ far worse than it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from branchprune.calls import training_mode
+from branchprune.errors import PruneError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
 
 
 @contextmanager
-def recalibrated(model: nn.Module, inputs: Sequence[Inputs]) -> Iterator[None]:
+def recalibrated(model: nn.Module, inputs: Iterable[Inputs]) -> Iterator[None]:
     """Give a model the BatchNorm statistics of some training inputs for a `with` block.
 
     Nothing is trained, no random number is drawn from the generators in use, and afterwards every
@@ -30,8 +32,13 @@ def recalibrated(model: nn.Module, inputs: Sequence[Inputs]) -> Iterator[None]:
     Args:
         model: The network.
         inputs: Arguments of the calls to make in training mode; none: nothing changes.
+
+    Raises:
+        PruneError: An input does not fit the model.
     """
-    if not inputs:
+    calls = iter(inputs)
+    first = next(calls, None)
+    if first is None:
         yield
         return
     buffers = [
@@ -42,7 +49,7 @@ def recalibrated(model: nn.Module, inputs: Sequence[Inputs]) -> Iterator[None]:
     ]
     try:
         with torch.no_grad(), training_mode(model, True), torch.random.fork_rng(_gpus(buffers)):
-            update_bn([[call] for call in inputs], _Calls(model))
+            update_bn(([call] for call in chain([first], calls)), _Calls(model))
         yield
     finally:
         for owner, name, buffer, value in buffers:
@@ -62,4 +69,10 @@ class _Calls(nn.Module):
 
     def forward(self, call: Inputs) -> Any:
         args, kwargs = call
-        return self.model(*args, **kwargs)
+        try:
+            return self.model(*args, **kwargs)
+        except (TypeError, RuntimeError) as error:
+            raise PruneError(
+                "batches must be inputs of forward, a tuple meaning several arguments; of a loader "
+                f"of pairs take `(x for x, _ in loader)`: {error}"
+            ) from error

@@ -53,8 +53,8 @@ def cosine(levels: int = 10) -> tuple[float, ...]:
 
 
 def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise PruneError(f"{name} (={value}) must be at least 1")
+    if not isinstance(value, int) or value < 1:
+        raise PruneError(f"{name} (={value!r}) must be a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class Plateau:
 class Schedule:
     """α for every epoch of a pruning run.
 
-    Iterating gives α for the next epoch, ready to be assigned to `blended.alpha`.
+    Iterating gives α for the next epoch, ready to be assigned to `blended.alpha`; a schedule that
+    has ended starts anew.
 
     Args:
         levels: Values of α, falling to 0; see `steps`, `multiplicative`, `linear`, `cosine`.
@@ -105,6 +106,11 @@ class Schedule:
     Raises:
         PruneError: Levels that do not fall to 0, or a hold below one epoch.
     """
+
+    stage: int
+    level: int
+    epochs_at_level: int
+    metrics: list[float]
 
     def __init__(
         self,
@@ -124,9 +130,7 @@ class Schedule:
         if order is not None and (isinstance(order, str) or not order):
             raise PruneError(f"order (={order!r}) must be a list of groups or modules")
         self.order = None if order is None else tuple(order)
-        self.stage = self.level = 0
-        self.metrics: list[float] = []
-        self.epochs_at_level = 0
+        self.reset()
 
     @property
     def alpha(self) -> float | dict[str, float]:
@@ -177,7 +181,14 @@ class Schedule:
             return hold.over(self.metrics)
         return self.epochs_at_level >= hold
 
+    def reset(self) -> None:
+        """Go back to the first level."""
+        self.stage = self.level = self.epochs_at_level = 0
+        self.metrics = []
+
     def __iter__(self) -> Iterator[float | dict[str, float]]:
+        if self.done:
+            self.reset()
         while not self.done:
             yield self.alpha
             self.advance()

@@ -8,7 +8,6 @@ twin read the same tensors.
 from __future__ import annotations
 
 import inspect
-import operator
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,13 +17,6 @@ from torch import Tensor, fx, nn
 
 from branchprune.calls import Example, example_inputs, on_device, training_mode
 from branchprune.errors import PruneError
-
-_INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 
 
 class _Tracer(fx.Tracer):
@@ -104,6 +96,8 @@ def check_model(model: nn.Module) -> None:
     kind = type(model).__name__
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise PruneError(f"model (a {kind}) must be a torch.nn.Module with a Python forward")
+    if kind == "Blended":
+        raise PruneError("model is blended already: collapse it first, or plan blended.model")
     wrappers = {"OptimizedModule": "_orig_mod"} | dict.fromkeys(
         ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"), "module"
     )
@@ -186,9 +180,6 @@ def _out_of_place(node: fx.Node, model: nn.Module) -> fx.Node | None:
 
 
 def _function_out_of_place(node: fx.Node, function: Callable[..., Any]) -> bool:
-    if function in _INPLACE_OPERATORS:
-        node.target = _INPLACE_OPERATORS[function]
-        return True
     name = getattr(function, "__name__", "")
     plain = getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
     if name.endswith("_") and not name.endswith("__") and plain is not None:
@@ -238,7 +229,7 @@ def record_shapes(
         with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=[]):
             recorder.run(*(v.clone() if isinstance(v, Tensor) else v for v in values))
     except Exception as error:
-        shapes = [tuple(v.shape) if isinstance(v, Tensor) else v for v in values]
+        shapes = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
         raise PruneError(
             f"the example (shape {shapes[0] if len(shapes) == 1 else shapes}) does not pass "
             f"through the model: it fails at {recorder.current}: {str(error).splitlines()[0]}"

@@ -158,7 +158,7 @@ def spelled_out(blended: bp.Blended) -> nn.Module:
     return model
 
 
-def counted_macs(model: nn.Module, x: Tensor) -> int:
+def counted_macs(model: Callable[[Tensor], object], x: Tensor) -> int:
     """Return the multiply-adds of convolutions and matrix products, as PyTorch counts them."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(x)

@@ -132,3 +132,11 @@ def test_file_of_another_program_is_refused(tmp_path):
     save_file(make_model().state_dict(), tmp_path / "plain.safetensors")
     with pytest.raises(bp.PruneError, match="not written by branchprune"):
         bp.load(make_model(), tmp_path / "plain.safetensors")
+
+
+def test_a_blended_model_is_not_saved(tmp_path):
+    model = make_model()
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8)))
+    with pytest.raises(bp.PruneError, match="collapse it"):
+        bp.save(blended, tmp_path / "blended.safetensors")
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -152,12 +152,13 @@ def best(scores: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(sorted(range(len(scores)), key=lambda i: -scores[i])[:count]))
 
 
-def test_l1_at_alpha_0_is_classic_pruning() -> None:
+@pytest.mark.parametrize(("init", "power"), [("l1", 1), ("l2", 2)])
+def test_alpha_0_is_classic_pruning(init: str, power: int) -> None:
     model = scramble(vgg()).eval()
-    norms = {i: sum(model[i].weight.detach().abs().flatten(1).T) for i in LAYERS}
+    norms = {i: sum(model[i].weight.detach().abs().flatten(1).T ** power) for i in LAYERS}
     kept = {i: best(norms[i], len(norms[i]) // 2) for i in LAYERS}
     assert any(keep.tolist() != list(range(len(keep))) for keep in kept.values())
-    blended = attached(model)
+    blended = attached(model, init=init)
     blended.alpha = 0
     x = torch.randn(4, 3, 8, 8)
     expected = sliced(model, kept)(x)
@@ -241,9 +242,11 @@ def test_random_start() -> None:
     assert relative(spelled_out(blended)(x), bp.collapse(blended)(x)) < 1e-4
 
 
-@pytest.mark.parametrize("init", ["l2", "", None, 5])
+@pytest.mark.parametrize("init", ["l3", "", None, 5])
 def test_unknown_start(init: Any) -> None:
-    with pytest.raises(bp.PruneError, match=rf"init \(={init!r}\) must be 'random', 'l1' or"):
+    with pytest.raises(
+        bp.PruneError, match=rf"init \(={init!r}\) must be 'random', 'l1', 'l2' or a function"
+    ):
         attached(vgg(), init=init)
 
 
@@ -295,12 +298,20 @@ def test_a_width_that_forward_computes_by_itself() -> None:
         bp.attach(model, plan)
 
 
-def test_what_a_trace_loses_is_noticed() -> None:
-    def run(m: Any, x: Tensor) -> Tensor:
-        y = m.a(x)
-        y.view(2, -1).mul_(2)
-        return m.b(y)
+def changed_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y.view(2, -1).mul_(2)
+    return m.b(y)
 
+
+def changed_under_another_name(m: Any, x: Tensor) -> Tensor:
+    y = z = m.a(x)
+    y += 1
+    return m.b(y * z)
+
+
+@pytest.mark.parametrize("run", [changed_view, changed_under_another_name])
+def test_what_a_trace_loses_is_noticed(run: Callable[..., Tensor]) -> None:
     model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
     front = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), model)
     with pytest.raises(bp.PruneError, match="at alpha = 1 differs from the model: forward does"):

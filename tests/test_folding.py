@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from models import Between, matrix, relative
+from models import Between, counted_macs, matrix, relative
 from torch import Tensor, nn
 
 from branchprune.ends import EndPiece, Expand, Reduce, apply_folded, map_channels
@@ -186,6 +186,18 @@ def test_few_and_many_positions_give_the_same(name: str, size: int) -> None:
     assert relative(first, apply_folded(layer, None, expand, x)) < 1e-12
     last = Between(layer, None, behind)(wide)
     assert relative(last, apply_folded(layer, reduce, None, wide)) < 1e-12
+
+
+@pytest.mark.parametrize(("rows", "folds"), [(1, False), (8, False), (1000, True)])
+def test_the_cheaper_way_is_taken(rows: int, folds: bool) -> None:
+    layer = nn.Linear(64, 64)
+    expand = Expand([EndPiece(64, 32, 1, 0)], -1, 1, [torch.randn(64, 32)])
+    reduce = Reduce([EndPiece(64, 32, 1, 0)], -1, 1, [torch.randn(32, 64)])
+    macs = counted_macs(lambda x: apply_folded(layer, reduce, expand, x), torch.randn(rows, 32))
+    one_by_one = rows * (32 * 64 + 64 * 64 + 64 * 32)
+    of_the_fold = 64 * 64 * 32 + 64 * 32 * 32
+    of_the_bias = 64 * 32
+    assert macs == (of_the_fold + of_the_bias + rows * 32 * 32 if folds else one_by_one)
 
 
 def test_neither_end_has_a_bias() -> None:

@@ -404,6 +404,11 @@ def test_keep_by_layer() -> None:
     assert kept["6.conv1"] == (12, None)
 
 
+def test_layers_of_one_group_kept_differently_are_named() -> None:
+    with pytest.raises(bp.PruneError, match=r"one group.*'5.down': 0.5, '6.conv2': 0.75"):
+        bp.plan(resnet(), torch.randn(IMAGE), keep={"5.down": 0.5, "6.conv2": 0.75})
+
+
 @pytest.mark.parametrize(
     ("width", "keep", "multiple", "groups", "kept"),
     [

@@ -98,3 +98,13 @@ def test_state_dict_continues_inside_a_level():
 def test_bad_arguments_name_themselves(make, message):
     with pytest.raises(bp.PruneError, match=message):
         make()
+
+
+def test_a_schedule_that_has_ended_starts_anew():
+    schedule = bp.Schedule((0.5, 0.0), hold=2)
+    assert list(schedule) == list(schedule) == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_holds_are_whole_numbers():
+    with pytest.raises(bp.PruneError, match=r"hold \(=1.5\)"):
+        bp.Schedule((0.0,), hold=1.5)

@@ -93,14 +93,15 @@ class BranchPruning(Vitals):
             raise PruneError(f"learning_rate (={learning_rate!r}) must be 'keep' or 'restart'")
         if recalibrate < 0:
             raise PruneError(f"recalibrate (={recalibrate}) must be a number of batches")
-        waits = any(isinstance(hold, Plateau) for hold in (schedule.hold, schedule.final_hold))
-        if waits and monitor is None:
-            raise PruneError("monitor (=None) must name the metric that the Plateau watches")
         self.schedule, self.keep, self.exclude = schedule, keep, exclude
         self.multiple_of = multiple_of
         self.init, self.example, self.target = init, example, target
         self.monitor, self.learning_rate, self.collapses = monitor, learning_rate, collapse
         self.recent: deque[Example] = deque(maxlen=recalibrate)
+        if self._waits() and monitor is None:
+            raise PruneError("monitor (=None) must name the metric that the Plateau watches")
+        if "loss" in (monitor or "") and any(hold.mode == "max" for hold in self._waits()):
+            raise PruneError(f"monitor (={monitor!r}) is a loss: use Plateau(mode='min')")
         self.plan: Plan | None = None
         self.blended: Blended | None = None
         self.small: nn.Module | None = None
@@ -108,8 +109,11 @@ class BranchPruning(Vitals):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the branches, before the optimizer is built."""
-        if stage != "fit" or self.blended is not None:
+        if stage != "fit" or any(m is self.blended for m in pl_module.modules()):
             return
+        if self.schedule.done:
+            self.schedule.reset()
+        self.small = self.collapse_error = None
         self._graft = Graft(pl_module, self.target)
         network = self._graft.network
         example = self._example(trainer, pl_module)
@@ -150,6 +154,10 @@ class BranchPruning(Vitals):
             (config.scheduler, copy.deepcopy(config.scheduler.state_dict()))
             for config in trainer.lr_scheduler_configs
         ]
+        self._check_optimizers(trainer)
+        if self._waits() and trainer.check_val_every_n_epoch != 1:
+            every = trainer.check_val_every_n_epoch
+            raise PruneError(f"check_val_every_n_epoch (={every}) must be 1: a Plateau waits")
         limit = trainer.max_epochs
         if limit not in (None, -1) and limit < self.schedule.max_epochs:
             rank_zero_warn(
@@ -160,6 +168,26 @@ class BranchPruning(Vitals):
             writer: Any = getattr(logger, "experiment", None)
             if hasattr(writer, "add_custom_scalars"):
                 writer.add_custom_scalars(CHARTS)
+
+    def _waits(self) -> list[Plateau]:
+        """Return the holds that watch a metric."""
+        holds = (self.schedule.hold, self.schedule.final_hold)
+        return [hold for hold in holds if isinstance(hold, Plateau)]
+
+    def _check_optimizers(self, trainer: Trainer) -> None:
+        """Raise for parameters that would not be trained: the optimizer names only some layers."""
+        trained = {
+            id(parameter)
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        for name, parameter in self._blended.named_parameters():
+            if parameter.requires_grad and id(parameter) not in trained:
+                raise PruneError(
+                    f"no optimizer holds the parameter {name} of the blended model: build it "
+                    "from self.parameters()"
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to remember recent training inputs."""

@@ -20,7 +20,7 @@ class StageProgress(Callback):
 
     def __init__(self, stage: str, metric: str, console: Console) -> None:
         self.stage, self.metric, self.console = stage, metric, console
-        self.loss = float("nan")
+        self.loss = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar."""
@@ -47,8 +47,8 @@ class StageProgress(Callback):
         batch_idx: int,
     ) -> None:
         """Move the bar."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self.loss = float(loss)
+        loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
+        self.loss += (loss - self.loss) / (batch_idx + 1)  # the mean of the epoch so far
         self.bar.update(self.task, advance=1, state=self._state(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
