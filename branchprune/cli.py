@@ -70,30 +70,17 @@ def _bench(args: list[str], console: Console) -> None:
 
 
 def summary(result: dict[str, Any]) -> Table:
-    """Return the table that ends a run: dense against small."""
-    dense, small, scores = result["cost"]["dense"], result["cost"]["small"], result["scores"]
-    metric = result["metric"]
-    shown = "{:.2%}" if metric["format"] == "percent" else "{:.4f}"
+    """Return the table that ends a run: dense against small, as in the report."""
+    from branchprune.report import compare
+
     table = Table(title=f"{result['experiment']}, seed {result['seed']}")
     table.add_column()
     for column in ("dense", "small", "change"):
         table.add_column(column, justify="right")
-    for split in ("val", "test"):
-        old, new = scores["dense"][split], scores["small"][split]
-        change = f"{100 * (new - old):+.2f} points" if "%" in shown else f"{new - old:+.4f}"
-        table.add_row(f"{metric['label']}, {split}", shown.format(old), shown.format(new), change)
-    rows = [(name, dense[name], small[name]) for name in ("channels", "params", "macs")]
-    rows += [("file, bytes", dense["file_bytes"], small["file_bytes"])]
-    rows += [("peak memory, bytes", dense["peak_memory_bytes"], small["peak_memory_bytes"])]
-    for name, old, new in rows:
-        table.add_row(name, f"{old:,}", f"{new:,}", f"{new / old - 1:+.1%}")
-    old, new = (cost["latency"]["median_s"] * 1e3 for cost in (dense, small))
-    batch = dense["latency"]["batch_size"]
-    table.add_row(
-        f"latency of {batch}, ms", f"{old:.2f}", f"{new:.2f}", f"{old / new:.2f}x as fast"
-    )
+    for row in compare(result):
+        table.add_row(row.label, row.before, row.after, row.change)
     error = result["collapse"]["relative_error"]
-    table.add_row("error of the collapse, float64", "", f"{error:.1e}", "")
+    table.add_row("Error of the collapse, float64", "", f"{error:.1e}", "")
     return table
 
 

@@ -199,7 +199,7 @@ class _Run:
             )
             [val] = judge.validate(task, config.data, verbose=False)
             [test] = judge.test(task, config.data, verbose=False)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ImportError, ValueError) as error:
             raise PruneError(f"task, data, accelerator or precision: {error}") from error
         for name, found in ((metric.val, val), (metric.test, test)):
             if name not in found:

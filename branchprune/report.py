@@ -178,6 +178,8 @@ def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Markup]]:
 
 
 def _read_result(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise PruneError(f"{path}: there is no such file")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -67,6 +67,13 @@ class Data(LightningDataModule):
         return self._batches(2)
 
 
+class Untested(LightningDataModule):
+    """Training and validation data alone."""
+
+    train_dataloader, val_dataloader = Data.train_dataloader, Data.val_dataloader
+    _batches = Data._batches
+
+
 class Breaks(ClassificationTask):
     """A task whose loss becomes NaN after some steps of each training."""
 
@@ -104,7 +111,7 @@ def test_every_configuration_runs(config, tmp_path, capsys):
     result = scalars(output / "result.json")
     assert result["collapse"]["relative_error"] <= result["collapse"]["tolerance"]
     assert result["cost"]["small"]["params"] < result["cost"]["dense"]["params"]
-    assert "latency" in capsys.readouterr().out
+    assert "Latency" in capsys.readouterr().out
 
 
 def test_result_agrees_with_the_files(tiny):
@@ -206,6 +213,11 @@ BAD = {
     "checkpoint that is truncated": (["--dense.checkpoint", "short.pt"], "not complete"),
     "checkpoint of another model": (["--dense.checkpoint", "other.pt"], "another model"),
     "checkpoint that is no checkpoint": (["--dense.checkpoint", "text.pt"], "no checkpoint"),
+    "metric": (["--metric.val", "accuracy"], "metric (='accuracy') is not logged"),
+    "monitor": (["--prune.monitor", "accuracy"], "monitor (='accuracy') is not logged"),
+    "no test data": (["--data", "test_cli.Untested"], "test_dataloader"),
+    "accelerator": (["--accelerator", "tpu"], "accelerator"),
+    "precision": (["--precision", "half"], "precision"),
     "order": (["--prune.order", '["encoder"]'], "encoder"),
 }
 
@@ -235,14 +247,44 @@ def test_output_folder_that_exists_is_kept_unless_overwritten(tiny, capsys):
     assert Path("out/precious.txt").read_text() == "keep me"
 
 
-def test_overwrite_replaces_an_earlier_run_and_nothing_else(tiny, capsys):
+def test_overwrite_keeps_the_earlier_run_beside_the_new_one(tiny):
+    for _ in range(3):
+        assert tiny("--overwrite", "true") == 0
+    assert {path.name for path in Path().iterdir()} == {"tiny.yaml", "out", "out.previous"}
+    assert Path("out.previous/report.html").exists()
+
+
+@pytest.mark.parametrize("file", ["thesis.tex", "net.py"])
+def test_overwrite_never_touches_what_is_not_a_run(tiny, capsys, file):
     assert tiny() == 0
+    Path("out", file).write_text("years of work")
+    assert tiny("--overwrite", "true") == 2
+    assert f"it holds {file}" in capsys.readouterr().err
+    assert Path("out", file).read_text() == "years of work"
+
+
+def test_overwrite_refuses_the_folder_it_runs_in(tiny, capsys, monkeypatch):
+    Path("here").mkdir()
+    Path("tiny.yaml").rename("here/config.yaml")
+    monkeypatch.chdir("here")
+    assert main(["run", "config.yaml", "--output", ".", "--overwrite", "true"]) == 2
+    assert "where the command runs" in capsys.readouterr().err
+    assert Path("config.yaml").exists()
+
+
+def test_stored_configuration_replaces_nothing(tiny, capsys):
     assert tiny("--overwrite", "true") == 0
-    Path("home").mkdir()
-    Path("home/thesis.tex").write_text("years of work")
-    assert tiny("--output", "home", "--overwrite", "true") == 2
-    assert "not a run" in capsys.readouterr().err
-    assert Path("home/thesis.tex").exists()
+    assert main(["run", "out/config.yaml", "--output", "out"]) == 2
+    assert "out exists" in capsys.readouterr().err
+
+
+def test_plateau_follows_the_direction_of_the_metric():
+    from branchprune.config import PruneConfig
+
+    config = PruneConfig(hold=bp.Plateau(max_epochs=3), final_hold=bp.Plateau(max_epochs=4))
+    schedule = config.schedule("min")
+    assert schedule.hold == bp.Plateau(max_epochs=3, mode="min")
+    assert schedule.final_hold == bp.Plateau(max_epochs=4, mode="min")
 
 
 def test_output_folder_that_cannot_be_written(tiny, capsys):

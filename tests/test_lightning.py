@@ -316,12 +316,56 @@ def test_reconstruction_task_prunes_an_autoencoder_part_by_part():
     assert task.model(images).shape == images.shape
 
 
+def test_schedule_and_callback_can_be_used_again():
+    schedule, example = bp.Schedule((0.5, 0.0)), torch.randn(2, 1, 8, 8)
+    pruning = BranchPruning(schedule, example=example)
+    for callback in (pruning, pruning, BranchPruning(schedule, example=example)):
+        task, run = ClassificationTask(network()), trainer(2, callback)
+        run.fit(task, loader(), loader())
+        assert run.current_epoch == 2
+        assert task.model.features[0].out_channels == 4
+
+
+def test_optimizer_that_misses_parameters_is_refused():
+    class Head(ClassificationTask):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.model.model.classifier.parameters(), 0.1)
+
+    pruning = BranchPruning(bp.Schedule((0.0,)), example=torch.randn(2, 1, 8, 8))
+    with pytest.raises(bp.PruneError, match=r"parameter model.features.0.weight"):
+        trainer(1, pruning).fit(Head(network()), loader(), loader())
+
+
+def test_layer_asked_of_the_blended_model_says_where_it_is():
+    class Named(ClassificationTask):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.model.classifier.parameters(), 0.1)
+
+    pruning = BranchPruning(bp.Schedule((0.0,)), example=torch.randn(2, 1, 8, 8))
+    with pytest.raises(AttributeError, match=r"'classifier' is in `blended.model`"):
+        trainer(1, pruning).fit(Named(network()), loader(), loader())
+
+
+def test_plateau_needs_a_validation_an_epoch():
+    schedule = bp.Schedule((0.0,), hold=bp.Plateau())
+    example = torch.randn(2, 1, 8, 8)
+    pruning = BranchPruning(schedule, example=example, monitor="metric/val_acc")
+    with pytest.raises(bp.PruneError, match="check_val_every_n_epoch"):
+        trainer(9, pruning, check_val_every_n_epoch=2).fit(
+            ClassificationTask(network()), loader(), loader()
+        )
+
+
 def test_bad_arguments():
     schedule = bp.Schedule((0.0,))
     with pytest.raises(bp.PruneError, match="learning_rate"):
         BranchPruning(schedule, learning_rate="reset")
     with pytest.raises(bp.PruneError, match="monitor"):
         BranchPruning(bp.Schedule((0.0,), hold=bp.Plateau()))
+    with pytest.raises(bp.PruneError, match=r"val_loss.*mode='min'"):
+        BranchPruning(bp.Schedule((0.0,), hold=bp.Plateau()), monitor="val_loss")
+    with pytest.raises(bp.PruneError, match=r"recalibrate \(=-1\)"):
+        BranchPruning(schedule, recalibrate=-1)
     pruning = BranchPruning(schedule, example=torch.randn(1, 1, 8, 8), target="nett")
     with pytest.raises(bp.PruneError, match="nett"):
         trainer(1, pruning).fit(ClassificationTask(network()), loader(), loader())

@@ -77,7 +77,8 @@ def test_plan_in_the_readme_is_what_plan_prints():
 
     import branchprune as bp
 
-    printed = str(bp.plan(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224))).splitlines()
+    model = torchvision.models.resnet18(num_classes=10)
+    printed = str(bp.plan(model, torch.randn(2, 3, 64, 64), keep=0.5)).splitlines()
     shown = next(block for block in blocks("") if block.startswith("group"))
     for line in shown.splitlines():
         assert line == "…" or line in printed

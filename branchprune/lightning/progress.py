@@ -61,6 +61,9 @@ class StageProgress(Callback):
         """Leave the bar at its end."""
         self.bar.update(self.task, completed=self.bar.tasks[0].total, state=self._state(trainer))
         self.bar.stop()
+        done = trainer.current_epoch
+        if done < (trainer.max_epochs or 0):
+            self.console.print(f"{self.stage}: the schedule ended after {done} epochs")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
