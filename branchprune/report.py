@@ -139,7 +139,7 @@ def compare(result: Mapping[str, Any]) -> list[Row]:
         row("MACs", "macs", "{:,}".format, "multiply-adds for one example"),
         row("File size", "file_bytes", size),
         Row("Latency", setting, time(old), time(new), _change(old, new)),
-        row("Peak memory", "peak_memory_bytes", size),
+        row("Peak memory", "peak_memory_bytes", size, "weights, input and activations"),
     ]
 
 
