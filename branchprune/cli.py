@@ -45,9 +45,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str], console: Console) -> None:
-    from branchprune.config import parse
+    from branchprune.config import help_text, parse
     from branchprune.experiment import run
 
+    if not args or {"-h", "--help"} & set(args):
+        print(help_text())
+        return
     sys.path.insert(0, str(Path.cwd()))  # import paths may lead into the current folder
     config = parse(args)
     result = run(config, shlex.join(["branchprune", "run", *args]), console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,7 +152,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_argument("--name", type=str, default="run", help="Name of the experiment")
     parser.add_argument("--output", type=Path, required=True, help="Folder to write; must be new")
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace an existing folder")
+    parser.add_argument(
+        "--overwrite", type=bool, default=False, help="Move an earlier run there to OUTPUT.previous"
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of all random numbers")
     parser.add_argument("--fast", type=bool, default=False, help="Two batches an epoch: a dry run")
     parser.add_argument(
@@ -205,6 +208,11 @@ class RunConfig:
     dense: DenseConfig
     prune: PruneConfig
     text: str
+
+
+def help_text() -> str:
+    """Return the help of `branchprune run`, without every module that torch happens to have."""
+    return re.sub(r",\s+known\s+subclasses:[^)]*", "", make_parser().format_help())
 
 
 def parse(args: list[str]) -> RunConfig:

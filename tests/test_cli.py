@@ -313,6 +313,10 @@ def test_modules_in_the_current_folder_are_found(tmp_path):
 def test_help(capsys):
     assert main(["--help"]) == 0
     assert "branchprune run" in capsys.readouterr().out
+    assert main(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--prune.keep" in text and "fraction of the channels" in text.lower()
+    assert len(text.splitlines()) < 150
 
 
 def test_importing_the_core_needs_torch_alone():
