@@ -271,7 +271,9 @@ class _Run:
             "collapse": {
                 "relative_error": pruned.collapse_error,
                 "tolerance": TOLERANCE,
-                "relative_error_own_dtype": own_dtype_error(pruned.blended.cpu(), pruned.small),
+                "relative_error_own_dtype": own_dtype_error(
+                    pruned.blended.cpu(), pruned.small.cpu()
+                ),
             },
             "plan": pruned.plan.as_dict(),
             "epochs": {"dense": config.dense.epochs, "prune": self.epochs},
