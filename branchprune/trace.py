@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -69,6 +71,21 @@ class _Tracer(fx.Tracer):
         return result
 
 
+@contextmanager
+def _no_autocast(tracer: _Tracer) -> Iterator[None]:
+    """Refuse a forward that enters or leaves autocast, which a trace would silently lose."""
+
+    def refuse(_: torch.autocast) -> None:
+        where = tracer.inside[-1] if tracer.inside else "the model"
+        raise PruneError(
+            f"forward of {where} uses torch.autocast, which a trace loses: put it around the call "
+            "of the model, or cast tensors with .float()"
+        )
+
+    with mock.patch.object(torch.autocast, "__enter__", refuse):
+        yield
+
+
 def trace(model: nn.Module, example: Example) -> dict[bool, fx.Graph]:
     """Record the model's graph in training and in evaluation mode.
 
@@ -122,7 +139,7 @@ def _trace_once(model: nn.Module, example: Example) -> fx.Graph:
     }
     tracer = _Tracer(fixed)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _no_autocast(tracer):
             graph = tracer.trace(model)
     except PruneError:
         raise

@@ -501,6 +501,27 @@ def test_no_grad_inside_forward() -> None:
         assert bp.plan(vgg(), torch.randn(IMAGE)).pruned
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_inside_forward(enabled: bool, inside: bool) -> None:
+    class Inner(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                return super().forward(x)
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            x = m.a(x)
+        return m.b(x)
+
+    model = nn.Sequential(Inner(3, 8, 3), nn.ReLU(), conv(8, 3)) if inside else pair(run)
+    where = "0" if inside else "the model"
+    with pytest.raises(bp.PruneError, match=f"forward of {where} uses torch.autocast"):
+        bp.plan(model, torch.randn(IMAGE))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bp.plan(vgg(), torch.randn(IMAGE)).pruned
+
+
 @pytest.mark.parametrize(
     ("shape", "where"), [((2, 4, 8, 8), "0"), ((2, 3, 16, 16), "13"), ((2, 3, 4, 4), "11")]
 )
