@@ -42,7 +42,6 @@ def fold_weight(
     transposed = isinstance(layer, TRANSPOSED)
     blocks: Tensor = weight.unflatten(0, (groups, -1))
     blocks = blocks.transpose(1, 2) if transposed else blocks
-    # The cheaper end first: the output side, whose matrix is as small as the input side's.
     if reduce is not None:
         blocks = fold_axis(blocks, 1, [(c, r, _blocks(m, groups)) for c, r, m in reduce])
     if expand is not None:

@@ -278,6 +278,9 @@ def test_nan_stops_before_the_weights_change(pruning):
     with pytest.raises(bp.PruneError, match=expected):
         trainer(3, callback if pruning else Vitals()).fit(task, loader(), loader())
     assert all(p.isfinite().all() for p in task.parameters())
+    if pruning:
+        assert not callback.blended._forward_pre_hooks
+        assert not callback.recent
 
 
 def test_training_continues_from_a_checkpoint_inside_the_schedule(tmp_path):

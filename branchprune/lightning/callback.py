@@ -206,6 +206,13 @@ class BranchPruning(Vitals):
         self._hook.remove()
         self.recent.clear()
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Forget the recent inputs of a training that broke off."""
+        if hasattr(self, "_hook"):
+            self.on_train_end(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set and log α."""
         super().on_train_epoch_start(trainer, pl_module)
