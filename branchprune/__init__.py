@@ -11,6 +11,7 @@ small   = bp.collapse(blended)
 
 from importlib.metadata import version
 
+from branchprune import rules
 from branchprune.artifact import load, save
 from branchprune.blended import Blended
 from branchprune.branches import attach
@@ -18,6 +19,7 @@ from branchprune.collapsing import collapse
 from branchprune.criteria import GroupWeights
 from branchprune.errors import PruneError
 from branchprune.planning import Plan, plan
+from branchprune.rulebook import teach
 from branchprune.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
 
 __version__ = version("branchprune")
@@ -36,6 +38,8 @@ __all__ = [
     "load",
     "multiplicative",
     "plan",
+    "rules",
     "save",
     "steps",
+    "teach",
 ]

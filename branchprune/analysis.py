@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -10,49 +9,16 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from branchprune.calls import Example, tensors
 from branchprune.channels import Channels, Layout, Segment, resolve, unify
-from branchprune.obstacles import find_obstacles
-from branchprune.rulebook import FUNCTION_RULES, METHOD_RULES, MODULE_RULES
-from branchprune.rules import TRANSPOSED, Rule
-from branchprune.shape_rules import size_of
-from branchprune.structure import (
-    ChannelGroup,
-    ChannelTensor,
-    ChannelwiseLayer,
-    LinearLayer,
-    Piece,
-    Pieces,
-    Structure,
-)
-from branchprune.trace import record_shapes, trace
-from branchprune.widths import describe
+from branchprune.probing import find_fault
+from branchprune.recording import Recorded
+from branchprune.regroup_rules import divide, unbind
+from branchprune.rulebook import rule_of, to_be_checked
+from branchprune.rules import TRANSPOSED, Known
+from branchprune.shape_rules import getitem, size_of
 
-
-def analyse(model: nn.Module, example: Example) -> Structure:
-    """Trace a model and find its channel groups.
-
-    Args:
-        model: The network. It is run once on the example, in evaluation mode.
-        example: A tensor, a tuple of arguments or a dictionary of keyword arguments.
-
-    Raises:
-        PruneError: The model cannot be traced, or does not accept the example.
-    """
-    graphs = trace(model, example)
-    analysis = Analysis(model, find_obstacles(model, graphs.values()), _batch(example))
-    for graph in dict.fromkeys(graphs.values()):
-        analysis.shapes |= record_shapes(model, graph, example)
-        analysis.counting = graph is graphs[False]
-        analysis.walk(graph)
-    analysis.freeze_unread()
-    return _structure(analysis, graphs)
-
-
-def _batch(example: Example) -> int:
-    """Return how many examples an example holds: the first dimension of its first tensor."""
-    first = next((tensor for tensor in tensors(example) if tensor.dim() > 1), None)
-    return 1 if first is None else len(first)
+WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
+"""Rules of operations whose result may be something else than a tensor."""
 
 
 @dataclass(eq=False)
@@ -73,12 +39,14 @@ class Analysis:
 
     model: nn.Module
     obstacles: dict[str, str]
+    readable: frozenset[str]
     batch: int
     counting: bool = True
-    shapes: dict[fx.Node, tuple[int, ...] | None] = field(default_factory=dict)
-    values: dict[fx.Node, Layout | None] = field(default_factory=dict)
+    recorded: Recorded = field(default_factory=Recorded)
+    values: dict[fx.Node, Known] = field(default_factory=dict)
     linears: dict[str, Linear] = field(default_factory=dict)
     channelwise: dict[str, tuple[Layout, int | None, int, int]] = field(default_factory=dict)
+    parameters: dict[str, Layout] = field(default_factory=dict)
     channels: list[tuple[str, Channels]] = field(default_factory=list)
 
     def module(self, node: fx.Node) -> nn.Module:
@@ -87,13 +55,17 @@ class Analysis:
 
     def is_tensor(self, node: fx.Node) -> bool:
         """Return whether the node's value is a tensor."""
-        return self.shapes[node] is not None
+        return self.recorded.shapes[node] is not None
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Return the shape of the node's output for the example."""
-        shape = self.shapes[node]
+        shape = self.recorded.shapes[node]
         assert shape is not None, f"{node} is not a tensor"
         return shape
+
+    def length(self, node: fx.Node) -> int:
+        """Return how many values the node's output, a tuple, holds."""
+        return self.recorded.lengths[node]
 
     def operand(self, node: fx.Node) -> fx.Node:
         """Return the tensor that the node works on."""
@@ -103,14 +75,35 @@ class Analysis:
 
     def layout(self, node: fx.Node) -> Layout | None:
         """Return where the channels of the node's output are, if known."""
-        return self.values.get(node)
+        value = self.values.get(node)
+        return value if isinstance(value, Layout) else None
 
     def layouts(self, nodes: Iterable[fx.Node]) -> Iterator[tuple[fx.Node, Layout]]:
-        """Yield the nodes whose channels are known."""
+        """Yield the nodes whose channels are known; of a tuple, each of its tensors."""
         for node in nodes:
-            layout = self.layout(node)
-            if layout is not None:
-                yield node, layout
+            value = self.values.get(node)
+            for layout in value if isinstance(value, tuple) else (value,):
+                if layout is not None:
+                    yield node, layout
+
+    def parameter(self, node: fx.Node, dim: int | None = None) -> Layout | None:
+        """Return the layout of a parameter or buffer that forward itself reads.
+
+        Args:
+            node: The node that reads it.
+            dim: The dimension that counts channels; None: the only one that is longer than 1.
+        """
+        name = str(node.target)
+        if node.op != "get_attr" or name not in self.readable or not self.is_tensor(node):
+            return None
+        if name not in self.parameters:
+            long = [i for i, size in enumerate(self.shape(node)) if size > 1]
+            if dim is None and len(long) != 1:
+                return None
+            at = long[0] if dim is None else dim
+            channels = Channels(self.shape(node)[at], free=True)
+            self.parameters[name] = Layout(at, (Segment(channels),))
+        return self.parameters[name]
 
     def describe(self, node: fx.Node) -> str:
         """Return how to name a node to a person."""
@@ -173,38 +166,51 @@ class Analysis:
     def walk(self, graph: fx.Graph) -> None:
         """Apply the rules to a graph."""
         for node in graph.nodes:
-            if node.op == "output":
+            if node.op == "output" or _makes_output(node):
                 self.freeze_inputs(node, "it is an output of the model")
                 continue
-            layout = self._apply(node)
-            self.values[node] = layout
-            if layout is None and self.is_tensor(node):
+            value = self._apply(node)
+            self.values[node] = value
+            if value is None and self.is_tensor(node):
                 self.freeze_inputs(node, f"read by {self.describe(node)}")
 
-    def _apply(self, node: fx.Node) -> Layout | None:
-        rule, known = self._rule(node), list(self.layouts(node.all_input_nodes))
-        if rule is None or (known and not self.is_tensor(node) and rule is not size_of):
+    def _apply(self, node: fx.Node) -> Known:
+        if node.op == "get_attr":
+            return self.parameter(node)
+        module = self.module(node) if node.op == "call_module" else None
+        rule, known = rule_of(node, module), list(self.layouts(node.all_input_nodes))
+        if rule is None or (known and not self.is_tensor(node) and rule not in WITHOUT_TENSOR):
             return self.unknown(node) if known else None
-        layout = rule(self, node)
-        if layout is not None and not layout.fits(self.shape(node)):
+        value = rule(self, node)
+        if isinstance(value, Layout) and not value.fits(self.shape(node)):
             return self.unknown(node, "it changes the number of channels")
-        obstacle = self.obstacles.get(str(node.target)) if node.op == "call_module" else None
+        if module is not None:
+            self._freeze_obstacle(node, module, value)
+        return value
+
+    def _freeze_obstacle(self, node: fx.Node, module: nn.Module, value: Known) -> None:
+        """Freeze what a module reads and makes whose weights cannot be replaced one for one."""
+        name = str(node.target)
+        if to_be_checked(module) and name not in self.obstacles:
+            fault = find_fault(module, self, node)
+            if fault is not None:
+                self.obstacles[name] = f"{self.describe(node)} {fault}"
+        obstacle = self.obstacles.get(name)
         if obstacle is not None:
             self.freeze_inputs(node, obstacle)
-            if layout is not None:
-                layout.freeze(obstacle)
-        return layout
+            for layout in value if isinstance(value, tuple) else (value,):
+                if layout is not None:
+                    layout.freeze(obstacle)
 
-    def _rule(self, node: fx.Node) -> Rule | None:
-        if node.op == "call_module":
-            module = self.module(node)
-            return next((MODULE_RULES[t] for t in type(module).__mro__ if t in MODULE_RULES), None)
-        if node.op == "call_function" and callable(node.target):
-            return FUNCTION_RULES.get(node.target)
-        return METHOD_RULES.get(str(node.target)) if node.op == "call_method" else None
+    def has_effect(self, node: fx.Node) -> bool:
+        """Return whether a node that nothing reads may change what it reads."""
+        if node.users or not node.op.startswith("call_"):
+            return False
+        module = self.module(node) if node.op == "call_module" else None
+        return rule_of(node, module) is None and any(map(self.is_tensor, node.all_input_nodes))
 
-    def freeze_unread(self) -> None:
-        """Freeze the groups that no linear layer reads: there is nothing to fold `expand` into."""
+    def finish(self) -> None:
+        """Freeze what no linear layer makes or reads; forget parameters that have no channels."""
         read = {
             segment.channels
             for layer in self.linears.values()
@@ -214,79 +220,17 @@ class Analysis:
             for segment in resolve([Segment(channels)]):
                 if segment.channels not in read:
                     segment.channels.freeze("no layer reads it")
+        for name in [name for name, layout in self.parameters.items() if layout.free]:
+            del self.parameters[name]
+        for layout in self.parameters.values():
+            for segment in resolve(layout.segments):
+                if segment.channels.free:
+                    segment.channels.freeze("not made by a layer")
+        for node, value in self.values.items():
+            if isinstance(value, Layout) and value.free:
+                self.values[node] = None
 
 
-def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph]) -> Structure:
-    """Turn layouts, which refer to the union-find, into pieces, which are plain numbers."""
-    names: dict[Channels, str] = {}
-    for name, channels in analysis.channels:
-        for segment in resolve([Segment(channels)]):
-            names.setdefault(segment.channels, name)
-    index: dict[Channels, int] = {}
-    groups: list[ChannelGroup] = []
-
-    def pieces(layout: Layout) -> Pieces:
-        result = []
-        for segment in resolve(layout.segments):
-            root = segment.channels
-            if root not in index:
-                index[root] = len(index)
-                name = _unique(names.get(root, "(constant)"), [group.name for group in groups])
-                groups.append(ChannelGroup(name, root.width, root.blocks, root.reason))
-            result.append(Piece(index[root], root.width, segment.repeat))
-        return tuple(result)
-
-    linears = {
-        name: LinearLayer(
-            name,
-            # A fully connected layer acts on the last dimension of any tensor.
-            -1 if isinstance(analysis.model.get_submodule(name), nn.Linear) else layer.dim,
-            pieces(layer.inputs) if layer.inputs else None,
-            pieces(layer.outputs),
-            layer.groups,
-            layer.macs,
-            _first_reader(analysis, layer),
-        )
-        for name, layer in analysis.linears.items()
-    }
-    channelwise = {
-        name: ChannelwiseLayer(name, pieces(layout), axis, times, macs)
-        for name, (layout, axis, times, macs) in analysis.channelwise.items()
-    }
-    tensors = {
-        training: {
-            node.name: ChannelTensor(layout.dim, pieces(layout))
-            for node, layout in analysis.layouts(graph.nodes)
-        }
-        for training, graph in graphs.items()
-    }
-    called = {
-        str(node.target): analysis.module(node)
-        for graph in graphs.values()
-        for node in graph.find_nodes(op="call_module")
-    }
-    inplace = frozenset(name for name, m in called.items() if getattr(m, "inplace", False))
-    modules = {name: describe(module) for name, module in called.items()}
-    constants = {
-        str(node.target): getattr(analysis.model, str(node.target))
-        for graph in graphs.values()
-        for node in graph.find_nodes(op="get_attr")
-        if str(node.target).startswith("_tensor_constant")
-    }
-    return Structure(
-        graphs, tensors, tuple(groups), linears, channelwise, inplace, modules, constants
-    )
-
-
-def _first_reader(analysis: Analysis, layer: Linear) -> str:
-    return next(
-        name
-        for name, other in analysis.linears.items()
-        if other.operands & layer.operands and other.groups == layer.groups
-    )
-
-
-def _unique(name: str, taken: Iterable[str]) -> str:
-    names = set(taken)
-    candidates = itertools.chain([name], (f"{name}#{i}" for i in itertools.count(2)))
-    return next(candidate for candidate in candidates if candidate not in names)
+def _makes_output(node: fx.Node) -> bool:
+    """Return whether a node builds a named tuple, which models return."""
+    return isinstance(node.target, type) and issubclass(node.target, tuple)

@@ -7,7 +7,7 @@ groups.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -50,7 +50,8 @@ class Blended(nn.Module):
             set_path(self.plain, name, module)
         self.constants = nn.Module()
         for name, constant in self._structure.constants.items():
-            self.constants.register_buffer(name, constant.clone(), persistent=False)
+            last = name.rpartition(".")[2]
+            self.constants.register_buffer(last, constant.clone(), persistent=False)
         self.register_buffer("alphas", torch.ones(len(plan.pruned), dtype=torch.float32))
         self._alpha = (1.0,) * len(plan.pruned)
         self.updates_at_start = -1
@@ -126,7 +127,30 @@ class Blended(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the blended output; arguments and result are those of the original model."""
-        return self._run[self.training](self, *args, **kwargs)
+        if not self._structure.inside:
+            return self.part(*args, **kwargs)
+        with self._replaced(self.part):
+            return self.model(*args, **kwargs)
+
+    def part(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output of the part that was planned; that is all of it without `inside`."""
+        return self._run[self.part_of_model.training](self, *args, **kwargs)
+
+    @property
+    def part_of_model(self) -> nn.Module:
+        """The module that was planned."""
+        inside = self._structure.inside
+        return self.model.get_submodule(inside) if inside else self
+
+    @contextmanager
+    def _replaced(self, forward: Callable[..., Any]) -> Iterator[None]:
+        """Let the part be computed by another function, for a `with` block."""
+        part = vars(self.part_of_model)
+        part["forward"] = forward
+        try:
+            yield
+        finally:
+            del part["forward"]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -157,14 +181,18 @@ def updates(blended: Blended) -> int:
     return sum(parameter._version for parameter in blended.parameters())
 
 
-def set_path(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making the modules on the way."""
+def set_path(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
+    """Put a module, parameter or buffer at a dotted path, making the modules on the way."""
     *parents, last = path.split(".")
     for name in parents:
         if name not in root._modules:
             root.add_module(name, nn.Module())
         root = root.get_submodule(name)
-    if last in root._modules:
-        root._modules[last] = module
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(last, value)
+    elif isinstance(value, Tensor):
+        root.register_buffer(last, value)
+    elif last in root._modules:
+        root._modules[last] = value
     else:
-        root.add_module(last, module)
+        root.add_module(last, value)

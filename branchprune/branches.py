@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from branchprune.criteria import (
 from branchprune.ends import EndPiece, Expand, Reduce
 from branchprune.errors import PruneError
 from branchprune.planning import Plan
-from branchprune.structure import LinearLayer, Pieces
+from branchprune.structure import ChannelParameter, LinearLayer, Piece, Pieces
 from branchprune.widths import describe, narrow_channelwise
 
 Init = str | Criterion
@@ -86,29 +87,33 @@ def group_weights(blended: Blended, index: int) -> GroupWeights:
     """Collect the weights that make the channels of a group."""
     structure = blended.plan.structure
     producers = [
-        rows_by_output(blended.model.get_submodule(layer.name)).narrow(0, start, width)
+        rows_by_output(blended.model.get_submodule(layer.name))
+        .narrow(0, start, piece.size)
+        .reshape(piece.width, -1)
         for layer in structure.linears.values()
-        for start, width in _runs(layer.outputs, index)
+        for start, piece in _runs(layer.outputs, index)
     ]
     norms = []
     for other in structure.channelwise.values():
         weight = getattr(blended.model.get_submodule(other.name), "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 1 and other.axis == 0:
-            runs = [
-                run for run in _runs(other.pieces, index) if run[1] == structure.groups[index].width
-            ]
-            norms += [weight.detach().narrow(0, start, width) for start, width in runs]
+            runs = [run for run in _runs(other.pieces, index) if run[1].repeat == 1]
+            norms += [weight.detach().narrow(0, start, piece.width) for start, piece in runs]
     group = structure.groups[index]
     return GroupWeights(group.name, group.width, tuple(producers), tuple(norms))
 
 
-def _runs(pieces: Pieces, group: int) -> Iterable[tuple[int, int]]:
-    """Yield start and length of every run of a group's channels in a dimension."""
+def _runs(pieces: Pieces, group: int) -> Iterable[tuple[int, Piece]]:
+    """Yield where the runs of a group's channels begin in a dimension."""
     start = 0
     for piece in pieces:
         if piece.group == group:
-            yield start, piece.width * piece.repeat
-        start += piece.width * piece.repeat
+            yield start, piece
+        start += piece.size
+
+
+def _size(pieces: Pieces) -> int:
+    return sum(piece.size for piece in pieces)
 
 
 def _choose(blended: Blended, index: int, criterion: Criterion) -> Tensor:
@@ -146,11 +151,23 @@ class _Builder:
         for other in self.structure.channelwise.values():
             if self._any_live(other.pieces):
                 module = self.blended.model.get_submodule(other.name)
-                index = self._index(other.pieces)
-                twin = narrow_channelwise(module, other.axis, other.times, index)
+                index, width = self._index(other.pieces), _size(other.pieces)
+                twin = narrow_channelwise(module, other.axis, other.times, width, index)
                 if self.random:
                     _reset(twin)
                 set_path(self.blended.twin, other.name, twin)
+        for parameter in self.structure.parameters.values():
+            if self._any_live(parameter.pieces):
+                self._add_parameter(parameter)
+
+    def _add_parameter(self, parameter: ChannelParameter) -> None:
+        """Add the narrow form of a parameter or buffer that forward itself reads."""
+        wide: Tensor = attrgetter(parameter.name)(self.blended.model)
+        index = self._index(parameter.pieces).to(wide.device)
+        narrow = wide.detach().index_select(parameter.axis, index)
+        if isinstance(wide, nn.Parameter):
+            narrow = nn.Parameter(narrow, wide.requires_grad)
+        set_path(self.blended.twin, parameter.name, narrow)
 
     def _any_live(self, pieces: Pieces) -> bool:
         return any(piece.group in self.branch for piece in pieces)
@@ -188,7 +205,7 @@ class _Builder:
             chosen = self.chosen.get(piece.group, torch.arange(piece.width))
             entries = chosen[:, None] * piece.repeat + torch.arange(piece.repeat)
             parts.append(entries.flatten() + start)
-            start += piece.width * piece.repeat
+            start += piece.size
         return torch.cat(parts)
 
 
@@ -214,10 +231,11 @@ def _check_outputs(model: nn.Module, blended: Blended) -> None:
     """Run the blended model at α = 1 and α = 0; compare the former with the model."""
     example = blended.plan.example
     with torch.no_grad(), training_mode(model, False), training_mode(blended, False):
-        expected, found = call(model, example), call(blended, example)
+        part = model.get_submodule(blended.plan.structure.inside)
+        expected, found = call(model, example, part), call(blended, example, blended.part)
         try:
             with blended.branch_only():
-                call(blended, example)
+                call(blended, example, blended.part)
         except Exception as error:
             raise PruneError(
                 f"the branch does not run at its widths, so forward names a width that cannot "

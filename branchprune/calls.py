@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,25 +29,62 @@ def example_inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
-def on_device(example: Example, model: Callable[..., Any]) -> Example:
+def on_device(example: Example, model: nn.Module) -> Example:
     """Return the example on the device of the model's parameters."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    weight = next(parameters, None)
+    weight = next(model.parameters(), None)
     if weight is None:
         return example
     moved: Example = tree_map_only(Tensor, lambda tensor: tensor.to(weight.device), example)
     return moved
 
 
-def call(model: Callable[..., Any], example: Example) -> Any:
+def call(model: nn.Module, example: Example, forward: Callable[..., Any] | None = None) -> Any:
     """Run a model on a copy of an example, which a model that works in place may change.
 
     Whatever it draws at random is the same in every call; the generators are left as they were.
+
+    Args:
+        model: The model.
+        example: An example input.
+        forward: What to call; None: the model.
     """
     args, kwargs = tree_map_only(Tensor, Tensor.clone, example_inputs(on_device(example, model)))
     devices = {tensor.device for tensor in tensors((args, kwargs)) if tensor.is_cuda}
     with torch.random.fork_rng(list(devices)):
-        return model(*args, **kwargs)
+        return (forward or model)(*args, **kwargs)
+
+
+class _Reached(Exception):
+    """The module whose inputs are wanted is about to be called."""
+
+
+def inputs_of(part: nn.Module, model: nn.Module, example: Example) -> Example:
+    """Return the arguments with which a model first calls a part of it.
+
+    Args:
+        part: A module in the model.
+        model: The model; it is run in evaluation mode, up to the part.
+        example: An example input of the model.
+
+    Raises:
+        PruneError: The model does not call it.
+    """
+    found: list[Example] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = inspect.signature(part.forward).bind(*args, **kwargs).arguments
+        found.append(tree_map_only(Tensor, Tensor.clone, dict(named) if kwargs else args))
+        raise _Reached
+
+    handle = part.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+    try:
+        with torch.no_grad(), training_mode(model, False):
+            call(model, example)
+    except _Reached:
+        return found[0]
+    finally:
+        handle.remove()
+    raise PruneError("the model does not call it")
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -66,13 +104,18 @@ def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = flag
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
     """Return a deep copy of a model.
+
+    Args:
+        model: The model.
+        sharing: Whether the copy has the very parameters of the model.
 
     Raises:
         PruneError: The model holds something that cannot be copied.
     """
+    memo = {id(p): p for p in model.parameters()} if sharing else {}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise PruneError(f"{type(model).__name__} cannot be copied by deepcopy: {error}") from error

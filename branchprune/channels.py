@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import lcm
+from math import gcd, lcm
 
 
 @dataclass(eq=False)
@@ -21,13 +21,15 @@ class Channels:
         width: Number of channels.
         blocks: The kept width must be divisible by this (grouped convolutions, GroupNorm).
         reason: Why the width has to stay, or None if it may shrink.
+        free: Whether they belong to a parameter that is not tied to any layer's channels yet.
     """
 
     width: int
     blocks: int = 1
     reason: str | None = None
+    free: bool = False
     _parent: Channels | None = field(default=None, repr=False)
-    _parts: tuple[Channels, Channels] | None = field(default=None, repr=False)
+    _parts: tuple[Segment, ...] | None = field(default=None, repr=False)
 
     def find(self) -> Channels:
         """Return the representative of the group that these channels belong to."""
@@ -41,7 +43,7 @@ class Channels:
         root = self.find()
         root.reason = root.reason or reason
         for part in root._parts or ():
-            part.freeze(reason)
+            part.channels.freeze(reason)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Layout:
         """Size of the channel dimension."""
         return sum(segment.size for segment in self.segments)
 
+    @property
+    def free(self) -> bool:
+        """Whether all of it belongs to parameters that are not tied to any layer's channels."""
+        return all(segment.channels.free for segment in resolve(self.segments))
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return whether a tensor of this shape has these channels."""
         return self.dim < len(shape) and shape[self.dim] == self.size
@@ -95,7 +102,9 @@ def resolve(segments: Iterable[Segment]) -> list[Segment]:
         if root._parts is None:
             resolved.append(Segment(root, segment.repeat))
         else:
-            resolved += resolve(Segment(part, segment.repeat) for part in root._parts)
+            resolved += resolve(
+                Segment(part.channels, part.repeat * segment.repeat) for part in root._parts
+            )
     return resolved
 
 
@@ -112,31 +121,85 @@ def unify(first: Sequence[Segment], second: Sequence[Segment], where: str) -> No
     left, right = resolve(first), resolve(second)
     while left and right:
         a, b = left[0], right[0]
-        if a.repeat != b.repeat:
-            break
-        if a.channels is b.channels:
+        if a == b:
             left, right = left[1:], right[1:]
+        elif a.repeat != b.repeat:
+            fine, coarse = (a, b) if a.repeat < b.repeat else (b, a)
+            if coarse.repeat % fine.repeat or not _fuse(
+                fine.channels, coarse.repeat // fine.repeat
+            ):
+                break
         elif a.channels.width == b.channels.width:
             _merge(a.channels, b.channels)
-            left, right = resolve(left[1:]), resolve(right[1:])
         else:
             large, small = (a, b) if a.size > b.size else (b, a)
-            if large.channels.blocks > 1:
+            if not _split(large.channels, small.channels.width):
                 break
-            _split(large.channels, small.channels.width)
-            left, right = resolve(left), resolve(right)
+        left, right = resolve(left), resolve(right)
     for segment in left + right:
         segment.channels.freeze(f"channels of different structure meet in {where}")
+
+
+def cut(segments: Iterable[Segment], size: int) -> list[list[Segment]] | None:
+    """Cut a channel dimension into parts of `size` entries each.
+
+    Returns:
+        The segments of each part; None if a cut falls into a channel or a block.
+    """
+    parts: list[list[Segment]] = []
+    rest, filled = resolve(segments), size
+    while rest:
+        if filled == size:
+            parts.append([])
+            filled = 0
+        segment, room = rest[0], size - filled
+        if segment.size <= room:
+            parts[-1].append(segment)
+            rest, filled = rest[1:], filled + segment.size
+        elif room % segment.repeat or not _split(segment.channels, room // segment.repeat):
+            return None
+        rest = resolve(rest)
+    return [resolve(part) for part in parts]
+
+
+def fused(segments: Iterable[Segment], times: int) -> list[Segment] | None:
+    """Return the segments after each run of `times` entries has become one entry.
+
+    Returns:
+        The segments, their channels tied in runs where need be; None if they do not fall into runs.
+    """
+    shorter = []
+    for segment in resolve(segments):
+        common = gcd(segment.repeat, times)
+        if times // common > 1 and not _fuse(segment.channels, times // common):
+            return None
+        shorter += [
+            Segment(part.channels, part.repeat * segment.repeat // times)
+            for part in resolve([Segment(segment.channels)])
+        ]
+    return shorter
 
 
 def _merge(keep: Channels, other: Channels) -> None:
     other._parent = keep
     keep.blocks = lcm(keep.blocks, other.blocks)
     keep.reason = keep.reason or other.reason
+    keep.free = keep.free and other.free
 
 
-def _split(root: Channels, width: int) -> None:
-    root._parts = (
-        Channels(width, reason=root.reason),
-        Channels(root.width - width, reason=root.reason),
-    )
+def _split(root: Channels, width: int) -> bool:
+    """Divide a group in two behind `width` channels, unless blocks hold it together."""
+    if root.blocks > 1:
+        return False
+    widths = (width, root.width - width)
+    root._parts = tuple(Segment(Channels(w, 1, root.reason, root.free)) for w in widths)
+    return True
+
+
+def _fuse(root: Channels, times: int) -> bool:
+    """Tie each run of `times` channels of a group into one, unless blocks stand against it."""
+    if root.width // root.blocks % times or root.width % times:
+        return False
+    coarse = Channels(root.width // times, root.blocks, root.reason, root.free)
+    root._parts = (Segment(coarse, times),)
+    return True

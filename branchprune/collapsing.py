@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from branchprune.calls import Example, call, tensors, training_mode
 from branchprune.ends import Expand, LinearEnd, Reduce
 from branchprune.errors import PruneError
 from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
-from branchprune.structure import LinearLayer, Pieces
+from branchprune.structure import ChannelParameter, ChannelwiseLayer, LinearLayer, Pieces
 from branchprune.widths import set_linear_width
 
 TOLERANCE = 1e-10
@@ -67,7 +68,10 @@ def _check_alphas(blended: Blended) -> None:
     if all(blended.alpha.values()):
         raise PruneError("every alpha is 1: set blended.alpha = 0 before collapse")
     zero = {i for i, a in zip(blended.plan.pruned, blended._alpha, strict=True) if a == 0}
-    for layer in blended.plan.structure.channelwise.values():
+    structure = blended.plan.structure
+    twins: tuple[ChannelwiseLayer | ChannelParameter, ...]
+    twins = (*structure.channelwise.values(), *structure.parameters.values())
+    for layer in twins:
         pruned = {p.group for p in layer.pieces} & set(blended.plan.pruned)
         if pruned & zero and pruned - zero:
             names = ", ".join(blended.plan.groups[i].name for i in sorted(pruned))
@@ -105,6 +109,9 @@ def _fold(exact: Blended) -> nn.Module:
             if other.name in structure.inplace:
                 twin.inplace = True  # type: ignore[assignment]
             set_path(small, other.name, twin)
+    for parameter in structure.parameters.values():
+        if _folds(exact, parameter.pieces):
+            set_path(small, parameter.name, attrgetter(parameter.name)(exact.twin))
     return small
 
 
@@ -156,8 +163,8 @@ def _relative_error(exact: Blended, small: nn.Module) -> float:
 def own_dtype_error(blended: Blended, small: nn.Module) -> float:
     """Return the relative error of the collapsed model in its own dtype, on the example."""
     with torch.no_grad(), training_mode(blended, False), training_mode(small, False):
-        expected = tensors(call(blended, blended.plan.example))
-        found = tensors(call(small, blended.plan.example))
+        expected = tensors(call(blended, blended.plan.example, blended.part))
+        found = tensors(call(small, blended.plan.example, _part(small, blended)))
     return max(_difference(a, b) for a, b in zip(expected, found, strict=True))
 
 
@@ -181,8 +188,13 @@ def _run_both(exact: Blended, small: nn.Module) -> tuple[list[Tensor], list[Tens
     example = _example_in_float64(exact)
     program = exact.program(training=False, fold=False)
     with torch.no_grad(), training_mode(small, False), _Float64():
-        expected, found = call(partial(program, exact), example), call(small, example)
+        expected = call(exact, example, partial(program, exact))
+        found = call(small, example, _part(small, exact))
     return tensors(expected), tensors(found)
+
+
+def _part(small: nn.Module, blended: Blended) -> nn.Module:
+    return small.get_submodule(blended.plan.structure.inside)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

@@ -1,8 +1,9 @@
-"""Modules whose weights cannot be replaced one for one."""
+"""Modules, parameters and buffers that cannot be replaced one for one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import fx, nn
@@ -22,12 +23,39 @@ def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, st
             if first != name:
                 found[name] = found[first] = f"{first} and {name} share a weight"
     for graph in graphs:
-        for node in graph.find_nodes(op="get_attr"):
-            if any(user.target is not getattr for user in node.users):
-                owner = str(node.target).rpartition(".")[0]
-                found.setdefault(owner, f"forward itself reads {node.target}")
+        for node in _read(graph):
+            owner = str(node.target).rpartition(".")[0]
+            found.setdefault(owner, f"forward itself reads {node.target}")
         called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
         for name in called:
             if called.count(name) > 1 and model.get_submodule(name).state_dict():
                 found.setdefault(name, f"{name} is called {called.count(name)} times")
     return found
+
+
+def find_readable(model: nn.Module, graphs: Iterable[fx.Graph]) -> Iterator[str]:
+    """Yield the parameters and buffers that only forward itself reads, and that may shrink.
+
+    Others stay as they are: those of a module that is called too, those with two names, and
+    buffers that are not saved with the model and so would not come back when it is loaded.
+    """
+    graphs = list(graphs)
+    called = {str(node.target) for graph in graphs for node in graph.find_nodes(op="call_module")}
+    names = Counter(
+        id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)
+    )
+    for graph in graphs:
+        for node in _read(graph):
+            owner, _, name = str(node.target).rpartition(".")
+            module = model.get_submodule(owner)
+            kept = name in module._buffers and name not in module._non_persistent_buffers_set
+            alone = names[id(module._parameters.get(name))] == 1
+            if owner not in called and (kept or alone):
+                yield str(node.target)
+
+
+def _read(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Yield the nodes that read the values of a parameter or buffer, not just its dtype."""
+    for node in graph.find_nodes(op="get_attr"):
+        if any(user.target is not getattr for user in node.users):
+            yield node

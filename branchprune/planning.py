@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from branchprune.analysis import analyse
-from branchprune.calls import Example, copied
+from branchprune.calls import Example, copied, inputs_of
 from branchprune.errors import PruneError
 from branchprune.structure import ChannelGroup, Pieces, Structure
+from branchprune.structuring import analyse
 from branchprune.trace import check_model
 
 
@@ -125,6 +125,8 @@ def plan(
     *,
     exclude: Sequence[str] = (),
     multiple_of: int = 1,
+    inside: str = "",
+    opaque: Sequence[str] = (),
 ) -> Plan:
     """Find the channel groups of a model and decide how wide each will be.
 
@@ -142,6 +144,9 @@ def plan(
             fall with about its square.
         exclude: Layers, or modules around them, whose channels stay.
         multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
+        inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
+            of a detector, which cannot be traced as a whole. Costs are then those of the module.
+        opaque: Paths of modules that are not looked into; what they read keeps its width.
 
     Returns:
         The plan; `print` shows it as a table.
@@ -156,14 +161,22 @@ def plan(
     if not isinstance(multiple_of, int) or multiple_of < 1:
         raise PruneError(f"multiple_of (={multiple_of}) must be a whole number of at least 1")
     exclude = (exclude,) if isinstance(exclude, str) else exclude
+    opaque = (opaque,) if isinstance(opaque, str) else opaque
     check_model(model)
-    names = {name for name, _ in model.named_modules()} - {""}
+    names = {name for name, _ in model.named_modules()}
     by_layer = list(keep) if isinstance(keep, Mapping) else []
-    for argument, layers in (("exclude", exclude), ("keep", by_layer)):
+    named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
+    for argument, layers in named.items():
         for name in layers:
-            if name not in names:
+            if name not in names or (name == "" and argument != "inside"):
                 raise PruneError(f"{argument} names the layer {name!r}, which the model lacks")
-    structure = analyse(copied(model), example)
+    model = copied(model, sharing=True)
+    if inside:
+        try:
+            example = inputs_of(model.get_submodule(inside), model, example)
+        except PruneError as error:
+            raise PruneError(f"inside (={inside!r}): {error}") from error
+    structure = analyse(model, example, inside, opaque)
     groups = tuple(
         _plan_group(structure, i, keep, exclude, multiple_of) for i in range(len(structure.groups))
     )
@@ -264,9 +277,12 @@ def _costs(
 
     channels, params, macs = [0, 0], [0.0, 0.0], [0.0, 0.0]
     counted: set[int] = set()
-    for name, module in model.named_modules():
-        weights = [p for p in module.parameters(recurse=False) if id(p) not in counted]
-        counted.update(map(id, weights))
+    for name, module in model.get_submodule(structure.inside).named_modules(
+        prefix=structure.inside
+    ):
+        own = module.named_parameters(name, recurse=False)
+        weights = {path: p for path, p in own if id(p) not in counted}
+        counted.update(map(id, weights.values()))
         linear, other = structure.linears.get(name), structure.channelwise.get(name)
         outer = inner = 1.0
         if linear:
@@ -275,9 +291,11 @@ def _costs(
         elif other and other.axis is not None:
             outer = narrowed(other.pieces)
         for i, factor in enumerate((1.0, outer)):
-            for weight in weights:
+            for path, weight in weights.items():
                 matrix = linear is not None and weight.dim() > 1
                 scale = factor * (inner if i and matrix else 1.0)
+                if i and path in structure.parameters:
+                    scale = narrowed(structure.parameters[path].pieces)
                 params[i] += weight.numel() * scale
             work = linear.macs if linear else other.macs if other else 0
             macs[i] += work * factor * (inner if i and linear else 1.0)

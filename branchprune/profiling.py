@@ -26,10 +26,18 @@ class Latency:
     device: str
 
 
-def count_macs(model: nn.Module, example: Example) -> int:
-    """Return the multiply-adds of one forward pass in convolutions and matrix products."""
+def count_macs(
+    model: nn.Module, example: Example, forward: Callable[..., Any] | None = None
+) -> int:
+    """Return the multiply-adds of one forward pass in convolutions and matrix products.
+
+    Args:
+        model: The network.
+        example: An example input.
+        forward: What to call; None: the model.
+    """
     with torch.no_grad(), training_mode(model, False), FlopCounterMode(display=False) as counter:
-        call(model, example)
+        call(model, example, forward)
     return int(counter.get_total_flops()) // 2
 
 

@@ -47,7 +47,7 @@ class _Writer:
     ) -> None:
         self.structure, self.alphas, self.fold = structure, alphas, fold
         self.source = structure.graphs[training]
-        self.tensors = structure.tensors[training]
+        self.tensors, self.effects = structure.tensors[training], structure.effects[training]
         self.graph = fx.Graph()
         self.twins = self._with_twins()
         self.needed: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
@@ -70,11 +70,17 @@ class _Writer:
         for node in self.source.nodes:
             if self._is_linear(node):
                 has = bool(self._live(self.structure.linears[str(node.target)].outputs))
+            elif node.op == "get_attr":
+                has = bool(self._live(self._parameter_pieces(node)))
             else:
                 has = any(n in twins for n in node.all_input_nodes)
             if has:
                 twins.add(node)
         return twins
+
+    def _parameter_pieces(self, node: fx.Node) -> Pieces:
+        parameter = self.structure.parameters.get(str(node.target))
+        return parameter.pieces if parameter else ()
 
     def _is_linear(self, node: fx.Node) -> bool:
         return node.op == "call_module" and str(node.target) in self.structure.linears
@@ -92,7 +98,7 @@ class _Writer:
 
     def _mark(self, node: fx.Node) -> None:
         needed = self.needed[node]
-        if node.op == "output":
+        if node.op == "output" or node.name in self.effects:
             needed.add(WIDE)
         if self._is_linear(node) and needed:
             read = self._forms(self.structure.linears[str(node.target)].inputs)
@@ -125,12 +131,17 @@ class _Writer:
             if node.op == "call_module":
                 target = self._module(str(target), form)
             elif node.op == "get_attr":
-                made = target in self.structure.constants
-                target = f"{'constants' if made else 'model'}.{target}"
+                target = self._tensor(node, form)
             read = partial(self._value, node, form=form)
             copy = self.graph.node_copy(node, read)
             copy.target = target
             self.written[node, form] = copy
+
+    def _tensor(self, node: fx.Node, form: str) -> str:
+        name = str(node.target)
+        if name in self.structure.constants:
+            return f"constants.{name.rpartition('.')[2]}"
+        return f"twin.{name}" if form == NARROW and node in self.twins else f"model.{name}"
 
     def _module(self, name: str, form: str) -> str:
         if form == NARROW and name in self.structure.channelwise:

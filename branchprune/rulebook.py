@@ -1,4 +1,7 @@
-"""Which rule applies to which module, function or method: the place to teach an operation."""
+"""Which rule applies to which module, function or method: the place to teach an operation.
+
+Libraries that need not be installed are named by the path of the function or class.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
-from branchprune import rules, shape_rules
-from branchprune.rules import CONVOLUTIONS, TRANSPOSED, Rule
+from branchprune import regroup_rules, rules, shape_rules
+from branchprune.errors import PruneError
+from branchprune.rules import CONVOLUTIONS, TRANSPOSED, Rule, has_own_forward
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, nn.Linear), rules.linear),
@@ -21,7 +25,12 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
     nn.LayerNorm: rules.layer_norm,
     nn.RMSNorm: rules.layer_norm,
     nn.PReLU: rules.prelu,
-    nn.Flatten: shape_rules.reshape,
+    nn.Flatten: regroup_rules.reshape,
+    nn.Unflatten: regroup_rules.unflatten,
+    nn.GLU: regroup_rules.halve,
+    nn.PixelShuffle: regroup_rules.pixel_shuffle,
+    nn.PixelUnshuffle: regroup_rules.pixel_shuffle,
+    nn.ChannelShuffle: regroup_rules.channel_shuffle,
     **dict.fromkeys(
         (
             *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -58,16 +67,27 @@ _POOL_FUNCTIONS = (
     *(torch.avg_pool1d, torch.adaptive_max_pool1d),
 )
 
-FUNCTION_RULES: dict[Callable[..., Any], Rule] = {
+FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
     **dict.fromkeys(
         (
             *(F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish),
             *(F.sigmoid, F.logsigmoid, F.tanh, F.hardtanh, F.hardswish, F.hardsigmoid),
             *(F.softplus, F.softsign, F.softshrink, F.hardshrink, F.tanhshrink, F.threshold),
             *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.interpolate),
-            *(F.feature_alpha_dropout, F.local_response_norm, F.instance_norm),
+            *(F.feature_alpha_dropout, F.local_response_norm),
             *(torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.sqrt),
-            *(torch.clamp, torch.square, torch.neg, torch.clone, operator.neg, torch.sin),
+            *(
+                torch.clamp,
+                torch.square,
+                torch.neg,
+                torch.clone,
+                operator.neg,
+                torch.sin,
+                torch.cos,
+            ),
+            *(torch.rsqrt, torch.log, torch.log1p, torch.erf, torch.reciprocal, torch.detach),
+            *(F.dropout1d, torch.dropout, torch.selu, torch.nan_to_num, F.logsigmoid),
+            *("torchvision.ops.stochastic_depth.stochastic_depth", "timm.layers.drop.drop_path"),
             *_POOL_FUNCTIONS,
         ),
         rules.same,
@@ -76,12 +96,21 @@ FUNCTION_RULES: dict[Callable[..., Any], Rule] = {
         (
             *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow),
             *(torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum),
+            *(torch.where, torch.lerp, torch.addcmul, torch.masked_fill, operator.iadd),
+            *(operator.imul, operator.isub, torch.true_divide, torch.addcdiv),
         ),
         rules.elementwise,
     ),
     F.pad: rules.pad,
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), rules.concatenate),
-    **dict.fromkeys((torch.flatten, torch.reshape), shape_rules.reshape),
+    **dict.fromkeys((F.batch_norm, F.instance_norm), rules.batch_norm),
+    **dict.fromkeys((torch.flatten, torch.reshape, torch.unflatten), regroup_rules.reshape),
+    **dict.fromkeys((torch.chunk, torch.split), regroup_rules.divide),
+    torch.unbind: regroup_rules.unbind,
+    F.glu: regroup_rules.halve,
+    **dict.fromkeys((F.pixel_shuffle, F.pixel_unshuffle), regroup_rules.pixel_shuffle),
+    **dict.fromkeys((torch.channel_shuffle, F.channel_shuffle), regroup_rules.channel_shuffle),
+    torch.stack: shape_rules.stack,
     torch.permute: shape_rules.permute,
     torch.transpose: shape_rules.transpose,
     **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin), shape_rules.reduce_dims),
@@ -93,12 +122,19 @@ FUNCTION_RULES: dict[Callable[..., Any], Rule] = {
 
 METHOD_RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        "relu sigmoid tanh exp abs sqrt clamp square neg clone contiguous detach sin".split(),
+        "relu sigmoid tanh exp abs sqrt clamp square neg clone contiguous detach sin cos rsqrt log "
+        "log1p erf reciprocal nan_to_num".split(),
         rules.same,
     ),
     **dict.fromkeys("to float half double bfloat16 type_as cuda cpu".split(), rules.cast),
-    **dict.fromkeys("add sub mul div pow expand_as".split(), rules.elementwise),
-    **dict.fromkeys("view reshape flatten".split(), shape_rules.reshape),
+    **dict.fromkeys(
+        "add sub mul div pow expand_as where lerp addcmul masked_fill true_divide".split(),
+        rules.elementwise,
+    ),
+    **dict.fromkeys("view reshape flatten unflatten".split(), regroup_rules.reshape),
+    **dict.fromkeys("chunk split".split(), regroup_rules.divide),
+    "unbind": regroup_rules.unbind,
+    "expand": shape_rules.expand,
     "permute": shape_rules.permute,
     "transpose": shape_rules.transpose,
     **dict.fromkeys("mean sum amax amin".split(), shape_rules.reduce_dims),
@@ -106,3 +142,80 @@ METHOD_RULES: dict[str, Rule] = {
     "squeeze": shape_rules.squeeze,
     **dict.fromkeys("size dim numel".split(), shape_rules.size_of),
 }
+
+TAUGHT: dict[Callable[..., Any], None] = {}
+"""Functions that users have taught, in order; a trace does not look into them."""
+_CHECKED = (rules.linear, rules.norm, rules.group_norm, rules.layer_norm, rules.prelu)
+
+
+def teach(operation: type[nn.Module] | Callable[..., Any], rule: Rule) -> None:
+    """Teach the library what a module class or a function does to channels.
+
+    ```python
+    bp.teach(MyActivation, bp.rules.same)  # treats every channel alike, has no weights of its own
+    bp.teach(MyNorm, bp.rules.channelwise)  # has one entry a channel in each parameter
+    bp.teach(my_function, bp.rules.elementwise)  # combines tensors entry by entry
+    bp.teach(MyAttention, bp.rules.opaque)  # is not looked into; what it reads keeps its width
+    ```
+
+    A trace no longer looks into what has been taught, so it may hold anything. A module taught as
+    `same` or `channelwise` is tested on random numbers whenever it is met: one that is not what
+    it was said to be keeps its width, and the plan says so.
+
+    Args:
+        operation: A class of modules (subclasses follow), or a function that forward calls by its
+            name in a module's globals.
+        rule: One of `bp.rules`, or a function `(analysis, node) -> Layout | None` of your own.
+
+    Raises:
+        PruneError: The operation or the rule is of another kind.
+    """
+    if not callable(rule):
+        raise PruneError(f"rule (={rule!r}) must be one of bp.rules or a function like them")
+    if isinstance(operation, type) and issubclass(operation, nn.Module):
+        MODULE_RULES[operation] = rule
+    elif callable(operation) and not isinstance(operation, type | nn.Module):
+        FUNCTION_RULES[operation] = rule
+        TAUGHT[operation] = None
+    else:
+        raise PruneError(f"operation (={operation!r}) must be a class of modules or a function")
+
+
+def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
+    """Return the rule of a node; `module` is what it calls, if it calls one."""
+    if module is not None:
+        return _module_rule(module)
+    if node.op == "call_function" and callable(node.target):
+        path = f"{node.target.__module__}.{getattr(node.target, '__qualname__', '')}"
+        return FUNCTION_RULES.get(node.target) or FUNCTION_RULES.get(path)
+    return METHOD_RULES.get(str(node.target)) if node.op == "call_method" else None
+
+
+def _known_class(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in type(module).__mro__ if kind in MODULE_RULES), None)
+
+
+def _module_rule(module: nn.Module) -> Rule | None:
+    kind = _known_class(module)
+    return MODULE_RULES[kind] if kind is not None else None
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module is known as a whole and is not looked into.
+
+    That is what users have taught, and convolutions, norms and fully connected layers, even if a
+    class replaces their forward.
+    """
+    return _is_taught(module) or to_be_checked(module)
+
+
+def _is_taught(module: nn.Module) -> bool:
+    kind = _known_class(module)
+    return kind is not None and not kind.__module__.startswith("torch.")
+
+
+def to_be_checked(module: nn.Module) -> bool:
+    """Return whether a module may not be what its rule takes it for: its forward is a user's."""
+    rule = _module_rule(module)
+    claimed = rule in (rules.same, rules.channelwise) and _is_taught(module)
+    return has_own_forward(module) and (claimed or rule in _CHECKED)

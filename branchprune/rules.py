@@ -19,7 +19,9 @@ from branchprune.errors import PruneError
 if TYPE_CHECKING:
     from branchprune.analysis import Analysis
 
-Rule = Callable[["Analysis", fx.Node], Layout | None]
+Known = Layout | tuple[Layout | None, ...] | None
+"""What is known of a value: where a tensor's channels are, or those of each tensor in a tuple."""
+Rule = Callable[["Analysis", fx.Node], Known]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -38,8 +40,8 @@ def linear(analysis: Analysis, node: fx.Node) -> Layout | None:
         analysis.unknown(node, "it acts on another dimension than the channels")
         source = None
     if source is not None and groups > 1:
-        if groups == getattr(module, "in_channels", 0) and isinstance(module, CONVOLUTIONS):
-            return analysis.resized(node, 0, times=module.out_channels // groups)
+        if groups == getattr(module, "in_channels", 0):
+            return analysis.resized(node, 0, times=analysis.shape(node)[1] // groups)
         segments = resolve(source.segments)
         if len(segments) != 1 or segments[0].repeat != 1:
             source.freeze(f"grouped convolution {node.target} reads channels of several layers")
@@ -110,10 +112,49 @@ def layer_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
     if layout is None or not isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return layout
+    if has_own_forward(module) and tuple(module.normalized_shape) == (layout.size,):
+        return analysis.resized(node, 0)
     axis = layout.dim - (len(analysis.shape(node)) - len(module.normalized_shape))
     if axis < 0:
         return layout
     return analysis.resized(node, axis)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether a module of a user's class replaces the forward of its class in torch.nn."""
+    return not str(type(module).forward.__module__).startswith("torch.nn.modules")
+
+
+def channelwise(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """A module that treats every channel alike, or has one entry a channel in each tensor.
+
+    Each of its parameters and buffers either counts the channels in its first dimension or is a
+    single number.
+    """
+    layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
+    if layout is None:
+        return None
+    sizes = {t.shape[0] for t in module.state_dict().values() if t.numel() > 1}
+    return analysis.resized(node, 0 if sizes == {layout.size} else None)
+
+
+def opaque(analysis: Analysis, node: fx.Node) -> None:
+    """Something that is not looked into: the widths of what it reads stay."""
+    analysis.unknown(node, "it is opaque")
+
+
+def batch_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """The functions batch_norm and instance_norm: their parameters are tied to the channels."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    for operand in node.all_input_nodes[1:]:
+        parameter = analysis.layout(operand)
+        if parameter is None and analysis.is_tensor(operand):
+            return analysis.unknown(node, f"the width of {operand.name} stays")
+        if parameter is not None and layout.dim == 1:
+            unify(layout.segments, parameter.segments, node.name)
+    return layout
 
 
 def prelu(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -125,15 +166,20 @@ def prelu(analysis: Analysis, node: fx.Node) -> Layout | None:
 def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
     """Addition, multiplication, …: operands are aligned from the right, as in broadcasting."""
     operands = [n for n in node.all_input_nodes if analysis.is_tensor(n)]
-    offsets = {layout.dim - len(analysis.shape(n)) for n, layout in analysis.layouts(operands)}
+    known = list(analysis.layouts(operands))
+    made = [(n, layout) for n, layout in known if not layout.free] or known
+    offsets = {layout.dim - len(analysis.shape(n)) for n, layout in made}
     if len(offsets) > 1:
         return analysis.unknown(node, "it combines channels of different dimensions")
     tied: list[Layout] = []
     for offset in offsets:
         for operand in operands:
-            shape, layout = analysis.shape(operand), analysis.layout(operand)
+            shape = analysis.shape(operand)
             size = shape[offset] if len(shape) >= -offset else 1
-            if layout is not None:
+            layout = analysis.layout(operand) or (
+                analysis.parameter(operand, len(shape) + offset) if size > 1 else None
+            )
+            if layout is not None and layout.dim == len(shape) + offset:
                 tied.append(layout.at(len(analysis.shape(node)) + offset))
             elif size > 1:
                 analysis.freeze_inputs(
@@ -150,7 +196,7 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
     """Concatenation: along the channels their widths add up, else the inputs are tied."""
     tensors = node.args[0] if node.args else node.kwargs["tensors"]
     parts = [n for n in tensors if isinstance(n, fx.Node)] if isinstance(tensors, Iterable) else []
-    known = list(analysis.layouts(parts))
+    known = [pair for pair in analysis.layouts(parts) if not pair[1].free]
     if not known:
         return None
     shape = analysis.shape(node)
@@ -160,7 +206,7 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
         return analysis.unknown(node)
     segments: list[tuple[Segment, ...]] = []
     for part in parts:
-        layout = analysis.layout(part)
+        layout = analysis.layout(part) or analysis.parameter(part, channel)
         if layout is None:
             constant = Channels(analysis.shape(part)[channel], reason="not made by a layer")
             layout = Layout(channel, (Segment(constant),))

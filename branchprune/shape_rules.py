@@ -1,65 +1,16 @@
-"""Rules of the operations that move, merge or cut dimensions; see `rules`."""
+"""Rules of the operations that move, drop or add dimensions; see `rules`."""
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 
-from branchprune.channels import Layout
+from branchprune.channels import Layout, unify
 
 if TYPE_CHECKING:
     from branchprune.analysis import Analysis
-
-
-def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """View, reshape, flatten: the channels stay a dimension, or merge with those behind them."""
-    operand = analysis.operand(node)
-    layout = analysis.layout(operand)
-    if layout is None:
-        return None
-    before, after = analysis.shape(operand), analysis.shape(node)
-    place = _channel_place(before, after, layout.dim)
-    if place is None:
-        return analysis.unknown(node, "it splits or merges the channel dimension")
-    size = _requested_size(node, place, len(after))
-    if isinstance(size, int) and size != -1:
-        return analysis.unknown(
-            node, f"it names the size {size}; flatten(1) or size -1 would follow the width"
-        )
-    return layout.repeated(after[place] // before[layout.dim]).at(place)
-
-
-def _channel_place(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> int | None:
-    """Return the dimension of `after` that begins with the channels of `before`, if any."""
-    if 0 in before:
-        return None
-    for place in reversed(range(len(after))):
-        merged = after[place] // before[dim]
-        tail = [prod(before[dim + 1 : end]) for end in range(dim + 1, len(before) + 1)]
-        if (
-            prod(after[:place]) == prod(before[:dim])
-            and after[place] == merged * before[dim]
-            and merged in tail
-        ):
-            return place
-    return None
-
-
-def _requested_size(node: fx.Node, place: int, rank: int) -> Any:
-    """Return what a view asks for at one dimension: a number, a node, or None for flatten."""
-    if node.op != "call_method" and node.target is not torch.reshape:
-        return None
-    if node.target == "flatten":
-        return None
-    sizes: Any = node.args[1:] or node.kwargs.get("shape") or node.kwargs.get("size")
-    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
-        sizes = sizes[0]
-    if len(sizes) != rank:
-        return None
-    return sizes[place]
 
 
 def permute(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -128,9 +79,12 @@ def squeeze(analysis: Analysis, node: fx.Node) -> Layout | None:
     return layout.at(layout.dim - sum(d < layout.dim for d in gone))
 
 
-def getitem(analysis: Analysis, node: fx.Node) -> Layout | None:
+def getitem(analysis: Analysis, node: fx.Node) -> Layout | tuple[Layout | None, ...] | None:
     """Indexing with numbers, slices and None anywhere but along the channels."""
     operand, index = node.args
+    parts = analysis.values.get(operand) if isinstance(operand, fx.Node) else None
+    if isinstance(parts, tuple):
+        return parts[index] if isinstance(index, int | slice) else None
     layout = analysis.layout(operand) if isinstance(operand, fx.Node) else None
     if layout is None or not isinstance(operand, fx.Node):
         return None
@@ -157,3 +111,34 @@ def getitem(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 def size_of(analysis: Analysis, node: fx.Node) -> None:
     """A size, shape, type or device: a value that the twin reads from its own tensors."""
+
+
+def stack(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Stacking along a new dimension: the inputs are tied."""
+    tensors = node.args[0] if node.args else node.kwargs["tensors"]
+    parts = [n for n in tensors if isinstance(n, fx.Node)] if isinstance(tensors, Iterable) else []
+    known = [layout for _, layout in analysis.layouts(parts)]
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if not known:
+        return None
+    same = len(known) == len(parts) and all(layout.dim == known[0].dim for layout in known)
+    if not isinstance(dim, int) or not same:
+        return analysis.unknown(node)
+    for layout in known[1:]:
+        unify(known[0].segments, layout.segments, node.name)
+    return known[0].at(known[0].dim + (dim % len(analysis.shape(node)) <= known[0].dim))
+
+
+def expand(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Repetition of dimensions of size 1; new dimensions come first."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    if layout is None:
+        return None
+    sizes: Any = node.args[1:] or node.kwargs.get("size") or node.kwargs.get("sizes")
+    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
+    dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
+    size = sizes[dim] if isinstance(sizes, list | tuple) and dim < len(sizes) else None
+    if isinstance(size, int) and size != -1:
+        return analysis.unknown(node, f"it names the size {size}; -1 would follow the width")
+    return layout.at(dim)

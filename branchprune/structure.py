@@ -20,6 +20,11 @@ class Piece:
     width: int
     repeat: int = 1
 
+    @property
+    def size(self) -> int:
+        """Number of entries of the dimension that it covers."""
+        return self.width * self.repeat
+
 
 Pieces = tuple[Piece, ...]
 
@@ -70,6 +75,15 @@ class ChannelwiseLayer:
 
 
 @dataclass(frozen=True)
+class ChannelParameter:
+    """A parameter or buffer that forward itself reads, with one entry a channel along `axis`."""
+
+    name: str
+    pieces: Pieces
+    axis: int
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that must keep the same width.
 
@@ -91,21 +105,27 @@ class Structure:
     """What planning, attaching and collapsing need to know of a model.
 
     Attributes:
+        inside: Path of the part of the model that was traced; "" for all of it.
         graphs: The traced graph by `training` flag.
         tensors: For each graph, the tensors whose channels are known, by node name.
+        effects: For each graph, the nodes that are there for what they do to their arguments.
         groups: The channel groups; pieces refer to them by index.
         linears: The linear layers by path.
         channelwise: The channelwise layers with a width of their own, by path.
+        parameters: The parameters and buffers with channels that forward itself reads, by path.
         inplace: Paths of modules that work in place.
         modules: Kind and widths of every module in the graphs, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
     """
 
+    inside: str
     graphs: dict[bool, fx.Graph]
     tensors: dict[bool, dict[str, ChannelTensor]]
+    effects: dict[bool, frozenset[str]]
     groups: tuple[ChannelGroup, ...]
     linears: dict[str, LinearLayer]
     channelwise: dict[str, ChannelwiseLayer]
+    parameters: dict[str, ChannelParameter]
     inplace: frozenset[str]
     modules: dict[str, str]
     constants: dict[str, Tensor]

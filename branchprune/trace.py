@@ -17,8 +17,12 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 
-from branchprune.calls import Example, example_inputs, on_device, training_mode
+from branchprune.calls import Example, example_inputs, training_mode
 from branchprune.errors import PruneError
+from branchprune.rulebook import TAUGHT, is_layer
+
+CONSTANT = "_tensor_constant"
+"""How `torch.fx` names a tensor that forward makes from plain numbers."""
 
 
 class _Tracer(fx.Tracer):
@@ -26,13 +30,15 @@ class _Tracer(fx.Tracer):
 
     Args:
         fixed: Arguments of `forward` that keep these values and are no inputs of the graph.
+        opaque: Paths of modules that are not looked into.
     """
 
     trace_asserts = True
+    proxy_buffer_attributes = True
 
-    def __init__(self, fixed: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.fixed = fixed
+    def __init__(self, fixed: Mapping[str, Any], opaque: Sequence[str]) -> None:
+        super().__init__(autowrap_functions=tuple(TAUGHT))
+        self.fixed, self.opaque = fixed, opaque
         self.inside: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -41,7 +47,8 @@ class _Tracer(fx.Tracer):
         inherits = str(type(m).forward.__module__).startswith("torch.nn.modules")
         leaf = inherits and not any(m.children()) and not isinstance(m, nn.Sequential)
         parametrised = torch.nn.utils.parametrize.is_parametrized(m)
-        return leaf or parametrised or super().is_leaf_module(m, module_qualified_name)
+        kept = parametrised or is_layer(m) or module_qualified_name in self.opaque
+        return leaf or kept or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -86,12 +93,17 @@ def _no_autocast(tracer: _Tracer) -> Iterator[None]:
         yield
 
 
-def trace(model: nn.Module, example: Example) -> dict[bool, fx.Graph]:
-    """Record the model's graph in training and in evaluation mode.
+def trace(
+    model: nn.Module, example: Example, inside: str = "", opaque: Sequence[str] = ()
+) -> dict[bool, fx.Graph]:
+    """Record the graph of a model, or of a part of it, in training and in evaluation mode.
 
     Args:
         model: The network; its modes are restored afterwards.
-        example: An example input, which says which arguments of `forward` are given.
+        example: An example input of the part, which says which arguments of `forward` are given.
+        inside: Path of the part; "" for the whole model. The graphs name modules by their paths
+            in the whole model.
+        opaque: Paths of modules that are not looked into.
 
     Returns:
         The graphs by `training` flag; the same object twice if the modes do not differ.
@@ -102,7 +114,7 @@ def trace(model: nn.Module, example: Example) -> dict[bool, fx.Graph]:
     graphs = {}
     for training in (False, True):
         with training_mode(model, training):
-            graphs[training] = _trace_once(model, example)
+            graphs[training] = _trace_once(model, example, inside, opaque)
     if str(graphs[True]) == str(graphs[False]):
         graphs[True] = graphs[False]
     return graphs
@@ -125,30 +137,35 @@ def check_model(model: nn.Module) -> None:
             raise PruneError(f"{name} has no size yet: run the model once before it is planned")
 
 
-def _trace_once(model: nn.Module, example: Example) -> fx.Graph:
+def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequence[str]) -> fx.Graph:
+    part = model.get_submodule(inside)
     args, kwargs = example_inputs(example)
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound = inspect.signature(part.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise PruneError(f"example does not fit {type(model).__name__}.forward: {error}") from error
+        raise PruneError(f"example does not fit {type(part).__name__}.forward: {error}") from error
     parameters = bound.signature.parameters.values()
     fixed = {
         p.name: p.default
         for p in parameters
         if p.name not in bound.arguments and p.default is not p.empty
     }
-    tracer = _Tracer(fixed)
+    prefix = f"{inside}." if inside else ""
+    tracer = _Tracer(fixed, [path.removeprefix(prefix) for path in opaque])
     try:
         with torch.enable_grad(), _no_autocast(tracer):
-            graph = tracer.trace(model)
+            graph = tracer.trace(part)
     except PruneError:
         raise
     except Exception as error:
         flags = [name for name, v in bound.arguments.items() if isinstance(v, bool | str | None)]
-        raise PruneError(_explain(model, tracer, error, flags)) from error
+        raise PruneError(_explain(part, tracer, error, flags)) from error
     for node in graph.find_nodes(op="placeholder"):
         if str(node.target).startswith("*") and not node.users:
             graph.erase_node(node)
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = f"{prefix}{node.target}"
     _make_out_of_place(graph, model)
     graph.lint()
     return graph
@@ -211,44 +228,3 @@ def _function_out_of_place(node: fx.Node, function: Callable[..., Any]) -> bool:
     bound.arguments["inplace"] = False
     node.args, node.kwargs = bound.args, bound.kwargs
     return True
-
-
-class ShapeRecorder(fx.Interpreter):
-    """Runs a graph on an example and notes the shape of every tensor (None for other values)."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(model, graph=graph)
-        self.shapes: dict[fx.Node, tuple[int, ...] | None] = {}
-        self.current = ""
-        self.extra_traceback = False
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and record its shape."""
-        self.current = f"{n.target}"
-        value = super().run_node(n)
-        self.shapes[n] = tuple(value.shape) if isinstance(value, Tensor) else None
-        return value
-
-
-def record_shapes(
-    model: nn.Module, graph: fx.Graph, example: Example
-) -> dict[fx.Node, tuple[int, ...] | None]:
-    """Return the shape of every node's output for the example.
-
-    Raises:
-        PruneError: The model does not accept the example; the layer is named.
-    """
-    args, kwargs = example_inputs(on_device(example, model))
-    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    values = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
-    recorder = ShapeRecorder(model, graph)
-    try:
-        with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            recorder.run(*(v.clone() if isinstance(v, Tensor) else v for v in values))
-    except Exception as error:
-        shapes = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
-        raise PruneError(
-            f"the example (shape {shapes[0] if len(shapes) == 1 else shapes}) does not pass "
-            f"through the model: it fails at {recorder.current}: {str(error).splitlines()[0]}"
-        ) from error
-    return recorder.shapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from math import prod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 SIZE_ATTRIBUTES = (
     *("in_channels", "out_channels", "groups", "in_features", "out_features"),
-    *("num_features", "num_channels", "num_parameters", "normalized_shape"),
+    *("num_features", "num_channels", "num_parameters", "normalized_shape", "unflattened_size"),
 )
 
 
@@ -71,30 +72,50 @@ def _linear_sizes(layer: nn.Module, weight: Tensor) -> dict[str, int]:
     return {"out_channels": first, "in_channels": second * groups}
 
 
-def narrow_channelwise(module: nn.Module, axis: int | None, times: int, index: Tensor) -> nn.Module:
+def narrow_channelwise(
+    module: nn.Module, axis: int | None, times: int, width: int, index: Tensor
+) -> nn.Module:
     """Return a copy of a channelwise module that is restricted to some of its channels.
 
     Args:
         module: BatchNorm, LayerNorm, PReLU, depthwise convolution, …
         axis: The axis of its parameters and buffers that counts channels; None if there is none.
         times: Outputs a channel.
+        width: Number of channels of its input.
         index: The channels to keep, in order.
     """
     narrow = copy.deepcopy(module)
-    if axis is None:
-        return narrow
-    outputs = (index[:, None] * times + torch.arange(times)).flatten()
-    tensors = [*narrow.named_parameters(recurse=False), *narrow.named_buffers(recurse=False)]
-    for name, tensor in tensors:
-        if tensor.dim() > axis:
-            set_tensor(narrow, name, tensor.detach().index_select(axis, outputs.to(tensor.device)))
-    for name in ("num_features", "num_channels", "num_parameters", "in_channels", "groups"):
-        if hasattr(narrow, name):
-            setattr(narrow, name, len(index))
-    if hasattr(narrow, "out_channels"):
-        setattr(narrow, "out_channels", len(outputs))  # noqa: B010
-    if isinstance(narrow, nn.LayerNorm | nn.RMSNorm):
-        shape = list(narrow.normalized_shape)
-        shape[axis] = len(index)
-        narrow.normalized_shape = tuple(shape)
+    if isinstance(narrow, nn.Unflatten):
+        _, *rest = narrow.unflattened_size
+        narrow.unflattened_size = (len(index) // prod(rest), *rest)
+    if axis is not None:
+        for part in narrow.modules():
+            _narrow_tensors(part, axis, times, width, index)
+            _narrow_attributes(part, axis, times, width, len(index))
     return narrow
+
+
+def _narrow_tensors(module: nn.Module, axis: int, times: int, width: int, index: Tensor) -> None:
+    """Restrict a module's own parameters and buffers."""
+    outputs = (index[:, None] * times + torch.arange(times)).flatten()
+    for name, tensor in (
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    ):
+        size = tensor.shape[axis] if tensor.dim() > axis else 0
+        if size in (width, width * times):
+            entries = (outputs if size == width * times else index).to(tensor.device)
+            set_tensor(module, name, tensor.detach().index_select(axis, entries))
+
+
+def _narrow_attributes(module: nn.Module, axis: int, times: int, width: int, kept: int) -> None:
+    """Change what a module says of its width."""
+    for name in ("num_features", "num_channels", "num_parameters", "in_channels", "groups"):
+        if getattr(module, name, None) == width:
+            setattr(module, name, kept)
+    if getattr(module, "out_channels", None) == width * times:
+        setattr(module, "out_channels", kept * times)  # noqa: B010
+    shape = getattr(module, "normalized_shape", None)
+    if isinstance(shape, tuple | list) and shape[axis] == width:
+        narrowed = (*shape[:axis], kept, *shape[axis + 1 :])
+        setattr(module, "normalized_shape", narrowed)  # noqa: B010

@@ -14,7 +14,7 @@ from models import relative, scramble, spelled_out
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.analysis import analyse
+from branchprune.structuring import analyse
 
 WIDTHS = st.sampled_from([4, 8, 12])
 NORMS = ("batch", "group", "instance", "none")

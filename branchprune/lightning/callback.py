@@ -50,6 +50,8 @@ class BranchPruning(Vitals):
         keep: See `plan`.
         exclude: See `plan`.
         multiple_of: See `plan`.
+        inside: See `plan`.
+        opaque: See `plan`.
         init: See `attach`.
         example: See `plan`; None: the module's `example_input_array`, or the first image of the
             data module's training data.
@@ -81,6 +83,8 @@ class BranchPruning(Vitals):
         *,
         exclude: Sequence[str] = (),
         multiple_of: int = 1,
+        inside: str = "",
+        opaque: Sequence[str] = (),
         init: Init = "l1",
         example: Example | None = None,
         target: str | None = None,
@@ -94,7 +98,7 @@ class BranchPruning(Vitals):
         if recalibrate < 0:
             raise PruneError(f"recalibrate (={recalibrate}) must be a number of batches")
         self.schedule, self.keep, self.exclude = schedule, keep, exclude
-        self.multiple_of = multiple_of
+        self.multiple_of, self.inside, self.opaque = multiple_of, inside, opaque
         self.init, self.example, self.target = init, example, target
         self.monitor, self.learning_rate, self.collapses = monitor, learning_rate, collapse
         self.recent: deque[Example] = deque(maxlen=recalibrate)
@@ -123,6 +127,8 @@ class BranchPruning(Vitals):
             self.keep,
             exclude=self.exclude,
             multiple_of=self.multiple_of,
+            inside=self.inside,
+            opaque=self.opaque,
         )
         self.blended = attach(network, self.plan, self.init)
         self.blended.alpha = self.schedule.alpha
@@ -233,7 +239,7 @@ class BranchPruning(Vitals):
         blended = self._blended
         if not any(blended.alpha.values()):
             return blended.plan.after.macs
-        return count_macs(blended, blended.plan.example)
+        return count_macs(blended, blended.plan.example, blended.part)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the branch alone."""

@@ -91,6 +91,8 @@ def _shell(module: nn.Module) -> nn.Module:
 
 def _children(blended: Blended) -> list[str]:
     """Return the top-level modules that the network's forward uses."""
+    if blended.plan.structure.inside:
+        return list(blended.model._modules)
     used: dict[str, None] = {}
     for graph in blended.plan.structure.graphs.values():
         for node in graph.nodes:

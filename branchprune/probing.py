@@ -1,0 +1,90 @@
+"""Trying out a module with a forward of its own: does it do what its rule takes it for?"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx, nn
+
+from branchprune.folding import fold_bias, fold_weight
+from branchprune.widths import narrow_channelwise, set_linear_width
+
+if TYPE_CHECKING:
+    from branchprune.analysis import Analysis
+
+TOLERANCE = 1e-9
+
+
+def find_fault(module: nn.Module, analysis: Analysis, node: fx.Node) -> str | None:
+    """Return how a module departs from its rule, tried on random numbers; None if it does not.
+
+    A linear layer must give the same with random linear maps around it as with the maps folded
+    into its weight; a channelwise module, when its channels are put in another order, must give
+    the same in that order.
+
+    Args:
+        module: The module.
+        analysis: The walk, which has already applied the rule to the node.
+        node: The node that calls it.
+    """
+    name, layout = str(node.target), analysis.layout(analysis.operand(node))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        trial = _scrambled(module)
+        shape = (1, *analysis.shape(analysis.operand(node))[1:])
+        try:
+            if name in analysis.linears:
+                dim = analysis.linears[name].dim
+                agrees = _is_linear(trial, shape, dim)
+            elif layout is None:
+                return None
+            else:
+                axis = analysis.channelwise[name][1] if name in analysis.channelwise else None
+                agrees = _is_channelwise(trial, shape, layout.dim, axis)
+        except Exception as error:
+            return f"cannot be tried out: {str(error).splitlines()[0] if str(error) else error!r}"
+    return None if agrees else "has a forward of its own, which is not that of its class"
+
+
+def _scrambled(module: nn.Module) -> nn.Module:
+    """Return a copy in float64 on the CPU, in evaluation mode, with random positive tensors."""
+    trial = copy.deepcopy(module).to("cpu", torch.float64).eval()
+    for tensor in trial.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    return trial
+
+
+def _is_linear(layer: nn.Module, shape: tuple[int, ...], dim: int) -> bool:
+    groups = int(getattr(layer, "groups", 1))
+    wide: Tensor = layer(torch.randn(shape, dtype=torch.float64))
+    inputs, outputs = shape[dim], wide.shape[dim]
+    reduce = torch.randn(groups, outputs // groups, dtype=torch.float64)
+    expand = torch.randn(inputs, 1, dtype=torch.float64)
+    x = torch.randn(*shape[:dim], groups, *shape[dim + 1 :], dtype=torch.float64)
+    blocks = x.movedim(dim, -1).repeat_interleave(inputs // groups, -1)
+    z = layer((blocks * expand[:, 0]).movedim(-1, dim))
+    z = (z.movedim(dim, -1).unflatten(-1, (groups, -1)) * reduce).sum(-1).movedim(-1, dim)
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    behind, before = [(outputs, 1, reduce)], [(inputs, 1, expand)]
+    narrow = copy.deepcopy(layer)
+    set_linear_width(
+        narrow,
+        fold_weight(layer, weight, behind, before),
+        fold_bias(layer, bias, behind) if isinstance(bias, Tensor) else None,
+    )
+    return _close(narrow(x), z)
+
+
+def _is_channelwise(module: nn.Module, shape: tuple[int, ...], dim: int, axis: int | None) -> bool:
+    order = torch.randperm(shape[dim])
+    x = torch.randn(shape, dtype=torch.float64)
+    other = narrow_channelwise(module, axis, 1, len(order), order)
+    return _close(other(x.index_select(dim, order)), module(x).index_select(dim, order))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, TOLERANCE, TOLERANCE)

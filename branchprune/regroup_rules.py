@@ -1,0 +1,204 @@
+"""Rules of the operations that split the channel dimension or merge it with others; see `rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+
+from branchprune.channels import Layout, Segment, cut, fused, resolve, unify
+from branchprune.rules import Known
+
+if TYPE_CHECKING:
+    from branchprune.analysis import Analysis
+
+
+def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """View, reshape, flatten, unflatten: the channels merge with their neighbours, or split up.
+
+    A tensor of shape (N, C, H, W) may become (N, C·H·W), each channel then occupying H·W entries;
+    (N, G, C/G, H, W), where the G parts get the same width; or (N, C/R, R, H, W), where each run
+    of R channels is kept or dropped together.
+    """
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    if layout is None:
+        return None
+    before, after = analysis.shape(operand), analysis.shape(node)
+    places = _places(before, after, layout.dim)
+    sizes = _requested_sizes(node, len(after))
+    follows = [place for place in places if not isinstance(sizes[place], int) or sizes[place] == -1]
+    if len(follows) != 1:
+        named = [sizes[place] for place in places if place not in follows]
+        why = f"it names the size {named[0]}; flatten(1) or size -1 would follow the width"
+        return analysis.unknown(
+            node, why if named and not follows else "it mixes the channel dimension with others"
+        )
+    return regrouped(analysis, node, layout, follows[0])
+
+
+def _places(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> list[int]:
+    """Return the dimensions of `after` over which dimension `dim` of `before` is spread."""
+    if 0 in before:
+        return []
+    low, high = prod(before[dim + 1 :]), prod(before[dim:])
+    spread = []
+    for place, size in enumerate(after):
+        start = prod(after[place + 1 :])
+        if max(low, start) < min(high, start * size) or (low == high == start and size == 1):
+            spread.append(place)
+    return spread[-1:] if before[dim] == 1 else spread
+
+
+def regrouped(analysis: Analysis, node: fx.Node, layout: Layout, place: int) -> Layout | None:
+    """Return a layout after a reshape that leaves (part of) the channels in dimension `place`."""
+    before, after = analysis.shape(analysis.operand(node)), analysis.shape(node)
+    low, high = prod(before[layout.dim + 1 :]), prod(before[layout.dim :])
+    start = prod(after[place + 1 :])
+    end = start * after[place]
+    if max(low, start) % min(low, start) or max(high, end) % min(high, end):
+        return analysis.unknown(node, "it mixes the channel dimension with others")
+    if end > max(high, prod(before[1:])):
+        return analysis.unknown(node, "it merges the batch into the channels")
+    segments = resolve(layout.segments)
+    if end < high:
+        parts = _equal_parts(analysis, node, layout, high // end)
+        if parts is None:
+            return None
+        segments = resolve(parts[0].segments)
+    if start > low:
+        runs = fused(segments, start // low)
+        if runs is None:
+            return analysis.unknown(node, "it splits the channels where they cannot be split")
+        segments = runs
+    repeats = max(1, low // start)
+    once = [Segment(segment.channels, segment.repeat * repeats) for segment in segments]
+    return Layout(place, tuple(once) * max(1, end // high))
+
+
+def unflatten(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """nn.Unflatten: the first of its sizes counts the channels, and narrows with them."""
+    operand, module = analysis.operand(node), analysis.module(node)
+    layout = analysis.layout(operand)
+    if layout is None or not isinstance(module, nn.Unflatten):
+        return None
+    if not isinstance(module.dim, int) or module.dim % len(analysis.shape(operand)) != layout.dim:
+        return reshape(analysis, node)
+    analysis.resized(node, None)
+    return regrouped(analysis, node, layout, layout.dim)
+
+
+def _requested_sizes(node: fx.Node, rank: int) -> list[Any]:
+    """Return what a view asks for at each dimension: a number, a node, or None for flatten."""
+    anything: list[Any] = [None] * rank
+    name = getattr(node.target, "__name__", node.target)
+    if node.op == "call_module" or name == "flatten":
+        return anything
+    sizes: Any = node.args[1:] or [v for k, v in node.kwargs.items() if k != "dim"]
+    if name == "unflatten":
+        dim, *sizes = (node.kwargs["dim"], *sizes) if "dim" in node.kwargs else sizes
+        sizes = sizes[0] if isinstance(sizes[0], list | tuple) else sizes
+        start = dim % (rank - len(sizes) + 1)
+        return anything[:start] + list(sizes) + anything[start + len(sizes) :]
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        sizes = sizes[0]
+    return list(sizes) if len(sizes) == rank else anything
+
+
+def divide(analysis: Analysis, node: fx.Node) -> Known:
+    """Chunk and split: along the channels into equal parts, which get the same width."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    if layout is None:
+        return None
+    names = ("chunks", "split_size", "split_size_or_sections")
+    pieces = node.args[1] if len(node.args) > 1 else _keyword(node, names)
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    count = analysis.length(node)
+    if not isinstance(dim, int):
+        return analysis.unknown(node)
+    if dim % len(analysis.shape(operand)) != layout.dim:
+        return (layout,) * count
+    sizes = pieces if isinstance(pieces, list | tuple) else [pieces]
+    named = [size for size in sizes if isinstance(size, int)]
+    if named and getattr(node.target, "__name__", node.target) != "chunk":
+        why = f"it names the size {named[0]}; chunk would follow the width"
+        return analysis.unknown(node, why)
+    return _equal_parts(analysis, node, layout, count)
+
+
+def _keyword(node: fx.Node, names: Iterable[str]) -> Any:
+    return next((node.kwargs[name] for name in names if name in node.kwargs), None)
+
+
+def _equal_parts(
+    analysis: Analysis, node: fx.Node, layout: Layout, count: int
+) -> tuple[Layout, ...] | None:
+    """Cut the channels into equal parts and tie them, so that they stay equal."""
+    parts = cut(layout.segments, layout.size // count) if layout.size % count == 0 else None
+    if parts is None:
+        analysis.unknown(node, "it splits the channels where they cannot be split")
+        return None
+    for part in parts[1:]:
+        unify(parts[0], part, node.name)
+    return tuple(Layout(layout.dim, tuple(resolve(part))) for part in parts)
+
+
+def unbind(analysis: Analysis, node: fx.Node) -> Known:
+    """Unbind: one tensor for each index of a dimension."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if layout is None or not isinstance(dim, int):
+        return layout and analysis.unknown(node)
+    dim %= len(analysis.shape(operand))
+    if dim == layout.dim:
+        return analysis.unknown(node, "it splits the channels one by one")
+    return (layout.at(layout.dim - (dim < layout.dim)),) * analysis.length(node)
+
+
+def halve(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """GLU: the first half of a dimension times the sigmoid of the second."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    if layout is None:
+        return None
+    if node.op == "call_module":
+        argument: Any = getattr(analysis.module(node), "dim", -1)
+    else:
+        argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
+    if argument % len(analysis.shape(node)) != layout.dim:
+        return layout
+    parts = _equal_parts(analysis, node, layout, 2)
+    return parts[0] if parts else None
+
+
+def pixel_shuffle(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Pixel shuffle: each run of factor² channels becomes one, kept or dropped together."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    before, after = analysis.shape(analysis.operand(node)), analysis.shape(node)
+    if layout.dim != len(before) - 3:
+        return layout
+    if before[-3] < after[-3]:
+        return layout.repeated(after[-3] // before[-3])
+    runs = fused(layout.segments, before[-3] // after[-3])
+    if runs is None:
+        return analysis.unknown(node, "it splits the channels where they cannot be split")
+    return Layout(layout.dim, tuple(runs))
+
+
+def channel_shuffle(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Channel shuffle: the parts that are interleaved get the same width."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("groups")
+    groups = analysis.module(node).groups if node.op == "call_module" else argument
+    if not isinstance(groups, int) or layout.dim != 1:
+        return analysis.unknown(node)
+    parts = _equal_parts(analysis, node, layout, groups)
+    return parts[0].repeated(groups) if parts else None
