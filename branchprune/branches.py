@@ -22,6 +22,7 @@ from branchprune.criteria import (
 )
 from branchprune.ends import EndPiece, Expand, Reduce
 from branchprune.errors import PruneError
+from branchprune.origins import Origin, Own, index_of
 from branchprune.planning import Plan
 from branchprune.structure import ChannelParameter, LinearLayer, Piece, Pieces
 from branchprune.widths import describe, narrow_channelwise
@@ -124,7 +125,7 @@ def _choose(blended: Blended, index: int, criterion: Criterion) -> Tensor:
         raise PruneError(f"init returned scores of shape {shape} for {group.name} ({group.width},)")
     if scores.isnan().any():
         raise PruneError(f"init returned NaN scores for {group.name}")
-    return select(scores, planned.kept, group.blocks)
+    return select(scores, planned.kept, group.blocks, group.strata)
 
 
 class _Builder:
@@ -151,7 +152,8 @@ class _Builder:
         for other in self.structure.channelwise.values():
             if self._any_live(other.pieces):
                 module = self.blended.model.get_submodule(other.name)
-                index, width = self._index(other.pieces), _size(other.pieces)
+                index, width = self._index(other.pieces, other.origin), _size(other.pieces)
+                index = torch.where(index < 0, self._index(other.pieces, None), index)
                 twin = narrow_channelwise(module, other.axis, other.times, width, index)
                 if self.random:
                     _reset(twin)
@@ -163,7 +165,7 @@ class _Builder:
     def _add_parameter(self, parameter: ChannelParameter) -> None:
         """Add the narrow form of a parameter or buffer that forward itself reads."""
         wide: Tensor = attrgetter(parameter.name)(self.blended.model)
-        index = self._index(parameter.pieces).to(wide.device)
+        index = self._index(parameter.pieces, None).to(wide.device)
         narrow = wide.detach().index_select(parameter.axis, index)
         if isinstance(wide, nn.Parameter):
             narrow = nn.Parameter(narrow, wide.requires_grad)
@@ -184,12 +186,18 @@ class _Builder:
         groups, weights = layer.groups, []
         like = self.blended.model.get_submodule(layer.name).weight
         assert isinstance(like, Tensor)
+        index = self._index(pieces, layer.origin if expand else None)
+        start = kept = 0
         for piece in pieces:
+            size = self._kept(piece)
+            chosen = index[kept : kept + size * piece.repeat : piece.repeat] - start
+            start, kept = start + piece.size, kept + size * piece.repeat
             if piece.group not in self.branch:
                 continue
-            index = self.chosen[piece.group]
-            matrix = torch.zeros(len(index), piece.width)
-            matrix[torch.arange(len(index)), index] = 1
+            chosen = chosen.div(piece.repeat, rounding_mode="floor")
+            known = ((chosen >= 0) & (chosen < piece.width)).nonzero()[:, 0]
+            matrix = torch.zeros(size, piece.width)
+            matrix[known, chosen[known]] = 1
             matrix = matrix.T if expand else matrix
             blocks = matrix.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
             diagonal = torch.stack([blocks[g, :, g] for g in range(groups)]).flatten(0, 1)
@@ -198,15 +206,21 @@ class _Builder:
             weights.append(diagonal.contiguous().to(like.device, like.dtype))
         return weights
 
-    def _index(self, pieces: Pieces) -> Tensor:
-        """Return which entries of a dimension are kept."""
+    def _kept(self, piece: Piece) -> int:
+        return self.blended.plan.groups[piece.group].kept
+
+    def _index(self, pieces: Pieces, origin: Origin | None) -> Tensor:
+        """Return which entry of a wide dimension each narrow entry stands for, -1 for none."""
+        return index_of(origin or Own(pieces), self._own_index)[0]
+
+    def _own_index(self, pieces: Pieces) -> tuple[Tensor, int]:
         parts, start = [], 0
         for piece in pieces:
             chosen = self.chosen.get(piece.group, torch.arange(piece.width))
             entries = chosen[:, None] * piece.repeat + torch.arange(piece.repeat)
             parts.append(entries.flatten() + start)
             start += piece.size
-        return torch.cat(parts)
+        return torch.cat(parts), start
 
 
 def _reset(module: nn.Module) -> None:

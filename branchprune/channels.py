@@ -8,9 +8,15 @@ operations unify segments; a union-find with splitting keeps the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import gcd, lcm
+
+from branchprune.origins import Interleaved, Origin, Own, Repeated
+
+STRATA = 4
+"""Parts of a shuffled group that start with equally many channels: cuts in halves and quarters
+behind the shuffle then find in the narrow half what is in the wide one."""
 
 
 @dataclass(eq=False)
@@ -21,6 +27,7 @@ class Channels:
         width: Number of channels.
         blocks: The kept width must be divisible by this (grouped convolutions, GroupNorm).
         reason: Why the width has to stay, or None if it may shrink.
+        strata: The branch starts from equally many channels of each of so many parts.
         free: Whether they belong to a parameter that is not tied to any layer's channels yet.
     """
 
@@ -28,6 +35,7 @@ class Channels:
     blocks: int = 1
     reason: str | None = None
     free: bool = False
+    strata: int = 1
     _parent: Channels | None = field(default=None, repr=False)
     _parts: tuple[Segment, ...] | None = field(default=None, repr=False)
 
@@ -61,10 +69,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the channels of a tensor are: dimension `dim`, made of `segments`."""
+    """Where the channels of a tensor are: dimension `dim`, made of `segments`.
+
+    Attributes:
+        dim: The channel dimension.
+        segments: What it is made of, in order.
+        strand: The dimension that tells apart equal parts that the channels were split into.
+        moved: Where narrow channels come from, if a shuffle or a cut has moved them.
+    """
 
     dim: int
     segments: tuple[Segment, ...]
+    strand: int | None = None
+    moved: Origin | None = None
 
     @property
     def size(self) -> int:
@@ -82,11 +99,31 @@ class Layout:
 
     def at(self, dim: int) -> Layout:
         """Return the same channels at another dimension."""
-        return Layout(dim, self.segments)
+        return Layout(dim, self.segments, None, self.moved)
+
+    def permuted(self, place: Callable[[int], int]) -> Layout:
+        """Return the layout after dimension d has become dimension `place(d)`."""
+        strand = None if self.strand is None else place(self.strand)
+        return Layout(place(self.dim), self.segments, strand, self.moved)
+
+    @property
+    def origin(self) -> Origin:
+        """Where narrow channels come from."""
+        return self.moved or Own(self.segments)
 
     def repeated(self, times: int) -> Layout:
         """Return the layout in which every entry became `times` consecutive entries."""
-        return Layout(self.dim, tuple(Segment(s.channels, s.repeat * times) for s in self.segments))
+        segments = tuple(Segment(s.channels, s.repeat * times) for s in self.segments)
+        return Layout(self.dim, segments, None, self.moved and Repeated(self.moved, times))
+
+    def interleaved(self, count: int) -> Layout:
+        """Return the layout after the entries of `count` equal parts have been taken by turns.
+
+        The parts have the same channels, so the widths are those of before.
+        """
+        for segment in resolve(self.segments):
+            segment.channels.strata = STRATA
+        return Layout(self.dim, self.segments, None, Interleaved(self.origin, count))
 
     def freeze(self, reason: str) -> None:
         """Freeze every group in the layout."""
@@ -185,6 +222,7 @@ def _merge(keep: Channels, other: Channels) -> None:
     keep.blocks = lcm(keep.blocks, other.blocks)
     keep.reason = keep.reason or other.reason
     keep.free = keep.free and other.free
+    keep.strata = max(keep.strata, other.strata)
 
 
 def _split(root: Channels, width: int) -> bool:

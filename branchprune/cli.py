@@ -16,32 +16,36 @@ from branchprune.errors import PruneError
 USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
        branchprune report FOLDER
        branchprune bench [--option value ...]
+       branchprune zoo [--option value ...]
 
 run     train a dense model, prune it, collapse, verify, measure, report
 report  write the report of a finished run again
 bench   measure what blending costs and what the collapse saves
+zoo     plan, blend and collapse every model of torchvision or timm
 
 `branchprune run --help` lists the options, which are the keys of a configuration."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, or 2 for an error of the user's."""
+    """Run the command line; return the exit status: 0; 2 for an error of the user's.
+
+    `zoo` returns 1 if a model failed.
+    """
     args = list(sys.argv[1:] if args is None else args)
     console = Console()
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
-    commands = {"run": _run, "report": _report, "bench": _bench}
+    commands = {"run": _run, "report": _report, "bench": _bench, "zoo": _zoo}
     try:
         if args[0] not in commands:
             raise PruneError(f"unknown command {args[0]!r}\n{USAGE}")
-        commands[args[0]](args[1:], console)
+        return commands[args[0]](args[1:], console) or 0
     except PruneError as error:
         Console(stderr=True).print(
             f"branchprune: error: {error}", style="red", markup=False, soft_wrap=True
         )
         return 2
-    return 0
 
 
 def _run(args: list[str], console: Console) -> None:
@@ -70,6 +74,12 @@ def _bench(args: list[str], console: Console) -> None:
     from branchprune.bench import main as bench
 
     bench(args, console)
+
+
+def _zoo(args: list[str], console: Console) -> int:
+    from branchprune.zoo import main as zoo
+
+    return zoo(args, console)
 
 
 def summary(result: dict[str, Any]) -> Table:

@@ -88,18 +88,22 @@ def _check_trained(blended: Blended) -> None:
 
 
 def _in_float64(blended: Blended) -> Blended:
-    """Return a copy on the CPU in float64 and evaluation mode, without gradients."""
-    grads = [(p, p.grad) for p in blended.parameters()]
-    for parameter, _ in grads:
-        parameter.grad = None
-    exact = copy.deepcopy(blended).to("cpu", torch.float64).requires_grad_(False)
-    for parameter, grad in grads:
-        parameter.grad = grad
-    return exact.eval()
+    """Return a copy on the CPU in float64 and evaluation mode, without gradients.
+
+    Parameters that are in float64 on the CPU already are not copied: nothing writes into them.
+    """
+    exact = copy.deepcopy(blended, {id(p): _exact(p) for p in blended.parameters()})
+    return exact.to("cpu", torch.float64).eval()
+
+
+def _exact(parameter: nn.Parameter) -> nn.Parameter:
+    dtype = torch.float64 if parameter.is_floating_point() else parameter.dtype
+    return nn.Parameter(parameter.detach().to("cpu", dtype), requires_grad=False)
 
 
 def _fold(exact: Blended) -> nn.Module:
-    small = copy.deepcopy(exact.model)
+    # What is not folded is shared: folding replaces tensors and writes into none.
+    small = copy.deepcopy(exact.model, {id(p): p for p in exact.model.parameters()})
     structure = exact.plan.structure
     for layer in structure.linears.values():
         _fold_layer(exact, small, layer)

@@ -50,17 +50,25 @@ def random_choice(group: GroupWeights) -> Tensor:
     return torch.rand(group.width)
 
 
-def select(scores: Tensor, kept: int, blocks: int) -> Tensor:
+def select(scores: Tensor, kept: int, blocks: int, strata: int = 1) -> Tensor:
     """Return the indices of the best channels, in order, equally many from each block.
 
     Args:
         scores: One score a channel, shape (C,).
         kept: Number of channels to keep; divisible by `blocks`.
         blocks: Number of blocks that C falls into.
+        strata: Number of parts that a block falls into, from which as equally many are taken as
+            the numbers allow.
     """
-    best = scores.view(blocks, -1).topk(kept // blocks, dim=1).indices.sort(dim=1).values
-    offsets = torch.arange(blocks, device=best.device)[:, None] * (len(scores) // blocks)
-    return (best + offsets).flatten().cpu()
+    chosen = []
+    for block, values in enumerate(scores.chunk(blocks)):
+        share, start = kept // blocks, block * len(values)
+        for i in range(strata):
+            first, last = (len(values) * k // strata for k in (i, i + 1))
+            quota = share * (i + 1) // strata - share * i // strata
+            quota = min(quota, last - first)
+            chosen.append(values[first:last].topk(quota).indices.sort().values + start + first)
+    return torch.cat(chosen).cpu()
 
 
 def rows_by_output(layer: nn.Module) -> Tensor:

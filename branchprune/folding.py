@@ -91,7 +91,8 @@ def _transposed(matrix: Tensor | None) -> Tensor | None:
 
 
 def flush_subnormals(tensor: Tensor) -> Tensor:
-    """Set numbers too small for the normal range to 0; they can slow a CPU down many times."""
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.clone().masked_fill_(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0)
+    """Return a copy with 0 for numbers below the normal range, which can slow a CPU down."""
+    copy = tensor.clone()
+    if tensor.is_floating_point():
+        copy.masked_fill_(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0)
+    return copy

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from branchprune.channels import Layout, Segment, cut, fused, resolve, unify
+from branchprune.channels import Layout, cut, fused, resolve, unify
+from branchprune.origins import Cut, Joined
 from branchprune.rules import Known
 
 if TYPE_CHECKING:
@@ -62,20 +63,28 @@ def regrouped(analysis: Analysis, node: fx.Node, layout: Layout, place: int) -> 
         return analysis.unknown(node, "it mixes the channel dimension with others")
     if end > max(high, prod(before[1:])):
         return analysis.unknown(node, "it merges the batch into the channels")
-    segments = resolve(layout.segments)
+    strand = layout.strand
+    if strand == layout.dim + 1 and low == start * before[strand] and end == high:
+        whole = layout.moved.whole if isinstance(layout.moved, Cut) else None
+        return Layout(place, layout.segments * before[strand], None, whole).interleaved(
+            before[strand]
+        )
+    segments, moved, strand = resolve(layout.segments), layout.moved, None
     if end < high:
         parts = _equal_parts(analysis, node, layout, high // end)
         if parts is None:
             return None
-        segments = resolve(parts[0].segments)
+        segments, moved = resolve(parts[0].segments), parts[0].moved
+        strand = place - 1 if after[place - 1] == high // end else None
     if start > low:
         runs = fused(segments, start // low)
         if runs is None:
             return analysis.unknown(node, "it splits the channels where they cannot be split")
-        segments = runs
-    repeats = max(1, low // start)
-    once = [Segment(segment.channels, segment.repeat * repeats) for segment in segments]
-    return Layout(place, tuple(once) * max(1, end // high))
+        segments, moved = runs, None
+    once = Layout(place, tuple(segments), None, moved).repeated(max(1, low // start))
+    times = max(1, end // high)
+    origin = once.moved and Joined((once.moved,) * times)
+    return Layout(place, once.segments * times, strand, origin)
 
 
 def unflatten(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -143,7 +152,11 @@ def _equal_parts(
         return None
     for part in parts[1:]:
         unify(parts[0], part, node.name)
-    return tuple(Layout(layout.dim, tuple(resolve(part))) for part in parts)
+    origins = [layout.moved and Cut(layout.moved, i, count) for i in range(count)]
+    return tuple(
+        Layout(layout.dim, tuple(resolve(part)), None, origin)
+        for part, origin in zip(parts, origins, strict=True)
+    )
 
 
 def unbind(analysis: Analysis, node: fx.Node) -> Known:
@@ -201,4 +214,7 @@ def channel_shuffle(analysis: Analysis, node: fx.Node) -> Layout | None:
     if not isinstance(groups, int) or layout.dim != 1:
         return analysis.unknown(node)
     parts = _equal_parts(analysis, node, layout, groups)
-    return parts[0].repeated(groups) if parts else None
+    if parts is None:
+        return None
+    segments = parts[0].segments * groups
+    return Layout(1, segments, None, layout.moved).interleaved(groups)

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from branchprune.channels import Channels, Layout, Segment, resolve, unify
 from branchprune.errors import PruneError
+from branchprune.origins import Joined
 
 if TYPE_CHECKING:
     from branchprune.analysis import Analysis
@@ -204,15 +205,18 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
     channel = known[0][1].dim
     if not isinstance(argument, int) or any(layout.dim != channel for _, layout in known):
         return analysis.unknown(node)
-    segments: list[tuple[Segment, ...]] = []
+    joined: list[Layout] = []
     for part in parts:
         layout = analysis.layout(part) or analysis.parameter(part, channel)
         if layout is None:
             constant = Channels(analysis.shape(part)[channel], reason="not made by a layer")
             layout = Layout(channel, (Segment(constant),))
-        segments.append(layout.segments)
+        joined.append(layout)
     if argument % len(shape) == channel:
-        return Layout(channel, tuple(s for part in segments for s in part))
-    for other in segments[1:]:
-        unify(segments[0], other, node.name)
-    return Layout(channel, segments[0])
+        segments = tuple(segment for layout in joined for segment in layout.segments)
+        moved = any(layout.moved for layout in joined)
+        origin = Joined(tuple(layout.origin for layout in joined)) if moved else None
+        return Layout(channel, segments, None, origin)
+    for other in joined[1:]:
+        unify(joined[0].segments, other.segments, node.name)
+    return joined[0].at(channel)

@@ -23,7 +23,7 @@ def permute(analysis: Analysis, node: fx.Node) -> Layout | None:
         order = order[0]
     if not all(isinstance(dim, int) for dim in order):
         return analysis.unknown(node)
-    return layout.at([dim % len(order) for dim in order].index(layout.dim))
+    return layout.permuted([dim % len(order) for dim in order].index)
 
 
 def transpose(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -34,7 +34,7 @@ def transpose(analysis: Analysis, node: fx.Node) -> Layout | None:
     pair = [*node.args[1:], *(v for k, v in node.kwargs.items() if k.startswith("dim"))]
     rank = len(analysis.shape(node))
     a, b = (dim % rank for dim in pair if isinstance(dim, int))
-    return layout.at({a: b, b: a}.get(layout.dim, layout.dim))
+    return layout.permuted(lambda dim: {a: b, b: a}.get(dim, dim))
 
 
 def reduce_dims(analysis: Analysis, node: fx.Node) -> Layout | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from branchprune.origins import Origin
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -49,6 +51,7 @@ class LinearLayer:
         groups: Number of blocks of its weight (grouped convolution), else 1.
         macs: Multiply-adds for one example.
         expand: Path of the layer whose `expand` it uses: the first that reads the same tensor.
+        origin: Where the narrow input channels come from, if a shuffle has moved them.
     """
 
     name: str
@@ -58,6 +61,7 @@ class LinearLayer:
     groups: int
     macs: int
     expand: str
+    origin: Origin | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class ChannelwiseLayer:
     """A module whose tensors have one entry a channel along `axis` (None: no such axis).
 
     `times` outputs belong to each input channel: the multiplier of a depthwise convolution.
+    `origin` says where the narrow channels come from, if a shuffle has moved them.
     """
 
     name: str
@@ -72,6 +77,7 @@ class ChannelwiseLayer:
     axis: int | None
     times: int
     macs: int
+    origin: Origin | None
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,14 @@ class ChannelGroup:
         name: Path of the first layer that makes them.
         width: Number of channels.
         blocks: Divisor of the width that is kept (grouped convolutions, GroupNorm).
+        strata: The branch starts from equally many channels of each of so many parts.
         reason: Why the width stays, or None if it may shrink.
     """
 
     name: str
     width: int
     blocks: int
+    strata: int
     reason: str | None
 
 

@@ -12,6 +12,7 @@ from branchprune.analysis import Analysis, Linear
 from branchprune.calls import Example, tensors
 from branchprune.channels import Channels, Layout, Segment, resolve
 from branchprune.obstacles import find_obstacles, find_readable
+from branchprune.origins import Origin, converted
 from branchprune.recording import record
 from branchprune.structure import (
     ChannelGroup,
@@ -68,14 +69,17 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) ->
     index: dict[Channels, int] = {}
     groups: list[ChannelGroup] = []
 
-    def pieces(layout: Layout) -> Pieces:
+    def origin(layout: Layout) -> Origin | None:
+        return layout.moved and converted(layout.moved, pieces)
+
+    def pieces(segments: Sequence[Segment]) -> Pieces:
         result = []
-        for segment in resolve(layout.segments):
+        for segment in resolve(segments):
             root = segment.channels
             if root not in index:
                 index[root] = len(index)
                 name = _unique(names.get(root, "(constant)"), [group.name for group in groups])
-                groups.append(ChannelGroup(name, root.width, root.blocks, root.reason))
+                groups.append(ChannelGroup(name, root.width, root.blocks, root.strata, root.reason))
             result.append(Piece(index[root], root.width, segment.repeat))
         return tuple(result)
 
@@ -84,25 +88,26 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) ->
             name,
             # A fully connected layer acts on the last dimension of any tensor.
             -1 if isinstance(analysis.model.get_submodule(name), nn.Linear) else layer.dim,
-            pieces(layer.inputs) if layer.inputs else None,
-            pieces(layer.outputs),
+            pieces(layer.inputs.segments) if layer.inputs else None,
+            pieces(layer.outputs.segments),
             layer.groups,
             layer.macs,
             _first_reader(analysis, layer),
+            origin(layer.inputs) if layer.inputs else None,
         )
         for name, layer in analysis.linears.items()
     }
     channelwise = {
-        name: ChannelwiseLayer(name, pieces(layout), axis, times, macs)
+        name: ChannelwiseLayer(name, pieces(layout.segments), axis, times, macs, origin(layout))
         for name, (layout, axis, times, macs) in analysis.channelwise.items()
     }
     parameters = {
-        name: ChannelParameter(name, pieces(layout), layout.dim)
+        name: ChannelParameter(name, pieces(layout.segments), layout.dim)
         for name, layout in analysis.parameters.items()
     }
     tensors = {
         training: {
-            node.name: ChannelTensor(layout.dim, pieces(layout))
+            node.name: ChannelTensor(layout.dim, pieces(layout.segments))
             for node in graph.nodes
             if (layout := analysis.layout(node)) is not None
         }

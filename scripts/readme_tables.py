@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from branchprune.zoo_table import markdown_summary, read_csv
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
 
@@ -33,21 +35,32 @@ def bench_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "bench": ("bench.json", bench_table),
+def zoo_table(path: Path) -> str:
+    """Return the summary of `branchprune zoo`, by family, from its `zoo.csv`."""
+    return markdown_summary(read_csv(path))
+
+
+TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
+    "bench": ("bench.json", lambda path: bench_table(json.loads(path.read_text()))),
+    "zoo": ("zoo.csv", zoo_table),
 }
+OPTIONAL = ("zoo",)
 
 
 def fill(text: str) -> str:
     """Return the README's text with every table made anew.
 
+    An optional table is left out where its result file or its markers are missing.
+
     Raises:
-        ValueError: A marker is missing.
+        ValueError: A marker is missing, or there are several.
     """
     for name, (file, table) in TABLES.items():
-        content = table(json.loads((RESULTS / file).read_text()))
-        block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
-        place = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        marker = f"<!-- {name} -->"
+        if name in OPTIONAL and (marker not in text or not (RESULTS / file).exists()):
+            continue
+        block = f"{marker}\n{table(RESULTS / file)}\n<!-- /{name} -->"
+        place = rf"{marker}.*?<!-- /{name} -->"
         text, count = re.subn(place, block.replace("\\", r"\\"), text, flags=re.S)
         if count != 1:
             raise ValueError(f"README.md has {count} places for the table {name!r}, not 1")

@@ -1,0 +1,116 @@
+"""The comparison with Torch-Pruning: what it writes follows from its samples."""
+
+import importlib
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "plan_speed.py"
+SMALL = {"model": "squeezenet1_1", "image_size": 32, "memory_model": "squeezenet1_1"}
+
+STANDIN = """
+class DependencyGraph:
+    def build_dependency(self, model, example_inputs):
+        assert model(*example_inputs).requires_grad
+        return self
+
+    def get_all_groups(self):
+        yield from [["a group"]]
+"""
+
+
+@pytest.fixture
+def plan_speed(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("plan_speed")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Put a module under the name of Torch-Pruning first, for this process and its children."""
+
+    def install(content):
+        (tmp_path / "torch_pruning.py").write_text(content)
+        info = tmp_path / "torch_pruning-0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-pruning\nVersion: 0\n")
+        paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "torch_pruning", raising=False)
+
+    yield install
+    sys.modules.pop("torch_pruning", None)
+
+
+def measured(plan_speed, tmp_path, **options):
+    file = tmp_path / "result.json"
+    options = SMALL | options | {"output": file}
+    assert plan_speed.main([f"--{key}={value}" for key, value in options.items()]) == 0
+    return json.loads(file.read_text())
+
+
+def values(result):
+    return {row["what"]: row["value"] for row in result["rows"]}
+
+
+def test_without_torch_pruning_only_our_rows_appear(plan_speed, tmp_path, package, capsys):
+    package("raise ImportError")
+    result = measured(plan_speed, tmp_path, pairs=1, memory_runs=1)
+    assert "pip install torch-pruning" in " ".join(capsys.readouterr().out.split())
+    assert "torch_pruning" not in result["versions"]
+    seconds, memory = result["samples"]["seconds"], result["samples"]["memory"]
+    assert {name: len(taken) for name, taken in seconds.items()} == {"plan": 1}
+    size, growth = memory["model_bytes"], memory["growth_bytes"]["plan"]
+    assert size == 4 * 1_235_496  # float32, no buffers
+    assert len(growth) == 1 and growth[0] >= 0 and memory["method"] in ("VmHWM", "ru_maxrss")
+    assert values(result) == {
+        "plan, seconds": seconds["plan"][0],
+        "peak memory in plan / model (squeezenet1_1 at 32)": (size + growth[0]) / size,
+    }
+
+
+def test_quotients_are_medians_over_pairs(plan_speed, tmp_path, package):
+    package(STANDIN)
+    result = measured(plan_speed, tmp_path, pairs=2, memory_runs=0)
+    assert result["versions"]["torch_pruning"] == "0"
+    assert {"hardware", "commit", "threads", "load", "options"} <= result.keys()
+    assert result["samples"]["memory"] is None
+    seconds, found = result["samples"]["seconds"], values(result)
+    names = {"graph": "graph", "graph and groups": "groups"}
+    for words, name in names.items():
+        theirs = seconds[f"torch_pruning_{name}"]
+        quotients = [a / b for a, b in zip(seconds["plan"], theirs, strict=True)]
+        assert len(quotients) == 2
+        assert found.pop(f"plan / Torch-Pruning's {words}") == statistics.median(quotients)
+        median = found.pop(f"Torch-Pruning's {words}, seconds")
+        assert median == statistics.median(theirs)
+    assert found == {"plan, seconds": statistics.median(seconds["plan"])}
+
+
+def test_the_peak_is_that_of_one_call(monkeypatch, plan_speed, package):
+    """Memory that was freed before does not count, nor hide what the call frees again."""
+    package("raise ImportError")
+    before, during = torch.ones(50_000_000), 10_000_000
+    del before
+    monkeypatch.setattr(plan_speed.bp, "plan", lambda *_: torch.ones(during).sum())
+    options = plan_speed.Options(memory_model="squeezenet1_1", memory_image_size=32, probe="plan")
+    result = plan_speed.probe(options)
+    if result["method"] == "ru_maxrss":
+        pytest.skip("this kernel does not reset the peak")
+    assert 4 * during * 0.99 < result["growth_bytes"] < 4 * during * 1.2
+    monkeypatch.setattr(plan_speed, "PROC", Path("no such folder"))
+    result = plan_speed.probe(options)
+    assert result["method"] == "ru_maxrss" and result["growth_bytes"] >= 0
+
+
+def test_a_wrong_argument_is_named(plan_speed, capsys):
+    for argument in ("model=resnet51", "memory_model=VGG", "pairs=0"):
+        with pytest.raises(SystemExit):
+            plan_speed.main([f"--{argument}"])
+        assert f"{argument.replace('=', ' (=')})" in capsys.readouterr().err
