@@ -23,7 +23,9 @@ class Digits(LightningDataModule):
         image_size: Height and width; other sizes than 8 are interpolated.
         channels: Channels of the image; 3 repeats the grey values.
         reconstruct: Give each image as its own target instead of its class.
-        split_seed: Seed of the split.
+        split_seed: Seed of the split, and of the noise.
+        noise: Standard deviation of normal noise on the images, in units of the grey value; a
+            target of `reconstruct` has none, so there it is denoising.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Digits(LightningDataModule):
         channels: int = 1,
         reconstruct: bool = False,
         split_seed: int = 0,
+        noise: float = 0.0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -40,8 +43,10 @@ class Digits(LightningDataModule):
         for name, value in (("image_size", image_size), ("channels", channels)):
             if value < 1:
                 raise PruneError(f"{name} (={value}) must be at least 1")
+        if noise < 0:
+            raise PruneError(f"noise (={noise}) must not be negative")
         self.batch_size, self.image_size, self.channels = batch_size, image_size, channels
-        self.reconstruct, self.split_seed = reconstruct, split_seed
+        self.reconstruct, self.split_seed, self.noise = reconstruct, split_seed, noise
         self.splits: dict[str, TensorDataset] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -62,8 +67,11 @@ class Digits(LightningDataModule):
         train, val = train_test_split(
             rest, test_size=0.25, stratify=labels[rest], random_state=self.split_seed
         )
+        target = images if self.reconstruct else labels
+        if self.noise:
+            generator = torch.Generator().manual_seed(self.split_seed)
+            images = images + self.noise * torch.randn(images.shape, generator=generator)
         for name, index in (("train", train), ("val", val), ("test", test)):
-            target = images if self.reconstruct else labels
             self.splits[name] = TensorDataset(images[index], target[index])
 
     def _batches(self, split: str) -> Batches:

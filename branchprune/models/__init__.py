@@ -1,6 +1,8 @@
-"""Models of the paper, with their widths as arguments."""
+"""Models of the paper and of its outlook, with their widths as arguments."""
 
 from branchprune.models.autoencoder import Autoencoder
+from branchprune.models.dcgan import DCGAN, Discriminator, Generator
+from branchprune.models.unet import UNet
 from branchprune.models.vgg import VGG
 
-__all__ = ["VGG", "Autoencoder"]
+__all__ = ["DCGAN", "VGG", "Autoencoder", "Discriminator", "Generator", "UNet"]
