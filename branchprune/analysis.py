@@ -10,12 +10,14 @@ import torch
 from torch import fx, nn
 
 from branchprune.channels import Channels, Layout, Segment, resolve, unify
+from branchprune.conditions import same_branch
 from branchprune.probing import find_fault
 from branchprune.recording import Recorded
 from branchprune.regroup_rules import divide, unbind
 from branchprune.rulebook import rule_of, to_be_checked
 from branchprune.rules import TRANSPOSED, Known
 from branchprune.shape_rules import getitem, size_of
+from branchprune.sizes import sources
 
 WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
 """Rules of operations whose result may be something else than a tensor."""
@@ -173,6 +175,15 @@ class Analysis:
             self.values[node] = value
             if value is None and self.is_tensor(node):
                 self.freeze_inputs(node, f"read by {self.describe(node)}")
+                self._freeze_measured(node)
+
+    def _freeze_measured(self, node: fx.Node) -> None:
+        """Freeze groups whose width is a size of something that does not follow it."""
+        for number in node.all_input_nodes:
+            for tensor, dim in () if self.is_tensor(number) else sources(number, self.is_tensor):
+                layout = self.layout(tensor)
+                if layout is not None and layout.dim == dim % len(self.shape(tensor)):
+                    layout.freeze(f"its width is a size in {self.describe(node)}")
 
     def _apply(self, node: fx.Node) -> Known:
         if node.op == "get_attr":
@@ -206,6 +217,8 @@ class Analysis:
         """Return whether a node that nothing reads may change what it reads."""
         if node.users or not node.op.startswith("call_"):
             return False
+        if node.target is same_branch:
+            return True
         module = self.module(node) if node.op == "call_module" else None
         return rule_of(node, module) is None and any(map(self.is_tensor, node.all_input_nodes))
 

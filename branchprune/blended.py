@@ -133,7 +133,17 @@ class Blended(nn.Module):
             return self.model(*args, **kwargs)
 
     def part(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the output of the part that was planned; that is all of it without `inside`."""
+        """Compute the output of the part that was planned; that is all of it without `inside`.
+
+        Raises:
+            PruneError: Other arguments are given than in the plan's example.
+        """
+        if len(args) + len(kwargs) != self._structure.arguments:
+            given, planned = len(args) + len(kwargs), self._structure.arguments
+            raise PruneError(
+                f"forward is given {given} arguments, but the plan's example had {planned}: plan "
+                "with an example that has the arguments that are used"
+            )
         return self._run[self.part_of_model.training](self, *args, **kwargs)
 
     @property

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from branchprune.blended import Blended, set_path, updates
@@ -18,6 +16,8 @@ from branchprune.calls import Example, call, tensors, training_mode
 from branchprune.ends import Expand, LinearEnd, Reduce
 from branchprune.errors import PruneError
 from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
+from branchprune.precision import CastsToFloat64, sharing_copy, widen, widened
+from branchprune.precision import exact as exact_tensor
 from branchprune.structure import ChannelParameter, ChannelwiseLayer, LinearLayer, Pieces
 from branchprune.widths import set_linear_width
 
@@ -90,20 +90,23 @@ def _check_trained(blended: Blended) -> None:
 def _in_float64(blended: Blended) -> Blended:
     """Return a copy on the CPU in float64 and evaluation mode, without gradients.
 
-    Parameters that are in float64 on the CPU already are not copied: nothing writes into them.
+    The weights of linear layers and ends, which are most of a model, stay as they are and become
+    float64 when they are used.
     """
-    exact = copy.deepcopy(blended, {id(p): _exact(p) for p in blended.parameters()})
-    return exact.to("cpu", torch.float64).eval()
+    exact_copy = sharing_copy(blended)
+    widen(exact_copy, but=_linear(exact_copy, exact_copy.model))
+    return exact_copy.eval()
 
 
-def _exact(parameter: nn.Parameter) -> nn.Parameter:
-    dtype = torch.float64 if parameter.is_floating_point() else parameter.dtype
-    return nn.Parameter(parameter.detach().to("cpu", dtype), requires_grad=False)
+def _linear(exact: Blended, model: nn.Module) -> list[nn.Module]:
+    """Return the linear layers of a model, the blended one's or the small one, and the ends."""
+    layers = [model.get_submodule(name) for name in exact.plan.structure.linears]
+    return layers + [m for m in exact.modules() if isinstance(m, LinearEnd)]
 
 
 def _fold(exact: Blended) -> nn.Module:
     # What is not folded is shared: folding replaces tensors and writes into none.
-    small = copy.deepcopy(exact.model, {id(p): p for p in exact.model.parameters()})
+    small = sharing_copy(exact.model)
     structure = exact.plan.structure
     for layer in structure.linears.values():
         _fold_layer(exact, small, layer)
@@ -135,27 +138,23 @@ def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
         return
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
-    new_bias = bias
-    if reduce is not None and isinstance(bias, Tensor):
-        new_bias = fold_bias(module, bias, reduce)
-    set_linear_width(
-        module,
-        fold_weight(module, weight, reduce, expand),
-        new_bias if isinstance(new_bias, Tensor) else None,
-    )
+    new_bias = exact_tensor(bias) if isinstance(bias, Tensor) else None
+    if reduce is not None and new_bias is not None:
+        new_bias = fold_bias(module, new_bias, reduce)
+    set_linear_width(module, fold_weight(module, exact_tensor(weight), reduce, expand), new_bias)
 
 
 def _end_folds(exact: Blended, kind: type[LinearEnd], end: nn.Module) -> list[Fold]:
     """Return the matrices of a linear end, without those of groups that stay at α = 1."""
     assert isinstance(end, kind)
-    return [
-        (
-            piece.wide,
-            piece.repeat,
-            None if piece.branch is None or exact._alpha[piece.branch] else w,
-        )
-        for piece, w in end.each()
-    ]
+    folds: list[Fold] = []
+    for piece, matrix in end.each():
+        if matrix is not None and piece.branch is not None and exact._alpha[piece.branch] == 0:
+            matrix = exact_tensor(matrix)
+        else:
+            matrix = None
+        folds.append((piece.wide, piece.repeat, matrix))
+    return folds
 
 
 def _relative_error(exact: Blended, small: nn.Module) -> float:
@@ -172,26 +171,12 @@ def own_dtype_error(blended: Blended, small: nn.Module) -> float:
     return max(_difference(a, b) for a, b in zip(expected, found, strict=True))
 
 
-class _Float64(TorchDispatchMode):
-    """Within it, what forward casts to another floating type becomes float64."""
-
-    def __init__(self) -> None:
-        TorchDispatchMode.__init__(self)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
-            kwargs["dtype"] = torch.float64
-        return func(*args, **kwargs)
-
-
 def _run_both(exact: Blended, small: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Run the blended model, its ends not folded, and the collapsed one on the example."""
     example = _example_in_float64(exact)
     program = exact.program(training=False, fold=False)
-    with torch.no_grad(), training_mode(small, False), _Float64():
+    modules = {*_linear(exact, exact.model), *_linear(exact, small)}
+    with torch.no_grad(), training_mode(small, False), CastsToFloat64(), widened(modules):
         expected = call(exact, example, partial(program, exact))
         found = call(small, example, _part(small, exact))
     return tensors(expected), tensors(found)

@@ -44,8 +44,12 @@ def find_fault(module: nn.Module, analysis: Analysis, node: fx.Node) -> str | No
                 axis = analysis.channelwise[name][1] if name in analysis.channelwise else None
                 agrees = _is_channelwise(trial, shape, layout.dim, axis)
         except Exception as error:
-            return f"cannot be tried out: {str(error).splitlines()[0] if str(error) else error!r}"
+            return f"has a forward of its own, which fails at other widths: {_first_line(error)}"
     return None if agrees else "has a forward of its own, which is not that of its class"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _scrambled(module: nn.Module) -> nn.Module:

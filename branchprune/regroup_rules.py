@@ -11,6 +11,7 @@ from torch import fx, nn
 from branchprune.channels import Layout, cut, fused, resolve, unify
 from branchprune.origins import Cut, Joined
 from branchprune.rules import Known
+from branchprune.sizes import measured, measured_tensor
 
 if TYPE_CHECKING:
     from branchprune.analysis import Analysis
@@ -31,13 +32,29 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
     places = _places(before, after, layout.dim)
     sizes = _requested_sizes(node, len(after))
     follows = [place for place in places if not isinstance(sizes[place], int) or sizes[place] == -1]
+    if places and not follows:
+        why = f"it names the size {sizes[places[0]]}; flatten(1) or size -1 would follow the width"
+        return analysis.unknown(node, why)
     if len(follows) != 1:
-        named = [sizes[place] for place in places if place not in follows]
-        why = f"it names the size {named[0]}; flatten(1) or size -1 would follow the width"
-        return analysis.unknown(
-            node, why if named and not follows else "it mixes the channel dimension with others"
-        )
+        return analysis.unknown(node, "it mixes the channel dimension with others")
+    size = sizes[follows[0]]
+    source = size if isinstance(size, tuple) else measured(size)
+    fault = source and _fault_of_size(analysis, node, layout, *source)
+    if fault:
+        return analysis.unknown(node, fault)
     return regrouped(analysis, node, layout, follows[0])
+
+
+def _fault_of_size(
+    analysis: Analysis, node: fx.Node, layout: Layout, tensor: fx.Node, dim: int
+) -> str | None:
+    """Tie the channels to the tensor whose size a view asks for; say so if that does not follow."""
+    other = analysis.layout(tensor)
+    if other is None or other.dim != dim % len(analysis.shape(tensor)):
+        return f"it names the size of {tensor.name}, which stays"
+    if other.size == layout.size:
+        unify(layout.segments, other.segments, node.name)
+    return None
 
 
 def _places(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> list[int]:
@@ -87,6 +104,20 @@ def regrouped(analysis: Analysis, node: fx.Node, layout: Layout, place: int) -> 
     return Layout(place, once.segments * times, strand, origin)
 
 
+def reshape_as(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """View and reshape to the shape of a second tensor, to whose channels it is tied."""
+    operand, like = node.args
+    layout = analysis.layout(operand) if isinstance(operand, fx.Node) else None
+    shaped = reshape(analysis, node)
+    if layout is None or shaped is None or not isinstance(like, fx.Node):
+        return shaped
+    other = analysis.layout(like)
+    if other is None or other.dim != shaped.dim or other.size != shaped.size:
+        return analysis.unknown(node, f"it takes the shape of {like.name}, whose width stays")
+    unify(shaped.segments, other.segments, node.name)
+    return shaped
+
+
 def unflatten(analysis: Analysis, node: fx.Node) -> Layout | None:
     """nn.Unflatten: the first of its sizes counts the channels, and narrows with them."""
     operand, module = analysis.operand(node), analysis.module(node)
@@ -100,10 +131,14 @@ def unflatten(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 
 def _requested_sizes(node: fx.Node, rank: int) -> list[Any]:
-    """Return what a view asks for at each dimension: a number, a node, or None for flatten."""
+    """Return what a view asks for at each dimension.
+
+    That is a number, a node that computes one, a tensor and the dimension whose size it is, or
+    None where nothing is asked for.
+    """
     anything: list[Any] = [None] * rank
     name = getattr(node.target, "__name__", node.target)
-    if node.op == "call_module" or name == "flatten":
+    if node.op == "call_module" or name in ("flatten", "view_as", "reshape_as"):
         return anything
     sizes: Any = node.args[1:] or [v for k, v in node.kwargs.items() if k != "dim"]
     if name == "unflatten":
@@ -113,6 +148,9 @@ def _requested_sizes(node: fx.Node, rank: int) -> list[Any]:
         return anything[:start] + list(sizes) + anything[start + len(sizes) :]
     if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
         sizes = sizes[0]
+    whole = measured_tensor(sizes[0]) if len(sizes) == 1 else None
+    if whole is not None:
+        return [(whole, dim) for dim in range(rank)]
     return list(sizes) if len(sizes) == rank else anything
 
 

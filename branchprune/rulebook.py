@@ -135,6 +135,7 @@ METHOD_RULES: dict[str, Rule] = {
     **dict.fromkeys("chunk split".split(), regroup_rules.divide),
     "unbind": regroup_rules.unbind,
     "expand": shape_rules.expand,
+    **dict.fromkeys("view_as reshape_as".split(), regroup_rules.reshape_as),
     "permute": shape_rules.permute,
     "transpose": shape_rules.transpose,
     **dict.fromkeys("mean sum amax amin".split(), shape_rules.reduce_dims),

@@ -104,9 +104,19 @@ def getitem(analysis: Analysis, node: fx.Node) -> Layout | tuple[Layout | None, 
         new += item is None or isinstance(item, slice)
     else:
         return layout.at(layout.dim - old + new)
-    if item != slice(None):
+    if not _whole(item, layout.size):
         return analysis.unknown(node, "it picks some of the channels")
     return layout.at(new)
+
+
+def _whole(item: Any, size: int) -> bool:
+    """Return whether an index is a slice of everything, as `:` is and `:n` of n channels."""
+    return (
+        isinstance(item, slice)
+        and item.start in (None, 0)
+        and item.step in (None, 1)
+        and (item.stop is None or (isinstance(item.stop, int) and item.stop >= size))
+    )
 
 
 def size_of(analysis: Analysis, node: fx.Node) -> None:

@@ -114,6 +114,7 @@ class Structure:
 
     Attributes:
         inside: Path of the part of the model that was traced; "" for all of it.
+        arguments: Number of arguments of forward in the example.
         graphs: The traced graph by `training` flag.
         tensors: For each graph, the tensors whose channels are known, by node name.
         effects: For each graph, the nodes that are there for what they do to their arguments.
@@ -127,6 +128,7 @@ class Structure:
     """
 
     inside: str
+    arguments: int
     graphs: dict[bool, fx.Graph]
     tensors: dict[bool, dict[str, ChannelTensor]]
     effects: dict[bool, frozenset[str]]

@@ -132,6 +132,7 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) ->
     }
     return Structure(
         inside,
+        len(graphs[False].find_nodes(op="placeholder")),
         graphs,
         tensors,
         effects,

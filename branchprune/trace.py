@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from branchprune.calls import Example, example_inputs, training_mode
+from branchprune.conditions import MACHINERY, Conditions, same_branch, source_line
 from branchprune.errors import PruneError
 from branchprune.rulebook import TAUGHT, is_layer
 
@@ -31,14 +32,17 @@ class _Tracer(fx.Tracer):
     Args:
         fixed: Arguments of `forward` that keep these values and are no inputs of the graph.
         opaque: Paths of modules that are not looked into.
+        conditions: Tells which branch of an `if` the example takes.
     """
 
     trace_asserts = True
     proxy_buffer_attributes = True
 
-    def __init__(self, fixed: Mapping[str, Any], opaque: Sequence[str]) -> None:
+    def __init__(
+        self, fixed: Mapping[str, Any], opaque: Sequence[str], conditions: Conditions
+    ) -> None:
         super().__init__(autowrap_functions=tuple(TAUGHT))
-        self.fixed, self.opaque = fixed, opaque
+        self.fixed, self.opaque, self.conditions = fixed, opaque, conditions
         self.inside: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -49,6 +53,16 @@ class _Tracer(fx.Tracer):
         parametrised = torch.nn.utils.parametrize.is_parametrized(m)
         kept = parametrised or is_layer(m) or module_qualified_name in self.opaque
         return leaf or kept or super().is_leaf_module(m, module_qualified_name)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Follow the branch that the example takes, and record a guard that it is taken."""
+        try:
+            value = bool(self.conditions.value_of(obj.node))
+        except Exception:
+            return super().to_bool(obj)
+        arguments = (obj, value, source_line())
+        self.create_proxy("call_function", same_branch, arguments, {})
+        return value
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -151,7 +165,8 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         if p.name not in bound.arguments and p.default is not p.empty
     }
     prefix = f"{inside}." if inside else ""
-    tracer = _Tracer(fixed, [path.removeprefix(prefix) for path in opaque])
+    conditions = Conditions(part, dict(bound.arguments))
+    tracer = _Tracer(fixed, [path.removeprefix(prefix) for path in opaque], conditions)
     try:
         with torch.enable_grad(), _no_autocast(tracer):
             graph = tracer.trace(part)
@@ -173,7 +188,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
 
 def _explain(model: nn.Module, tracer: _Tracer, error: Exception, flags: Sequence[str]) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    users = [f for f in frames if "/torch/" not in f.filename and __file__ != f.filename]
+    users = [f for f in frames if not any(part in f.filename for part in MACHINERY)]
     where = tracer.inside[-1] if tracer.inside else type(model).__name__
     line = f" at `{users[-1].line}` ({users[-1].filename}:{users[-1].lineno})" if users else ""
     given = f" Leave {' and '.join(flags)} out of the example if the default will do." * bool(flags)

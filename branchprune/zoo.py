@@ -183,10 +183,9 @@ def measure(row: Row, report: Callable[[Row], None]) -> None:
             disturb(part, row.seed + 3 * number + i, only_constant=False)
         blended.alpha = 0.0
         stages.enter("collapse")
-        model, error = collapse_with_error(blended.double())
+        model, error = collapse_with_error(blended)
         row.collapse_error = max(error, row.collapse_error or 0.0)
         del blended
-        model.float()
     stages.enter("result")
     row.params_after, row.macs_after = count_params(model), _all_macs(model, example)
     if row.params_after != whole.after.params:

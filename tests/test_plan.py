@@ -485,8 +485,10 @@ def test_flags_in_the_example() -> None:
 
     x = torch.randn(IMAGE)
     assert bp.plan(Flagged(3, 8), x).groups[0].pruned
-    with pytest.raises(bp.PruneError, match="Leave features out of the example"):
-        bp.plan(Flagged(3, 8), (x, True))
+    blended = bp.attach(model := Flagged(3, 8), bp.plan(model, (x, True)))
+    assert torch.equal(blended(x, True), model(x, True))
+    with pytest.raises(bp.PruneError, match="another branch than for the plan's example at `retu"):
+        blended(x, False)
 
 
 def test_no_grad_inside_forward() -> None:

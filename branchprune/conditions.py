@@ -1,0 +1,98 @@
+"""Conditions on shapes in forward: which branch an example takes, and a guard that it stays so.
+
+`torch.fx` records one path through forward. Where an `if` asks for shapes, the path of the example
+is recorded, together with a guard: an input that would take the other path is refused.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from branchprune.errors import PruneError
+
+MACHINERY = ("/torch/", "/branchprune/")
+_CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
+
+
+def same_branch(condition: Any, expected: bool, where: str) -> None:
+    """Refuse an input for which forward would take another branch than for the example.
+
+    Raises:
+        PruneError: The condition is not what it was.
+    """
+    if bool(condition) != expected:
+        raise PruneError(
+            f"forward takes another branch than for the plan's example at {where}: plan with an "
+            "example of the shape that is used, or move the condition out of forward"
+        )
+
+
+class Conditions:
+    """Computes values of a graph that is being recorded, with the shapes of an example.
+
+    Args:
+        root: The module that is traced.
+        inputs: The example's inputs by the names of forward's arguments.
+    """
+
+    def __init__(self, root: nn.Module, inputs: dict[str, Any]) -> None:
+        self.root, self.inputs = root, inputs
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.values: dict[fx.Node, Any] = {}
+
+    def value_of(self, node: fx.Node) -> Any:
+        """Return the value of a node; tensors have a shape and no numbers.
+
+        Raises:
+            Exception: Whatever happens when it is computed, as where numbers are asked for.
+        """
+        interpreter = fx.Interpreter(self.root, graph=node.graph)
+        interpreter.env = self.values
+        needed = _ancestors(node) - self.values.keys()
+        with self.mode, torch.no_grad(), _not_traced():
+            for each in [each for each in node.graph.nodes if each in needed]:
+                if each.op == "placeholder":
+                    self.values[each] = self._input(str(each.target))
+                else:
+                    self.values[each] = interpreter.run_node(each)
+        return self.values[node]
+
+    def _input(self, name: str) -> Any:
+        return tree_map_only(Tensor, self.mode.from_tensor, self.inputs[name])
+
+
+@contextmanager
+def _not_traced() -> Iterator[None]:
+    """Take back what a trace changes in every module: calls and attributes are plain again."""
+    with (
+        mock.patch.object(nn.Module, "__call__", _CALL),
+        mock.patch.object(nn.Module, "__getattr__", _GETATTR),
+    ):
+        yield
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    rest = [node]
+    while rest:
+        node = rest.pop()
+        if node not in found:
+            found.add(node)
+            rest += node.all_input_nodes
+    return found
+
+
+def source_line() -> str:
+    """Return the line of a user's forward that is being traced, as text and place."""
+    frames = traceback.extract_stack()
+    users = [f for f in frames if not any(part in f.filename for part in MACHINERY)]
+    return f"`{users[-1].line}` ({users[-1].filename}:{users[-1].lineno})" if users else "an if"

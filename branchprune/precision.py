@@ -1,0 +1,78 @@
+"""Running a model in float64 without holding all of it in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WIDE = torch.float64
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU, in float64 if it holds floating-point numbers."""
+    dtype = WIDE if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype)
+
+
+def sharing_copy(module: Module) -> Module:
+    """Return a copy with the same numbers in its parameters, none of which needs a gradient."""
+    memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, memo)
+
+
+def widen(module: nn.Module, but: Collection[nn.Module]) -> None:
+    """Move a module to the CPU and float64 in place, but for the parameters of some parts."""
+    kept = {part for each in but for part in each.modules()}
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and part not in kept:
+                wide = nn.Parameter(exact(parameter), requires_grad=False)
+                part._parameters[name] = made.setdefault(id(parameter), wide)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = exact(buffer)
+
+
+@contextmanager
+def widened(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Give modules float64 parameters whenever they are called, for a `with` block."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(_enter, prepend=True).remove)
+            stack.callback(module.register_forward_hook(_leave).remove)
+        yield
+
+
+def _enter(module: nn.Module, _: Any) -> None:
+    for part in module.modules():
+        store: dict[str, Any] = part._parameters
+        vars(part)["_kept"] = dict(store)
+        store.update({name: exact(p) for name, p in store.items() if p is not None})
+
+
+def _leave(module: nn.Module, _: Any, __: Any) -> None:
+    for part in module.modules():
+        part._parameters.update(vars(part).pop("_kept"))
+
+
+class CastsToFloat64(TorchDispatchMode):
+    """Within it, what forward casts to another floating type becomes float64."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
+            kwargs["dtype"] = WIDE
+        return func(*args, **kwargs)

@@ -1,0 +1,47 @@
+"""Numbers in forward that are sizes of tensors: of which tensor, and of which dimension."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx
+
+
+def measured_tensor(shape: Any) -> fx.Node | None:
+    """Return the tensor of which a value is the whole shape: `x.shape` or `x.size()`."""
+    if not isinstance(shape, fx.Node):
+        return None
+    whole = shape.target is getattr and shape.args[1] == "shape"
+    if whole or (shape.op == "call_method" and shape.target == "size" and len(shape.args) == 1):
+        tensor = shape.args[0]
+        return tensor if isinstance(tensor, fx.Node) else None
+    return None
+
+
+def measured(size: Any) -> tuple[fx.Node, int] | None:
+    """Return the tensor and dimension of which a value is the size, if it plainly is one."""
+    if not isinstance(size, fx.Node):
+        return None
+    if size.op == "call_method" and size.target == "size" and len(size.args) == 2:
+        tensor, dim = size.args
+    elif size.target is operator.getitem:
+        tensor, dim = measured_tensor(size.args[0]), size.args[1]
+    else:
+        return None
+    return (tensor, dim) if isinstance(tensor, fx.Node) and isinstance(dim, int) else None
+
+
+def sources(number: fx.Node, is_tensor: Callable[[fx.Node], bool]) -> Iterator[tuple[fx.Node, int]]:
+    """Yield the tensors and dimensions from whose sizes a number is computed."""
+    seen, rest = {number}, [number]
+    while rest:
+        node = rest.pop()
+        source = measured(node)
+        if source is not None:
+            yield source
+            continue
+        new = [n for n in node.all_input_nodes if not is_tensor(n) and n not in seen]
+        seen.update(new)
+        rest += new
