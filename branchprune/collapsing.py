@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from operator import attrgetter
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from branchprune.blended import Blended, set_path, updates
-from branchprune.calls import Example, call, tensors, training_mode
 from branchprune.ends import Expand, LinearEnd, Reduce
 from branchprune.errors import PruneError
 from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
-from branchprune.precision import CastsToFloat64, sharing_copy, widen, widened
 from branchprune.precision import exact as exact_tensor
-from branchprune.structure import ChannelParameter, ChannelwiseLayer, LinearLayer, Pieces
+from branchprune.precision import sharing_copy, widen
+from branchprune.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
+from branchprune.verification import folds, linear_modules, verify
 from branchprune.widths import set_linear_width
-
-TOLERANCE = 1e-10
 
 
 def collapse(blended: Blended) -> nn.Module:
     """Fold every branch into the layers around it.
 
     Groups at α = 0 become narrow, groups at α = 1 stay as they were, so parts of a model can be
-    collapsed one after another. The folds are computed in float64 and the result is compared
-    with the blended model in float64 on the plan's example.
+    collapsed one after another. The folds are computed in float64, and the result is compared
+    with the blended model in float64, layer by layer on the plan's example.
 
     Args:
         blended: The trained model, every α at 0 or 1 and at least one at 0; it is not changed.
@@ -53,11 +47,7 @@ def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     _check_trained(blended)
     exact = _in_float64(blended)
     small = _fold(exact)
-    error = _relative_error(exact, small)
-    if not error <= TOLERANCE:
-        raise PruneError(
-            f"the collapse is not exact: relative error {error:.1e} in {_first_wrong(exact, small)}"
-        )
+    error = verify(exact, small)
     return _like(small, blended), error
 
 
@@ -94,14 +84,8 @@ def _in_float64(blended: Blended) -> Blended:
     float64 when they are used.
     """
     exact_copy = sharing_copy(blended)
-    widen(exact_copy, but=_linear(exact_copy, exact_copy.model))
+    widen(exact_copy, but=linear_modules(exact_copy, exact_copy.model))
     return exact_copy.eval()
-
-
-def _linear(exact: Blended, model: nn.Module) -> list[nn.Module]:
-    """Return the linear layers of a model, the blended one's or the small one, and the ends."""
-    layers = [model.get_submodule(name) for name in exact.plan.structure.linears]
-    return layers + [m for m in exact.modules() if isinstance(m, LinearEnd)]
 
 
 def _fold(exact: Blended) -> nn.Module:
@@ -111,29 +95,24 @@ def _fold(exact: Blended) -> nn.Module:
     for layer in structure.linears.values():
         _fold_layer(exact, small, layer)
     for other in structure.channelwise.values():
-        if _folds(exact, other.pieces):
+        if folds(exact, other.pieces):
             twin = copy.deepcopy(exact.twin.get_submodule(other.name))
             if other.name in structure.inplace:
                 twin.inplace = True  # type: ignore[assignment]
             set_path(small, other.name, twin)
     for parameter in structure.parameters.values():
-        if _folds(exact, parameter.pieces):
+        if folds(exact, parameter.pieces):
             set_path(small, parameter.name, attrgetter(parameter.name)(exact.twin))
     return small
-
-
-def _folds(exact: Blended, pieces: Pieces | None) -> bool:
-    zero = {i for i, a in zip(exact.plan.pruned, exact._alpha, strict=True) if a == 0}
-    return any(piece.group in zero for piece in pieces or ())
 
 
 def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
     module = small.get_submodule(layer.name)
     reduce = expand = None
-    if _folds(exact, layer.outputs):
-        reduce = _end_folds(exact, Reduce, exact.reduce.get_submodule(layer.name))
-    if _folds(exact, layer.inputs):
-        expand = _end_folds(exact, Expand, exact.expand.get_submodule(layer.expand))
+    if folds(exact, layer.outputs):
+        reduce = _endfolds(exact, Reduce, exact.reduce.get_submodule(layer.name))
+    if folds(exact, layer.inputs):
+        expand = _endfolds(exact, Expand, exact.expand.get_submodule(layer.expand))
     if reduce is None and expand is None:
         return
     weight, bias = module.weight, module.bias
@@ -144,7 +123,7 @@ def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
     set_linear_width(module, fold_weight(module, exact_tensor(weight), reduce, expand), new_bias)
 
 
-def _end_folds(exact: Blended, kind: type[LinearEnd], end: nn.Module) -> list[Fold]:
+def _endfolds(exact: Blended, kind: type[LinearEnd], end: nn.Module) -> list[Fold]:
     """Return the matrices of a linear end, without those of groups that stay at α = 1."""
     assert isinstance(end, kind)
     folds: list[Fold] = []
@@ -155,84 +134,6 @@ def _end_folds(exact: Blended, kind: type[LinearEnd], end: nn.Module) -> list[Fo
             matrix = None
         folds.append((piece.wide, piece.repeat, matrix))
     return folds
-
-
-def _relative_error(exact: Blended, small: nn.Module) -> float:
-    """Return the largest difference of the outputs over the largest output, on the example."""
-    pairs = zip(*_run_both(exact, small), strict=True)
-    return max((_difference(a, b) for a, b in pairs), key=lambda e: (e != e, e), default=0.0)
-
-
-def own_dtype_error(blended: Blended, small: nn.Module) -> float:
-    """Return the relative error of the collapsed model in its own dtype, on the example."""
-    with torch.no_grad(), training_mode(blended, False), training_mode(small, False):
-        expected = tensors(call(blended, blended.plan.example, blended.part))
-        found = tensors(call(small, blended.plan.example, _part(small, blended)))
-    return max(_difference(a, b) for a, b in zip(expected, found, strict=True))
-
-
-def _run_both(exact: Blended, small: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Run the blended model, its ends not folded, and the collapsed one on the example."""
-    example = _example_in_float64(exact)
-    program = exact.program(training=False, fold=False)
-    modules = {*_linear(exact, exact.model), *_linear(exact, small)}
-    with torch.no_grad(), training_mode(small, False), CastsToFloat64(), widened(modules):
-        expected = call(exact, example, partial(program, exact))
-        found = call(small, example, _part(small, exact))
-    return tensors(expected), tensors(found)
-
-
-def _part(small: nn.Module, blended: Blended) -> nn.Module:
-    return small.get_submodule(blended.plan.structure.inside)
-
-
-def _difference(expected: Tensor, found: Tensor) -> float:
-    if expected.shape != found.shape:
-        return float("inf")
-    if not expected.is_floating_point() and not expected.is_complex():
-        expected, found = expected.double(), found.double()
-    if expected.numel() == 0:
-        return 0.0
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return float((expected - found).abs().max() / scale)
-
-
-def _example_in_float64(exact: Blended) -> Example:
-    """Return the example in float64 on the CPU; a constant one is replaced by noise."""
-
-    def convert(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            return x.cpu()
-        x = x.detach().to("cpu", torch.float64)
-        constant = x.numel() < 2 or bool((x == x.flatten()[0]).all())
-        return torch.randn(x.shape, generator=noise, dtype=torch.float64) if constant else x
-
-    noise = torch.Generator().manual_seed(0)
-    example: Example = tree_map_only(Tensor, convert, exact.plan.example)
-    return example
-
-
-def _first_wrong(exact: Blended, small: nn.Module) -> str:
-    """Return the name of the first layer whose output is not what the blended model computes."""
-    outputs: dict[str, dict[str, Tensor]] = {"blended": {}, "small": {}}
-
-    def record(module: nn.Module, key: str, name: str) -> None:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            outputs[key][name] = output
-
-        module.register_forward_hook(hook)
-
-    for layer in exact.plan.structure.linears.values():
-        end = exact.reduce if _folds(exact, layer.outputs) else exact.model
-        record(end.get_submodule(layer.name), "blended", layer.name)
-        record(small.get_submodule(layer.name), "small", layer.name)
-    _run_both(exact, small)
-    wrong = (
-        name
-        for name, output in outputs["blended"].items()
-        if not _difference(output, outputs["small"][name]) <= TOLERANCE
-    )
-    return next(wrong, "the output")
 
 
 def _like(small: nn.Module, blended: Blended) -> nn.Module:

@@ -20,7 +20,6 @@ from branchprune import environment
 from branchprune.artifact import save
 from branchprune.branches import Init
 from branchprune.checkpoints import load_weights
-from branchprune.collapsing import TOLERANCE, own_dtype_error
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.lightning import BranchPruning, StageProgress, Vitals
@@ -30,6 +29,7 @@ from branchprune.profiling import measure_latency, peak_memory
 from branchprune.report import write_report
 from branchprune.runfolder import check_folder, make_folder
 from branchprune.schedules import Schedule
+from branchprune.verification import TOLERANCE, own_dtype_error
 
 Stage = Literal["dense", "prune"]
 

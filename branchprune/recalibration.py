@@ -71,7 +71,7 @@ class _Calls(nn.Module):
         args, kwargs = call
         try:
             return self.model(*args, **kwargs)
-        except (TypeError, RuntimeError) as error:
+        except (TypeError, RuntimeError, PruneError) as error:
             raise PruneError(
                 "batches must be inputs of forward, a tuple meaning several arguments; of a loader "
                 f"of pairs take `(x for x, _ in loader)`: {error}"

@@ -1,0 +1,182 @@
+"""Does the collapsed model compute what the blended one does? Layer by layer, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from branchprune.blended import Blended
+from branchprune.calls import Example, call, tensors, training_mode
+from branchprune.ends import LinearEnd
+from branchprune.errors import PruneError
+from branchprune.precision import CastsToFloat64, widened
+from branchprune.structure import LinearLayer, Pieces
+
+TOLERANCE = 1e-10
+FLOOR = 1e-3
+"""A layer's outputs are compared with their largest, or this share of the largest of all layers,
+since outputs that cancel to nearly nothing are nothing but rounding errors."""
+
+
+def verify(exact: Blended, small: nn.Module) -> float:
+    """Compare every linear layer and the outputs, on the plan's example.
+
+    Args:
+        exact: The blended model in float64, every α at 0 or 1, its ends not folded.
+        small: The collapsed model in float64.
+
+    Returns:
+        The largest relative difference.
+
+    Raises:
+        PruneError: It is larger than the tolerance; the first layer that differs is named.
+    """
+    layers = exact.plan.structure.linears
+    modules = {*linear_modules(exact, exact.model), *linear_modules(exact, small)}
+    with torch.no_grad(), training_mode(small, False), CastsToFloat64(), widened(modules):
+        errors = _compare_run(exact, small)
+        for layer in layers.values():
+            if layer.name not in errors:
+                errors[layer.name] = _compare_alone(exact, small, layer)
+    for name in (*layers, "the output"):
+        if not errors[name] <= TOLERANCE:
+            raise PruneError(
+                f"the collapse is not exact: relative error {errors[name]:.1e} in {name}"
+            )
+    return max(errors.values())
+
+
+def linear_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
+    """Return the linear layers of a model, the blended one's or the small one, and the ends."""
+    layers = [model.get_submodule(name) for name in exact.plan.structure.linears]
+    return layers + [m for m in exact.modules() if isinstance(m, LinearEnd)]
+
+
+def folds(exact: Blended, pieces: Pieces | None) -> bool:
+    """Return whether a dimension has channels whose branch is folded in."""
+    zero = {i for i, a in zip(exact.plan.pruned, exact._alpha, strict=True) if a == 0}
+    return any(piece.group in zero for piece in pieces or ())
+
+
+def own_dtype_error(blended: Blended, small: nn.Module) -> float:
+    """Return the relative error of the collapsed model in its own dtype, on the example."""
+    part = small.get_submodule(blended.plan.structure.inside)
+    with torch.no_grad(), training_mode(blended, False), training_mode(small, False):
+        expected = tensors(call(blended, blended.plan.example, blended.part))
+        found = tensors(call(small, blended.plan.example, part))
+    return max(_difference(a, b, 0.0) for a, b in zip(expected, found, strict=True))
+
+
+def _compare_run(exact: Blended, small: nn.Module) -> dict[str, float]:
+    """Run both on the example; return the error of every layer that is called, and of the output.
+
+    The blended model's outputs are kept, those of the small one are compared as they come.
+    """
+    structure = exact.plan.structure
+    example, program = _example_in_float64(exact), exact.program(training=False, fold=False)
+    kept: dict[str, list[Tensor]] = {name: [] for name in structure.linears}
+    errors: dict[str, float] = {}
+
+    def keep(name: str, output: Tensor) -> None:
+        kept[name].append(output)
+
+    def compare(name: str, output: Tensor) -> None:
+        error = _difference(kept[name].pop(0), output, floor) if kept[name] else float("inf")
+        errors[name] = _worse(error, errors.get(name, 0.0))
+
+    wide = {
+        name: (exact.reduce if folds(exact, layer.outputs) else exact.model).get_submodule(name)
+        for name, layer in structure.linears.items()
+    }
+    with _watched(wide, keep):
+        expected = tensors(call(exact, example, partial(program, exact)))
+    every = [*expected, *(output for outputs in kept.values() for output in outputs)]
+    floor = FLOOR * max((_largest(tensor) for tensor in every), default=0.0)
+    called = [name for name, outputs in kept.items() if outputs]
+    with _watched({name: small.get_submodule(name) for name in called}, compare):
+        found = tensors(call(small, example, small.get_submodule(structure.inside)))
+    errors["the output"] = 0.0
+    for a, b in zip(expected, found, strict=True):
+        errors["the output"] = _worse(_difference(a, b, 0.0), errors["the output"])
+    return errors
+
+
+@contextmanager
+def _watched(modules: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Show every output of some modules to a function, for a `with` block."""
+
+    def hook(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        see(name, output)
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(partial(hook, name)).remove)
+        yield
+
+
+def _compare_alone(exact: Blended, small: nn.Module, layer: LinearLayer) -> float:
+    """Compare a layer that evaluation has no need of, such as a head for training, on noise."""
+    wide, narrow = exact.model.get_submodule(layer.name), small.get_submodule(layer.name)
+    x = _noise_for(narrow)
+    inside = exact.expand.get_submodule(layer.expand)(x) if folds(exact, layer.inputs) else x
+    expected = wide(inside)
+    if folds(exact, layer.outputs):
+        expected = exact.reduce.get_submodule(layer.name)(expected)
+    return _difference(expected, narrow(x), 0.0)
+
+
+def _noise_for(layer: nn.Module) -> Tensor:
+    """Return an input that is large enough for a layer's kernel and padding."""
+    generator = torch.Generator().manual_seed(0)
+    sizes: list[int] = []
+    if not isinstance(layer, nn.Linear):
+        kernel, dilation, padding = layer.kernel_size, layer.dilation, layer.padding
+        assert isinstance(kernel, tuple) and isinstance(dilation, tuple)
+        pads = padding if isinstance(padding, tuple) else (0,) * len(kernel)
+        sizes = [
+            2 + max(d * (k - 1), 2 * p) for k, d, p in zip(kernel, dilation, pads, strict=True)
+        ]
+    width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    assert isinstance(width, int)
+    return torch.randn(2, width, *sizes, generator=generator, dtype=torch.float64)
+
+
+def _worse(a: float, b: float) -> float:
+    return a if a != a or a > b else b
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+
+
+def _difference(expected: Tensor, found: Tensor, floor: float) -> float:
+    """Return the largest difference over the largest expected number, or over the floor."""
+    if expected.shape != found.shape:
+        return float("inf")
+    if not expected.is_floating_point() and not expected.is_complex():
+        expected, found = expected.double(), found.double()
+    if expected.numel() == 0:
+        return 0.0
+    scale = expected.abs().max().clamp_min(max(floor, torch.finfo(expected.dtype).tiny))
+    return float((expected - found).abs().max() / scale)
+
+
+def _example_in_float64(exact: Blended) -> Example:
+    """Return the example in float64 on the CPU; a constant one is replaced by noise."""
+
+    def convert(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x.cpu()
+        x = x.detach().to("cpu", torch.float64)
+        constant = x.numel() < 2 or bool((x == x.flatten()[0]).all())
+        return torch.randn(x.shape, generator=noise, dtype=torch.float64) if constant else x
+
+    noise = torch.Generator().manual_seed(0)
+    example: Example = tree_map_only(Tensor, convert, exact.plan.example)
+    return example
