@@ -44,6 +44,7 @@ class Analysis:
     readable: frozenset[str]
     batch: int
     counting: bool = True
+    modules: dict[str, nn.Module] = field(default_factory=dict)
     recorded: Recorded = field(default_factory=Recorded)
     values: dict[fx.Node, Known] = field(default_factory=dict)
     linears: dict[str, Linear] = field(default_factory=dict)
@@ -53,7 +54,9 @@ class Analysis:
 
     def module(self, node: fx.Node) -> nn.Module:
         """Return the module that a node calls."""
-        return self.model.get_submodule(str(node.target))
+        if not self.modules:
+            self.modules.update(self.model.named_modules(remove_duplicate=False))
+        return self.modules[str(node.target)]
 
     def is_tensor(self, node: fx.Node) -> bool:
         """Return whether the node's value is a tensor."""

@@ -54,6 +54,20 @@ def call(model: nn.Module, example: Example, forward: Callable[..., Any] | None 
         return (forward or model)(*args, **kwargs)
 
 
+@contextmanager
+def own_buffers(model: nn.Module) -> Iterator[None]:
+    """Give a model copies of its buffers, which forward may change, for a `with` block."""
+    before = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        for module, buffers in before:
+            copies = {name: b if b is None else b.clone() for name, b in buffers.items()}
+            module._buffers.update(copies)
+        yield
+    finally:
+        for module, buffers in before:
+            module._buffers.update(buffers)
+
+
 class _Reached(Exception):
     """The module whose inputs are wanted is about to be called."""
 
@@ -78,7 +92,7 @@ def inputs_of(part: nn.Module, model: nn.Module, example: Example) -> Example:
 
     handle = part.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
     try:
-        with torch.no_grad(), training_mode(model, False):
+        with torch.no_grad(), training_mode(model, False), own_buffers(model):
             call(model, example)
     except _Reached:
         return found[0]
@@ -109,12 +123,13 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
 
     Args:
         model: The model.
-        sharing: Whether the copy has the very parameters of the model.
+        sharing: Whether the copy has the very parameters and buffers of the model.
 
     Raises:
         PruneError: The model holds something that cannot be copied.
     """
-    memo = {id(p): p for p in model.parameters()} if sharing else {}
+    shared = (*model.parameters(), *model.buffers()) if sharing else ()
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

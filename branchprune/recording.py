@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from branchprune.calls import Example, example_inputs, on_device, training_mode
+from branchprune.calls import Example, example_inputs, on_device, own_buffers, training_mode
 from branchprune.errors import PruneError
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -130,7 +130,8 @@ def _record_numbers(
     recorder = _Recorder(model, graph, recorded, meta=False)
     inputs = tree_map_only(Tensor, Tensor.clone, example_inputs(on_device(example, model)))
     try:
-        _run(recorder, inputs)
+        with own_buffers(model):
+            _run(recorder, inputs)
     except Exception as error:
         values = tree_leaves(inputs)
         shapes = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]

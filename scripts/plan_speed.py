@@ -11,8 +11,8 @@ one call of `plan` and one of Torch-Pruning, which changes places with it from p
 Torch-Pruning has two rows of one call: `build_dependency` alone, and with all groups enumerated,
 since `plan` lists groups too. Quotients are taken within a pair. Torch-Pruning gets the example as
 a tuple: given a tensor it first unpacks the batch, fails with one image, and runs the model again.
-Both sides run the model, so other work on the machine pulls the quotients towards 1, most of all
-with several threads: use `--threads 1` on a machine that is shared, and see the result's `load`.
+Torch-Pruning runs the model, `plan` only computes its shapes: with several threads on a machine
+that is shared the model may be slowed down more, so use `--threads 1` there, and see `load`.
 
 *Memory.* In a fresh process a tiny other network is planned first, then the model is built, what
 the allocator holds free is returned, the peak of resident memory is reset, and `plan` runs once.

@@ -35,6 +35,24 @@ def bench_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def plan_speed_table(result: dict[str, Any]) -> str:
+    """Return the table of `scripts/plan_speed.py`."""
+    options, versions = result["options"], result["versions"]
+    rows = [
+        f"{options['model']}, {result['threads']} thread(s), {result['hardware']}, torch "
+        f"{versions['torch']}, Torch-Pruning {versions['torch_pruning']}, commit "
+        f"{result['commit']}; medians of {options['pairs']} alternating pairs, with quartiles. "
+        "Command: `python scripts/plan_speed.py --output scripts/results/plan_speed.json`.",
+        "",
+        "| | median | quartiles | target |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        spread = f"{row['low']:.3g}–{row['high']:.3g}"
+        rows.append(f"| {row['what']} | {row['value']:.3g} | {spread} | {row['target'] or '–'} |")
+    return "\n".join(rows)
+
+
 def zoo_table(path: Path) -> str:
     """Return the summary of `branchprune zoo`, by family, from its `zoo.csv`."""
     return markdown_summary(read_csv(path))
@@ -42,9 +60,10 @@ def zoo_table(path: Path) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "bench": ("bench.json", lambda path: bench_table(json.loads(path.read_text()))),
+    "plan_speed": ("plan_speed.json", lambda path: plan_speed_table(json.loads(path.read_text()))),
     "zoo": ("zoo.csv", zoo_table),
 }
-OPTIONAL = ("zoo",)
+OPTIONAL = ("zoo", "plan_speed")
 
 
 def fill(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -25,7 +26,6 @@ def test_ten_lines_run_in_a_fresh_interpreter(tmp_path):
 
 def test_lightning_lines_run():
     from pytorch_lightning import LightningModule, Trainer
-    from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
     import branchprune as bp
@@ -61,6 +61,78 @@ def test_lightning_lines_run():
     }
     exec(blocks("python")[1], scope)
     assert module.net[0].out_channels == 4
+
+
+class MyActivation(nn.Module):
+    def forward(self, x):
+        if float(x.detach().abs().max()) > 1e9:  # no trace gets past this
+            raise OverflowError
+        return x * x.sigmoid()
+
+
+class MyNorm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(width))
+
+    def forward(self, x):
+        if bool(x.isnan().any()):
+            raise ValueError
+        return x * self.scale[:, None, None]
+
+
+def my_function(a, b):
+    return a + b if bool(a.isfinite().all()) else b
+
+
+class MyAttention(nn.Module):
+    def forward(self, x):
+        return x * x.mean(1, keepdim=True) if bool(x.isfinite().all()) else x
+
+
+class MyFold(nn.Module):
+    def forward(self, x):
+        n, c, h, w = (int(size) for size in x.shape)
+        return x.reshape(n, c, h // 2, 2 * w)
+
+
+class Taught(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(i, 8, 1) for i in (3, 8, 8, 8))
+        self.act, self.norm, self.attention, self.fold = (
+            *(MyActivation(), MyNorm(8), MyAttention()),
+            MyFold(),
+        )
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.norm(self.act(self.a(x)))
+        x = my_function(x, self.b(x))
+        return self.head(self.d(self.attention(self.c(self.fold(x)))).relu())
+
+
+def test_operations_are_taught_as_the_readme_says(monkeypatch):
+    import branchprune as bp
+    from branchprune import rulebook
+
+    for name in ("MODULE_RULES", "FUNCTION_RULES", "TAUGHT"):
+        monkeypatch.setattr(rulebook, name, dict(getattr(rulebook, name)))
+    monkeypatch.setattr("branchprune.trace.TAUGHT", rulebook.TAUGHT)
+    model, x = Taught().eval(), torch.randn(2, 3, 4, 4)
+    with pytest.raises(bp.PruneError, match="cannot be traced in act"):
+        bp.plan(model, x)
+    exec("\n".join(blocks("python")[2:4]), {**globals(), "bp": bp})
+    plan = bp.plan(model, x)
+    reasons = {group.name: group.reason for group in plan.groups}
+    assert reasons["a"] is None and reasons["d"] is None
+    assert reasons["c"] == "read by attention (MyAttention): it is opaque"
+    blended = bp.attach(model, plan)
+    assert torch.equal(blended(x), model(x))
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    assert small.norm.scale.shape == (4,) and small.c.in_channels == 4
+    assert (blended(x) - small(x)).abs().max() < 1e-5
 
 
 def test_configuration_in_the_readme_has_only_keys_that_exist():
