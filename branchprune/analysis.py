@@ -18,6 +18,7 @@ from branchprune.rulebook import rule_of, to_be_checked
 from branchprune.rules import TRANSPOSED, Known
 from branchprune.shape_rules import getitem, size_of
 from branchprune.sizes import sources
+from branchprune.trace import WHERE
 
 WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
 """Rules of operations whose result may be something else than a tensor."""
@@ -47,6 +48,7 @@ class Analysis:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     recorded: Recorded = field(default_factory=Recorded)
     values: dict[fx.Node, Known] = field(default_factory=dict)
+    lost: dict[fx.Node, str] = field(default_factory=dict)
     linears: dict[str, Linear] = field(default_factory=dict)
     channelwise: dict[str, tuple[Layout, int | None, int, int]] = field(default_factory=dict)
     parameters: dict[str, Layout] = field(default_factory=dict)
@@ -111,10 +113,11 @@ class Analysis:
         return self.parameters[name]
 
     def describe(self, node: fx.Node) -> str:
-        """Return how to name a node to a person."""
+        """Return how to name a node to a person: what it calls, and where in the model."""
         if node.op == "call_module":
             return f"{node.target} ({type(self.module(node)).__name__})"
-        return f"`{getattr(node.target, '__name__', node.target)}` (node {node.name})"
+        where = f"in {node.meta[WHERE]}" if WHERE in node.meta else f"node {node.name}"
+        return f"`{getattr(node.target, '__name__', node.target)}` ({where})"
 
     def freeze_inputs(self, node: fx.Node, reason: str) -> None:
         """Freeze the groups of everything the node reads."""
@@ -125,8 +128,21 @@ class Analysis:
         self, node: fx.Node, why: str = "its effect on channels is not known"
     ) -> Layout | None:
         """Freeze what a node reads that the rules do not understand; its output is unknown too."""
-        self.freeze_inputs(node, f"read by {self.describe(node)}: {why}")
+        self.lost[node] = f"{self.describe(node)}: {why}"
+        self.freeze_inputs(node, f"read by {self.lost[node]}")
         return None
+
+    def stays(self, node: fx.Node) -> str:
+        """Say that the width of a tensor stays, and where its channels were lost sight of."""
+        seen, rest = {node}, [node]
+        while rest:
+            each = rest.pop(0)
+            if each in self.lost:
+                return f"{node.name}, whose width stays ({self.lost[each]})"
+            new = [n for n in each.all_input_nodes if n not in seen and self.is_tensor(n)]
+            seen.update(new)
+            rest += [n for n in new if self.values.get(n) is None]
+        return f"{node.name}, whose width stays"
 
     def linear(self, node: fx.Node, dim: int, source: Layout | None) -> Layout:
         """Note a linear layer; its outputs are new channels the first time it is met."""

@@ -69,6 +69,8 @@ class PruneConfig:
         keep: Fraction of the channels to keep, or one a layer.
         exclude: Layers, or modules around them, whose channels stay.
         multiple_of: Round kept widths to a multiple of this.
+        inside: Path of a module: only what is inside it is traced and pruned.
+        opaque: Paths of modules that are not looked into.
         init: "l1", "l2", "random", or the import path of a criterion.
         levels: α: a list of levels, or one of {steps: size}, {multiplicative: decay},
             {linear: levels}, {cosine: levels}.
@@ -85,6 +87,8 @@ class PruneConfig:
     keep: float | dict[str, float] = 0.5
     exclude: list[str] = field(default_factory=list)
     multiple_of: int = 1
+    inside: str = ""
+    opaque: list[str] = field(default_factory=list)
     init: str = "l1"
     levels: dict[str, float] | list[float] = field(default_factory=lambda: {"steps": 0.1})
     hold: int | Plateau = 1
@@ -94,6 +98,11 @@ class PruneConfig:
     learning_rate: Literal["keep", "restart"] = "keep"
     recalibrate: int = 16
     task: dict[str, Any] = field(default_factory=dict)
+
+    def plan_options(self) -> dict[str, Any]:
+        """Return what `plan` takes."""
+        names = ("keep", "exclude", "multiple_of", "inside", "opaque")
+        return {name: getattr(self, name) for name in names}
 
     def schedule(self, mode: Literal["max", "min"]) -> Schedule:
         """Return the schedule that the fields describe.

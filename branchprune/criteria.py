@@ -66,7 +66,6 @@ def select(scores: Tensor, kept: int, blocks: int, strata: int = 1) -> Tensor:
         for i in range(strata):
             first, last = (len(values) * k // strata for k in (i, i + 1))
             quota = share * (i + 1) // strata - share * i // strata
-            quota = min(quota, last - first)
             chosen.append(values[first:last].topk(quota).indices.sort().values + start + first)
     return torch.cat(chosen).cpu()
 

@@ -93,13 +93,7 @@ class _Run:
         config.data.setup("fit")
         example = self._images("train")[:1]
         pruning = self._pruning(example)
-        planned = plan(
-            config.model,
-            example,
-            config.prune.keep,
-            exclude=config.prune.exclude,
-            multiple_of=config.prune.multiple_of,
-        )
+        planned = plan(config.model, example, **config.prune.plan_options())
         for name in pruning.schedule.order or ():
             planned.branches_within(name)
         logged = self._judge(config.task(config.model), batches=1)
@@ -117,9 +111,7 @@ class _Run:
         init: Init = config.criterion()
         return BranchPruning(
             schedule,
-            config.keep,
-            exclude=config.exclude,
-            multiple_of=config.multiple_of,
+            **config.plan_options(),
             init=init,
             example=example,
             monitor=config.monitor or f"{self.config.metric.val}_branch",

@@ -149,7 +149,8 @@ def plan(
         opaque: Paths of modules that are not looked into; what they read keeps its width.
 
     Returns:
-        The plan; `print` shows it as a table.
+        The plan; `print` shows it as a table. Its multiply-adds are those of convolutions and fully
+        connected layers that the trace sees.
 
     Raises:
         PruneError: An argument is wrong, the model cannot be traced or does not accept the
@@ -181,7 +182,8 @@ def plan(
         _plan_group(structure, i, keep, exclude, multiple_of) for i in range(len(structure.groups))
     )
     if not any(group.pruned for group in groups):
-        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups)
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
+        reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
         raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
     return Plan(groups, *_costs(model, structure, groups), example, structure)
 

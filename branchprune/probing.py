@@ -36,16 +36,17 @@ def find_fault(module: nn.Module, analysis: Analysis, node: fx.Node) -> str | No
         shape = (1, *analysis.shape(analysis.operand(node))[1:])
         try:
             if name in analysis.linears:
-                dim = analysis.linears[name].dim
-                agrees = _is_linear(trial, shape, dim)
+                fault = "has a forward of its own, which is not that of its class"
+                agrees = _is_linear(trial, shape, analysis.linears[name].dim)
             elif layout is None:
                 return None
             else:
+                fault = "does not treat its channels alike"
                 axis = analysis.channelwise[name][1] if name in analysis.channelwise else None
                 agrees = _is_channelwise(trial, shape, layout.dim, axis)
         except Exception as error:
             return f"has a forward of its own, which fails at other widths: {_first_line(error)}"
-    return None if agrees else "has a forward of its own, which is not that of its class"
+    return None if agrees else fault
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.calls import Example, call, tensors, training_mode
@@ -54,6 +53,8 @@ def measure_latency(model: nn.Module, x: torch.Tensor, seconds: float = 1.0) -> 
         x: A batch on the model's device.
         seconds: How long to measure.
     """
+    from torch.utils.benchmark import Timer  # its import may log that there is no GPU
+
     with torch.inference_mode(), training_mode(model, False):
         timer = Timer(
             "model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()

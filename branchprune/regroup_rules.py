@@ -113,7 +113,7 @@ def reshape_as(analysis: Analysis, node: fx.Node) -> Layout | None:
         return shaped
     other = analysis.layout(like)
     if other is None or other.dim != shaped.dim or other.size != shaped.size:
-        return analysis.unknown(node, f"it takes the shape of {like.name}, whose width stays")
+        return analysis.unknown(node, f"it takes the shape of {analysis.stays(like)}")
     unify(shaped.segments, other.segments, node.name)
     return shaped
 

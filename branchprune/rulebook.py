@@ -160,8 +160,9 @@ def teach(operation: type[nn.Module] | Callable[..., Any], rule: Rule) -> None:
     ```
 
     A trace no longer looks into what has been taught, so it may hold anything. A module taught as
-    `same` or `channelwise` is tested on random numbers whenever it is met: one that is not what
-    it was said to be keeps its width, and the plan says so.
+    `same` or `channelwise` is tried out on random numbers whenever it is met: one that gives
+    something else when its channels are put in another order keeps its width, and the plan says
+    so.
 
     Args:
         operation: A class of modules (subclasses follow), or a function that forward calls by its

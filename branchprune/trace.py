@@ -22,6 +22,8 @@ from branchprune.conditions import MACHINERY, Conditions, same_branch, source_li
 from branchprune.errors import PruneError
 from branchprune.rulebook import TAUGHT, is_layer
 
+WHERE = "where"
+"""Key in the `meta` of a node: the path of the module whose forward it is from."""
 CONSTANT = "_tensor_constant"
 """How `torch.fx` names a tensor that forward makes from plain numbers."""
 
@@ -181,6 +183,9 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = f"{prefix}{node.target}"
+        around = [path for path in node.meta.get("nn_module_stack", {}) if path]
+        if around:
+            node.meta[WHERE] = f"{prefix}{around[-1]}"
     _make_out_of_place(graph, model)
     graph.lint()
     return graph
@@ -194,8 +199,8 @@ def _explain(model: nn.Module, tracer: _Tracer, error: Exception, flags: Sequenc
     given = f" Leave {' and '.join(flags)} out of the example if the default will do." * bool(flags)
     return (
         f"the model cannot be traced in {where}{line}: {error}. Control flow that depends on the "
-        f"values of arguments or tensors has to move out of forward, or prune a submodule on its "
-        f"own.{given}"
+        f"values of arguments or tensors has to move out of forward. Or prune a submodule that can "
+        f"be traced with `inside`, or leave one out with `opaque`.{given}"
     )
 
 

@@ -135,7 +135,7 @@ def kind_of(reason: str, layers: Iterable[str]) -> str:
     names = "|".join(re.escape(name) for name in sorted(layers, key=len, reverse=True) if name)
     if names:
         reason = re.sub(rf"(?<![\w.`])(?:{names})(?![\w.`(])", "…", reason)
-    reason = re.sub(r" \(node \w+\)", "", reason)
+    reason = re.sub(r" \((?:node|in) [\w.…]+\)", "", reason)
     reason = re.sub(r"(?<=[a-z])(?:_\d+)+(?=_|\b)", "", reason)
     return re.sub(r"(?<![\w(.-])\d+(?:\.\d+)?(?![\w)])", "n", reason)
 

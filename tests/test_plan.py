@@ -207,12 +207,12 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "cumsum": (
         lambda: pair(lambda m, x: m.b(m.a(x).cumsum(2))),
         "a",
-        "read by `cumsum` (node cumsum): its effect on channels is not known",
+        "read by `cumsum` (in 3): its effect on channels is not known",
     ),
     "softmax": (
         lambda: pair(lambda m, x: m.b(m.a(x).softmax(1))),
         "a",
-        "read by `softmax` (node softmax): its effect on channels is not known",
+        "read by `softmax` (in 3): its effect on channels is not known",
     ),
     "softmax module": (
         lambda: pair(lambda m, x: m.b(m.s(m.a(x))), s=nn.Softmax(1)),
@@ -222,19 +222,19 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "view by number": (
         lambda: pair(lambda m, x: m.fc(m.a(x).view(-1, 512)), fc=nn.Linear(512, 3)),
         "a",
-        "read by `view` (node view): it names the size 512; "
+        "read by `view` (in 3): it names the size 512; "
         "flatten(1) or size -1 would follow the width",
     ),
     "reshape by number": (
         lambda: pair(lambda m, x: m.b(torch.reshape(m.a(x), (2, 8, 4, 16)))),
         "a",
-        "read by `reshape` (node reshape): it names the size 8; "
+        "read by `reshape` (in 3): it names the size 8; "
         "flatten(1) or size -1 would follow the width",
     ),
     "view that splits": (
         lambda: pair(lambda m, x: m.b(m.a(x).view(2, 4, 2, 8, 8).flatten(1, 2))),
         "a",
-        "read by `view` (node view): it names the size 4; flatten(1) or size -1 would follow the width",
+        "read by `view` (in 3): it names the size 4; flatten(1) or size -1 would follow the width",
     ),
     "called twice": (
         lambda: pair(lambda m, x: m.b(m.a(x)) + m.b(m.a(2 * x))),
@@ -258,18 +258,18 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "slice": (
         lambda: pair(lambda m, x: m.b(m.a(x)[:, :4]), b=conv(4, 4)),
         "a",
-        "read by `getitem` (node getitem): it picks some of the channels",
+        "read by `getitem` (in 3): it picks some of the channels",
     ),
     "index": (
         lambda: pair(lambda m, x: m.b(m.a(x)[torch.tensor([1, 0])])),
         "a",
-        "read by `getitem` (node getitem): it indexes with a tensor",
+        "read by `getitem` (in 3): it indexes with a tensor",
     ),
-    "mean": (lambda: pair(centred), "a", "read by `mean` (node mean): it mixes all channels"),
+    "mean": (lambda: pair(centred), "a", "read by `mean` (in 3): it mixes all channels"),
     "mean of everything": (
         lambda: pair(lambda m, x: m.b(m.a2(x).relu() / m.a(x).mean()), a2=conv(3, 8)),
         "a",
-        "read by `mean` (node mean): it mixes all channels",
+        "read by `mean` (in 3): it mixes all channels",
     ),
     "constant": (
         lambda: pair(lambda m, x: m.b(m.a(x) * torch.ones(8, 1, 1))),
@@ -289,14 +289,14 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "padded channels": (
         lambda: pair(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 1, 1))), b=conv(10, 4)),
         "a",
-        "read by `pad` (node pad): it pads the channels",
+        "read by `pad` (in 3): it pads the channels",
     ),
     "pooled channels": (
         lambda: pair(
             lambda m, x: m.fc(F.max_pool2d(m.l(x), 2)), l=nn.Linear(8, 6), fc=nn.Linear(3, 2)
         ),
         "l",
-        "read by `max_pool2d` (node max_pool2d): it changes the number of channels",
+        "read by `max_pool2d` (in 3): it changes the number of channels",
     ),
     "another dimension": (
         lambda: pair(lambda m, x: m.fc(m.a(x)), fc=nn.Linear(8, 2)),
@@ -338,7 +338,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "different dimensions": (
         lambda: pair(lambda m, x: m.b(m.a(x) + m.l(x.mean(1, keepdim=True))), l=nn.Linear(8, 8)),
         "l",
-        "read by `add` (node add): it combines channels of different dimensions",
+        "read by `add` (in 3): it combines channels of different dimensions",
     ),
 }
 
