@@ -113,6 +113,8 @@ class Layout:
 
     def repeated(self, times: int) -> Layout:
         """Return the layout in which every entry became `times` consecutive entries."""
+        if times == 1:
+            return self
         segments = tuple(Segment(s.channels, s.repeat * times) for s in self.segments)
         return Layout(self.dim, segments, None, self.moved and Repeated(self.moved, times))
 

@@ -6,9 +6,11 @@ is recorded, together with a guard: an input that would take the other path is r
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,9 +19,11 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
+from branchprune.calls import own_buffers
 from branchprune.errors import PruneError
 
-MACHINERY = ("/torch/", "/branchprune/")
+MACHINERY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
+"""Folders whose code is not a user's."""
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
 
@@ -58,7 +62,7 @@ class Conditions:
         interpreter = fx.Interpreter(self.root, graph=node.graph)
         interpreter.env = self.values
         needed = _ancestors(node) - self.values.keys()
-        with self.mode, torch.no_grad(), _not_traced():
+        with self.mode, torch.no_grad(), _not_traced(), own_buffers(self.root):
             for each in [each for each in node.graph.nodes if each in needed]:
                 if each.op == "placeholder":
                     self.values[each] = self._input(str(each.target))
@@ -94,5 +98,5 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 def source_line() -> str:
     """Return the line of a user's forward that is being traced, as text and place."""
     frames = traceback.extract_stack()
-    users = [f for f in frames if not any(part in f.filename for part in MACHINERY)]
+    users = [frame for frame in frames if not frame.filename.startswith(MACHINERY)]
     return f"`{users[-1].line}` ({users[-1].filename}:{users[-1].lineno})" if users else "an if"

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from branchprune.calls import Example, copied, inputs_of
+from branchprune.costs import Cost, costs
 from branchprune.errors import PruneError
-from branchprune.structure import ChannelGroup, Pieces, Structure
+from branchprune.structure import ChannelGroup, Structure
 from branchprune.structuring import analyse
 from branchprune.trace import check_model
 
@@ -40,15 +41,6 @@ class PlannedGroup:
     def pruned(self) -> bool:
         """Whether the group gets a branch."""
         return self.reason is None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Size of a model: output channels of its layers, parameters, multiply-adds for one example."""
-
-    channels: int
-    params: int
-    macs: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +177,9 @@ def plan(
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
         reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
         raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
-    return Plan(groups, *_costs(model, structure, groups), example, structure)
+    return Plan(
+        groups, *costs(model, structure, [group.kept for group in groups]), example, structure
+    )
 
 
 def _makers(structure: Structure, group: int) -> tuple[str, ...]:
@@ -264,42 +258,3 @@ def _step(group: ChannelGroup, multiple_of: int) -> int:
 def _round(group: ChannelGroup, fraction: float, multiple_of: int) -> int:
     step = _step(group, multiple_of)
     return min(group.width, max(step, round(fraction * group.width / step) * step))
-
-
-def _costs(
-    model: nn.Module, structure: Structure, groups: Sequence[PlannedGroup]
-) -> tuple[Cost, Cost]:
-    """Return channels, parameters and MACs before and, by the widths, after."""
-
-    def size(pieces: Pieces, kept: bool) -> int:
-        return sum((groups[p.group].kept if kept else p.width) * p.repeat for p in pieces)
-
-    def narrowed(pieces: Pieces | None) -> float:
-        return size(pieces, True) / size(pieces, False) if pieces else 1.0
-
-    channels, params, macs = [0, 0], [0.0, 0.0], [0.0, 0.0]
-    counted: set[int] = set()
-    for name, module in model.get_submodule(structure.inside).named_modules(
-        prefix=structure.inside
-    ):
-        own = module.named_parameters(name, recurse=False)
-        weights = {path: p for path, p in own if id(p) not in counted}
-        counted.update(map(id, weights.values()))
-        linear, other = structure.linears.get(name), structure.channelwise.get(name)
-        outer = inner = 1.0
-        if linear:
-            outer, inner = narrowed(linear.outputs), narrowed(linear.inputs)
-            channels = [channels[i] + size(linear.outputs, bool(i)) for i in (0, 1)]
-        elif other and other.axis is not None:
-            outer = narrowed(other.pieces)
-        for i, factor in enumerate((1.0, outer)):
-            for path, weight in weights.items():
-                matrix = linear is not None and weight.dim() > 1
-                scale = factor * (inner if i and matrix else 1.0)
-                if i and path in structure.parameters:
-                    scale = narrowed(structure.parameters[path].pieces)
-                params[i] += weight.numel() * scale
-            work = linear.macs if linear else other.macs if other else 0
-            macs[i] += work * factor * (inner if i and linear else 1.0)
-    before, after = (Cost(channels[i], round(params[i]), round(macs[i])) for i in (0, 1))
-    return before, after

@@ -100,7 +100,7 @@ def regrouped(analysis: Analysis, node: fx.Node, layout: Layout, place: int) -> 
         segments, moved = runs, None
     once = Layout(place, tuple(segments), None, moved).repeated(max(1, low // start))
     times = max(1, end // high)
-    origin = once.moved and Joined((once.moved,) * times)
+    origin = Joined((once.moved,) * times) if once.moved and times > 1 else once.moved
     return Layout(place, once.segments * times, strand, origin)
 
 

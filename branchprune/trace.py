@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from branchprune.calls import Example, example_inputs, training_mode
 from branchprune.conditions import MACHINERY, Conditions, same_branch, source_line
 from branchprune.errors import PruneError
+from branchprune.factories import recorded_factories
 from branchprune.rulebook import TAUGHT, is_layer
 
 WHERE = "where"
@@ -170,7 +171,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
     conditions = Conditions(part, dict(bound.arguments))
     tracer = _Tracer(fixed, [path.removeprefix(prefix) for path in opaque], conditions)
     try:
-        with torch.enable_grad(), _no_autocast(tracer):
+        with torch.enable_grad(), _no_autocast(tracer), recorded_factories():
             graph = tracer.trace(part)
     except PruneError:
         raise
@@ -193,7 +194,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
 
 def _explain(model: nn.Module, tracer: _Tracer, error: Exception, flags: Sequence[str]) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    users = [f for f in frames if not any(part in f.filename for part in MACHINERY)]
+    users = [frame for frame in frames if not frame.filename.startswith(MACHINERY)]
     where = tracer.inside[-1] if tracer.inside else type(model).__name__
     line = f" at `{users[-1].line}` ({users[-1].filename}:{users[-1].lineno})" if users else ""
     given = f" Leave {' and '.join(flags)} out of the example if the default will do." * bool(flags)

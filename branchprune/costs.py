@@ -1,0 +1,62 @@
+"""What a plan saves: channels, parameters and multiply-adds before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from branchprune.structure import Pieces, Structure
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size of a model: output channels of its layers, parameters, multiply-adds for one example."""
+
+    channels: int
+    params: int
+    macs: int
+
+
+def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[Cost, Cost]:
+    """Return channels, parameters and MACs before and, by the widths, after.
+
+    Args:
+        model: The model.
+        structure: Its structure.
+        kept: The width that each group keeps.
+    """
+
+    def size(pieces: Pieces, after: bool) -> int:
+        return sum((kept[p.group] if after else p.width) * p.repeat for p in pieces)
+
+    def narrowed(pieces: Pieces | None) -> float:
+        return size(pieces, True) / size(pieces, False) if pieces else 1.0
+
+    channels, params, macs = [0, 0], [0.0, 0.0], [0.0, 0.0]
+    counted: set[int] = set()
+    for name, module in model.get_submodule(structure.inside).named_modules(
+        prefix=structure.inside
+    ):
+        own = module.named_parameters(name, recurse=False)
+        weights = {path: p for path, p in own if id(p) not in counted}
+        counted.update(map(id, weights.values()))
+        linear, other = structure.linears.get(name), structure.channelwise.get(name)
+        outer = inner = 1.0
+        if linear:
+            outer, inner = narrowed(linear.outputs), narrowed(linear.inputs)
+            channels = [channels[i] + size(linear.outputs, bool(i)) for i in (0, 1)]
+        elif other and other.axis is not None:
+            outer = narrowed(other.pieces)
+        for i, factor in enumerate((1.0, outer)):
+            for path, weight in weights.items():
+                matrix = linear is not None and weight.dim() > 1
+                scale = factor * (inner if i and matrix else 1.0)
+                if i and path in structure.parameters:
+                    scale = narrowed(structure.parameters[path].pieces)
+                params[i] += weight.numel() * scale
+            work = linear.macs if linear else other.macs if other else 0
+            macs[i] += work * factor * (inner if i and linear else 1.0)
+    before, after = (Cost(channels[i], round(params[i]), round(macs[i])) for i in (0, 1))
+    return before, after
