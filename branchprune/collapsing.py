@@ -115,7 +115,7 @@ def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
         expand = _endfolds(exact, Expand, exact.expand.get_submodule(layer.expand))
     if reduce is None and expand is None:
         return
-    weight, bias = module.weight, module.bias
+    weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     new_bias = exact_tensor(bias) if isinstance(bias, Tensor) else None
     if reduce is not None and new_bias is not None:

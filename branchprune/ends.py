@@ -161,7 +161,7 @@ def apply_folded(
         expand: The linear end before it, or None if `x` is wide.
         x: The layer's input.
     """
-    weight, bias = layer.weight, layer.bias
+    weight, bias = layer.weight, getattr(layer, "bias", None)
     assert isinstance(weight, Tensor)
     if _positions(layer, x) * _saved(weight, reduce, expand) < _cost_of_fold(
         weight, reduce, expand

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from math import lcm
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
+from branchprune.channels import resolve
 from branchprune.folding import fold_bias, fold_weight
 from branchprune.widths import narrow_channelwise, set_linear_width
 
@@ -43,7 +45,8 @@ def find_fault(module: nn.Module, analysis: Analysis, node: fx.Node) -> str | No
             else:
                 fault = "does not treat its channels alike"
                 axis = analysis.channelwise[name][1] if name in analysis.channelwise else None
-                agrees = _is_channelwise(trial, shape, layout.dim, axis)
+                blocks = lcm(*(s.channels.blocks for s in resolve(layout.segments)))
+                agrees = _is_channelwise(trial, shape, layout.dim, axis, blocks)
         except Exception as error:
             return f"has a forward of its own, which fails at other widths: {_first_line(error)}"
     return None if agrees else fault
@@ -72,7 +75,7 @@ def _is_linear(layer: nn.Module, shape: tuple[int, ...], dim: int) -> bool:
     blocks = x.movedim(dim, -1).repeat_interleave(inputs // groups, -1)
     z = layer((blocks * expand[:, 0]).movedim(-1, dim))
     z = (z.movedim(dim, -1).unflatten(-1, (groups, -1)) * reduce).sum(-1).movedim(-1, dim)
-    weight, bias = layer.weight, layer.bias
+    weight, bias = layer.weight, getattr(layer, "bias", None)
     assert isinstance(weight, Tensor)
     behind, before = [(outputs, 1, reduce)], [(inputs, 1, expand)]
     narrow = copy.deepcopy(layer)
@@ -84,11 +87,19 @@ def _is_linear(layer: nn.Module, shape: tuple[int, ...], dim: int) -> bool:
     return _close(narrow(x), z)
 
 
-def _is_channelwise(module: nn.Module, shape: tuple[int, ...], dim: int, axis: int | None) -> bool:
-    order = torch.randperm(shape[dim])
+def _is_channelwise(
+    module: nn.Module, shape: tuple[int, ...], dim: int, axis: int | None, blocks: int
+) -> bool:
+    width = shape[dim]
+    order = torch.randperm(width)
     x = torch.randn(shape, dtype=torch.float64)
-    other = narrow_channelwise(module, axis, 1, len(order), order)
-    return _close(other(x.index_select(dim, order)), module(x).index_select(dim, order))
+    y: Tensor = module(x)
+    other = narrow_channelwise(module, axis, 1, width, order)
+    if not _close(other(x.index_select(dim, order)), y.index_select(dim, order)):
+        return False
+    some = order[: max(1, width // blocks // 2) * blocks]
+    narrow = narrow_channelwise(module, axis, 1, width, some)(x.index_select(dim, some))
+    return bool(narrow.shape == y.index_select(dim, some).shape)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -135,7 +135,11 @@ def channelwise(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
     if layout is None:
         return None
-    sizes = {t.shape[0] for t in module.state_dict().values() if t.numel() > 1}
+    saved = module.state_dict()
+    for name, buffer in module.named_buffers():
+        if name not in saved and buffer.shape[:1] == (layout.size,):
+            return analysis.unknown(node, f"its buffer {name} is not saved with the model")
+    sizes = {t.shape[0] for t in saved.values() if t.numel() > 1}
     return analysis.resized(node, 0 if sizes == {layout.size} else None)
 
 

@@ -8,6 +8,7 @@ twin read the same tensors.
 from __future__ import annotations
 
 import inspect
+import operator
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from branchprune.calls import Example, example_inputs, training_mode
 from branchprune.conditions import MACHINERY, Conditions, same_branch, source_line
 from branchprune.errors import PruneError
 from branchprune.factories import recorded_factories
+from branchprune.inplace import make_out_of_place, refuse_assigned_state
 from branchprune.rulebook import TAUGHT, is_layer
 
 WHERE = "where"
@@ -34,6 +36,7 @@ class _Tracer(fx.Tracer):
 
     Args:
         fixed: Arguments of `forward` that keep these values and are no inputs of the graph.
+        absent: Arguments that the example gives as None, and that have to stay None.
         opaque: Paths of modules that are not looked into.
         conditions: Tells which branch of an `if` the example takes.
     """
@@ -42,10 +45,14 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(
-        self, fixed: Mapping[str, Any], opaque: Sequence[str], conditions: Conditions
+        self,
+        fixed: Mapping[str, Any],
+        absent: Sequence[str],
+        opaque: Sequence[str],
+        conditions: Conditions,
     ) -> None:
         super().__init__(autowrap_functions=tuple(TAUGHT))
-        self.fixed, self.opaque, self.conditions = fixed, opaque, conditions
+        self.fixed, self.absent, self.opaque, self.conditions = fixed, absent, opaque, conditions
         self.inside: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -72,9 +79,15 @@ class _Tracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         root_fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         for i, argument in enumerate(args):
-            if isinstance(argument, fx.Proxy) and str(argument.node.target) in self.fixed:
+            name = str(argument.node.target) if isinstance(argument, fx.Proxy) else ""
+            if name in self.fixed:
                 self.graph.erase_node(argument.node)
-                args[i] = self.fixed[str(argument.node.target)]
+                args[i] = self.fixed[name]
+            elif name in self.absent:
+                is_none = self.create_proxy("call_function", operator.is_, (argument, None), {})
+                what = f"the argument {name}, which is None in the example"
+                self.create_proxy("call_function", same_branch, (is_none, True, what), {})
+                args[i] = None
         return root_fn, args
 
     def call_module(
@@ -167,9 +180,15 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         for p in parameters
         if p.name not in bound.arguments and p.default is not p.empty
     }
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            fixed[f"*{parameter.name}"] = bound.arguments.get(parameter.name, ())
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            fixed[f"**{parameter.name}"] = bound.arguments.get(parameter.name, {})
+    absent = [name for name, value in bound.arguments.items() if value is None]
     prefix = f"{inside}." if inside else ""
     conditions = Conditions(part, dict(bound.arguments))
-    tracer = _Tracer(fixed, [path.removeprefix(prefix) for path in opaque], conditions)
+    tracer = _Tracer(fixed, absent, [path.removeprefix(prefix) for path in opaque], conditions)
     try:
         with torch.enable_grad(), _no_autocast(tracer), recorded_factories():
             graph = tracer.trace(part)
@@ -178,6 +197,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
     except Exception as error:
         flags = [name for name, v in bound.arguments.items() if isinstance(v, bool | str | None)]
         raise PruneError(_explain(part, tracer, error, flags)) from error
+    refuse_assigned_state(part)
     for node in graph.find_nodes(op="placeholder"):
         if str(node.target).startswith("*") and not node.users:
             graph.erase_node(node)
@@ -187,7 +207,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         around = [path for path in node.meta.get("nn_module_stack", {}) if path]
         if around:
             node.meta[WHERE] = f"{prefix}{around[-1]}"
-    _make_out_of_place(graph, model)
+    make_out_of_place(graph, model)
     graph.lint()
     return graph
 
@@ -203,49 +223,3 @@ def _explain(model: nn.Module, tracer: _Tracer, error: Exception, flags: Sequenc
         f"values of arguments or tensors has to move out of forward. Or prune a submodule that can "
         f"be traced with `inside`, or leave one out with `opaque`.{given}"
     )
-
-
-def _make_out_of_place(graph: fx.Graph, model: nn.Module) -> None:
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        changed = _out_of_place(node, model)
-        if changed is None:
-            continue
-        for user in [user for user in changed.users if order[user] > order[node]]:
-            user.replace_input_with(changed, node)
-
-
-def _out_of_place(node: fx.Node, model: nn.Module) -> fx.Node | None:
-    """Rewrite an in-place node; return the tensor it used to change, or None."""
-    changed = node.args[0] if node.args else None
-    if not isinstance(changed, fx.Node):
-        return None
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        return changed if getattr(module, "inplace", False) else None
-    if node.op == "call_method" and isinstance(node.target, str):
-        plain = node.target.removesuffix("_")
-        if plain == node.target or node.target.endswith("__") or not hasattr(Tensor, plain):
-            return None
-        node.target = plain
-        return changed
-    if node.op == "call_function" and callable(node.target):
-        return changed if _function_out_of_place(node, node.target) else None
-    return None
-
-
-def _function_out_of_place(node: fx.Node, function: Callable[..., Any]) -> bool:
-    name = getattr(function, "__name__", "")
-    plain = getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
-    if name.endswith("_") and not name.endswith("__") and plain is not None:
-        node.target = plain
-        return True
-    try:
-        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
-    except (TypeError, ValueError):
-        return False
-    if not bound.arguments.get("inplace", False):
-        return False
-    bound.arguments["inplace"] = False
-    node.args, node.kwargs = bound.args, bound.kwargs
-    return True

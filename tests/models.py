@@ -139,7 +139,8 @@ class Between(nn.Module):
 def spelled_out(blended: bp.Blended) -> nn.Module:
     """Return what α = 0 stands for, in the user's own class and with no tracing or folding.
 
-    Every wide layer stays as it is, between explicit matrices; every norm is its twin.
+    Every wide layer stays as it is, between explicit matrices; every norm is its twin, and so is
+    every tensor that forward itself reads.
     """
     model = copy.deepcopy(blended.model)
     reduce = {k: m for k, m in blended.reduce.named_modules() if isinstance(m, LinearEnd)}
@@ -155,6 +156,10 @@ def spelled_out(blended: bp.Blended) -> nn.Module:
         except AttributeError:
             continue
         model.set_submodule(name, copy.deepcopy(twin))
+    twins = {**dict(blended.twin.named_parameters()), **dict(blended.twin.named_buffers())}
+    for name in structure.parameters.keys() & twins.keys():
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, copy.deepcopy(twins[name]))
     return model
 
 

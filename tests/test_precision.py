@@ -1,0 +1,282 @@
+"""What collapse and plan share, what they leave as it was, and how much memory they take."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from models import Net, relative, resnet, scramble, spelled_out, vgg
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import branchprune as bp
+from branchprune.calls import tensors
+
+IMAGE = (2, 3, 8, 8)
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+def image(seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(IMAGE, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def ready(model: nn.Module, dtype: torch.dtype = torch.float64, **options: Any) -> bp.Blended:
+    """Return a blended model at α = 0, all its numbers changed."""
+    model = scramble(model.to(dtype).eval())
+    blended = scramble(bp.attach(model, bp.plan(model, image(dtype=dtype), **options)), seed=2)
+    blended.alpha = 0
+    assert isinstance(blended, bp.Blended)
+    return blended
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, read by a third whose inputs shrink; a norm with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+        self.c, self.d = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.d.weight = self.c.weight
+        self.norm = nn.BatchNorm2d(3)
+        self.again = self.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.d(self.c(self.b(self.a(x).relu())).relu()))
+
+
+def test_tied_weights_stay_tied() -> None:
+    blended = ready(Tied())
+    small = bp.collapse(blended)
+    assert small.a.out_channels == 4
+    assert small.c.weight is small.d.weight and small.norm is small.again
+    assert len(list(small.parameters())) == len(list(Tied().parameters()))
+    with torch.no_grad():
+        small.c.weight.zero_()
+    assert not bool(small.d.weight.any())
+    assert bool(blended.model.c.weight.any())
+
+
+MODELS = {"vgg": vgg, "resnet": resnet, "tied": Tied}
+Models = pytest.mark.parametrize("name", MODELS)
+
+
+def storages(model: nn.Module) -> set[int]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+
+
+@Models
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("some", [False, True])
+def test_nothing_is_shared(name: str, dtype: torch.dtype, some: bool) -> None:
+    blended = ready(MODELS[name](), dtype)
+    if some:
+        first, *others = blended.alpha
+        blended.alpha = dict.fromkeys(others, 1.0)
+        assert blended.alpha[first] == 0
+    small = bp.collapse(blended)
+    assert not storages(small) & storages(blended)
+    before = [copy.deepcopy(net.state_dict()) for net in (blended, small)]
+    with torch.no_grad():
+        for tensor in small.state_dict().values():
+            tensor.fill_(7)
+    assert all(torch.equal(v, before[0][k]) for k, v in blended.state_dict().items())
+    small.load_state_dict(before[1])
+    with torch.no_grad():
+        for key, tensor in blended.state_dict().items():
+            if key != "alphas":
+                tensor.fill_(3)
+    assert all(torch.equal(v, before[1][k]) for k, v in small.state_dict().items())
+
+
+@Models
+@pytest.mark.parametrize("training", [False, True])
+def test_the_blended_model_is_left_as_it_was(name: str, training: bool) -> None:
+    blended = ready(MODELS[name](), torch.float32).train(training)
+    blended(image(dtype=torch.float32)).sum().backward()
+    with torch.no_grad():
+        next(iter(blended.reduce.parameters())).add_(0.01)
+    parameters = {k: (p, p.detach().clone(), p.grad) for k, p in blended.named_parameters()}
+    grads = {k: None if p.grad is None else p.grad.clone() for k, (p, *_) in parameters.items()}
+    buffers = {k: b.clone() for k, b in blended.named_buffers()}
+    modes = [module.training for module in blended.modules()]
+    extra = [set(vars(module)) for module in blended.modules()]
+    random = torch.get_rng_state()
+    small = bp.collapse(blended)
+    for key, parameter in blended.named_parameters():
+        same, value, grad = parameters[key]
+        assert parameter is same and parameter.grad is grad and torch.equal(parameter, value)
+        assert parameter.dtype == torch.float32
+        assert grad is None or torch.equal(grad, grads[key])
+    for key, buffer in blended.named_buffers():
+        assert torch.equal(buffer, buffers[key]) and buffer.dtype == buffers[key].dtype
+    assert modes == [module.training for module in blended.modules()]
+    assert extra == [set(vars(module)) for module in blended.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+    for module in (*blended.modules(), *small.modules()):
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert "_kept" not in vars(module)
+    assert all(module.training == training for module in small.modules())
+    assert all(parameter.grad is None for parameter in small.parameters())
+    assert {p.dtype for p in small.parameters()} == {torch.float32}
+
+
+def test_hooks_of_a_user_are_still_there() -> None:
+    blended = ready(resnet())
+    seen: list[int] = []
+    blended.model[2].register_forward_hook(lambda *_: seen.append(1))
+    small = bp.collapse(blended)
+    assert [len(m._forward_hooks) for m in small.modules()].count(1) == 1
+    seen.clear()
+    small(image())
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_the_folds_are_those_of_float64(name: str) -> None:
+    """A low dtype is rounded once, from the folds that float64 gives."""
+    blended = ready(MODELS[name](), torch.float64)
+    for dtype, eps in ((torch.float64, 0.0), (torch.float32, 2.0**-24), (torch.bfloat16, 2.0**-8)):
+        low = copy.deepcopy(blended).to(dtype)
+        exact = bp.collapse(copy.deepcopy(low).to(torch.float64))
+        found = bp.collapse(low)
+        for key, value in found.state_dict().items():
+            expected = exact.state_dict()[key]
+            assert value.dtype == (dtype if expected.is_floating_point() else expected.dtype)
+            assert torch.equal(value, expected.to(value.dtype)), key
+            if expected.is_floating_point():
+                error = (value.double() - expected).abs()
+                assert bool((error <= eps * expected.abs() + 1e-38).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_every_dtype_computes_the_branch(name: str, dtype: torch.dtype) -> None:
+    blended = ready(MODELS[name](), dtype)
+    small = bp.collapse(blended)
+    with torch.no_grad():
+        expected = spelled_out(blended).double()(image(1))
+        found = small.double()(image(1))
+    precision = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
+    assert relative(expected, found) < precision
+
+
+@pytest.mark.parametrize("which", ["all", "weights", "norms", "ends"])
+def test_frozen_parameters(which: str) -> None:
+    def frozen(name: str, parameter: Tensor) -> bool:
+        ends = name.startswith(("reduce", "expand"))
+        return which == "all" or (
+            ends if which == "ends" else not ends and (parameter.dim() > 1) == (which == "weights")
+        )
+
+    blended = ready(resnet())
+    for name, parameter in blended.named_parameters():
+        parameter.requires_grad_(not frozen(name, parameter))
+    flags = {name: p.requires_grad for name, p in blended.named_parameters()}
+    small = bp.collapse(blended)
+    for name, parameter in small.named_parameters():
+        assert parameter.requires_grad == flags[f"model.{name}"]
+    assert flags == {name: p.requires_grad for name, p in blended.named_parameters()}
+    with torch.no_grad():
+        assert relative(spelled_out(blended)(image(1)), small(image(1))) < 1e-10
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_collapse_under_any_mode_of_gradients(context: Any) -> None:
+    blended = ready(vgg())
+    with context():
+        small = bp.collapse(blended)
+    expected = bp.collapse(blended)
+    with torch.no_grad():
+        assert torch.equal(small(image(1)), expected(image(1)))
+
+
+class RealBytes(TorchDispatchMode):
+    """Follows how many bytes are taken by the tensors made inside it that have numbers."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {t.untyped_storage() for t in tensors((args, kwargs))}
+        output = func(*args, **(kwargs or {}))
+        made = {t.untyped_storage() for t in tensors(output) if t.device.type == "cpu"}
+        self.known.update(made - before)
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.known))
+        return output
+
+
+def wide(width: int = 160) -> nn.Module:
+    """A chain whose weights take far more memory than its activations."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU()]
+    for _ in range(9):
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(width, 4, 1))
+
+
+def size(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def test_the_counter_sees_a_copy() -> None:
+    model = wide()
+    with RealBytes() as live:
+        kept = copy.deepcopy(model).double()
+    assert live.peak > 1.9 * size(model)
+    del kept
+
+
+def test_collapse_takes_little_more_than_the_result() -> None:
+    model = wide().eval()
+    blended = bp.attach(model, bp.plan(model, torch.randn(1, 3, 4, 4)))
+    blended.alpha = 0
+    gc.collect()
+    with RealBytes() as live:
+        small = bp.collapse(blended)
+    total = size(blended) + live.peak
+    # At once: the blended model, the small one in float64, and a layer or two in float64.
+    assert total < 2.0 * size(blended)
+    assert live.peak >= 2 * size(small)
+
+
+def test_plan_holds_no_second_copy() -> None:
+    model = wide().eval()
+    gc.collect()
+    with RealBytes() as live:
+        plan = bp.plan(model, torch.randn(1, 3, 4, 4))
+    assert plan.pruned
+    assert live.peak < 0.1 * size(model)
+
+
+def test_plan_holds_no_copy_afterwards() -> None:
+    def floats() -> int:
+        gc.collect()
+        found = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in gc.get_objects()
+            if type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and t.numel() > 1000
+        }
+        return sum(found.values())
+
+    model = wide().eval()
+    before = floats()
+    plan = bp.plan(model, torch.randn(1, 3, 4, 4))
+    assert floats() - before < 0.1 * size(model)
+    assert plan.pruned
+    copied = copy.deepcopy(model)
+    assert floats() - before > 0.9 * size(copied)
+
+
+def test_plan_of_a_part_holds_no_second_copy() -> None:
+    model = Net(lambda m, x: m.part(x) if float(x.sum()) < 1e9 else x, part=wide()).eval()
+    gc.collect()
+    with RealBytes() as live:
+        bp.plan(model, torch.randn(1, 3, 4, 4), inside="part")
+    assert live.peak < 0.1 * size(model)
