@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from branchprune.channels import Channels, Layout, Segment, resolve, unify
-from branchprune.conditions import same_branch
+from branchprune.conditions import GUARDS
 from branchprune.probing import find_fault
 from branchprune.recording import Recorded
 from branchprune.regroup_rules import divide, unbind
@@ -192,17 +192,19 @@ class Analysis:
                 continue
             value = self._apply(node)
             self.values[node] = value
+            if node.target in GUARDS:
+                self._freeze_measured(node, f"forward asks for its width at {node.args[2]}")
             if value is None and self.is_tensor(node):
                 self.freeze_inputs(node, f"read by {self.describe(node)}")
-                self._freeze_measured(node)
+                self._freeze_measured(node, f"its width is a size in {self.describe(node)}")
 
-    def _freeze_measured(self, node: fx.Node) -> None:
-        """Freeze groups whose width is a size of something that does not follow it."""
+    def _freeze_measured(self, node: fx.Node, reason: str) -> None:
+        """Freeze groups whose width a node asks for that does not follow it."""
         for number in node.all_input_nodes:
             for tensor, dim in () if self.is_tensor(number) else sources(number, self.is_tensor):
                 layout = self.layout(tensor)
                 if layout is not None and layout.dim == dim % len(self.shape(tensor)):
-                    layout.freeze(f"its width is a size in {self.describe(node)}")
+                    layout.freeze(reason)
 
     def _apply(self, node: fx.Node) -> Known:
         if node.op == "get_attr":
@@ -236,7 +238,7 @@ class Analysis:
         """Return whether a node that nothing reads may change what it reads."""
         if node.users or not node.op.startswith("call_"):
             return False
-        if node.target is same_branch:
+        if node.target in GUARDS:
             return True
         module = self.module(node) if node.op == "call_module" else None
         return rule_of(node, module) is None and any(map(self.is_tensor, node.all_input_nodes))

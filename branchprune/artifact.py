@@ -31,6 +31,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         PruneError: The file cannot be written, or the model is blended.
     """
     path = Path(path)
+    _check_module(model)
     if isinstance(model, Blended):
         raise PruneError("model is blended: collapse it before it is saved")
     state = {
@@ -70,6 +71,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         PruneError: The file is missing, truncated, not safetensors or of another model.
     """
     path = Path(path)
+    _check_module(model)
     header, state = _read(path)
     narrow = copy.deepcopy(model)
     for name, attributes in _widths(header, path).items():
@@ -81,6 +83,11 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     _resize(narrow, state, path)
     narrow.load_state_dict(state)
     return narrow
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise PruneError(f"model (={model!r}) must be a torch.nn.Module, not its class")
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -82,6 +82,10 @@ def _check_same_model(model: nn.Module, plan: Plan) -> None:
             raise PruneError(
                 f"the plan is of another model: layer {name} is {found}, planned was {planned}"
             )
+    inside = plan.structure.inside
+    for name, module in model.get_submodule(inside).named_modules(prefix=inside):
+        if module._parameters and name not in plan.structure.modules:
+            raise PruneError(f"the plan is of another model: it has no layer {name}")
 
 
 def group_weights(blended: Blended, index: int) -> GroupWeights:

@@ -81,7 +81,7 @@ def inputs_of(part: nn.Module, model: nn.Module, example: Example) -> Example:
         example: An example input of the model.
 
     Raises:
-        PruneError: The model does not call it.
+        PruneError: The model does not call it, or does not accept the example.
     """
     found: list[Example] = []
 
@@ -96,6 +96,9 @@ def inputs_of(part: nn.Module, model: nn.Module, example: Example) -> Example:
             call(model, example)
     except _Reached:
         return found[0]
+    except Exception as error:
+        kind = type(model).__name__
+        raise PruneError(f"the example does not pass through {kind}: {error}") from error
     finally:
         handle.remove()
     raise PruneError("the model does not call it")

@@ -1,15 +1,16 @@
 """Conditions on shapes in forward: which branch an example takes, and a guard that it stays so.
 
 `torch.fx` records one path through forward. Where an `if` asks for shapes, the path of the example
-is recorded, together with a guard: an input that would take the other path is refused.
+is recorded, together with a guard: an input that would take the other path is refused. The same
+goes for a size that forward turns into a plain number, as by `int(x.shape[2] / 2)`.
 """
 
 from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +28,7 @@ MACHINERY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, _
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
 
-def same_branch(condition: Any, expected: bool, where: str) -> None:
+def same_branch(condition: Any, expected: bool, what: str, place: str) -> None:
     """Refuse an input for which forward would take another branch than for the example.
 
     Raises:
@@ -35,9 +36,25 @@ def same_branch(condition: Any, expected: bool, where: str) -> None:
     """
     if bool(condition) != expected:
         raise PruneError(
-            f"forward takes another branch than for the plan's example at {where}: plan with an "
-            "example of the shape that is used, or move the condition out of forward"
+            f"forward takes another branch than for the plan's example at {what}{place}: plan with "
+            "an example of the shape that is used, or move the condition out of forward"
         )
+
+
+def same_number(number: Any, expected: float, what: str, place: str) -> None:
+    """Refuse an input for which a number in forward is another than for the example.
+
+    Raises:
+        PruneError: The number is not what it was.
+    """
+    if number != expected:
+        raise PruneError(
+            f"forward computes {number} from a shape, which was {expected} for the plan's example, "
+            f"at {what}{place}: plan with an example of the shape that is used, or leave out int()"
+        )
+
+
+GUARDS = (same_branch, same_number)
 
 
 class Conditions:
@@ -75,6 +92,27 @@ class Conditions:
 
 
 @contextmanager
+def numbers_from_shapes() -> Iterator[None]:
+    """Let int(), float() and range() take a size that is being traced, for a `with` block.
+
+    They get the example's number, and the trace a guard.
+    """
+
+    def number_of(kind: type) -> Callable[[fx.Proxy], Any]:
+        def convert(proxy: fx.Proxy) -> Any:
+            tracer: Any = proxy.tracer
+            return kind(tracer.number_of(proxy))
+
+        return convert
+
+    with ExitStack() as stack:
+        for name, kind in (("__int__", int), ("__index__", int), ("__float__", float)):
+            patch = mock.patch.object(fx.Proxy, name, number_of(kind), create=True)
+            stack.enter_context(patch)
+        yield
+
+
+@contextmanager
 def _not_traced() -> Iterator[None]:
     """Take back what a trace changes in every module: calls and attributes are plain again."""
     with (
@@ -95,8 +133,12 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def source_line() -> str:
-    """Return the line of a user's forward that is being traced, as text and place."""
+def source_line() -> tuple[str, str]:
+    """Return the line of a user's forward that is being traced, and where it is."""
     frames = traceback.extract_stack()
     users = [frame for frame in frames if not frame.filename.startswith(MACHINERY)]
-    return f"`{users[-1].line}` ({users[-1].filename}:{users[-1].lineno})" if users else "an if"
+    return (
+        (f"`{users[-1].line}`", f" ({users[-1].filename}:{users[-1].lineno})")
+        if users
+        else ("", "")
+    )

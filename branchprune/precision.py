@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from branchprune.calls import tensors
 
 WIDE = torch.float64
 Module = TypeVar("Module", bound=nn.Module)
@@ -63,8 +66,12 @@ def _leave(module: nn.Module, _: Any, __: Any) -> None:
         part._parameters.update(vars(part).pop("_kept"))
 
 
-class CastsToFloat64(TorchDispatchMode):
-    """Within it, what forward casts to another floating type becomes float64."""
+class KeepsFloat64(TorchDispatchMode):
+    """Within it, what is computed from float64 is float64, whatever forward casts it to.
+
+    Constants that forward makes stay in their own type, with its rounding, until they meet
+    something in float64: the traced graph holds them as they were rounded, too.
+    """
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
@@ -72,7 +79,13 @@ class CastsToFloat64(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
-            kwargs["dtype"] = WIDE
-        return func(*args, **kwargs)
+        named = dict(kwargs or {})
+        if any(tensor.dtype == WIDE for tensor in tensors((args, named))):
+            args, named = tree_map_only(Tensor, _joined, (args, named))
+            if isinstance(named.get("dtype"), torch.dtype) and named["dtype"].is_floating_point:
+                named["dtype"] = WIDE
+        return func(*args, **named)
+
+
+def _joined(tensor: Tensor) -> Tensor:
+    return tensor.to(WIDE) if tensor.is_floating_point() and tensor.dtype != WIDE else tensor

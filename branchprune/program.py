@@ -51,6 +51,7 @@ class _Writer:
         self.graph = fx.Graph()
         self.twins = self._with_twins()
         self.needed: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
+        self.measured: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
         self.written: dict[tuple[fx.Node, str], fx.Node] = {}
 
     def write(self) -> fx.Graph:
@@ -98,6 +99,8 @@ class _Writer:
 
     def _mark(self, node: fx.Node) -> None:
         needed = self.needed[node]
+        for form in self.measured[node] - needed:
+            needed.add(self._form_measured(node, form))
         if node.op == "output" or node.name in self.effects:
             needed.add(WIDE)
         if self._is_linear(node) and needed:
@@ -107,19 +110,28 @@ class _Writer:
             return
         for form in needed:
             for operand in node.all_input_nodes:
-                self.needed[operand].add(self._form_read(node, operand, form))
+                if node.target in SIZES:
+                    self.measured[operand].add(form)
+                else:
+                    self.needed[operand].add(self._form_read(node, operand, form))
+
+    def _form_measured(self, node: fx.Node, form: str) -> str:
+        """Return the form of a tensor from which a size is read, given what else is needed of it.
+
+        Where only the narrow form is left, as in the collapsed model, that is the one.
+        """
+        if node not in self.twins:
+            return WIDE
+        tensor = self.tensors.get(node.name)
+        if form in self.needed[node] or tensor is None:
+            return form
+        return NARROW if self._forms(tensor.pieces) == {NARROW} else form
 
     def _form_read(self, node: fx.Node, operand: fx.Node, form: str) -> str:
-        """Return the form of an operand that a node reads to make a form of its own.
-
-        Where only the narrow form is left, as in the collapsed model, a size is read from that.
-        """
+        """Return the form of an operand that a node reads to make a form of its own."""
         if operand not in self.twins:
             return WIDE
-        tensor = self.tensors.get(operand.name)
-        if node.target in SIZES and tensor and self._forms(tensor.pieces) == {NARROW}:
-            return NARROW
-        return form
+        return self._form_measured(operand, form) if node.target in SIZES else form
 
     def _value(self, user: fx.Node, node: fx.Node, form: str) -> fx.Node:
         return self.written[node, self._form_read(user, node, form)]

@@ -41,7 +41,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note its shape."""
-        self.current = f"{n.target}"
+        self.current = f"{getattr(n.target, '__name__', n.target)}"
         value = super().run_node(n)
         self.recorded.shapes[n] = tuple(value.shape) if isinstance(value, Tensor) else None
         if isinstance(value, tuple | list):

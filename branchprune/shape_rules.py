@@ -109,6 +109,33 @@ def getitem(analysis: Analysis, node: fx.Node) -> Layout | tuple[Layout | None, 
     return layout.at(new)
 
 
+def repeat(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Repetition of a tensor along any dimension but the channels."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    if layout is None:
+        return None
+    times: Any = node.args[1:] or node.kwargs.get("repeats")
+    times = times[0] if len(times) == 1 and isinstance(times[0], list | tuple) else times
+    dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
+    if times[dim] != 1:
+        return analysis.unknown(node, "it repeats the channels")
+    return layout.at(dim)
+
+
+def flip(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Reversal of any dimension but the channels."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    dims: Any = node.args[1:] or node.kwargs.get("dims")
+    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], list | tuple) else dims
+    rank = len(analysis.shape(node))
+    if any(not isinstance(dim, int) or dim % rank == layout.dim for dim in dims):
+        return analysis.unknown(node, "it reverses the channels")
+    return layout
+
+
 def _whole(item: Any, size: int) -> bool:
     """Return whether an index is a slice of everything, as `:` is and `:n` of n channels."""
     return (

@@ -123,7 +123,7 @@ class Structure:
         channelwise: The channelwise layers with a width of their own, by path.
         parameters: The parameters and buffers with channels that forward itself reads, by path.
         inplace: Paths of modules that work in place.
-        modules: Kind and widths of every module in the graphs, by path.
+        modules: Kind and widths of every module that is called or has parameters, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
     """
 

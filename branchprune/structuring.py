@@ -123,7 +123,9 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) ->
         for node in graph.find_nodes(op="call_module")
     }
     inplace = frozenset(name for name, m in called.items() if getattr(m, "inplace", False))
-    modules = {name: describe(module) for name, module in called.items()}
+    part = analysis.model.get_submodule(inside).named_modules(prefix=inside)
+    owners = {name: module for name, module in part if module._parameters}
+    modules = {name: describe(module) for name, module in (called | owners).items()}
     constants = {
         str(node.target): attrgetter(str(node.target))(analysis.model)
         for graph in graphs.values()

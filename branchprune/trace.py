@@ -19,7 +19,14 @@ import torch
 from torch import fx, nn
 
 from branchprune.calls import Example, example_inputs, training_mode
-from branchprune.conditions import MACHINERY, Conditions, same_branch, source_line
+from branchprune.conditions import (
+    MACHINERY,
+    Conditions,
+    numbers_from_shapes,
+    same_branch,
+    same_number,
+    source_line,
+)
 from branchprune.errors import PruneError
 from branchprune.factories import recorded_factories
 from branchprune.inplace import make_out_of_place, refuse_assigned_state
@@ -70,8 +77,17 @@ class _Tracer(fx.Tracer):
             value = bool(self.conditions.value_of(obj.node))
         except Exception:
             return super().to_bool(obj)
-        arguments = (obj, value, source_line())
+        arguments = (obj, value, *source_line())
         self.create_proxy("call_function", same_branch, arguments, {})
+        return value
+
+    def number_of(self, proxy: fx.Proxy) -> int | float:
+        """Return the number that a size is for the example, and record a guard that it is."""
+        value = self.conditions.value_of(proxy.node)
+        if not isinstance(value, int | float):
+            raise TypeError(f"a number is made of {type(value).__name__} {proxy.node.name}")
+        arguments = (proxy, value, *source_line())
+        self.create_proxy("call_function", same_number, arguments, {})
         return value
 
     def create_args_for_root(
@@ -86,7 +102,7 @@ class _Tracer(fx.Tracer):
             elif name in self.absent:
                 is_none = self.create_proxy("call_function", operator.is_, (argument, None), {})
                 what = f"the argument {name}, which is None in the example"
-                self.create_proxy("call_function", same_branch, (is_none, True, what), {})
+                self.create_proxy("call_function", same_branch, (is_none, True, what, ""), {})
                 args[i] = None
         return root_fn, args
 
@@ -190,7 +206,12 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
     conditions = Conditions(part, dict(bound.arguments))
     tracer = _Tracer(fixed, absent, [path.removeprefix(prefix) for path in opaque], conditions)
     try:
-        with torch.enable_grad(), _no_autocast(tracer), recorded_factories():
+        with (
+            torch.enable_grad(),
+            _no_autocast(tracer),
+            recorded_factories(),
+            numbers_from_shapes(),
+        ):
             graph = tracer.trace(part)
     except PruneError:
         raise

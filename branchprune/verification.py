@@ -15,7 +15,7 @@ from branchprune.blended import Blended
 from branchprune.calls import Example, call, tensors, training_mode
 from branchprune.ends import LinearEnd
 from branchprune.errors import PruneError
-from branchprune.precision import CastsToFloat64, widened
+from branchprune.precision import KeepsFloat64, widened
 from branchprune.structure import LinearLayer, Pieces
 
 TOLERANCE = 1e-10
@@ -39,7 +39,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
     """
     layers = exact.plan.structure.linears
     modules = {*linear_modules(exact, exact.model), *linear_modules(exact, small)}
-    with torch.no_grad(), training_mode(small, False), CastsToFloat64(), widened(modules):
+    with torch.no_grad(), training_mode(small, False), KeepsFloat64(), widened(modules):
         errors = _compare_run(exact, small)
         for layer in layers.values():
             if layer.name not in errors:

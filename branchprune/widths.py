@@ -17,7 +17,8 @@ SIZE_ATTRIBUTES = (
 
 def sizes(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module that name its width."""
-    found = {name: getattr(module, name) for name in SIZE_ATTRIBUTES if hasattr(module, name)}
+    own = vars(module)
+    found = {name: own[name] for name in SIZE_ATTRIBUTES if name in own}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
 
 
@@ -30,7 +31,7 @@ def describe(module: nn.Module) -> str:
 def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
     """Set the attributes that name a module's width."""
     for name in SIZE_ATTRIBUTES:
-        if name in attributes and hasattr(module, name):
+        if name in attributes and name in vars(module):
             value = attributes[name]
             setattr(module, name, tuple(value) if isinstance(value, list) else value)
 
@@ -111,11 +112,11 @@ def _narrow_tensors(module: nn.Module, axis: int, times: int, width: int, index:
 def _narrow_attributes(module: nn.Module, axis: int, times: int, width: int, kept: int) -> None:
     """Change what a module says of its width."""
     for name in ("num_features", "num_channels", "num_parameters", "in_channels", "groups"):
-        if getattr(module, name, None) == width:
+        if vars(module).get(name) == width:
             setattr(module, name, kept)
-    if getattr(module, "out_channels", None) == width * times:
+    if vars(module).get("out_channels") == width * times:
         setattr(module, "out_channels", kept * times)  # noqa: B010
-    shape = getattr(module, "normalized_shape", None)
+    shape = vars(module).get("normalized_shape")
     if isinstance(shape, tuple | list) and shape[axis] == width:
         narrowed = (*shape[:axis], kept, *shape[axis + 1 :])
         setattr(module, "normalized_shape", narrowed)  # noqa: B010

@@ -237,19 +237,16 @@ class Causal(nn.Conv1d):
 
 
 class Same(nn.Conv2d):
-    """A convolution that pads by the size of its input: the forward is its own."""
+    """A convolution that pads by itself: the forward is its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes = [size * stride for size, stride in zip(x.shape[2:], self.stride, strict=True)]
-        assert len(sizes) == 2
         return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias, self.stride)
 
 
 @kind("own forward")
 def own_forward(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
     layers = {1: Causal, 2: Same, 3: nn.Conv3d}
-    options = {"padding": 1} if d == 3 else {}
-    layer = layers[d](c, s.width, 3, bias=s.bias, **options)
+    layer = layers[d](c, s.width, 3, bias=s.bias, padding=int(d == 3))
     return nn.Sequential(layer, activation(s.activation, s.width)), s.width
 
 

@@ -140,3 +140,35 @@ def test_a_blended_model_is_not_saved(tmp_path):
     with pytest.raises(bp.PruneError, match="collapse it"):
         bp.save(blended, tmp_path / "blended.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_width_that_is_a_property_of_its_module(tmp_path):
+    class Block(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.conv = nn.Conv2d(inputs, outputs, 1)
+
+        @property
+        def in_channels(self):
+            return self.conv.in_channels
+
+        def forward(self, x):
+            return self.conv(x).relu()
+
+    def make():
+        return nn.Sequential(Block(3, 8), Block(8, 8), nn.Conv2d(8, 2, 1)).eval()
+
+    model, x = make(), torch.randn(2, 3, 4, 4)
+    blended = bp.attach(model, bp.plan(model, x))
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    bp.save(small, tmp_path / "small.safetensors")
+    loaded = bp.load(make(), tmp_path / "small.safetensors")
+    assert torch.equal(loaded(x), small(x)) and loaded[1].in_channels == 4
+
+
+def test_a_class_is_no_model(tmp_path):
+    with pytest.raises(bp.PruneError, match=r"Linear'>\) must be a torch\.nn\.Module"):
+        bp.save(nn.Linear, tmp_path / "small.safetensors")
+    with pytest.raises(bp.PruneError, match="not its class"):
+        bp.load(nn.Linear, tmp_path / "small.safetensors")

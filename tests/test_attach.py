@@ -815,3 +815,9 @@ def test_gradients_where_alpha_says() -> None:
         assert parts == ({"model"} if alpha else {"model", "reduce", "expand", "twin"})
         wide_norms = {f"model.{i}.{kind}" for i in (1, 5, 9) for kind in ("weight", "bias")}
         assert wide_norms & grads == (wide_norms if alpha else set())
+
+
+def test_a_plan_of_a_shallower_model() -> None:
+    deep = nn.Sequential(*vgg(), nn.Linear(5, 5))
+    with pytest.raises(bp.PruneError, match=f"another model: it has no layer {len(deep) - 1}"):
+        bp.attach(deep, bp.plan(vgg(), torch.randn(2, 3, 8, 8)))

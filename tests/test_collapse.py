@@ -735,3 +735,28 @@ def test_a_size_read_from_the_wide_path_does_not_compute_it() -> None:
     assert not wide
     assert relative(spelled_out(blended)(x), out) < 1e-5
     assert relative(out, small(x)) < 1e-5
+
+
+def test_sizes_are_those_of_the_form_that_is_computed() -> None:
+    """One group at 0, the other at 1: what the wide path measures is wide."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.gate = nn.Conv1d(2, 8, 1), nn.Linear(8, 8)
+            self.body, self.head = nn.Conv1d(8, 12, 1), nn.Conv1d(20, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = x * self.gate(x.mean(2)).view(x.size(0), x.size(1), 1)
+            return self.head(torch.cat([x, self.body(x)], 1))
+
+    model, x = Gated().double().eval(), torch.randn(2, 2, 5, dtype=torch.float64)
+    blended = bp.attach(model, bp.plan(model, x))
+    scramble(blended)
+    blended.alpha = {"stem": 0}
+    small = bp.collapse(blended)
+    assert small.stem.out_channels == 4 and small.body.out_channels == 12
+    assert relative(blended(x), small(x)) < 1e-10
+    blended.alpha = {"stem": 0.5}
+    assert blended(x).shape == (2, 3, 5)

@@ -322,29 +322,60 @@ def test_the_value_of_a_buffer_is_refused() -> None:
 class OnWidth(nn.Module):
     """Asks for a width that is to shrink."""
 
-    def __init__(self, at_least: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.at_least = at_least
-        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
-        if y.shape[1] >= self.at_least:
+        if y.shape[1] >= 6:
             y = y.relu()
-        return self.b(y)
+        return self.c(self.b(y).relu())
 
 
-def test_a_condition_that_changes_with_the_width_is_refused() -> None:
-    model, x = make(OnWidth, 6), image(2, 3, 4, 4)
-    plan = bp.plan(model, x)
-    assert plan.groups[0].pruned
-    with pytest.raises(bp.PruneError, match=r"does not run at its widths.*another branch"):
-        bp.attach(model, plan)
+def test_a_width_that_a_condition_asks_for_stays() -> None:
+    model, x = make(OnWidth), image(2, 3, 4, 4)
+    reasons = {group.name: group.reason for group in bp.plan(model, x).groups}
+    assert reasons["a"] == "forward asks for its width at `if y.shape[1] >= 6:`"
+    assert reasons["b"] is None
+    check_exact(model, (x,))
 
 
-@pytest.mark.parametrize("at_least", [4, 9])
-def test_a_condition_that_holds_at_both_widths(at_least: int) -> None:
-    check_exact(make(OnWidth, at_least), (image(2, 3, 4, 4),))
+class Numbers(nn.Module):
+    """Turns sizes into plain numbers, as many tutorials do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu()).relu()
+        if self.how == "int":
+            y = F.interpolate(y, size=(int(x.shape[2] * 1.5), int(x.shape[3] / 2)))
+        elif self.how == "range":
+            y = torch.stack([y[i] * (i + 1) for i in range(x.size(0))])
+        elif self.how == "float":
+            y = y * float(x.shape[2])
+        else:
+            y = torch.cat([y[:, int(y.size(1) / 2) :], y[:, : int(y.size(1) / 2)]], 1)
+        return self.c(y)
+
+
+@pytest.mark.parametrize("how", ["int", "range", "float", "width"])
+def test_numbers_made_of_sizes(how: str) -> None:
+    model, x = make(Numbers, how), image(2, 3, 4, 4)
+    blended = bp.attach(model, plan := bp.plan(model, x))
+    reasons = {group.name: group.reason or "" for group in plan.groups}
+    assert not reasons["a"]
+    assert ("forward asks for its width at `y = torch.cat" in reasons["b"]) == (how == "width")
+    other = image(3, 3, 6, 4)
+    if how == "width":
+        assert torch.equal(blended(other), model(other))
+    for blended.alpha in () if how == "width" else (1.0, 0.5, 0.0):
+        with pytest.raises(bp.PruneError, match=r"forward computes .* which was .* at `"):
+            blended(other)
+    check_exact(model, (x,))
 
 
 def test_conditions_inside_a_part() -> None:

@@ -19,7 +19,7 @@ from branchprune.models import DCGAN, Discriminator, Generator, UNet
 
 EXACT = 1e-10
 OUTPUT = "it is an output of the model"
-PADS = "read by `pad` (node {}): it pads the channels"
+PADS = "`pad` (in {}): it pads the channels"
 Alpha = float | Mapping[str, float]
 
 
@@ -92,9 +92,13 @@ CASES = {
         [(2, 3, 16, 16)],
         " ".join(INNER),
         {
-            "conv1": PADS.format("pad"),
-            "layer2.0.conv2": "tied by add_3 to pad, whose width stays",
-            "layer3.0.conv2": "tied by add_6 to pad_1, whose width stays",
+            "conv1": f"read by {PADS.format('layer2.0')}",
+            "layer2.0.conv2": (
+                f"tied by add_3 to pad, whose width stays ({PADS.format('layer2.0')})"
+            ),
+            "layer3.0.conv2": (
+                f"tied by add_6 to pad_1, whose width stays ({PADS.format('layer3.0')})"
+            ),
             "linear": OUTPUT,
         },
     ),
@@ -161,14 +165,6 @@ def pairs(
         yield from zip(outputs(a, example, training), outputs(b, example, training), strict=True)
 
 
-def by_other_means(blended: bp.Blended) -> nn.Module:
-    """Return what α = 0 stands for; every tensor that forward itself reads is its twin."""
-    model = spelled_out(blended)
-    for kind in ("_parameters", "_buffers"):
-        getattr(model, kind).update(copy.deepcopy(getattr(blended.twin, kind)))
-    return model
-
-
 def train(blended: bp.Blended, example: tuple[Tensor, ...], moves: Sequence[Alpha]) -> None:
     """The loop as a user writes it."""
     optimizer = torch.optim.Adam(blended.parameters(), 0.02)
@@ -199,7 +195,7 @@ def test_own_model(name: str) -> None:
     train(blended, case.example(), case.moves)
     assert not any(blended.alpha.values())
     small = bp.collapse(blended)
-    for expected, found in pairs(by_other_means(blended), small, other):
+    for expected, found in pairs(spelled_out(blended), small, other):
         assert relative(expected, found) < EXACT
         assert expected.isfinite().all()
     assert any(relative(a, b) > 1e-3 for a, b in pairs(model, small, other))
@@ -241,7 +237,7 @@ def test_dcgan_collapsed_after_each_part() -> None:
         blended = bp.attach(model, plan)
         train(blended, example, (0.5, 0.0))
         model = bp.collapse(blended)
-        for expected, found in pairs(by_other_means(blended), model, example):
+        for expected, found in pairs(spelled_out(blended), model, example):
             assert relative(expected, found) < EXACT
     fresh = DCGAN(6, (6, 4), (4, 6))
     assert [p.shape for p in model.parameters()] == [p.shape for p in fresh.parameters()]

@@ -101,9 +101,8 @@ def test_the_peak_is_that_of_one_call(monkeypatch, plan_speed, package):
     monkeypatch.setattr(plan_speed.bp, "plan", lambda *_: torch.ones(during).sum())
     options = plan_speed.Options(memory_model="squeezenet1_1", memory_image_size=32, probe="plan")
     result = plan_speed.probe(options)
-    if result["method"] == "ru_maxrss":
-        pytest.skip("this kernel does not reset the peak")
-    assert 4 * during * 0.99 < result["growth_bytes"] < 4 * during * 1.2
+    known = result["method"] != "ru_maxrss"  # where a peak cannot be reset it is a lower bound
+    assert 4 * during * 0.99 * known <= result["growth_bytes"] < 4 * during * 1.2
     monkeypatch.setattr(plan_speed, "PROC", Path("no such folder"))
     result = plan_speed.probe(options)
     assert result["method"] == "ru_maxrss" and result["growth_bytes"] >= 0

@@ -280,3 +280,35 @@ def test_plan_of_a_part_holds_no_second_copy() -> None:
     with RealBytes() as live:
         bp.plan(model, torch.randn(1, 3, 4, 4), inside="part")
     assert live.peak < 0.1 * size(model)
+
+
+class Constants(nn.Module):
+    """Makes constants in float32, as forward does in ordinary code."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.embed, self.how = nn.Linear(8, 8), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "coordinates":
+            x = x + torch.arange(4).float() / 7
+        elif self.how == "of a size":
+            x = x + (torch.arange(x.shape[3]).float() / 7).to(torch.float32)
+        elif self.how == "cast":
+            x = x.half().float() + (x.mean() > 0).float() / 3
+        y = self.a(x).relu()
+        if self.how == "embedded":
+            y = y * self.embed(torch.arange(8)[None] / 7)[:, :, None, None]
+        return self.b(y)
+
+
+@pytest.mark.parametrize("how", ["coordinates", "of a size", "cast", "embedded"])
+def test_constants_keep_their_rounding(how: str) -> None:
+    model, x = scramble(Constants(how)).eval(), torch.randn(2, 3, 4, 4)
+    blended = bp.attach(model, bp.plan(model, x))
+    scramble(blended, seed=2)
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    assert small.b.in_channels == 4
+    assert torch.allclose(small(x), blended(x), 1e-4, 1e-5)

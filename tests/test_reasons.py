@@ -500,9 +500,10 @@ def test_blocks_that_cannot_shrink() -> None:
     assert [g.reason for g in plan.groups if g.name == "3.0"] == [reason]
 
 
-def test_a_norm_of_a_fixed_width_is_noticed_at_the_latest_when_it_is_attached() -> None:
+def test_a_norm_of_a_fixed_width_stays() -> None:
     model = network(row(lambda m, x: m.b(m.n(m.a(x))), "", n=FixedNorm(8))[0])
-    x = torch.randn(IMAGE)
-    with pytest.raises(bp.PruneError, match="names a width that cannot follow"):
-        bp.attach(model, bp.plan(model, x))
-    check_that_the_rest_is_exact(model, exclude=["3.n"])
+    reasons = [group.reason or "" for group in bp.plan(model, torch.randn(IMAGE)).groups]
+    assert any(
+        "FixedNorm) has a forward of its own, which fails at other widths" in r for r in reasons
+    )
+    check_that_the_rest_is_exact(model)
