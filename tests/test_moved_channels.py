@@ -46,8 +46,8 @@ OPERATIONS = """
     F.max_pool1d(x.flatten(2), 2) | torch.cat([x, x], 0) | torch.cat([x, x], -1) |
     x.reshape(-1, x.size(-1)) | x.view(x.size(0), -1, 1) | torch.maximum(x, x[:, :1]) | x * 1 |
     x.expand_as(x) | x.swapaxes(1, -1) | torch.swapdims(x, 0, 1) | x.flip(2) |
-    torch.flip(x, (0, -1)) | x.flip(1) | x.repeat(1, 1, 2, 1) | x.repeat(2, 1, 1, 1, 1) | x.repeat(1, 2, 1, 1) |
-    torch.where(x >= 0, x, -x)
+    torch.flip(x, (0, -1)) | x.flip(1) | x.repeat(1, 1, 2, 1) | x.repeat(2, 1, 1, 1, 1) |
+    x.repeat(1, 2, 1, 1) | torch.where(x >= 0, x, -x)
 """
 MOVES = st.sampled_from([operation.strip() for operation in OPERATIONS.split("|")])
 
