@@ -25,7 +25,7 @@ since outputs that cancel to nearly nothing are nothing but rounding errors."""
 
 
 def verify(exact: Blended, small: nn.Module) -> float:
-    """Compare every linear layer and the outputs, on the plan's example.
+    """Compare every linear layer into which something is folded and the outputs, on the example.
 
     Args:
         exact: The blended model in float64, every α at 0 or 1, its ends not folded.
@@ -37,7 +37,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
     Raises:
         PruneError: It is larger than the tolerance; the first layer that differs is named.
     """
-    layers = exact.plan.structure.linears
+    layers = _folded(exact)
     modules = {*linear_modules(exact, exact.model), *linear_modules(exact, small)}
     with torch.no_grad(), training_mode(small, False), KeepsFloat64(), widened(modules):
         errors = _compare_run(exact, small)
@@ -50,6 +50,14 @@ def verify(exact: Blended, small: nn.Module) -> float:
                 f"the collapse is not exact: relative error {errors[name]:.1e} in {name}"
             )
     return max(errors.values())
+
+
+def _folded(exact: Blended) -> dict[str, LinearLayer]:
+    return {
+        name: layer
+        for name, layer in exact.plan.structure.linears.items()
+        if folds(exact, layer.inputs) or folds(exact, layer.outputs)
+    }
 
 
 def linear_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
@@ -78,9 +86,9 @@ def _compare_run(exact: Blended, small: nn.Module) -> dict[str, float]:
 
     The blended model's outputs are kept, those of the small one are compared as they come.
     """
-    structure = exact.plan.structure
+    layers, inside = _folded(exact), exact.plan.structure.inside
     example, program = _example_in_float64(exact), exact.program(training=False, fold=False)
-    kept: dict[str, list[Tensor]] = {name: [] for name in structure.linears}
+    kept: dict[str, list[Tensor]] = {name: [] for name in layers}
     errors: dict[str, float] = {}
 
     def keep(name: str, output: Tensor) -> None:
@@ -92,7 +100,7 @@ def _compare_run(exact: Blended, small: nn.Module) -> dict[str, float]:
 
     wide = {
         name: (exact.reduce if folds(exact, layer.outputs) else exact.model).get_submodule(name)
-        for name, layer in structure.linears.items()
+        for name, layer in layers.items()
     }
     with _watched(wide, keep):
         expected = tensors(call(exact, example, partial(program, exact)))
@@ -100,7 +108,7 @@ def _compare_run(exact: Blended, small: nn.Module) -> dict[str, float]:
     floor = FLOOR * max((_largest(tensor) for tensor in every), default=0.0)
     called = [name for name, outputs in kept.items() if outputs]
     with _watched({name: small.get_submodule(name) for name in called}, compare):
-        found = tensors(call(small, example, small.get_submodule(structure.inside)))
+        found = tensors(call(small, example, small.get_submodule(inside)))
     errors["the output"] = 0.0
     for a, b in zip(expected, found, strict=True):
         errors["the output"] = _worse(_difference(a, b, 0.0), errors["the output"])

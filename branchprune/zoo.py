@@ -6,6 +6,7 @@ back and whose end, whatever the cause, ends nothing else.
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -186,6 +187,7 @@ def measure(row: Row, report: Callable[[Row], None]) -> None:
         model, error = collapse_with_error(blended)
         row.collapse_error = max(error, row.collapse_error or 0.0)
         del blended
+        gc.collect()  # the copies are large
     stages.enter("result")
     row.params_after, row.macs_after = count_params(model), _all_macs(model, example)
     if row.params_after != whole.after.params:
