@@ -227,7 +227,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
             node.target = f"{prefix}{node.target}"
         around = [path for path in node.meta.get("nn_module_stack", {}) if path]
         if around:
-            node.meta[WHERE] = f"{prefix}{around[-1]}"
+            node.meta[WHERE] = prefix + around[-1].partition("@")[0]  # @1: its second call
     make_out_of_place(graph, model)
     graph.lint()
     return graph

@@ -42,14 +42,15 @@ def plan_speed_table(result: dict[str, Any]) -> str:
         f"{options['model']}, {result['threads']} thread(s), {result['hardware']}, torch "
         f"{versions['torch']}, Torch-Pruning {versions['torch_pruning']}, commit "
         f"{result['commit']}; medians of {options['pairs']} alternating pairs, with quartiles. "
-        "Command: `python scripts/plan_speed.py --output scripts/results/plan_speed.json`.",
+        f"Command: `python scripts/plan_speed.py --threads {result['threads']} --output "
+        "scripts/results/plan_speed.json`.",
         "",
         "| | median | quartiles | target |",
         "|---|---|---|---|",
     ]
     for row in result["rows"]:
-        spread = f"{row['low']:.3g}–{row['high']:.3g}"
-        rows.append(f"| {row['what']} | {row['value']:.3g} | {spread} | {row['target'] or '–'} |")
+        spread = f"{row['low']:.3f}–{row['high']:.3f}"
+        rows.append(f"| {row['what']} | {row['value']:.3f} | {spread} | {row['target'] or '–'} |")
     return "\n".join(rows)
 
 
