@@ -54,11 +54,12 @@ def widened(modules: Collection[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _enter(module: nn.Module, _: Any) -> None:
+def _enter(module: nn.Module, args: tuple[Any, ...]) -> Any:
     for part in module.modules():
         store: dict[str, Any] = part._parameters
         vars(part)["_kept"] = dict(store)
         store.update({name: exact(p) for name, p in store.items() if p is not None})
+    return tree_map_only(Tensor, _joined, args)
 
 
 def _leave(module: nn.Module, _: Any, __: Any) -> None:
