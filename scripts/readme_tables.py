@@ -15,43 +15,36 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
 
 
+def table_of_rows(result: dict[str, Any], digits: int) -> str:
+    """Return the rows of a result as a table: median, quartiles and target of each."""
+    lines = ["| | median | quartiles | target |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        median, low, high = (f"{row[key]:.{digits}f}" for key in ("value", "low", "high"))
+        lines.append(f"| {row['what']} | {median} | {low}–{high} | {row['target'] or '–'} |")
+    return "\n".join(lines)
+
+
 def bench_table(result: dict[str, Any]) -> str:
     """Return the table of `branchprune bench`."""
-    options = result["options"]
-    versions = result["versions"]
-    rows = [
-        f"VGG-16, {options['image_size']}×{options['image_size']} images, batch "
-        f"{options['batch_size']}, {result['threads']} threads, {result['hardware']}, torch "
-        f"{versions['torch']}, commit {result['commit']}. Ratios are medians of "
-        f"{options['repeats']} alternating pairs, with quartiles. Command: "
-        "`branchprune bench --output scripts/results/bench.json`.",
-        "",
-        "| | median | quartiles | target |",
-        "|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        spread = f"{row['low']:.2f}–{row['high']:.2f}"
-        rows.append(f"| {row['what']} | {row['value']:.2f} | {spread} | {row['target'] or '–'} |")
-    return "\n".join(rows)
+    options, size = result["options"], result["options"]["image_size"]
+    return (
+        f"VGG-16, {size}×{size} images, batch {options['batch_size']}, "
+        f"{result['threads']} threads, {result['hardware']}, torch {result['versions']['torch']}, commit {result['commit']}. "
+        f"Ratios are medians of {options['repeats']} alternating pairs, with quartiles. Command: "
+        f"`branchprune bench --output scripts/results/bench.json`.\n\n{table_of_rows(result, 2)}"
+    )
 
 
 def plan_speed_table(result: dict[str, Any]) -> str:
     """Return the table of `scripts/plan_speed.py`."""
     options, versions = result["options"], result["versions"]
-    rows = [
+    return (
         f"{options['model']}, {result['threads']} thread(s), {result['hardware']}, torch "
         f"{versions['torch']}, Torch-Pruning {versions['torch_pruning']}, commit "
         f"{result['commit']}; medians of {options['pairs']} alternating pairs, with quartiles. "
         f"Command: `python scripts/plan_speed.py --threads {result['threads']} --output "
-        "scripts/results/plan_speed.json`.",
-        "",
-        "| | median | quartiles | target |",
-        "|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        spread = f"{row['low']:.3f}–{row['high']:.3f}"
-        rows.append(f"| {row['what']} | {row['value']:.3f} | {spread} | {row['target'] or '–'} |")
-    return "\n".join(rows)
+        f"scripts/results/plan_speed.json`.\n\n{table_of_rows(result, 3)}"
+    )
 
 
 def zoo_table(path: Path) -> str:
