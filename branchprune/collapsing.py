@@ -48,6 +48,7 @@ def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     exact = _in_float64(blended)
     small = _fold(exact)
     error = verify(exact, small)
+    del exact  # its float64 copies go one by one as the small model's are cast back
     return _like(small, blended), error
 
 

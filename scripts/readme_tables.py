@@ -28,9 +28,9 @@ def bench_table(result: dict[str, Any]) -> str:
     """Return the table of `branchprune bench`."""
     options, size = result["options"], result["options"]["image_size"]
     return (
-        f"VGG-16, {size}×{size} images, batch {options['batch_size']}, "
-        f"{result['threads']} threads, {result['hardware']}, torch {result['versions']['torch']}, commit {result['commit']}. "
-        f"Ratios are medians of {options['repeats']} alternating pairs, with quartiles. Command: "
+        f"VGG-16, {size}×{size} images, batch {options['batch_size']}, {result['threads']} "
+        f"threads, {result['hardware']}, torch {result['versions']['torch']}, commit "
+        f"{result['commit']}. Ratios are medians of {options['repeats']} alternating pairs, with quartiles. Command: "
         f"`branchprune bench --output scripts/results/bench.json`.\n\n{table_of_rows(result, 2)}"
     )
 
