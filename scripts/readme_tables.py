@@ -30,8 +30,9 @@ def bench_table(result: dict[str, Any]) -> str:
     return (
         f"VGG-16, {size}×{size} images, batch {options['batch_size']}, {result['threads']} "
         f"threads, {result['hardware']}, torch {result['versions']['torch']}, commit "
-        f"{result['commit']}. Ratios are medians of {options['repeats']} alternating pairs, with quartiles. Command: "
-        f"`branchprune bench --output scripts/results/bench.json`.\n\n{table_of_rows(result, 2)}"
+        f"{result['commit']}. Ratios are medians of {options['repeats']} alternating pairs, with "
+        "quartiles. Command: `branchprune bench --output scripts/results/bench.json`.\n\n"
+        f"{table_of_rows(result, 2)}"
     )
 
 
