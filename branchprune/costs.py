@@ -60,3 +60,16 @@ def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[
             macs[i] += work * factor * (inner if i and linear else 1.0)
     before, after = (Cost(channels[i], round(params[i]), round(macs[i])) for i in (0, 1))
     return before, after
+
+
+def macs_shares(structure: Structure) -> list[float]:
+    """Return for each group the share of all multiply-adds that make its channels."""
+    layers = [(layer.outputs, layer.macs) for layer in structure.linears.values()]
+    layers += [(layer.pieces, layer.macs) for layer in structure.channelwise.values()]
+    macs = [0.0] * len(structure.groups)
+    for pieces, work in layers:
+        size = sum(piece.size for piece in pieces)
+        for piece in pieces:
+            macs[piece.group] += work * piece.size / size
+    total = sum(work for _, work in layers)
+    return [work / max(total, 1) for work in macs]

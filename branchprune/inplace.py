@@ -6,7 +6,7 @@ The wide path and its twin read the same tensors, so nothing may be changed unde
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ def make_out_of_place(graph: fx.Graph, model: nn.Module) -> None:
         PruneError: Forward changes a parameter or buffer, which outlives the call.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
+    modules = dict(model.named_modules(remove_duplicate=False))
     for node in graph.nodes:
-        changed = _out_of_place(node, model)
+        changed = _out_of_place(node, modules)
         if changed is None:
             continue
         if changed.op == "get_attr":
@@ -49,14 +50,13 @@ def refuse_assigned_state(part: nn.Module) -> None:
                 raise state_is_changed(f"{path}.{name}" if path else name)
 
 
-def _out_of_place(node: fx.Node, model: nn.Module) -> fx.Node | None:
+def _out_of_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     """Rewrite an in-place node; return the tensor it used to change, or None."""
     changed = node.args[0] if node.args else None
     if not isinstance(changed, fx.Node):
         return None
     if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        return changed if getattr(module, "inplace", False) else None
+        return changed if getattr(modules[str(node.target)], "inplace", False) else None
     if node.op == "call_method" and isinstance(node.target, str):
         plain = node.target.removesuffix("_")
         if plain == node.target or node.target.endswith("__") or not hasattr(Tensor, plain):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from branchprune.calls import Example, copied, inputs_of
-from branchprune.costs import Cost, costs
+from branchprune.costs import Cost, costs, macs_shares
 from branchprune.errors import PruneError
 from branchprune.structure import ChannelGroup, Structure
 from branchprune.structuring import analyse
@@ -171,7 +171,8 @@ def plan(
             raise PruneError(f"inside (={inside!r}): {error}") from error
     structure = analyse(model, example, inside, opaque)
     groups = tuple(
-        _plan_group(structure, i, keep, exclude, multiple_of) for i in range(len(structure.groups))
+        _plan_group(structure, i, share, keep, exclude, multiple_of)
+        for i, share in enumerate(macs_shares(structure))
     )
     if not any(group.pruned for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
@@ -199,6 +200,7 @@ def _within(name: str, modules: Iterable[str]) -> str | None:
 def _plan_group(
     structure: Structure,
     index: int,
+    share: float,
     keep: float | Mapping[str, float],
     exclude: Sequence[str],
     multiple_of: int,
@@ -211,21 +213,7 @@ def _plan_group(
         step = _step(group, multiple_of)
         divisible = f" in multiples of {step}" * (step > 1)
         reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them{divisible}"
-    total = sum(layer.macs for layer in structure.linears.values())
-    total += sum(layer.macs for layer in structure.channelwise.values())
-    macs = sum(
-        layer.macs * piece.width * piece.repeat / sum(p.width * p.repeat for p in layer.pieces)
-        for layer in structure.channelwise.values()
-        for piece in layer.pieces
-        if piece.group == index
-    ) + sum(
-        structure.linears[name].macs * piece.width / sum(p.width for p in outputs)
-        for name in layers
-        for outputs in [structure.linears[name].outputs]
-        for piece in outputs
-        if piece.group == index
-    )
-    return PlannedGroup(group.name, layers, group.width, kept, macs / max(total, 1), reason)
+    return PlannedGroup(group.name, layers, group.width, kept, share, reason)
 
 
 def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:

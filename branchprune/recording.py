@@ -36,6 +36,7 @@ class _Recorder(fx.Interpreter):
     def __init__(self, model: nn.Module, graph: fx.Graph, recorded: Recorded, meta: bool) -> None:
         super().__init__(model, graph=graph)
         self.recorded, self.meta = recorded, meta
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.current = ""
         self.extra_traceback = False
 
@@ -55,7 +56,7 @@ class _Recorder(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a module; a norm's shape is its input's, which meta tensors are slow to find."""
-        norm = self.module.get_submodule(target)
+        norm = self.modules[target]
         known = self.meta and type(norm) in _NORMS and len(args) == 1
         if known and args[0].shape[1:2] == (norm.num_features,):
             return torch.empty_like(args[0])
@@ -109,7 +110,7 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
         for store in stores:
             for name, tensor in store.items():
                 if tensor is not None:
-                    store[name] = tensor.detach().to("meta")
+                    store[name] = torch.empty_like(tensor, device="meta")
         yield
     finally:
         for store, tensors in zip(stores, before, strict=True):

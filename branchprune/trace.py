@@ -163,6 +163,9 @@ def trace(
             graphs[training] = _trace_once(model, example, inside, opaque)
     if str(graphs[True]) == str(graphs[False]):
         graphs[True] = graphs[False]
+    for graph in dict.fromkeys(graphs.values()):
+        make_out_of_place(graph, model)
+        graph.lint()
     return graphs
 
 
@@ -228,8 +231,6 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         around = [path for path in node.meta.get("nn_module_stack", {}) if path]
         if around:
             node.meta[WHERE] = prefix + around[-1].partition("@")[0]  # @1: its second call
-    make_out_of_place(graph, model)
-    graph.lint()
     return graph
 
 
