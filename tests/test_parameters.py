@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ class Base(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.between(self.a(x)).relu())
 
+    @abstractmethod
     def between(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the parameters do to the tensor between the two layers."""
 
 
 class Scale3(Base):
