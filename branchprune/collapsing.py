@@ -14,7 +14,7 @@ from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.precision import exact as exact_tensor
 from branchprune.precision import sharing_copy, widen
 from branchprune.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
-from branchprune.verification import folds, linear_modules, verify
+from branchprune.verification import called_modules, folds, verify
 from branchprune.widths import set_linear_width
 
 
@@ -81,11 +81,11 @@ def _check_trained(blended: Blended) -> None:
 def _in_float64(blended: Blended) -> Blended:
     """Return a copy on the CPU in float64 and evaluation mode, without gradients.
 
-    The weights of linear layers and ends, which are most of a model, stay as they are and become
-    float64 when they are used.
+    The parameters of modules that are called, which are most of a model, stay as they are and
+    become float64 when they are used.
     """
     exact_copy = sharing_copy(blended)
-    widen(exact_copy, but=linear_modules(exact_copy, exact_copy.model))
+    widen(exact_copy, but=called_modules(exact_copy, exact_copy.model))
     return exact_copy.eval()
 
 

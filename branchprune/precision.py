@@ -47,24 +47,24 @@ def widen(module: nn.Module, but: Collection[nn.Module]) -> None:
 @contextmanager
 def widened(modules: Collection[nn.Module]) -> Iterator[None]:
     """Give modules float64 parameters whenever they are called, for a `with` block."""
+    kept: list[dict[str, nn.Parameter | None]] = []
+
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        for part in module.modules():
+            store: dict[str, Any] = part._parameters
+            kept.append(dict(store))
+            store.update({name: exact(p) for name, p in store.items() if p is not None})
+        return tree_map_only(Tensor, _joined, args)
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        for part in reversed([*module.modules()]):
+            part._parameters.update(kept.pop())
+
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(_enter, prepend=True).remove)
-            stack.callback(module.register_forward_hook(_leave).remove)
+            stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
         yield
-
-
-def _enter(module: nn.Module, args: tuple[Any, ...]) -> Any:
-    for part in module.modules():
-        store: dict[str, Any] = part._parameters
-        vars(part)["_kept"] = dict(store)
-        store.update({name: exact(p) for name, p in store.items() if p is not None})
-    return tree_map_only(Tensor, _joined, args)
-
-
-def _leave(module: nn.Module, _: Any, __: Any) -> None:
-    for part in module.modules():
-        part._parameters.update(vars(part).pop("_kept"))
 
 
 class KeepsFloat64(TorchDispatchMode):

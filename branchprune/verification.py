@@ -38,7 +38,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
         PruneError: It is larger than the tolerance; the first layer that differs is named.
     """
     layers = _folded(exact)
-    modules = {*linear_modules(exact, exact.model), *linear_modules(exact, small)}
+    modules = {*called_modules(exact, exact.model), *called_modules(exact, small)}
     with torch.no_grad(), training_mode(small, False), KeepsFloat64(), widened(modules):
         errors = _compare_run(exact, small)
         for layer in layers.values():
@@ -60,10 +60,19 @@ def _folded(exact: Blended) -> dict[str, LinearLayer]:
     }
 
 
-def linear_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
-    """Return the linear layers of a model, the blended one's or the small one, and the ends."""
-    layers = [model.get_submodule(name) for name in exact.plan.structure.linears]
-    return layers + [m for m in exact.modules() if isinstance(m, LinearEnd)]
+def called_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
+    """Return what reads its parameters itself: modules of a model that are called, and the ends.
+
+    Args:
+        exact: The blended model.
+        model: Its model, or the small one.
+    """
+    nodes = [node for graph in exact.plan.structure.graphs.values() for node in graph.nodes]
+    read = {str(node.target) for node in nodes if node.op == "get_attr"}
+    called = {str(node.target) for node in nodes if node.op == "call_module"}
+    names = [name for name in called if not any(path.startswith(f"{name}.") for path in read)]
+    ends = [module for module in exact.modules() if isinstance(module, LinearEnd)]
+    return [model.get_submodule(name) for name in sorted(names)] + ends
 
 
 def folds(exact: Blended, pieces: Pieces | None) -> bool:

@@ -120,7 +120,6 @@ def test_the_blended_model_is_left_as_it_was(name: str, training: bool) -> None:
     assert torch.equal(random, torch.get_rng_state())
     for module in (*blended.modules(), *small.modules()):
         assert not module._forward_hooks and not module._forward_pre_hooks
-        assert "_kept" not in vars(module)
     assert all(module.training == training for module in small.modules())
     assert all(parameter.grad is None for parameter in small.parameters())
     assert {p.dtype for p in small.parameters()} == {torch.float32}
@@ -244,6 +243,58 @@ def test_collapse_takes_little_more_than_the_result() -> None:
     # At once: the blended model, the small one in float64, and a layer or two in float64.
     assert total < 2.0 * size(blended)
     assert live.peak >= 2 * size(small)
+
+
+class Attending(nn.Module):
+    """Most weights are in modules that are called whole, and are left as they are."""
+
+    def __init__(self, width: int = 128, depth: int = 8) -> None:
+        super().__init__()
+        make = nn.MultiheadAttention
+        self.attention = nn.ModuleList(make(width, 4, batch_first=True) for _ in range(depth))
+        self.up, self.down = nn.Linear(width, 8), nn.Linear(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attention in self.attention:
+            x = x + attention(x, x, x)[0]
+        return self.down(self.up(x).relu())
+
+
+def test_collapse_holds_no_float64_copy_of_what_it_leaves() -> None:
+    model = Attending().eval()
+    blended = bp.attach(model, bp.plan(model, torch.randn(1, 3, 128)))
+    assert set(blended.alpha) == {"up"}
+    blended.alpha = 0
+    gc.collect()
+    with RealBytes() as live:
+        small = bp.collapse(blended)
+    # The small model, which is to share nothing, and one module of eight in float64.
+    assert size(small) < live.peak < 1.5 * size(model)
+
+
+class Nested(nn.Module):
+    """A module that is called whole, and a part of it that is called again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention.out_proj(self.attention(x, x, self.down(self.up(x).relu()))[0])
+
+
+def test_a_module_that_is_called_with_and_without_its_parent() -> None:
+    model, x = scramble(Nested()).eval(), torch.randn(2, 3, 6)
+    blended = scramble(bp.attach(model, bp.plan(model, x)), seed=2)
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    assert small.up.out_features == 4
+    with torch.no_grad():
+        wide = x.double()
+        mixed = small.double().down(small.up(wide).relu())
+        expected = small.attention.out_proj(small.attention(wide, wide, mixed)[0])
+        assert relative(expected, blended.double()(wide)) < 1e-5
 
 
 def test_plan_holds_no_second_copy() -> None:
