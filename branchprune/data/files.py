@@ -1,0 +1,198 @@
+"""Reading images from disk into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from branchprune.errors import PruneError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+Size = tuple[int, int]
+ClassSplit = tuple[Tensor, Tensor]
+
+
+def class_folders(root: Path, split: str) -> dict[str, list[Path]]:
+    """Return the images of every class of a split, from `root/<split>/<class>/`.
+
+    Classes and images are sorted, and images may be in folders within the class. Hidden files and
+    folders are left out.
+
+    Args:
+        root: The folder of the data set.
+        split: "train" or "test".
+
+    Raises:
+        PruneError: The folder is not there or has no classes, or a class has no image.
+    """
+    folder = root / split
+    _check_folder(root)
+    _check_folder(folder)
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise PruneError(f"{folder} has no folder for each class")
+    return {name: read_frames([folder / name]) for name in names}
+
+
+def read_classes(
+    root: Path, image_size: int | None = None
+) -> tuple[dict[str, ClassSplit], list[str]]:
+    """Read all images of `root/train/<class>/` and `root/test/<class>/`.
+
+    The same file in two classes is taken for a wrong label, in both splits for a leak.
+
+    Args:
+        root: The folder of the data set.
+        image_size: Height and width that images are resized to (bilinear, antialiased); None: all
+            must have the same size.
+
+    Returns:
+        Images, uint8 (N, 3, H, W), and labels, int64 (N,), of "train" and "test", and the names of
+        the classes by label.
+
+    Raises:
+        PruneError: A folder, a class or an image is missing, or is not as it must be; its path is
+            in the message.
+    """
+    folders = {split: class_folders(root, split) for split in ("train", "test")}
+    for split, other in (("train", "test"), ("test", "train")):
+        for name in sorted(folders[other].keys() - folders[split].keys()):
+            raise PruneError(f"{root / split / name} is missing: {root / other / name} is there")
+    _check_contents(folders)
+    size = None if image_size is None else (image_size, image_size)
+    paths = [path for classes in folders.values() for path in chain(*classes.values())]
+    images = read_images(paths, size)
+    splits: dict[str, ClassSplit] = {}
+    start = 0
+    for split, classes in folders.items():
+        counts = torch.tensor([len(paths) for paths in classes.values()])
+        labels = torch.arange(len(counts)).repeat_interleave(counts)
+        splits[split] = images[start : start + len(labels)], labels
+        start += len(labels)
+    return splits, [*folders["train"]]
+
+
+def read_frames(folders: list[Path]) -> list[Path]:
+    """Return the paths of all images in some folders, however nested, sorted within each.
+
+    Raises:
+        PruneError: A folder is not there, or has no image.
+    """
+    return [path for folder in folders for path in _images_in(folder)]
+
+
+def read_images(paths: list[Path], size: Size | None = None) -> Tensor:
+    """Read images; grey ones become RGB, and opacity is left out.
+
+    Args:
+        paths: Where they are.
+        size: Height and width that they are resized to (bilinear, antialiased); None: all must be
+            as large as the first.
+
+    Returns:
+        uint8 (N, 3, H, W), in the order of the paths.
+
+    Raises:
+        PruneError: An image is empty, cut off, not readable, or of another size than the first.
+    """
+    Image.init()  # not safe in threads
+    height, width = _decoded(paths[0], size).shape[:2]
+    images = np.empty((len(paths), 3, height, width), np.uint8)
+
+    def fill(start: int, part: list[Path]) -> None:
+        for i, path in enumerate(part, start):
+            image = _decoded(path, size)
+            if image.shape[:2] != (height, width):
+                raise PruneError(
+                    f"{path} is of size {_said(image.shape)}, but {paths[0]} of "
+                    f"{_said((height, width))}"
+                )
+            images[i] = image.transpose(2, 0, 1)
+
+    _in_threads(fill, paths)
+    return torch.from_numpy(images)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise PruneError(f"there is no folder {folder}")
+
+
+def _images_in(folder: Path) -> list[Path]:
+    _check_folder(folder)
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = (name for name in names if name.lower().endswith(SUFFIXES))
+        found += [Path(place, name) for name in images if not name.startswith(".")]
+    if not found:
+        raise PruneError(f"{folder} has no image ({', '.join(SUFFIXES)})")
+    return sorted(found)
+
+
+def _said(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]} (height x width)"
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PruneError(f"{path} cannot be read: {error}") from error
+    if not content:
+        raise PruneError(f"{path} is empty (0 bytes)")
+    return content
+
+
+def _decoded(path: Path, size: Size | None) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return the pixels (H, W, 3) of an image."""
+    content = _bytes(path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            # Pillow clips more than 8 bits a channel to white, and warns of palettes with opacity.
+            if image.mode.startswith(("I", "F")):
+                raise PruneError(f"{path} has more than 8 bits a channel (mode {image.mode!r})")
+            palette = image.mode == "P" and "transparency" in image.info
+            colours = (image.convert("RGBA") if palette else image).convert("RGB")
+    except PruneError:
+        raise
+    except Exception as error:  # a decoder may raise anything
+        raise PruneError(f"{path} is corrupt: {error}") from error
+    if size is not None and colours.size != size[::-1]:
+        colours = colours.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(colours)
+
+
+def _in_threads(work: Callable[[int, list[Path]], None], paths: list[Path]) -> None:
+    """Do the work on chunks of paths, given with their start; the first failure in order counts."""
+    starts = range(0, len(paths), 256)
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(work, starts, (paths[start : start + 256] for start in starts)):
+            pass
+
+
+def _check_contents(folders: dict[str, dict[str, list[Path]]]) -> None:
+    """Raise for the same file in two classes or in two splits."""
+    seen: dict[bytes, tuple[str, str, Path]] = {}
+    for split, classes in folders.items():
+        for name, paths in classes.items():
+            for path in paths:
+                digest = hashlib.blake2b(_bytes(path), digest_size=16).digest()
+                known, known_name, other = seen.setdefault(digest, (split, name, path))
+                if known != split:
+                    raise PruneError(f"{path} is the same file as {other}: test images leak")
+                if known_name != name:
+                    raise PruneError(
+                        f"{path} is the same file as {other}: it cannot be both {name!r} and "
+                        f"{known_name!r}"
+                    )
