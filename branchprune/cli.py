@@ -16,11 +16,13 @@ from branchprune.errors import PruneError
 USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
        branchprune report FOLDER
        branchprune bench [--option value ...]
+       branchprune cost [--option value ...]
        branchprune zoo [--option value ...]
 
 run     train a dense model, prune it, collapse, verify, measure, report
 report  write the report of a finished run again
 bench   measure what blending costs and what the collapse saves
+cost    measure time and memory of the paper's models, dense and small
 zoo     plan, blend and collapse every model of torchvision or timm
 
 `branchprune run --help` lists the options, which are the keys of a configuration."""
@@ -36,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
-    commands = {"run": _run, "report": _report, "bench": _bench, "zoo": _zoo}
+    commands = {"run": _run, "report": _report, "bench": _bench, "cost": _cost, "zoo": _zoo}
     try:
         if args[0] not in commands:
             raise PruneError(f"unknown command {args[0]!r}\n{USAGE}")
@@ -74,6 +76,12 @@ def _bench(args: list[str], console: Console) -> None:
     from branchprune.bench import main as bench
 
     bench(args, console)
+
+
+def _cost(args: list[str], console: Console) -> None:
+    from branchprune.cost import main as cost
+
+    cost(args, console)
 
 
 def _zoo(args: list[str], console: Console) -> int:

@@ -1,0 +1,206 @@
+"""What a dense model and its pruned counterpart cost: time an image, and memory.
+
+The widths are those of the paper (table 1, figure 5): each convolution keeps 22/64 of its channels.
+A third variant rounds the widths to multiples of 8. Numbers are float32 with torch's defaults (TF32
+in convolutions on a GPU).
+
+Each measurement has a process of its own (`branchprune.cost_child`). Dense and small take turns,
+and small models are compared with the dense one of the same turn. Memory is, on a CPU, what the
+process grows by from before the model is built (torch.compile on a CPU: with what compiling it
+took), and on a GPU the peak of torch's allocator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
+from rich.console import Console
+
+from branchprune import environment
+from branchprune.cost_child import Row
+from branchprune.cost_models import MODELS, VARIANTS, prepare
+from branchprune.cost_table import summarize, table
+from branchprune.errors import PruneError
+from branchprune.zoo_table import failure
+
+
+@dataclass
+class Options:
+    """Options of `branchprune cost`.
+
+    Args:
+        models: What to measure.
+        devices: cpu, cuda; auto: cpu, and cuda if there is one.
+        cpu_batches: Images a batch on the CPU.
+        cuda_batches: Images a batch on the GPU.
+        modes: As it is, through torch.compile, and (on the GPU alone) with CUDA graphs as well.
+        keep: Fraction of the channels to keep.
+        repeats: Processes a model, variant, device, batch and mode.
+        seconds: How long each measures.
+        threads: Threads; 0: as many as torch chooses.
+        timeout: Seconds that a process may take.
+        output: File for the result; each measurement is also added to its .jsonl at once, and
+            what succeeded there is not measured again.
+    """
+
+    models: list[Literal["vgg16", "autoencoder"]] = field(
+        default_factory=lambda: ["vgg16", "autoencoder"]
+    )
+    devices: Literal["auto"] | list[Literal["cpu", "cuda"]] = "auto"
+    cpu_batches: list[PositiveInt] = field(default_factory=lambda: [1, 64])
+    cuda_batches: list[PositiveInt] = field(default_factory=lambda: [1, 512])
+    modes: list[Literal["eager", "compile", "graphs"]] = field(
+        default_factory=lambda: ["eager", "compile", "graphs"]
+    )
+    keep: OpenUnitInterval = 22 / 64
+    repeats: PositiveInt = 5
+    seconds: PositiveFloat = 1.0
+    threads: int = 0
+    timeout: PositiveFloat = 900
+    output: Path = Path("runs/cost.json")
+
+
+def main(args: Sequence[str], console: Console) -> None:
+    """Measure what is not yet measured, write the result and print a table.
+
+    Raises:
+        PruneError: An option is wrong, there is no GPU, or the output cannot be written.
+    """
+    parser = ArgumentParser(prog="branchprune cost", exit_on_error=False)
+    parser.add_class_arguments(Options)
+    try:
+        options = Options(**vars(parser.parse_args(list(args))))
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            rows = measure(options, Path(folder), console)
+        write(options, rows)
+    except ArgumentError as error:
+        raise PruneError(str(error)) from error
+    except OSError as error:
+        raise PruneError(f"output {options.output} cannot be written: {error}") from error
+    console.print(table(rows))
+
+
+def measure(options: Options, folder: Path, console: Console) -> list[Row]:
+    """Return all rows that the options name, measured now or earlier.
+
+    Args:
+        options: What to measure.
+        folder: An empty folder for the models.
+        console: Where progress is shown.
+    """
+    devices = _devices(options)
+    arguments = {str(name): prepare(name, options.keep, folder) for name in options.models}
+    blank = [*_blank_rows(options, devices, arguments)]
+    log = options.output.with_suffix(".jsonl")
+    known = read_rows(log)
+    todo = [row for row in blank if row.key not in known or known[row.key].error]
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say(f"{len(blank) - len(todo)} measurements are done, {len(todo)} to do")
+    for i, row in enumerate(todo, 1):
+        found = run_apart(row, folder / f"{row.model} {row.variant}", options.timeout)
+        known[row.key] = found
+        append_row(log, found)
+        time = found.error or f"{1e3 * (found.median_s or 0) / found.batch:.3f} ms an image"
+        what = f"{row.model}, {row.variant}, {row.device}, batch {row.batch}, {row.mode}"
+        say(f"{i}/{len(todo)} {what}: {time}")
+    return [known[row.key] for row in blank]
+
+
+def _devices(options: Options) -> list[str]:
+    for name in ("models", "devices", "cpu_batches", "cuda_batches", "modes"):
+        value = getattr(options, name)
+        if value != "auto" and (not value or len({*value}) < len(value)):
+            raise PruneError(f"{name} (={value}) must name something, and nothing twice")
+    if options.threads < 0:
+        raise PruneError(f"threads (={options.threads}) must be at least 0")
+    if options.devices == "auto":
+        return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if "cuda" in options.devices and not torch.cuda.is_available():
+        raise PruneError("devices names cuda, but torch finds no GPU")
+    return [*options.devices]
+
+
+def _blank_rows(
+    options: Options, devices: Sequence[str], arguments: dict[str, dict[str, dict[str, Any]]]
+) -> Iterator[Row]:
+    """Yield the rows in the order in which they are measured, with nothing measured yet."""
+    hardware, threads = environment.hardware(), options.threads or torch.get_num_threads()
+    for name, device, mode in product(options.models, devices, options.modes):
+        if (device, mode) == ("cpu", "graphs"):
+            continue
+        batches = options.cpu_batches if device == "cpu" else options.cuda_batches
+        for batch, repeat in product(batches, range(options.repeats)):
+            for variant in [*VARIANTS][:: -1 if repeat % 2 else 1]:
+                yield Row(
+                    *(name, variant, device, batch, mode, repeat, threads, options.seconds),
+                    *(hardware, torch.__version__, MODELS[name][0], arguments[name][variant]),
+                    [*MODELS[name][2]],
+                )
+
+
+def run_apart(row: Row, file: Path, timeout: float) -> Row:
+    """Measure in a process of its own, for some seconds; return what was found, or the error."""
+    command = [sys.executable, "-W", "ignore", "-m", "branchprune.cost_child"]
+    command += [json.dumps(asdict(row)), str(file)]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if row.device == "cpu" else {}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=timeout, check=False, env=os.environ | hidden
+        )
+    except subprocess.TimeoutExpired:
+        return Row(**asdict(row) | {"error": f"took longer than {timeout:g} s"})
+    for line in done.stdout.decode(errors="replace").splitlines():
+        if (found := parse(line)) is not None:
+            return found
+    error = failure(done.returncode, done.stderr) or "the process printed nothing"
+    return Row(**asdict(row) | {"error": error})
+
+
+def parse(line: str) -> Row | None:
+    """Return the row that a line of JSON holds; None for any other line, and for a torn one."""
+    with suppress(json.JSONDecodeError, TypeError):
+        return Row(**json.loads(line))
+    return None
+
+
+def read_rows(log: Path) -> dict[str, Row]:
+    """Return the last row of every measurement in a file of JSON lines."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return {row.key: row for row in map(parse, lines) if row is not None}
+
+
+def append_row(log: Path, row: Row) -> None:
+    """Add a row, on a line of its own even behind a torn one."""
+    torn = log.exists() and not log.read_bytes().endswith(b"\n")
+    with log.open("a") as file:
+        file.write("\n" * torn + json.dumps(asdict(row)) + "\n")
+
+
+def write(options: Options, rows: Sequence[Row]) -> None:
+    """Write the result as JSON, at one stroke."""
+    content = {
+        "hardware": environment.hardware(),
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+        "options": {k: v for k, v in asdict(options).items() if k != "output"},
+        "summary": [asdict(line) for line in summarize(rows)],
+        "rows": [asdict(row) for row in rows],
+    }
+    part = options.output.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(options.output)

@@ -1,0 +1,233 @@
+"""One measurement of `branchprune cost`, in a process of its own that does nothing else.
+
+`python -m branchprune.cost_child '<a Row as JSON>'` prints the row, filled in, as a line of JSON.
+The model is built at its own widths and read from a file, so that a process that measures a small
+model has never held the dense one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchprune import environment
+from branchprune.artifact import load
+from branchprune.errors import PruneError
+from branchprune.models import VGG, Autoencoder
+from branchprune.profiling import count_params, measure_latency
+from branchprune.zoo_table import one_line
+
+CLASSES: Mapping[str, type[nn.Module]] = {"VGG": VGG, "Autoencoder": Autoencoder}
+PROC = Path("/proc/self")
+SETTINGS = 13
+"""So many fields of a row, the first, say what was measured; the others say what was found."""
+
+
+@dataclass
+class Row:
+    """One measurement: what is measured, and what was found; None where there is no such thing.
+
+    Attributes:
+        model: Name of the model.
+        variant: dense, small, or small with widths that are multiples of 8.
+        device: cpu or cuda.
+        batch: Images a batch.
+        mode: eager, compile (torch.compile), or graphs (torch.compile with CUDA graphs).
+        repeat: Number of the repetition.
+        threads: Threads that torch uses.
+        seconds: How long latency was measured.
+        hardware: GPU and processor.
+        torch: Version of torch.
+        cls: Name of the model's class.
+        arguments: The class's arguments, with the widths.
+        shape: Shape of one image.
+        error: Why nothing was measured, or None.
+        params: Parameters.
+        weights_bytes: Parameters and buffers.
+        input_bytes: The batch.
+        median_s: Median time of one batch, in seconds.
+        iqr_s: Interquartile range of that time within this process.
+        baseline_bytes: CPU: resident memory before the model was built, with everything loaded
+            that running (and compiling) some other model loads.
+        peak_bytes: CPU: peak of resident memory in three passes, the first of which compiles.
+        growth_bytes: CPU: peak minus baseline.
+        memory_method: CPU: VmHWM, the peak after the model was loaded, or ru_maxrss, that of the
+            whole life of the process.
+        allocated_bytes: GPU: peak of torch's allocator, from before the first pass on.
+        reserved_bytes: GPU: peak of what the allocator took from the GPU.
+        activations_bytes: GPU: peak of the allocator without weights and input; what cuDNN and
+            cuBLAS work in is part of it.
+        load: Load average of the machine when the measurement ended.
+        versions: Versions of what matters.
+        commit: Commit of the checkout.
+    """
+
+    model: str
+    variant: str
+    device: str
+    batch: int
+    mode: str
+    repeat: int
+    threads: int
+    seconds: float
+    hardware: str
+    torch: str
+    cls: str
+    arguments: dict[str, Any]
+    shape: list[int]
+    error: str | None = None
+    params: int | None = None
+    weights_bytes: int | None = None
+    input_bytes: int | None = None
+    median_s: float | None = None
+    iqr_s: float | None = None
+    baseline_bytes: int | None = None
+    peak_bytes: int | None = None
+    growth_bytes: int | None = None
+    memory_method: str | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    activations_bytes: int | None = None
+    load: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What was measured, as JSON."""
+        return json.dumps(list(asdict(self).values())[:SETTINGS])
+
+    @property
+    def memory(self) -> int | None:
+        """The bytes to compare: what the process grew by, or the peak of the GPU's allocator."""
+        return self.growth_bytes if self.device == "cpu" else self.allocated_bytes
+
+
+def measure(row: Row, file: Path) -> None:
+    """Fill in a row.
+
+    Args:
+        row: What to measure; it is changed.
+        file: The model's weights, as written by `branchprune.save`.
+
+    Raises:
+        PruneError: The weights do not fit, or the outputs are not ordinary numbers.
+    """
+    torch.set_num_threads(row.threads)
+    if row.device == "cpu":
+        _load_code(row.mode)
+        row.baseline_bytes = resident("VmRSS")
+    model = load(CLASSES[row.cls](**row.arguments), file).eval().to(row.device)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(row.batch, *row.shape, generator=generator).to(row.device)
+    row.params, row.input_bytes = count_params(model), x.nbytes
+    row.weights_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    run = compiled(model, row.mode)
+    if row.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        row.memory_method = forget_peak()
+    with torch.inference_mode():
+        for _ in range(3):  # compiles, warms up, records the graphs; outputs are freed at once
+            run(x)
+        (_gpu_memory if row.device == "cuda" else _cpu_memory)(row)
+        check_numbers("the output", run(x))
+    latency = measure_latency(run, x, row.seconds)
+    row.median_s, row.iqr_s = latency.median_s, latency.iqr_s
+
+
+def _load_code(mode: str) -> None:
+    """Run a tiny model, so that what is loaded on first use does not count as the model's."""
+    tiny = VGG([[4]]).eval()
+    with torch.inference_mode():
+        compiled(tiny, mode)(torch.randn(1, 3, 8, 8))
+    torch.compiler.reset()
+    _return_free_memory()
+
+
+def compiled(model: nn.Module, mode: str) -> nn.Module:
+    """Return a model as it is, through torch.compile, or through torch.compile and CUDA graphs."""
+    if mode == "eager":
+        return model
+    options = {"mode": "reduce-overhead"} if mode == "graphs" else {}
+    wrapped: nn.Module = torch.compile(model, **options)  # type: ignore[call-overload]
+    return wrapped
+
+
+def check_numbers(what: str, tensor: Tensor) -> None:
+    """Raise an error if a tensor has numbers that are not finite, or so small that they slow down.
+
+    Raises:
+        PruneError: It has.
+    """
+    subnormal = (tensor != 0) & (tensor.abs() < torch.finfo(tensor.dtype).tiny)
+    if not tensor.isfinite().all() or subnormal.any():
+        raise PruneError(f"{what} has numbers that are not finite or not normal")
+
+
+def _cpu_memory(row: Row) -> None:
+    row.peak_bytes = resident(str(row.memory_method))
+    row.growth_bytes = row.peak_bytes - (row.baseline_bytes or 0)
+
+
+def _gpu_memory(row: Row) -> None:
+    torch.cuda.synchronize()
+    row.allocated_bytes = int(torch.cuda.max_memory_allocated())
+    row.reserved_bytes = int(torch.cuda.max_memory_reserved())
+    row.activations_bytes = row.allocated_bytes - (row.weights_bytes or 0) - (row.input_bytes or 0)
+
+
+def forget_peak() -> str:
+    """Give free memory back and let the peak of resident memory start anew; return its name.
+
+    Linux hands a process the `ru_maxrss` of the one that started it, so VmHWM is preferred.
+    """
+    _return_free_memory()
+    try:
+        (PROC / "clear_refs").write_text("5")
+    except OSError:
+        return "ru_maxrss"
+    return "VmHWM"
+
+
+def _return_free_memory() -> None:
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def resident(what: str) -> int:
+    """Return resident memory in bytes: VmRSS (now), VmHWM or ru_maxrss (the peak)."""
+    status = PROC / "status"
+    if what != "ru_maxrss" and status.exists():
+        lines: Iterable[str] = status.read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(f"{what}:")).split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(row: Row, file: Path) -> None:
+    """Measure and print the row; what goes wrong is recorded in it."""
+    row.versions, row.commit = environment.versions(), environment.commit()
+    try:
+        measure(row, file)
+    except Exception as error:  # a compiler can fail in any way
+        row.error = one_line(f"{type(error).__name__}: {error}")
+    row.load = os.getloadavg()[0]
+    print(json.dumps(asdict(row)), flush=True)
+
+
+if __name__ == "__main__":
+    main(Row(**json.loads(sys.argv[1])), Path(sys.argv[2]))
