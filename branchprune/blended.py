@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -56,6 +57,7 @@ class Blended(nn.Module):
         self._alpha = (1.0,) * len(plan.pruned)
         self.updates_at_start = -1
         self._programs: dict[tuple[object, ...], Program] = {}
+        self._compiled: Callable[[Program], Program] | None = None
         nn.Module.register_load_state_dict_post_hook(self, _read_alphas)
 
     @property
@@ -111,15 +113,26 @@ class Blended(nn.Module):
         key = (training, fold, state)
         if key not in self._programs:
             alphas = dict(zip(self.plan.pruned, state, strict=True))
-            self._programs[key] = compile_program(self._structure, training, alphas, fold)
+            program = compile_program(self._structure, training, alphas, fold)
+            self._programs[key] = self._compiled(program) if self._compiled else program
         return self._programs[key]
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the forward code of every α that comes; arguments are those of torch.compile.
+
+        While α moves between 0 and 1 nothing is compiled again. A copy is not compiled.
+        """
+        self._compiled = partial(torch.compile, *args, **kwargs)
+        self._programs = {}
+        self._refresh()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_programs", "_run")}
+        left_out = ("_programs", "_run", "_compiled")
+        return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
-        self._programs = {}
+        self._programs, self._compiled = {}, None
         self._refresh()
 
     def _refresh(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, seed_everything
 from torch import nn
 
@@ -62,6 +62,22 @@ class DenseConfig:
 
 
 @dataclass
+class RoundsConfig:
+    """The classical pipeline: remove channels at once, fine-tune the small model, and again.
+
+    Args:
+        max_drop: The rounds end when the validation metric of the small model is worse than the
+            dense model's by more than this; that round does not count.
+        count: The most rounds.
+        epochs: Epochs of fine-tuning in each.
+    """
+
+    max_drop: float = 0.04
+    count: int = 30
+    epochs: int = 10
+
+
+@dataclass
 class PruneConfig:
     """Pruning: what stays, how α moves, how long.
 
@@ -78,7 +94,11 @@ class PruneConfig:
         final_hold: Epochs at α = 0, or a plateau; null: as `hold`.
         order: Groups or modules to prune one after another; null: all at once.
         monitor: Metric that a plateau watches; null: that of the branch alone.
+        restarts: Learning rates at which α = 0 is held once more each, restarted there.
         learning_rate: At each level, keep the learning rate going or restart it.
+        restore_best: End each level with the weights of its best epoch, by `monitor`.
+        thaw_at: α at and below which the original layers learn: 1: from the start; null: never.
+        rounds: Prune in rounds, each from the small model of the one before; null: once.
         recalibrate: Recent training batches that BatchNorm takes its statistics from when the
             branch alone is validated.
         task: Arguments of the task that differ from those of the dense training.
@@ -95,7 +115,11 @@ class PruneConfig:
     final_hold: int | Plateau | None = None
     order: list[str] | None = None
     monitor: str | None = None
+    restarts: list[float] = field(default_factory=list)
     learning_rate: Literal["keep", "restart"] = "keep"
+    restore_best: bool = False
+    thaw_at: float | None = 1.0
+    rounds: RoundsConfig | None = None
     recalibrate: int = 16
     task: dict[str, Any] = field(default_factory=dict)
 
@@ -116,7 +140,7 @@ class PruneConfig:
             hold = replace(hold, mode=mode)
         if isinstance(final, Plateau) and self.monitor is None:
             final = replace(final, mode=mode)
-        return Schedule(_levels(self.levels), hold, final, self.order)
+        return Schedule(_levels(self.levels), hold, final, self.order, self.restarts)
 
     def criterion(self) -> Init:
         """Return what `attach` takes as `init`."""
@@ -160,7 +184,21 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_argument("--name", type=str, default="run", help="Name of the experiment")
+    parser.add_argument("--method", type=str, default="blended", help="Name of the method")
+    parser.add_argument("--preset", type=str, default="own", help="Name of the settings")
     parser.add_argument("--output", type=Path, required=True, help="Folder to write; must be new")
+    parser.add_argument(
+        "--results",
+        type=Path | None,
+        default=None,
+        help="File to which a finished run adds a line; null: results/NAME.jsonl beside OUTPUT",
+    )
+    parser.add_argument(
+        "--resume",
+        action=ActionYesNo,
+        default=False,
+        help="Continue a run there that was broken off; start it where there is none",
+    )
     parser.add_argument(
         "--overwrite", type=bool, default=False, help="Move an earlier run there to OUTPUT.previous"
     )
@@ -170,6 +208,7 @@ def make_parser() -> ArgumentParser:
         "--accelerator", type=str, default="auto", help="Device, as Lightning names it"
     )
     parser.add_argument("--precision", type=str, default="32-true", help="As Lightning names it")
+    parser.add_argument("--compile", type=bool, default=False, help="Use torch.compile")
     parser.add_subclass_arguments(nn.Module, "model", required=True, help="The network")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="The data")
     parser.add_argument(
@@ -186,12 +225,17 @@ class RunConfig:
 
     Attributes:
         name: Name of the experiment.
+        method: Name of the method.
+        preset: Name of the settings.
         output: Folder to write.
+        results: File to which a finished run adds a line.
+        resume: Continue a run that was broken off.
         overwrite: Replace an existing folder.
         seed: Seed of all random numbers.
         fast: Two batches an epoch, one epoch a level: a dry run.
         accelerator: Device, as Lightning names it.
         precision: Precision, as Lightning names it.
+        compile: Whether to use torch.compile.
         model: The network.
         data: The data module.
         task: Makes the task of the dense training from a network.
@@ -203,12 +247,17 @@ class RunConfig:
     """
 
     name: str
+    method: str
+    preset: str
     output: Path
+    results: Path | None
+    resume: bool
     overwrite: bool
     seed: int
     fast: bool
     accelerator: str
     precision: str
+    compile: bool
     model: nn.Module
     data: LightningDataModule
     task: TaskFactory
@@ -249,5 +298,6 @@ def parse(args: list[str]) -> RunConfig:
         prune_task = parser.instantiate(pruning).task
     except (ArgumentError, ValueError, TypeError) as error:
         raise PruneError(str(error)) from error
-    config.pop("overwrite")  # a stored configuration must not replace anything by itself
+    for key in ("overwrite", "resume"):
+        config.pop(key)  # a stored configuration must not replace anything by itself
     return RunConfig(**vars(built), prune_task=prune_task, text=parser.dump(config))

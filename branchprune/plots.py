@@ -117,6 +117,38 @@ def losses(rows: Rows, title: str, width: float = 4.4) -> str:
     return svg.getvalue()
 
 
+def rounds(
+    points: Sequence[tuple[float, float]], metric: Mapping[str, str], width: float = 7.8
+) -> str:
+    """Draw the metric against the share of the parameters that is left, round by round.
+
+    Args:
+        points: (share of the parameters left, metric), the dense model first.
+        metric: See `blending`.
+        width: Width of the figure in inches.
+
+    Returns:
+        One `<svg>` element.
+    """
+    with _figure(f"rounds {width}", width, 3.6) as (figure, svg):
+        axes = figure.subplots()
+        axes.set(xlabel="parameters left", ylabel=metric["label"], xscale="log")
+        axes.invert_xaxis()
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        label = "after fine-tuning"
+        shares, values = zip(*points, strict=True)
+        line = axes.plot(
+            shares, values, color=_COLOURS["branch"], lw=1.6, marker="o", ms=4, label=label
+        )[0]
+        dense = axes.axhline(
+            values[0], color=_COLOURS["ink"], lw=1, ls=(0, (6, 3)), label="dense model"
+        )
+        _scale(axes, metric)
+        _legend(figure, [line, dense])
+    return svg.getvalue()
+
+
 def alpha_courses(rows: Rows) -> list[tuple[list[str], list[tuple[float, float]]]]:
     """Find the distinct courses of α: the groups that share one, and its points (epoch, α)."""
     columns = sorted({name for row in rows for name in row if name.startswith("alpha/")})

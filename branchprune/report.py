@@ -35,11 +35,12 @@ _RESULT = {
         "mode": {"max", "min"},
         "format": {"percent", "number"},
     },
-    "scores": {"dense": _SCORE, "blended_at_zero": {"val": _NUMBER}, "small": _SCORE},
+    "scores": {"dense": _SCORE, "small": _SCORE},
+    "rounds": [{"val": _NUMBER, "params": int}],
     "cost": {"dense": _COST, "small": _COST},
     "collapse": dict.fromkeys(("relative_error", "tolerance", "relative_error_own_dtype"), _NUMBER),
     "plan": {"groups": [{**_GROUP, "macs_share": _NUMBER}]},
-    "epochs": {"dense": int, "prune": int},
+    "epochs": {"dense": _NUMBER, "prune": _NUMBER},
     "seconds": {"dense": _NUMBER, "prune": _NUMBER},
 }
 
@@ -162,19 +163,32 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Markup]]:
     """Draw the blending chart in two widths, and the losses of each phase there is."""
-    dense, prune = folder / "dense" / "metrics.csv", folder / "prune" / "metrics.csv"
-    rows, metric = read_metrics(prune), result["metric"]
-    for column in (metric["column"], f"{metric['column']}_branch"):
-        if not any(column in row for row in rows):
-            raise PruneError(f"{prune}: column {column!r} is missing or empty")
-    score = result["scores"]["dense"]["val"]
-    phases = [(rows, "epochs of blending")]
-    if dense.exists():
-        phases.insert(0, (read_metrics(dense), "epochs of dense training"))
+    dense, score = folder / "dense" / "metrics.csv", result["scores"]["dense"]["val"]
+    phases = [(read_metrics(dense), "epochs of dense training")] if dense.exists() else []
+    if result["rounds"]:
+        draw = partial(_draw_rounds, result, score)
+    else:
+        rows = _blending_rows(folder / "prune" / "metrics.csv", result["metric"]["column"])
+        phases.append((rows, "epochs of blending"))
+        draw = partial(plots.blending, rows, result["metric"], score)
     return {
-        "blending": [Markup(plots.blending(rows, metric, score, width)) for width in (7.8, 4.2)],
+        "blending": [Markup(draw(width=width)) for width in (7.8, 4.2)],
         "losses": [Markup(plots.losses(*phase)) for phase in phases],
     }
+
+
+def _draw_rounds(result: Mapping[str, Any], score: float, width: float) -> str:
+    whole = result["cost"]["dense"]["params"]
+    points = [(each["params"] / whole, each["val"]) for each in result["rounds"]]
+    return plots.rounds([(1.0, score), *points], result["metric"], width)
+
+
+def _blending_rows(path: Path, metric: str) -> list[dict[str, float]]:
+    rows = read_metrics(path)
+    for column in (metric, f"{metric}_branch"):
+        if not any(column in row for row in rows):
+            raise PruneError(f"{path}: column {column!r} is missing or empty")
+    return rows
 
 
 def _read_result(path: Path) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class Schedule:
         hold: Epochs at each level, or a `Plateau`.
         final_hold: Epochs at α = 0, or a `Plateau`; None: as `hold`.
         order: Groups or modules that go from 1 to 0 one after another; None: all at once.
+        restarts: Learning rates; at the end α = 0 is held once more for each, restarted there.
 
     Raises:
         PruneError: Levels that do not fall to 0, or a hold below one epoch.
@@ -118,6 +119,7 @@ class Schedule:
         hold: int | Plateau = 1,
         final_hold: int | Plateau | None = None,
         order: Sequence[str] | None = None,
+        restarts: Sequence[float] = (),
     ) -> None:
         self.levels = tuple(steps() if levels is None else levels)
         falling = all(a > b for a, b in zip((1.1, *self.levels), self.levels, strict=False))
@@ -130,6 +132,9 @@ class Schedule:
         if order is not None and (isinstance(order, str) or not order):
             raise PruneError(f"order (={order!r}) must be a list of groups or modules")
         self.order = None if order is None else tuple(order)
+        self.restarts = tuple(restarts)
+        if not all(rate > 0 for rate in self.restarts):
+            raise PruneError(f"restarts (={list(restarts)}) must be positive learning rates")
         self.reset()
 
     @property
@@ -144,36 +149,48 @@ class Schedule:
         }
 
     @property
+    def learning_rate(self) -> float | None:
+        """The learning rate from which the current level starts; None: the optimizer's own."""
+        number = self.level - len(self.levels)
+        return None if self.done or number < 0 else self.restarts[number]
+
+    @property
     def done(self) -> bool:
         """Whether the last level has ended."""
-        return self.stage >= (1 if self.order is None else len(self.order))
+        return self.stage >= self._stages
 
     @property
     def max_epochs(self) -> int:
         """The largest number of epochs that the schedule can take."""
-        stages = 1 if self.order is None else len(self.order)
-        inner = _longest(self.hold)
-        return stages * len(self.levels) * inner - inner + _longest(self.final_hold)
+        final = (1 + len(self.restarts)) * _longest(self.final_hold)
+        return (self._stages * len(self.levels) - 1) * _longest(self.hold) + final
+
+    @property
+    def _stages(self) -> int:
+        return 1 if self.order is None else len(self.order)
 
     def report(self, metric: float) -> None:
         """Say the validation metric of the current epoch."""
         self.metrics.append(float(metric))
 
     def advance(self) -> bool:
-        """End the current epoch; return whether α has changed."""
+        """End the current epoch; return whether its level has ended, too."""
         self.epochs_at_level += 1
         if not self._level_over():
             return False
         self.metrics, self.epochs_at_level = [], 0
         self.level += 1
-        if self.level == len(self.levels):
+        if self.level == len(self.levels) + (len(self.restarts) if self._last_stage else 0):
             self.stage += 1
             self.level = 0 if not self.done else self.level
-        return not self.done
+        return True
+
+    @property
+    def _last_stage(self) -> bool:
+        return self.stage == self._stages - 1
 
     def _level_over(self) -> bool:
-        stages = 1 if self.order is None else len(self.order)
-        last = self.stage == stages - 1 and self.level == len(self.levels) - 1
+        last = self._last_stage and self.level >= len(self.levels) - 1
         hold = self.final_hold if last else self.hold
         if isinstance(hold, Plateau):
             if len(self.metrics) < self.epochs_at_level:
@@ -210,7 +227,7 @@ class Schedule:
     def __repr__(self) -> str:
         return (
             f"Schedule(levels={self.levels}, hold={self.hold}, "
-            f"final_hold={self.final_hold}, order={self.order})"
+            f"final_hold={self.final_hold}, order={self.order}, restarts={self.restarts})"
         )
 
 

@@ -287,7 +287,7 @@ def test_training_continues_from_a_checkpoint_inside_the_schedule(tmp_path):
     def fit(epochs, ckpt=None):
         pytorch_lightning.seed_everything(0, verbose=False)
         pruning = BranchPruning(bp.Schedule((0.6, 0.3, 0.0)), example=torch.ones(2, 1, 8, 8))
-        task = ClassificationTask(network(), learning_rate=0.05, cosine=False)
+        task = ClassificationTask(network(), learning_rate=0.05, schedule="constant")
         run = trainer(epochs, pruning, enable_checkpointing=True, default_root_dir=tmp_path)
         run.fit(task, loader(), loader(), ckpt_path=ckpt)
         run.save_checkpoint(tmp_path / f"{epochs}.ckpt") if epochs == 1 else None

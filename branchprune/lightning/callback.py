@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -11,15 +10,17 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from branchprune.blended import Blended
 from branchprune.branches import Init, attach
 from branchprune.calls import Example
 from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
+from branchprune.lightning.best import BestWeights
 from branchprune.lightning.branch_validation import validate_branch
-from branchprune.lightning.graft import Graft
+from branchprune.lightning.graft import Graft, find_example
+from branchprune.lightning.learning_rates import LearningRates
 from branchprune.lightning.vitals import Vitals
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
@@ -58,11 +59,15 @@ class BranchPruning(Vitals):
         target: Path of the network in the LightningModule, "" for its own `forward`; None: its
             only child with layers, else its own `forward`.
         monitor: Metric that a `Plateau` watches, such as "metric/val_acc_branch".
-        learning_rate: At each new α "keep" the learning rate going, or "restart" it and its
-            schedulers.
+        learning_rate: At each new level "keep" the learning rate going, or "restart" it and its
+            schedulers. The schedule's own `restarts` always do.
+        restore_best: End each level with the weights of the epoch at which `monitor` was best;
+            "max" or "min" says what is best.
+        thaw_at: α at and below which the original layers learn: 1: from the start; None: never.
         recalibrate: Number of recent training batches from which BatchNorm takes its statistics
             when the branch alone is validated; 0: those of the blend, which make the branch look
             far worse than it is.
+        compile: Use torch.compile.
         collapse: Collapse at the end.
 
     Attributes:
@@ -90,9 +95,16 @@ class BranchPruning(Vitals):
         target: str | None = None,
         monitor: str | None = None,
         learning_rate: Literal["keep", "restart"] = "keep",
+        restore_best: Literal["max", "min"] | None = None,
+        thaw_at: float | None = 1.0,
         recalibrate: int = 16,
+        compile: bool = False,
         collapse: bool = True,
     ) -> None:
+        if restore_best not in (None, "max", "min"):
+            raise PruneError(f"restore_best (={restore_best!r}) must be 'max', 'min' or None")
+        if thaw_at is not None and not 0 <= thaw_at <= 1:
+            raise PruneError(f"thaw_at (={thaw_at}) must be in [0, 1], or None")
         if learning_rate not in ("keep", "restart"):
             raise PruneError(f"learning_rate (={learning_rate!r}) must be 'keep' or 'restart'")
         if recalibrate < 0:
@@ -100,10 +112,14 @@ class BranchPruning(Vitals):
         self.schedule, self.keep, self.exclude = schedule, keep, exclude
         self.multiple_of, self.inside, self.opaque = multiple_of, inside, opaque
         self.init, self.example, self.target = init, example, target
-        self.monitor, self.learning_rate, self.collapses = monitor, learning_rate, collapse
+        self.monitor, self.learning_rate = monitor, learning_rate
+        self.compiles, self.collapses = compile, collapse
+        self.best = BestWeights(restore_best) if restore_best else None
+        self.thaw_at = thaw_at
+        self.new_level = False
         self.recent: deque[Example] = deque(maxlen=recalibrate)
-        if self._waits() and monitor is None:
-            raise PruneError("monitor (=None) must name the metric that the Plateau watches")
+        if (self._waits() or restore_best) and monitor is None:
+            raise PruneError("monitor (=None) must name a metric: it decides how levels end")
         if "loss" in (monitor or "") and any(hold.mode == "max" for hold in self._waits()):
             raise PruneError(f"monitor (={monitor!r}) is a loss: use Plateau(mode='min')")
         self.plan: Plan | None = None
@@ -120,7 +136,7 @@ class BranchPruning(Vitals):
         self.small = self.collapse_error = None
         self._graft = Graft(pl_module, self.target)
         network = self._graft.network
-        example = self._example(trainer, pl_module)
+        example = find_example(trainer, pl_module) if self.example is None else self.example
         self.plan = plan(
             network,
             example,
@@ -132,38 +148,19 @@ class BranchPruning(Vitals):
         )
         self.blended = attach(network, self.plan, self.init)
         self.blended.alpha = self.schedule.alpha
+        if self.compiles:
+            self.blended.compile()
+        self._learning = [p for p in self.blended.model.parameters() if p.requires_grad]
         self._graft.insert(self.blended)
         self.macs = 0
 
-    def _example(self, trainer: Trainer, module: LightningModule) -> Example:
-        if self.example is not None:
-            return self.example
-        if isinstance(module.example_input_array, Tensor | tuple | dict):
-            return module.example_input_array
-        data: Any = getattr(trainer, "datamodule", None)
-        if data is None:
-            raise PruneError(
-                "example (=None) is needed: neither example_input_array nor a data module is there"
-            )
-        batch = next(iter(data.train_dataloader()))
-        images: Tensor = batch[0] if isinstance(batch, list | tuple) else batch
-        return images[:1]
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the learning rate starts; put all α curves on one chart."""
-        self._start = [
-            (copy.deepcopy(group["lr"]), group)
-            for optimizer in trainer.optimizers
-            for group in optimizer.param_groups
-        ]
-        self._schedulers = [
-            (config.scheduler, copy.deepcopy(config.scheduler.state_dict()))
-            for config in trainer.lr_scheduler_configs
-        ]
+        self._rates = LearningRates(trainer)
         self._check_optimizers(trainer)
-        if self._waits() and trainer.check_val_every_n_epoch != 1:
+        if (self._waits() or self.best) and trainer.check_val_every_n_epoch != 1:
             every = trainer.check_val_every_n_epoch
-            raise PruneError(f"check_val_every_n_epoch (={every}) must be 1: a Plateau waits")
+            raise PruneError(f"check_val_every_n_epoch (={every}) must be 1: it decides on levels")
         limit = trainer.max_epochs
         if limit not in (None, -1) and limit < self.schedule.max_epochs:
             rank_zero_warn(
@@ -220,10 +217,18 @@ class BranchPruning(Vitals):
             self.on_train_end(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set and log α."""
+        """Set and log α, and what learns at it."""
+        if self.new_level:
+            self._rates.restart(self.schedule.learning_rate)
+            self.new_level = False
         super().on_train_epoch_start(trainer, pl_module)
+        self.recent.clear()
         blended = self._blended
         before, blended.alpha = blended.alpha, self.schedule.alpha
+        if self.thaw_at != 1:
+            highest = max(blended.alpha.values())
+            for parameter in self._learning:
+                parameter.requires_grad_(self.thaw_at is not None and highest <= self.thaw_at)
         if blended.alpha != before or not self.macs:
             self.macs = self._count_macs()
         for name, alpha in blended.alpha.items():
@@ -259,17 +264,19 @@ class BranchPruning(Vitals):
             if self.monitor not in trainer.callback_metrics:
                 known = ", ".join(sorted(trainer.callback_metrics))
                 raise PruneError(f"monitor (={self.monitor!r}) is not logged; logged are: {known}")
-            self.schedule.report(float(trainer.callback_metrics[self.monitor]))
-        if self.schedule.advance() and self.learning_rate == "restart":
-            self._restart_learning_rate()
-        if self.schedule.done:
-            trainer.should_stop = True
+            metric = float(trainer.callback_metrics[self.monitor])
+            self.schedule.report(metric)
+            if self.best is not None:
+                self.best.offer(metric, self._blended)
+        if self.schedule.advance():
+            self._end_level()
+        trainer.should_stop = trainer.should_stop or self.schedule.done
 
-    def _restart_learning_rate(self) -> None:
-        for scheduler, state in self._schedulers:
-            scheduler.load_state_dict(copy.deepcopy(state))
-        for learning_rate, group in self._start:
-            group["lr"] = copy.deepcopy(learning_rate)
+    def _end_level(self) -> None:
+        if self.best is not None:
+            self.best.restore(self._blended)
+        own_rate = self.schedule.learning_rate is not None
+        self.new_level = not self.schedule.done and (own_rate or self.learning_rate == "restart")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collapse."""
@@ -282,9 +289,13 @@ class BranchPruning(Vitals):
         self._graft.restore(self.small)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the schedule."""
-        return self.schedule.state_dict()
+        """Return the state of the schedule, and the best weights of the level."""
+        best = self.best.state_dict() if self.best else None
+        return {"schedule": self.schedule.state_dict(), "new_level": self.new_level, "best": best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the schedule."""
-        self.schedule.load_state_dict(state_dict)
+        """Continue inside a level."""
+        self.schedule.load_state_dict(state_dict["schedule"])
+        self.new_level = state_dict["new_level"]
+        if self.best is not None:
+            self.best.load_state_dict(state_dict["best"])

@@ -10,13 +10,14 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from branchprune.errors import PruneError
-from branchprune.losses import L1SSIM
+from branchprune.losses import L1SSIM, Distillation
 
 Batch = tuple[Tensor, Tensor]
 Stage = Literal["train", "val", "test"]
+Decay = Literal["cosine", "constant", "plateau"]
 
 
 class Task(LightningModule, ABC):
@@ -27,8 +28,10 @@ class Task(LightningModule, ABC):
         optimizer: "sgd" (Nesterov momentum 0.9) or "adam".
         learning_rate: Learning rate at the start of a cycle.
         weight_decay: Weight decay, of every parameter.
-        cosine: Let the learning rate fall to 0 along a cosine, else keep it.
+        schedule: The learning rate falls to 0 along a "cosine", stays "constant", or is divided by
+            10 at a "plateau": where the validation loss has not fallen for `patience` epochs.
         cycle_epochs: Length of the cosine; None: the whole training.
+        patience: See `schedule`.
     """
 
     def __init__(
@@ -37,21 +40,21 @@ class Task(LightningModule, ABC):
         optimizer: Literal["sgd", "adam"] = "sgd",
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
-        cosine: bool = True,
+        schedule: Decay = "cosine",
         cycle_epochs: int | None = None,
+        patience: int = 5,
     ) -> None:
         super().__init__()
         if learning_rate <= 0:
             raise PruneError(f"learning_rate (={learning_rate}) must be positive")
         if optimizer not in ("sgd", "adam"):
             raise PruneError(f"optimizer (={optimizer!r}) must be 'sgd' or 'adam'")
+        if schedule not in ("cosine", "constant", "plateau"):
+            raise PruneError(f"schedule (={schedule!r}) must be 'cosine', 'constant' or 'plateau'")
         self.model = model
-        self.optimizer, self.learning_rate, self.weight_decay = (
-            optimizer,
-            learning_rate,
-            weight_decay,
-        )
-        self.cosine, self.cycle_epochs = cosine, cycle_epochs
+        self.optimizer, self.learning_rate = optimizer, learning_rate
+        self.weight_decay, self.schedule = weight_decay, schedule
+        self.cycle_epochs, self.patience = cycle_epochs, patience
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the model's output."""
@@ -59,18 +62,23 @@ class Task(LightningModule, ABC):
         return output
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer and the cosine over epochs."""
+        """Build the optimizer and what moves its learning rate, epoch by epoch."""
         optimizer = self._optimizer()
-        if not self.cosine:
-            return optimizer
-        epochs = self.cycle_epochs or self.trainer.max_epochs or 1
-        return [optimizer], [CosineAnnealingLR(optimizer, max(1, epochs))]
+        if self.schedule == "cosine":
+            epochs = self.cycle_epochs or self.trainer.max_epochs or 1
+            return [optimizer], [CosineAnnealingLR(optimizer, max(1, epochs))]
+        if self.schedule == "plateau":
+            plateau = ReduceLROnPlateau(optimizer, patience=self.patience)
+            return [optimizer], [{"scheduler": plateau, "monitor": "loss/val"}]
+        return optimizer
 
     def _optimizer(self) -> Optimizer:
-        rate, decay = self.learning_rate, self.weight_decay
+        settings: Any = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if next(self.parameters()).is_cuda:
+            settings["fused"] = True
         if self.optimizer == "adam":
-            return torch.optim.Adam(self.parameters(), rate, weight_decay=decay)
-        return torch.optim.SGD(self.parameters(), rate, 0.9, weight_decay=decay, nesterov=True)
+            return torch.optim.Adam(self.parameters(), **settings)
+        return torch.optim.SGD(self.parameters(), momentum=0.9, nesterov=True, **settings)
 
     @abstractmethod
     def step(self, batch: Batch, stage: Stage) -> Tensor:
@@ -94,13 +102,48 @@ class Task(LightningModule, ABC):
 
 
 class ClassificationTask(Task):
-    """Cross-entropy; logs loss/{train,val,test} and metric/{val,test}_acc (a fraction)."""
+    """Cross-entropy; logs loss/{train,val,test} and metric/{val,test}_acc (a fraction).
+
+    Args:
+        model: The network.
+        teacher_weight: Weight of the distance to the logits of the network as it is when the task
+            is made, against that of the cross-entropy; 0: no distillation. Training only.
+        temperature: Temperature of the distillation; None: a regression on the logits.
+        optimizer: See `Task`.
+        learning_rate: See `Task`.
+        weight_decay: See `Task`.
+        schedule: See `Task`.
+        cycle_epochs: See `Task`.
+        patience: See `Task`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher_weight: float = 0.0,
+        temperature: float | None = 4.0,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        learning_rate: float = 0.1,
+        weight_decay: float = 5e-4,
+        schedule: Decay = "cosine",
+        cycle_epochs: int | None = None,
+        patience: int = 5,
+    ) -> None:
+        super().__init__(
+            model, optimizer, learning_rate, weight_decay, schedule, cycle_epochs, patience
+        )
+        if not 0 <= teacher_weight <= 1:
+            raise PruneError(f"teacher_weight (={teacher_weight}) must be in [0, 1]")
+        self.teacher_weight = teacher_weight
+        self.distillation = Distillation(model, temperature) if teacher_weight else None
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:
-        """Return the cross-entropy of images (N, C, H, W) and classes (N,)."""
+        """Return the loss of images (N, C, H, W) and classes (N,)."""
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels)
+        if stage == "train" and self.distillation is not None:
+            loss = torch.lerp(loss, self.distillation(logits, images), self.teacher_weight)
         self.log_epoch(f"loss/{stage}", loss, len(images))
         if stage != "train":
             accuracy = (logits.argmax(1) == labels).float().mean()
@@ -119,8 +162,9 @@ class ReconstructionTask(Task):
         optimizer: See `Task`.
         learning_rate: See `Task`.
         weight_decay: See `Task`.
-        cosine: See `Task`.
+        schedule: See `Task`.
         cycle_epochs: See `Task`.
+        patience: See `Task`.
     """
 
     def __init__(
@@ -132,10 +176,13 @@ class ReconstructionTask(Task):
         optimizer: Literal["sgd", "adam"] = "adam",
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
-        cosine: bool = True,
+        schedule: Decay = "cosine",
         cycle_epochs: int | None = None,
+        patience: int = 5,
     ) -> None:
-        super().__init__(model, optimizer, learning_rate, weight_decay, cosine, cycle_epochs)
+        super().__init__(
+            model, optimizer, learning_rate, weight_decay, schedule, cycle_epochs, patience
+        )
         self.loss = L1SSIM(l1_weight, ssim_weight, window)
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:

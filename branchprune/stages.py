@@ -1,0 +1,174 @@
+"""The stages of a run: each is a training in a folder of its own, which continues after a kill."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from rich.console import Console
+
+from branchprune.config import RunConfig
+from branchprune.errors import PruneError
+from branchprune.lightning import EpochCheckpoint, StageProgress, TrainingCost
+from branchprune.lightning.epoch_checkpoint import find_checkpoint
+
+
+@dataclass
+class Stages:
+    """Trains and judges the models of a run.
+
+    Attributes:
+        config: The configuration of the run.
+        console: Where to show progress.
+        records: What each stage cost, by its name: seconds, epochs, multiply-adds of the training
+            (`train_macs`), share of the time that waited for data (`loader_share`).
+    """
+
+    config: RunConfig
+    console: Console
+    records: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def fit(self, stage: str, task: LightningModule, epochs: int, *callbacks: Callback) -> Trainer:
+        """Train a task, from the stage's last checkpoint if there is one.
+
+        Args:
+            stage: Name of the stage, and of its folder.
+            task: What to train.
+            epochs: The most epochs it can take.
+            *callbacks: What belongs to this stage alone.
+
+        Raises:
+            PruneError: The loss became NaN, or something cannot be written; the last good
+                checkpoint is named.
+        """
+        folder, cost = self.config.output / stage, TrainingCost()
+        checkpoint, note = find_checkpoint(folder)
+        if note:
+            self.console.print(note, highlight=False, soft_wrap=True, markup=False)
+        saved = EpochCheckpoint(folder)
+        progress = StageProgress(stage, self.config.metric.val, self.console)
+        loggers = self._loggers(stage, checkpoint)
+        trainer = self._trainer(epochs, [*callbacks, cost, progress, saved], loggers)
+        seed_everything(self.config.seed, workers=True, verbose=False)
+        try:
+            path = None if checkpoint is None else str(checkpoint)
+            trainer.fit(task, self.config.data, ckpt_path=path, weights_only=True)
+        except (PruneError, OSError) as error:
+            last, dense = folder / "last.ckpt", self.config.output / "dense.safetensors"
+            good = next((path for path in (last, dense) if path.exists()), None)
+            where = f"the last good checkpoint is {good}" if good else "no checkpoint was written"
+            raise PruneError(f"{stage} stage: {error}; {where} (--resume continues)") from error
+        self.records[stage] = {
+            "seconds": round(saved.state_dict()["seconds"], 1),
+            "epochs": trainer.current_epoch,
+            "train_macs": cost.macs,
+            "loader_share": round(cost.waited / cost.seconds, 4) if cost.seconds else 0.0,
+        }
+        return trainer
+
+    def _loggers(self, stage: str, checkpoint: Path | None) -> list[Logger]:
+        """Return loggers of a stage, which go on from the epoch of a checkpoint."""
+        output = self.config.output
+        table, purge = output / stage / "metrics.csv", None
+        rows: list[dict[str, Any]] = []
+        if checkpoint is not None:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            rows, purge = _earlier_rows(table, state["epoch"]), state["global_step"]
+            table.unlink(missing_ok=True)
+        csv_logger = CSVLogger(output, name="", version=stage)
+        board = TensorBoardLogger(output, name="", version=stage, purge_step=purge)
+        csv_logger.experiment.metrics = rows
+        return [csv_logger, board]
+
+    def _trainer(self, epochs: int, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+        config = self.config
+        return Trainer(
+            max_epochs=epochs,
+            accelerator=config.accelerator,
+            devices=1,
+            precision=config.precision,  # type: ignore[arg-type]
+            logger=loggers,
+            callbacks=callbacks,
+            limit_train_batches=2 if config.fast else None,
+            limit_val_batches=2 if config.fast else None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_checkpointing=True,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def judge(
+        self, task: LightningModule, batches: int | None = None, test: bool = True
+    ) -> dict[str, float]:
+        """Return everything a task logs in validation and, if asked for, test.
+
+        Args:
+            task: What to judge.
+            batches: Number of batches; None: all.
+            test: Whether to look at the test set, too.
+
+        Raises:
+            PruneError: The metric of the run is not logged, or something is missing for a test.
+        """
+        metric, config = self.config.metric, self.config
+        try:
+            judge = Trainer(
+                accelerator=config.accelerator,
+                devices=1,
+                precision=config.precision,  # type: ignore[arg-type]
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                limit_val_batches=batches,
+                limit_test_batches=batches,
+            )
+            found = {metric.val: judge.validate(task, config.data, verbose=False)[0]}
+            if test:
+                found[metric.test] = judge.test(task, config.data, verbose=False)[0]
+        except (MisconfigurationException, ImportError, ValueError) as error:
+            raise PruneError(f"task, data, accelerator or precision: {error}") from error
+        for name, logged in found.items():
+            if name not in logged:
+                known = ", ".join(sorted(logged))
+                raise PruneError(f"metric (={name!r}) is not logged; the task logs {known}")
+        return {name: float(value) for each in found.values() for name, value in each.items()}
+
+    def score(self, task: LightningModule, test: bool = True) -> dict[str, float]:
+        """Return the metric of the run in validation ("val") and, if asked for, test ("test")."""
+        logged, metric = self.judge(task, test=test), self.config.metric
+        scores = {"val": logged[metric.val]}
+        return scores | {"test": logged[metric.test]} if test else scores
+
+    def finish(self, stage: str, **found: Any) -> None:
+        """Note that a stage has ended, and what was found."""
+        path = self.config.output / stage / "finished.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"record": self.records.get(stage), **found}, indent=1))
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """Return what was found in a stage that has ended, None if it has not."""
+        path = self.config.output / stage / "finished.json"
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found["record"]:
+            self.records[stage] = found["record"]
+        return found
+
+
+def _earlier_rows(path: Path, epoch: int) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.csv that were written before an epoch began."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    before = [i for i, row in enumerate(rows) if float(row.get("epoch", "inf")) < epoch]
+    return rows[: before[-1] + 1] if before else []

@@ -1,0 +1,314 @@
+"""A run that is killed continues, and ends as if nothing had happened."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule, Trainer
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from branchprune.cli import main
+from branchprune.lightning import ClassificationTask, TrainingCost
+from branchprune.lightning.epoch_checkpoint import find_checkpoint
+from branchprune.profiling import measure_latency
+from branchprune.results import read_lines
+
+CONFIG = """
+name: killed
+seed: 3
+model: {class_path: test_resume.Net}
+data: {class_path: test_resume.Data}
+task:
+  class_path: test_resume.Killed
+  init_args: {learning_rate: 0.05, cycle_epochs: 3}
+dense: {epochs: 2}
+prune:
+  levels: [0.6, 0.3, 0.0]
+  hold: {max_epochs: 2, patience: 2}
+  restarts: [0.02]
+  restore_best: true
+  init: random
+  learning_rate: restart
+"""
+ROUNDS = """
+prune: {keep: 0.75, rounds: {count: 3, epochs: 2, max_drop: 1.0}}
+"""
+
+
+class Net(nn.Sequential):
+    """A network that draws random numbers while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Flatten(),
+            nn.Linear(128, 3),
+        )
+
+
+class Data(LightningDataModule):
+    """Shuffled by the global generator, as DataLoader does it."""
+
+    def _batches(self, seed: int, shuffle: bool = False) -> DataLoader:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(40, 1, 4, 4, generator=generator)
+        y = (x.mean((1, 2, 3)) > 0).long()
+        return DataLoader(TensorDataset(x, y), batch_size=8, shuffle=shuffle)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._batches(0, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._batches(1)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._batches(2)
+
+
+class Kill(Exception):
+    """What stands for a kill within the process."""
+
+
+class Killed(ClassificationTask):
+    """Is killed before one of its training steps, counted over all stages."""
+
+    at = -1
+    steps = 0
+
+    def training_step(self, batch, batch_idx):
+        Killed.steps += 1
+        if Killed.steps == Killed.at:
+            raise Kill
+        return super().training_step(batch, batch_idx)
+
+
+def go(base: Path, name: str, *options: str, kill: int = -1, more: str = "") -> Path:
+    """Run the configuration into a folder; killed before a step, or to its end."""
+    Killed.at, Killed.steps = kill, 0
+    config, extra = base / "config.yaml", base / "more.yaml"
+    config.write_text(CONFIG)
+    extra.write_text(more)
+    arguments = ["run", str(config), "--output", str(base / name), *options]
+    arguments += ["--config", str(extra)] if more else []
+    with pytest.MonkeyPatch.context() as patch:
+        quick = partial(measure_latency, seconds=0.01)
+        patch.setattr("branchprune.experiment.measure_latency", quick)
+        if kill > 0:
+            with pytest.raises(Kill):
+                main(arguments)
+        else:
+            assert main(arguments) == 0
+    return base / name
+
+
+@pytest.fixture
+def run(tmp_path):
+    return partial(go, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return go(tmp_path_factory.mktemp("whole"), "whole")
+
+
+@pytest.fixture(scope="module")
+def whole_rounds(tmp_path_factory):
+    return go(tmp_path_factory.mktemp("rounds"), "whole", more=ROUNDS)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Return the table without what depends on the clock."""
+    with path.open(newline="") as file:
+        found = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if "loader_share" not in k} for row in found]
+
+
+def check_same(whole: Path, resumed: Path, stages: list[str]) -> None:
+    for name in ("dense.safetensors", "small.safetensors"):
+        assert same_weights(whole / name, resumed / name), name
+    for stage in stages:
+        assert rows(whole / stage / "metrics.csv") == rows(resumed / stage / "metrics.csv")
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, resumed)]
+    for key in ("scores", "epochs", "plan", "rounds"):
+        assert results[0][key] == results[1][key], key
+    macs = [[stage["train_macs"] for stage in r["stages"].values()] for r in results]
+    assert macs[0] == macs[1] and all(macs[0])
+
+
+# 5 steps an epoch; the dense stage has 10, a level of the blending at most 10.
+@pytest.mark.parametrize("kills", [[1], [3], [6], [8, 4], [12], [18], [23, 5, 3], [33], [48]])
+def test_a_run_killed_anywhere_ends_with_the_same_weights(kills, whole, run):
+    run("killed", kill=kills[0])
+    for kill in kills[1:]:
+        run("killed", "--resume", kill=kill)
+    resumed = run("killed", "--resume")
+    check_same(whole, resumed, ["dense", "prune"])
+
+
+def test_the_runs_of_this_file_use_what_could_differ(whole, run):
+    """If these did not hold, the comparison above would compare little."""
+    metrics = rows(whole / "prune" / "metrics.csv")
+    rates = [row["lr"] for row in metrics if "lr" in row]
+    assert len(set(rates)) > 2 and 8 >= len(rates) > 4
+    other = run("other", "--seed", "4")
+    assert not same_weights(whole / "small.safetensors", other / "small.safetensors")
+
+
+@pytest.mark.parametrize("kills", [[14], [26], [31, 2]])
+def test_rounds_continue(kills, whole_rounds, run):
+    whole = whole_rounds
+    run("killed", kill=kills[0], more=ROUNDS)
+    for kill in kills[1:]:
+        run("killed", "--resume", kill=kill, more=ROUNDS)
+    resumed = run("killed", "--resume", more=ROUNDS)
+    check_same(whole, resumed, ["dense", "round_01", "round_02", "round_03"])
+    result = json.loads((whole / "result.json").read_text())
+    assert [each["widths"]["0"] for each in result["rounds"]] == [6, 4, 3]
+    assert result["plan"]["groups"][0]["kept"] == 3
+    assert load_file(whole / "small.safetensors")["0.weight"].shape[0] == 3
+
+
+def test_a_process_that_is_killed(whole, run, tmp_path):
+    """The same with the real signal, which leaves no time to write anything."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "branchprune.cli", "run", str(tmp_path / "config.yaml")]
+    command += ["--output", str(tmp_path / "killed"), "--resume"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    last = tmp_path / "killed" / "prune" / "last.ckpt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() in (-signal.SIGKILL, 0)
+    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
+def tear(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(
+        {
+            "cut": content[:half],
+            "empty": b"",
+            "zeros": content[:half] + bytes(300) + content[half + 300 :],
+        }[how]
+    )
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "zeros"])
+def test_a_torn_checkpoint_costs_an_epoch_and_is_named(how, whole, run, capsys):
+    killed = run("killed", kill=23)
+    tear(killed / "prune" / "last.ckpt", how)
+    assert find_checkpoint(killed / "prune")[0] == killed / "prune" / "previous.ckpt"
+    resumed = run("killed", "--resume")
+    assert f"{killed / 'prune' / 'last.ckpt'} is torn" in capsys.readouterr().out
+    check_same(whole, resumed, ["dense", "prune"])
+
+
+def test_two_torn_checkpoints_start_the_stage_again(whole, run):
+    killed = run("killed", kill=23)
+    for name in ("last.ckpt", "previous.ckpt"):
+        tear(killed / "prune" / name, "cut")
+    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
+def test_a_full_disk_is_named_and_costs_no_more_than_an_epoch(
+    whole, run, tmp_path, monkeypatch, capsys
+):
+    save, saved = Trainer.save_checkpoint, []
+
+    def full(trainer, path, **options):
+        saved.append(path)
+        if len(saved) == 5:
+            Path(path).write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(trainer, path, **options)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and "--resume" in error
+    folder = tmp_path / "killed" / "prune"
+    assert sorted(path.name for path in folder.glob("*.ckpt")) == ["last.ckpt", "previous.ckpt"]
+    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
+def test_other_settings_are_refused(run, capsys):
+    killed = run("killed", kill=23)
+    arguments = ["run", str(killed.parent / "config.yaml"), "--output", str(killed), "--resume"]
+    assert main([*arguments, "--prune.keep", "0.25"]) == 2
+    assert "prune.keep was 0.5 and is 0.25" in capsys.readouterr().err
+    assert main([*arguments, "--seed", "4"]) == 2
+    assert "seed was 3 and is 4" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "mine").mkdir()
+    arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "mine")]
+    assert main([*arguments, "--resume"]) == 2
+    assert "no run that could be resumed" in capsys.readouterr().err
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_finished_run_has_one_line_however_often_it_is_resumed(run, tmp_path):
+    whole = run("whole")
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    run("whole", "--resume")
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    [line] = read_lines(tmp_path / "results" / "killed.jsonl")
+    result = json.loads((whole / "result.json").read_text())
+    assert line["final"] == result["scores"]["small"]["test"]
+    assert line["seed"] == 3 and line["dataset"] == "Data" and line["experiment"] == "killed"
+    dense, small = load_file(whole / "dense.safetensors"), load_file(whole / "small.safetensors")
+    # Parameters are all but the three entries of BatchNorm's running statistics.
+    sizes = [
+        sum(t.numel() for k, t in f.items() if k[:2] != "1." or k[2:] in ("weight", "bias"))
+        for f in (dense, small)
+    ]
+    assert line["params_removed"] == pytest.approx(1 - sizes[1] / sizes[0])
+    assert line["channels_removed"] == pytest.approx(4 / 11)
+    # 16 positions of 3x3 and 128 inputs of 3 classes, and half of both.
+    assert line["macs_removed"] == pytest.approx(0.5)
+    run("again")
+    assert len(read_lines(tmp_path / "results" / "killed.jsonl")) == 2
+
+
+def test_macs_of_a_training_step_are_those_of_forward_and_backward():
+    """Forward, weight gradients, and input gradients of all but the first layer."""
+    cost = TrainingCost()
+    task = ClassificationTask(Net(), learning_rate=0.01)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[cost],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, Data())
+    convolution, head = 8 * 9 * 16, 128 * 3
+    assert cost.macs == 2 * 40 * (2 * convolution + 3 * head)
+    assert 0 < cost.waited < cost.seconds
