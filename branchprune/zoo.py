@@ -6,7 +6,6 @@ back and whose end, whatever the cause, ends nothing else.
 
 from __future__ import annotations
 
-import gc
 import json
 import resource
 import subprocess
@@ -141,7 +140,8 @@ class Stages:
         self.row, self.report, self.begun = row, report, time.perf_counter()
 
     def enter(self, name: str) -> None:
-        """End the stage before and begin one."""
+        """End the stage before, give its memory back, and begin one."""
+        environment.give_memory_back()
         now = time.perf_counter()
         spent = self.row.seconds.get(self.row.stage, 0.0) + now - self.begun
         self.row.seconds[self.row.stage], self.begun = spent, now
@@ -187,7 +187,6 @@ def measure(row: Row, report: Callable[[Row], None]) -> None:
         model, error = collapse_with_error(blended)
         row.collapse_error = max(error, row.collapse_error or 0.0)
         del blended
-        gc.collect()  # the copies are large
     stages.enter("result")
     row.params_after, row.macs_after = count_params(model), _all_macs(model, example)
     if row.params_after != whole.after.params:
