@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -277,14 +278,15 @@ def parse(args: list[str]) -> RunConfig:
     """Read a configuration from command-line arguments and build what it names.
 
     Args:
-        args: Arguments of `branchprune run`, the first of which may be a YAML file.
+        args: Arguments of `branchprune run`, the first of which may be YAML files; a later one
+            overrides what it names.
 
     Raises:
         PruneError: A key or value is wrong; the key is named.
     """
     parser = make_parser()
-    if args and not args[0].startswith("-"):
-        args = ["--config", *args]
+    files = list(takewhile(lambda argument: not argument.startswith("-"), args))
+    args = [*(part for file in files for part in ("--config", file)), *args[len(files) :]]
     try:
         config = parser.parse_args(args)
         config.pop("config", None)

@@ -30,9 +30,8 @@ class BestWeights:
             self.state = {name: value.clone() for name, value in module.state_dict().items()}
 
     def restore(self, module: nn.Module) -> None:
-        """Put the best state back into the module, and begin anew."""
+        """Put the best state back into the module."""
         module.load_state_dict(self.state)
-        self.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is kept, for a checkpoint."""

@@ -273,10 +273,12 @@ class BranchPruning(Vitals):
         trainer.should_stop = trainer.should_stop or self.schedule.done
 
     def _end_level(self) -> None:
+        again = self.schedule.learning_rate is not None
         if self.best is not None:
             self.best.restore(self._blended)
-        own_rate = self.schedule.learning_rate is not None
-        self.new_level = not self.schedule.done and (own_rate or self.learning_rate == "restart")
+            if not again:  # what was best at α = 0 stays so over its restarts
+                self.best.forget()
+        self.new_level = not self.schedule.done and (again or self.learning_rate == "restart")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collapse."""
