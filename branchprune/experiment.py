@@ -20,10 +20,10 @@ from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.lightning import Vitals
 from branchprune.lightning.quiet import quiet_lightning
-from branchprune.methods import Method, Pruned, choose_method
+from branchprune.methods import Blending, Method, Pruned, choose_method
 from branchprune.planning import Plan
 from branchprune.profiling import measure_latency, peak_memory
-from branchprune.report import write_report
+from branchprune.report import read_metrics, write_report
 from branchprune.results import add_line
 from branchprune.runfolder import check_folder, make_folder
 from branchprune.stages import Stages
@@ -188,10 +188,24 @@ class _Run:
             },
             "plan": pruned.plan.as_dict(),
             "rounds": pruned.rounds,
+            "curve": self._curve(),
             "stages": records,
             "epochs": _dense_and_prune(epochs),
             "seconds": _dense_and_prune(seconds),
         }
+
+    def _curve(self) -> list[dict[str, float]]:
+        """Return α (the mean of all groups), validation metric and learning rate by epoch."""
+        path = self.config.output / Blending.stage / "metrics.csv"
+        metric = self.config.metric.val
+        columns = {"val": metric, "branch": f"{metric}_branch", "lr": "lr"}
+        curve = []
+        for row in read_metrics(path) if path.exists() else []:
+            alphas = [value for name, value in row.items() if name.startswith("alpha/")]
+            point = {key: row[column] for key, column in columns.items() if column in row}
+            if alphas and "val" in point:
+                curve.append({"epoch": row["epoch"], "alpha": sum(alphas) / len(alphas), **point})
+        return curve
 
     def _cost(self, which: str, model: nn.Module, plan: Plan, batch: Tensor) -> dict[str, Any]:
         """Measure a model on the run's device: latency, memory, size of its file."""

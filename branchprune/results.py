@@ -10,6 +10,7 @@ from typing import Any
 from branchprune.errors import PruneError
 
 COPIED = ("experiment", "method", "preset", "seed", "dataset", "hardware", "versions", "commit")
+ROUND = ("val", "channels", "params", "macs")
 REMOVED = ("channels", "params", "macs")
 
 
@@ -40,7 +41,7 @@ def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
 
     `channels_removed`, `params_removed` and `macs_removed` are fractions. `train_macs` are the
     multiply-adds of the pruning, forward and backward, `dense_train_macs` those of the dense
-    training; `epochs` and `seconds` are by stage.
+    training; `epochs` and `seconds` are by stage, `curve` by epoch of blending, `rounds` by round.
     """
     dense, small, stages = result["cost"]["dense"], result["cost"]["small"], result["stages"]
     scores = result["scores"]
@@ -61,6 +62,8 @@ def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
         **{f"{key}_removed": 1 - small[key] / dense[key] for key in REMOVED},
         "collapse_error": result["collapse"]["relative_error"],
         "latency": {name: result["cost"][name]["latency"] for name in ("dense", "small")},
+        "curve": result["curve"],
+        "rounds": [{key: each[key] for key in ROUND} for each in result["rounds"]],
         "memory": {name: result["cost"][name]["peak_memory_bytes"] for name in ("dense", "small")},
     }
 
