@@ -3,7 +3,7 @@
 Call it again to go on: runs that were broken off continue from their last epoch, and what has a
 line in `scripts/results/` is not run again.
 
-    python scripts/reproduce.py --preset cpu --jobs 2 --threads 1
+    python scripts/reproduce.py --preset cpu --jobs 2
     python scripts/reproduce.py --preset paper --overlay configs/gpu.yaml --jobs 4 --minutes 8
 """
 
@@ -141,7 +141,8 @@ class Reproduction:
 
     def _start(self, job: Job) -> None:
         options, dense = self.options, self._dense(job)
-        command = ["run", *map(_shown, (*job.files(options.preset), *options.overlay))]
+        overlays = [*options.overlay, *(options.cifar10 if job.experiment == VGG else [])]
+        command = ["run", *map(_shown, (*job.files(options.preset), *overlays))]
         command += ["--seed", str(job.seed), "--output", _shown(self.runs / job.name), "--resume"]
         command += ["--results", _shown(self._results(job.experiment))]
         if job.variant and dense.exists():
@@ -176,6 +177,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--preset", default="cpu", choices=["cpu", "paper"])
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="more YAML files")
+    cifar10 = "YAML file with the data of CIFAR-10, such as configs/data/cifar10_jpeg.yaml"
+    parser.add_argument("--cifar10", type=Path, nargs="*", default=[], help=cifar10)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the headline runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
