@@ -16,7 +16,7 @@ from rich.console import Console
 
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
-from branchprune.lightning import EpochCheckpoint, StageProgress, TrainingCost
+from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
 from branchprune.lightning.epoch_checkpoint import find_checkpoint
 
 
@@ -55,7 +55,9 @@ class Stages:
         saved = EpochCheckpoint(folder)
         progress = StageProgress(stage, self.config.metric.val, self.console)
         loggers = self._loggers(stage, checkpoint)
-        trainer = self._trainer(epochs, [*callbacks, cost, progress, saved], loggers)
+        trainer = self._trainer(
+            epochs, [*callbacks, cost, Reconstructions(), progress, saved], loggers
+        )
         seed_everything(self.config.seed, workers=True, verbose=False)
         try:
             path = None if checkpoint is None else str(checkpoint)

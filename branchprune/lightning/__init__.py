@@ -4,6 +4,7 @@ from branchprune.lightning.adversarial import AdversarialTask
 from branchprune.lightning.callback import BranchPruning
 from branchprune.lightning.epoch_checkpoint import EpochCheckpoint
 from branchprune.lightning.progress import StageProgress
+from branchprune.lightning.reconstructions import Reconstructions
 from branchprune.lightning.tasks import ClassificationTask, ReconstructionTask
 from branchprune.lightning.training_cost import TrainingCost
 from branchprune.lightning.vitals import Vitals
@@ -14,6 +15,7 @@ __all__ = [
     "ClassificationTask",
     "EpochCheckpoint",
     "ReconstructionTask",
+    "Reconstructions",
     "StageProgress",
     "TrainingCost",
     "Vitals",

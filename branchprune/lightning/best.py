@@ -25,8 +25,9 @@ class BestWeights:
 
     def offer(self, metric: float, module: nn.Module) -> None:
         """Keep a copy of the module's state if its metric is the best so far."""
-        if not self.state or self.sign * metric > self.value:
-            self.value = self.sign * metric
+        value = -math.inf if math.isnan(metric) else self.sign * metric
+        if not self.state or value > self.value:
+            self.value = value
             self.state = {name: value.clone() for name, value in module.state_dict().items()}
 
     def restore(self, module: nn.Module) -> None:

@@ -105,6 +105,8 @@ class BranchPruning(Vitals):
             raise PruneError(f"restore_best (={restore_best!r}) must be 'max', 'min' or None")
         if thaw_at is not None and not 0 <= thaw_at <= 1:
             raise PruneError(f"thaw_at (={thaw_at}) must be in [0, 1], or None")
+        if thaw_at != 1 and schedule.levels[0] == 1:
+            raise PruneError(f"thaw_at (={thaw_at}): nothing learns at the first level, alpha = 1")
         if learning_rate not in ("keep", "restart"):
             raise PruneError(f"learning_rate (={learning_rate!r}) must be 'keep' or 'restart'")
         if recalibrate < 0:
@@ -205,9 +207,11 @@ class BranchPruning(Vitals):
         self._hook = self._blended.register_forward_pre_hook(remember, with_kwargs=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the recent inputs."""
+        """Forget the recent inputs; what was to learn may learn again."""
         self._hook.remove()
         self.recent.clear()
+        for parameter in self._learning:
+            parameter.requires_grad_(True)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

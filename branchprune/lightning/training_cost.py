@@ -52,6 +52,10 @@ class TrainingCost(Callback):
         self.macs += self.step_macs
         self._lap(waiting=False)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out a validation between two batches."""
+        self.since = time.perf_counter()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log."""
         seconds, waited = self.seconds - self.before[0], self.waited - self.before[1]
