@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,6 +88,7 @@ class Reproduction:
     def go(self) -> int:
         """Run until all is done or the time is over; return how many jobs failed."""
         end = time.monotonic() + 60 * self.options.minutes
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else the runs would go on alone
         try:
             while time.monotonic() < end:
                 self._collect()
