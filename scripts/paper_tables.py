@@ -1,0 +1,244 @@
+"""The tables of the paper's experiments as Markdown, from lines of results.
+
+What may not be mixed stands apart: presets, data sets, and runs on a CPU and on a GPU.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from branchprune.results import read_lines
+
+Line = dict[str, Any]
+Paper = Mapping[str, Any]
+
+FILES = ("vgg16_cifar10.jsonl", "autoencoder_carla.jsonl")
+METHODS = (
+    *("blended", "one after the other", "at once", "three-stage", "ours"),
+    *("early stopping", "multiplicative", "noise", "regression", "frozen", "frozen until small"),
+    *("weight decay", "larger steps", "straight to small"),
+)
+TITLES = {"vgg16_cifar10": "VGG-16", "autoencoder_carla": "Autoencoder"}
+NAMES = {"blended": "blended (the paper's)", "three-stage": "three-stage L1 pruning"}
+OTHER = "Not the setting of the paper, whose numbers do not compare with these."
+NOTHING = "–"
+
+
+class Section(NamedTuple):
+    """What the runs of one table have in common."""
+
+    preset: str
+    experiment: str
+    dataset: str
+    kind: str
+
+
+def read_results(folder: Path) -> list[Line]:
+    """Return the lines of all experiments that have a file in a folder."""
+    return [
+        line for name in FILES if (folder / name).exists() for line in read_lines(folder / name)
+    ]
+
+
+def section_of(line: Line) -> Section:
+    """Return where a line belongs; `kind` is the GPU's name, or CPU."""
+    hardware: str = line["hardware"]
+    kind = hardware.split(";")[0] if ";" in hardware else "CPU"
+    return Section(line["preset"], line["experiment"], line["dataset"], kind)
+
+
+def sections(lines: Iterable[Line]) -> dict[Section, list[Line]]:
+    """Return the lines of each table, oldest first; the paper's preset and experiment first."""
+    found: dict[Section, list[Line]] = {}
+    for line in sorted(lines, key=lambda line: line["date"]):
+        found.setdefault(section_of(line), []).append(line)
+
+    def place(key: Section) -> tuple[bool, str, bool, Section]:
+        return key.preset != "paper", key.preset, key.experiment != "vgg16_cifar10", key
+
+    return {key: found[key] for key in sorted(found, key=place)}
+
+
+def newest(lines: Iterable[Line]) -> dict[str, list[Line]]:
+    """Return the newest line of each seed, by method: methods and seeds in their order.
+
+    Args:
+        lines: The lines of one section, oldest first.
+    """
+    last = {(line["method"], line["seed"]): line for line in lines}
+    names = {method for method, _ in last}
+    known = [method for method in METHODS if method in names]
+    return {
+        method: [last[key] for key in sorted(last) if key[0] == method]
+        for method in [*known, *sorted(names - {*METHODS})]
+    }
+
+
+def is_percent(line: Line) -> bool:
+    """Return whether the metric is a fraction, which is shown in percent."""
+    return bool(line["metric"] == "accuracy")
+
+
+def spread(values: Sequence[float | None], digits: int, sign: str = "") -> str:
+    """Return mean ± sample standard deviation; the mean alone of one value, – without any."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return NOTHING
+    mean = f"{statistics.fmean(there):{sign}.{digits}f}".replace("-", "−")
+    return f"{mean} ± {statistics.stdev(there):.{digits}f}" if len(there) > 1 else mean
+
+
+def relative_compute(line: Line, section: Iterable[Line]) -> float | None:
+    """Return the multiply-adds of pruning over those of the dense training of the same seed.
+
+    Args:
+        line: The run.
+        section: All lines of its section, oldest first; a run that started from the dense model of
+            another has none of its own, and those of the newest run that trained it count.
+    """
+    spent = [each["dense_train_macs"] for each in section if each["seed"] == line["seed"]]
+    dense = line["dense_train_macs"] or next((macs for macs in reversed(spent) if macs), 0)
+    return line["train_macs"] / dense if dense else None
+
+
+def cliff(line: Line) -> tuple[float | None, float | None]:
+    """Return the branch alone in the last epoch before every α was 0, and in the first after."""
+    points = line["curve"]
+    zero = next((i for i, point in enumerate(points) if point["alpha"] == 0), 0)
+    if not zero:
+        return None, None
+    return points[zero - 1].get("branch"), points[zero].get("branch")
+
+
+def pruning_epochs(line: Line) -> float:
+    """Return the epochs of all stages but the dense training."""
+    return float(sum(epochs for stage, epochs in line["epochs"].items() if stage != "dense"))
+
+
+def paper_value(paper: Paper, experiment: str, method: str) -> str:
+    """Return what the paper itself reports, with the digits that it gives."""
+    for found in paper["results"]:
+        if (found["experiment"], found["method"]) == (experiment, method):
+            about = "≈ " if found["approximate"] else ""
+            params = found.get("params_removed", 100 - found.get("params_left", 0))
+            removed = f"{NOTHING} / {about}{params} / {found.get('macs_removed', NOTHING)}"
+            return f"{found['dense']} → {about}{found['final']} ({removed})"
+    return NOTHING
+
+
+def method_row(method: str, lines: Sequence[Line], section: Sequence[Line]) -> str:
+    """Return the row of a method, without the paper's own values.
+
+    Args:
+        method: Its name.
+        lines: Its runs, one a seed.
+        section: All lines of the section, oldest first.
+    """
+    scale = 100 if is_percent(lines[0]) else 1
+    values = {key: [scale * line[key] for line in lines] for key in ("dense", "final")}
+    change = [
+        after - before for before, after in zip(values["dense"], values["final"], strict=True)
+    ]
+    removed = [
+        spread([statistics.fmean(100 * line[f"{key}_removed"] for line in lines)], 1)
+        for key in ("channels", "params", "macs")
+    ]
+    before, after = (
+        spread([None if value is None else scale * value for value in side], 1)
+        for side in zip(*map(cliff, lines), strict=True)
+    )
+    cells = [
+        NAMES.get(method, method),
+        str(len(lines)),
+        *(spread(values[key], 2) for key in ("dense", "final")),
+        spread(change, 2, "+"),
+        " / ".join(removed),
+        spread([pruning_epochs(line) for line in lines], 0),
+        spread([relative_compute(line, section) for line in lines], 2),
+        NOTHING if NOTHING in (before, after) else f"{before} → {after}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def section_table(section: Section, lines: Sequence[Line], paper: Paper) -> str:
+    """Return a section: title, table, what it was obtained with, commands."""
+    methods = newest(lines)
+    shown = [line for runs in methods.values() for line in runs]
+    unit = "%" if is_percent(shown[0]) else shown[0]["metric"].split(" in ")[-1]
+    header = (
+        f"| method | n | dense, {unit} | final, {unit} | change, {unit.replace('%', 'points')} "
+        "| channels / parameters / MACs removed, % | epochs | compute "
+        f"| branch alone before → at α = 0, {unit} |"
+    )
+    rows = [method_row(method, runs, lines) for method, runs in methods.items()]
+    theirs = [paper_value(paper, section.experiment, method) for method in methods]
+    if {*theirs} != {NOTHING}:
+        header += " the paper: dense → final (removed), % |"
+        rows = [f"{row} {value} |" for row, value in zip(rows, theirs, strict=True)]
+    name = TITLES.get(section.experiment, section.experiment)
+    title = f"**{name}, {section.dataset}, preset `{section.preset}`, on {_place(section.kind)}**"
+    return "\n".join(
+        [
+            f"{title}\n",
+            *([] if section.preset == "paper" else [f"{OTHER}\n"]),
+            *(header, "| --- |" + " ---: |" * (header.count("|") - 2), *rows),
+            f"\n{conditions(shown)}\n",
+            commands(methods),
+        ]
+    )
+
+
+def _place(kind: str) -> str:
+    return "a CPU" if kind == "CPU" else f"one {kind}"
+
+
+def conditions(lines: Sequence[Line]) -> str:
+    """Return hardware, versions, commits and the largest error of a collapse."""
+    packages = sorted({name for line in lines for name in line["versions"]})
+    versions = [
+        f"{name} {_distinct(line['versions'].get(name) for line in lines)}" for name in packages
+    ]
+    errors = [line["collapse_error"] for line in lines]
+    return (
+        f"Test {lines[0]['metric']}; {_distinct(line['hardware'] for line in lines)}; "
+        f"{', '.join(versions)}; commit {_distinct(line['commit'] for line in lines)}; largest "
+        f"relative error of a collapse {max(errors):.1e}."
+    )
+
+
+def _distinct(values: Iterable[str | None]) -> str:
+    return " and ".join(dict.fromkeys(value for value in values if value is not None)) or NOTHING
+
+
+def commands(methods: Mapping[str, Sequence[Line]]) -> str:
+    """Return the exact command of each row, for its first seed, folded away."""
+    shown = "".join(
+        f"# {method}, seed {runs[0]['seed']}\n{runs[0]['command']}\n"
+        for method, runs in methods.items()
+    )
+    return folded("Commands", f"```\n{shown}```")
+
+
+def folded(summary: str, content: str) -> str:
+    """Return Markdown that is shown at a click."""
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
+def paper_table(lines: Sequence[Line], paper: Paper) -> str:
+    """Return the tables of all presets and experiments that have lines.
+
+    Args:
+        lines: Lines of results.
+        paper: The paper's own values, as in `scripts/results/paper.json`.
+    """
+    tables = [section_table(section, found, paper) for section, found in sections(lines).items()]
+    notes = (
+        "Means ± sample standard deviation over n seeds; *change* is within a seed. *Epochs* and "
+        "*compute* (multiply-adds, as a multiple of those of the dense training) are those of "
+        "pruning. *Branch alone* is in validation, in the last epoch before every α is 0 and the "
+        f"first after. The paper: {paper['source']}."
+    )
+    return "\n\n".join([*tables, notes])

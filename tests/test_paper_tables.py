@@ -1,0 +1,300 @@
+"""Tables and figures of the paper's experiments, against values computed by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+VGG, AUTOENCODER = "vgg16_cifar10", "autoencoder_carla"
+PAPER = json.loads((SCRIPTS / "results" / "paper.json").read_text())
+CPU, GPU = "AMD EPYC, 2 cores", "NVIDIA H200; AMD EPYC, 16 cores"
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import paper_tables
+
+    return paper_tables
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import paper_figures
+
+    return paper_figures
+
+
+def line(method="blended", seed=0, dense=0.9, final=0.8, **other):
+    curve = [
+        {"epoch": 0, "alpha": 0.5, "val": 0.9, "branch": 0.1, "lr": 0.1},
+        {"epoch": 1, "alpha": 0.1, "val": 0.88, "branch": 0.25, "lr": 0.1},
+        {"epoch": 2, "alpha": 0.0, "val": 0.7, "branch": 0.7, "lr": 0.1},
+        {"epoch": 3, "alpha": 0.0, "val": 0.8, "branch": 0.8, "lr": 0.1},
+    ]
+    return {
+        "experiment": VGG,
+        "method": method,
+        "preset": "cpu",
+        "seed": seed,
+        "dataset": "CIFAR-10 (JPEG)",
+        "hardware": CPU,
+        "versions": {"torch": "2.15.0"},
+        "commit": "abc1234",
+        "command": f"branchprune run {method}.yaml --seed {seed}",
+        "date": "2026-11-20T15:00:00+00:00",
+        "epochs": {"dense": 20, "prune": 4},
+        "train_macs": 3000,
+        "dense_train_macs": 2000,
+        "metric": "accuracy",
+        "dense": dense,
+        "final": final,
+        "val": {"dense": 0.91, "small": 0.81},
+        "channels_removed": 0.656,
+        "params_removed": 0.882,
+        "macs_removed": 0.881,
+        "collapse_error": 3e-15,
+        "curve": curve,
+        "rounds": [],
+    } | other
+
+
+def in_decibels(method, seed=0, **other):
+    decibels = {"metric": "PSNR in dB", "dense": 28.5, "final": 26.25, "dataset": "frames"}
+    return line(method, seed, **{"experiment": AUTOENCODER, **decibels, **other})
+
+
+def three_stage(seed=0):
+    rounds = [
+        {"val": 0.9, "channels": 80, "params": 500, "macs": 60},
+        {"val": 0.88, "channels": 60, "params": 250, "macs": 40},
+        {"val": 0.8, "channels": 50, "params": 125, "macs": 20},
+    ]
+    fields = {"rounds": rounds, "curve": [], "params_removed": 0.75}
+    fields |= {"val": {"dense": 0.91, "small": 0.88}, "dense_train_macs": 0}
+    epochs = {"dense": 0, "round_01": 4, "round_02": 4, "round_03": 4}
+    return line("three-stage", seed, epochs=epochs, **fields)
+
+
+def rows(text):
+    """Return the cells of all rows, by method."""
+    found = [row.strip("|").split(" | ") for row in text.splitlines() if row.startswith("| ")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in found}
+
+
+def test_row_of_several_seeds(tables):
+    lines = [line(seed=0), line(seed=1, dense=0.92, final=0.81), line(seed=2, final=0.83)]
+    lines[1]["train_macs"], lines[2]["epochs"] = 5000, {"dense": 20, "prune": 10}
+    row = rows(tables.paper_table(lines, PAPER))["blended (the paper's)"]
+    # 90, 92, 90: deviations −2/3, 4/3, −2/3; sample variance (4 + 16 + 4) / 9 / 2 = 4/3
+    assert row[:3] == ["3", "90.67 ± 1.15", "81.33 ± 1.53"]
+    # changes −10, −11, −7: mean −28/3, sample variance (4 + 25 + 49) / 9 / 2 = 13/3
+    assert row[3] == "−9.33 ± 2.08"
+    assert row[4] == "65.6 / 88.2 / 88.1"
+    assert row[5] == "6 ± 3"  # 4, 4, 10
+    assert row[6] == "1.83 ± 0.58"  # 1.5, 2.5, 1.5
+    assert row[7] == "25.0 ± 0.0 → 70.0 ± 0.0"
+    assert row[8] == "92.0 → 88.5 (– / 88.2 / 88.1)"
+
+
+def test_spread_needs_two_values(tables):
+    row = rows(tables.paper_table([line()], PAPER))["blended (the paper's)"]
+    assert row[:4] == ["1", "90.00", "80.00", "−10.00"]
+    assert row[6:8] == ["1.50", "25.0 → 70.0"]
+    assert tables.spread([1, None, 3], 1) == "2.0 ± 1.4"
+    assert tables.spread([None], 1) == "–"
+
+
+def test_compute_is_relative_to_the_dense_training_of_the_same_seed(tables):
+    lines = [line(seed=0), line(seed=1, dense_train_macs=4000), three_stage(1), three_stage(2)]
+    found = tables.newest(lines)["three-stage"]
+    assert [tables.relative_compute(run, lines) for run in found] == [0.75, None]
+    row = rows(tables.paper_table(lines, PAPER))["three-stage L1 pruning"]
+    assert row[5:] == ["12 ± 0", "0.75", "–", "92.0 → ≈ 90 (– / ≈ 65 / –)"]
+
+
+def test_newest_line_of_a_seed_counts(tables):
+    old = line(final=0.5, date="2026-11-19T15:00:00+00:00", dense_train_macs=6000)
+    older = old | {"date": "2026-11-18T15:00:00+00:00", "dense_train_macs": 1000}
+    lines = [line(final=0.7, dense_train_macs=0), old, older]
+    row = rows(tables.paper_table(lines, PAPER))["blended (the paper's)"]
+    assert row[0] == "1" and row[2] == "70.00"
+    assert row[6] == "0.50"  # 3000 / 6000: the newest run that trained the dense model
+
+
+def test_presets_hardware_and_data_stay_apart(tables):
+    lines = [
+        line(),
+        line(preset="paper", hardware=GPU, final=0.7),
+        line(preset="paper", hardware="Xeon", final=0.6),
+        line(dataset="CIFAR-10", final=0.5),
+        in_decibels("at once"),
+    ]
+    text = tables.paper_table(lines, PAPER)
+    titles = [part for part in text.splitlines() if part.startswith("**")]
+    assert titles == [
+        "**VGG-16, CIFAR-10 (JPEG), preset `paper`, on a CPU**",
+        "**VGG-16, CIFAR-10 (JPEG), preset `paper`, on one NVIDIA H200**",
+        "**VGG-16, CIFAR-10, preset `cpu`, on a CPU**",
+        "**VGG-16, CIFAR-10 (JPEG), preset `cpu`, on a CPU**",
+        "**Autoencoder, frames, preset `cpu`, on a CPU**",
+    ]
+    assert text.count("| 1 |") == 5 and "±" not in text.split("Means ±")[0]
+    assert text.count(tables.OTHER) == 3
+
+
+def test_decibels_are_no_percent(tables):
+    text = tables.paper_table([in_decibels("one after the other")], PAPER)
+    assert "dense, dB | final, dB | change, dB" in text
+    assert rows(text)["one after the other"][1:4] == ["28.50", "26.25", "−2.25"]
+    assert "the paper: dense" not in text  # it has no value here
+
+
+def test_order_commands_and_conditions(tables):
+    methods = ["own", "larger steps", "ours", "three-stage", "blended"]
+    lines = [line(method, seed) for method in methods for seed in (1, 0)]
+    lines[0]["commit"] = "def5678"
+    text = tables.paper_table(lines, PAPER)
+    assert list(tables.newest(lines)) == [*methods[:0:-1], "own"]
+    assert "# ours, seed 0\nbranchprune run ours.yaml --seed 0\n" in text
+    assert "commit abc1234 and def5678" in text and f"; {CPU}; torch 2.15.0;" in text
+
+
+def measured(variant, image_s, memory, faster, smaller):
+    case = {"model": "vgg16", "device": "cpu", "batch": 64, "mode": "eager", "error": None}
+    return {
+        **case,
+        "variant": variant,
+        "image_s": image_s and [0.9 * image_s, image_s, 1.1 * image_s],
+        "memory_bytes": memory and [memory] * 3,
+        "faster": faster and [faster] * 3,
+        "smaller": smaller and [smaller] * 3,
+    }
+
+
+def cost():
+    from dataclasses import asdict
+
+    from branchprune.cost import Options
+
+    options = {key: value for key, value in asdict(Options()).items() if key != "output"}
+    dense = measured("dense", 0.004, 2**30, 1.0, 1.0)
+    broken = measured("small, multiple of 8", None, None, None, None) | {"error": "out of memory"}
+    return {
+        "hardware": CPU,
+        "versions": {"torch": "2.15.0"},
+        "commit": "abc1234",
+        "options": options | {"models": ["vgg16"]},
+        "summary": [dense, measured("small", 0.001, 2**29, 4.0, 2.0), broken],
+        "rows": [],
+    }
+
+
+def write(folder, lines=(), costs=None):
+    folder.mkdir(exist_ok=True)
+    (folder / "paper.json").write_text(json.dumps(PAPER))
+    for name in {each["experiment"] for each in lines}:
+        found = [json.dumps(each) for each in lines if each["experiment"] == name]
+        (folder / f"{name}.jsonl").write_text("\n".join(found) + "\n")
+    if costs:
+        (folder / "cost.json").write_text(json.dumps(costs))
+
+
+def test_readme_gets_the_blocks_that_have_results(tables, monkeypatch, tmp_path):
+    import readme_tables
+
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    for name in ("bench", "plan_speed", "zoo"):
+        monkeypatch.delitem(readme_tables.TABLES, name)
+    text = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("paper", "cost"))
+    assert readme_tables.fill(text) == text
+    write(tmp_path, [in_decibels("at once")])
+    filled = readme_tables.fill(text)
+    assert "26.25" in filled and filled.count("old") == 1 and readme_tables.fill(filled) == filled
+    write(tmp_path, costs=cost())
+    filled = readme_tables.fill(text)
+    assert "old" not in filled and "branchprune cost --models '[\"vgg16\"]' --output" in filled
+    changed = filled.replace("26.25", "26.26").replace("4.00×", "4.01×")
+    assert readme_tables.fill(changed) == filled != changed
+    assert readme_tables.fill("no markers") == "no markers"
+
+
+def test_cost_beside_the_paper(tables):
+    import readme_tables
+
+    text = readme_tables.cost_table(cost(), PAPER)
+    ours = "batch 64: 4.00× (4.00–4.00)"
+    assert f"| vgg16 | cpu | 0.0193 → 0.0060 s (3.22×) | {ours} | 3.99 → 3.78 GB (1.06×)" in text
+    assert "| vgg16 | cuda | 0.0420 → 0.0416 s (1.01×) | – | 2.00 → 1.00 GB (2.00×) | – |" in text
+    assert "| vgg16 | small | cpu | 64 | eager | 1 | 4.00× (4.00–4.00) | 512.0 |" in text
+    assert "| 64 | eager | out of memory | – | – | – |" in text
+
+
+def make_run(folder, method, frames):
+    import branchprune as bp
+    from branchprune.models import Autoencoder
+
+    widths = {"encoder": [[4], [4], [4]], "decoder": [[4], [4], [4]]}
+    model = Autoencoder(**widths)
+    data = {"root": "elsewhere", "crop_size": 16, "batch_size": 2}
+    configuration = {"model": {"init_args": widths}, "data": {"init_args": data}}
+    folder.mkdir(parents=True)
+    bp.save(model, folder / "dense.safetensors")
+    blended = bp.attach(model, bp.plan(model, torch.rand(1, 3, 16, 16)))
+    blended.alpha = 0
+    bp.save(bp.collapse(blended), folder / "small.safetensors")
+    result = {"method": method, "preset": "cpu", "seed": 0}
+    text = json.dumps(result | {"configuration": yaml.safe_dump(configuration)})
+    (folder / "result.json").write_text(text)
+    for split in ("train", "test"):
+        (frames / split).mkdir(parents=True, exist_ok=True)
+        for i in range(4):
+            image = torch.randint(0, 256, (16, 20, 3), dtype=torch.uint8)
+            Image.fromarray(image.numpy()).save(frames / split / f"{i}.png")
+
+
+def run(figures, tmp_path, preset="cpu"):
+    folders = ("results", "runs", "frames", "output")
+    options = [text for name in folders for text in (f"--{name}", str(tmp_path / name))]
+    figures.main(["--preset", preset, *options])
+    return {path.name: path.stat().st_size for path in (tmp_path / "output").iterdir()}
+
+
+def test_figures_are_written(figures, tmp_path, capsys):
+    vgg = [line(seed=0), line(seed=1), three_stage(0), line("ours"), line("noise", final=0.82)]
+    methods = ("one after the other", "at once")
+    write(tmp_path / "results", [*vgg, *map(in_decibels, methods)], cost())
+    for i, method in enumerate(methods):
+        folder = tmp_path / "runs" / "cpu" / AUTOENCODER / f"run-{i}"
+        make_run(folder, method, tmp_path / "frames")
+    written = run(figures, tmp_path)
+    names = {name if name == "fig5_cost" else f"{name}_cpu" for name in figures.FIGURES}
+    assert {Path(name).stem for name in written} == names and min(written.values()) > 5000
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_figures_without_data_are_skipped(figures, tmp_path, capsys):
+    write(tmp_path / "results", [line()])
+    assert {*run(figures, tmp_path)} == {"fig4b_blended_cpu.png"}
+    printed = capsys.readouterr().out
+    missing = f"no results of {VGG}, 'three-stage', preset 'cpu'"
+    assert f"fig4a_three_stage_cpu.png skipped: {missing}\n" in printed
+    assert "fig5_cost.png skipped: no cost.json\n" in printed
+    assert f"fig6_autoencoder_cpu.png skipped: no results of {AUTOENCODER}" in printed
+    assert "fig7_reconstructions_cpu.png skipped: no runs 'one after the other' and" in printed
+    assert f"fig8_final_cpu.png skipped: no results of a variant of {VGG}" in printed
+    assert {*run(figures, tmp_path, "paper")} == {"fig4b_blended_cpu.png"}
+
+
+def test_three_stage_figure_starts_at_the_dense_model(figures, tmp_path):
+    write(tmp_path / "results", [three_stage()])
+    data = figures.read(tmp_path / "results", "cpu", tmp_path, tmp_path)
+    kept, lost, dense = figures.three_stage(data).axes[0].get_lines()
+    assert [*kept.get_xdata()] == [1, 0.5, 0.25] and [*kept.get_ydata()] == [0.91, 0.9, 0.88]
+    assert [*lost.get_xdata()] == [0.125] and [*lost.get_ydata()] == [0.8]
+    assert [*dense.get_ydata()] == [0.91, 0.91]
