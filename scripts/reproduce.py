@@ -49,18 +49,18 @@ class Job:
         """Its folder."""
         return f"{self.experiment}/{self.variant or 'paper'}-{self.seed}"
 
-    def files(self, preset: str) -> list[Path]:
+    def files(self, preset: str, overlays: Sequence[Path] = ()) -> list[Path]:
         """Return the configuration files, the later of which override the earlier."""
         folder = CONFIGS / self.experiment
         files = [CONFIGS / f"{self.experiment}.yaml", folder / f"{preset}.yaml"]
         if self.variant:
             files += [folder / f"{self.variant}.yaml", folder / f"{self.variant}.{preset}.yaml"]
-        return [file for file in files if file.exists()]
+        return [*(file for file in files if file.exists()), *overlays]
 
-    def key(self, preset: str) -> tuple[Any, ...]:
+    def key(self, preset: str, overlays: Sequence[Path] = ()) -> tuple[Any, ...]:
         """Return what its line of results is known by."""
         settings: dict[str, Any] = {}
-        for file in self.files(preset):
+        for file in self.files(preset, overlays):
             settings |= yaml.safe_load(file.read_text())
         return settings["name"], settings["method"], settings["preset"], self.seed
 
@@ -101,7 +101,7 @@ class Reproduction:
             for process in self.running.values():
                 process.terminate()
             for process in self.running.values():
-                process.wait()
+                _end(process)
         done, missing = self._done(), [job for job in self._jobs() if not self._is_done(job)]
         print(f"{len(done)} lines of results, {len(missing)} runs missing", flush=True)
         return len(self.failed)
@@ -120,7 +120,11 @@ class Reproduction:
         return {tuple(line[key] for key in keys) for line in lines}
 
     def _is_done(self, job: Job) -> bool:
-        return job.key(self.options.preset) in self._done()
+        return job.key(self.options.preset, self._overlays(job)) in self._done()
+
+    def _overlays(self, job: Job) -> list[Path]:
+        """Return the files that the command line adds."""
+        return [*self.options.overlay, *(self.options.cifar10 if job.experiment == VGG else [])]
 
     def _next(self) -> Job | None:
         """Return the first job that can run now."""
@@ -143,11 +147,10 @@ class Reproduction:
 
     def _start(self, job: Job) -> None:
         options, dense = self.options, self._dense(job)
-        overlays = [*options.overlay, *(options.cifar10 if job.experiment == VGG else [])]
-        command = ["run", *map(_shown, (*job.files(options.preset), *overlays))]
+        command = ["run", *map(_shown, job.files(options.preset, self._overlays(job)))]
         command += ["--seed", str(job.seed), "--output", _shown(self.runs / job.name), "--resume"]
         command += ["--results", _shown(self._results(job.experiment))]
-        if job.variant and dense.exists():
+        if job.variant and dense.exists() and not _trains_its_own(self.runs / job.name):
             command += ["--dense.epochs", "0", "--dense.checkpoint", _shown(dense)]
         log = self.runs / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +171,21 @@ class Reproduction:
             print(f"{job.name} {'FAILED, see its log' if failed else 'is done'}", flush=True)
 
 
+def _trains_its_own(folder: Path) -> bool:
+    """Return whether a run has begun there that trains its own dense model."""
+    stored = folder / "config.yaml"
+    return stored.exists() and not yaml.safe_load(stored.read_text())["dense"]["checkpoint"]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that was told to end, and end it if it does not."""
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def _shown(path: Path) -> str:
     """Return a path relative to the project, where it is inside."""
     path = path.absolute()
@@ -184,7 +202,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the headline runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
-    parser.add_argument("--minutes", type=float, default=1e6, help="time budget")
+    minutes = "time budget; the runs take up to 20 seconds more to end"
+    parser.add_argument("--minutes", type=float, default=1e6, help=minutes)
     parser.add_argument("--only", default="*", help="pattern of runs, as vgg16_cifar10/*-0")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reproduce")
     parser.add_argument("--results", type=Path, default=ROOT / "scripts" / "results")

@@ -1,0 +1,251 @@
+"""scripts/reproduce.py, with a small program in place of `branchprune`."""
+
+import importlib.util
+import json
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from branchprune.config import make_parser
+
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
+reproduce = importlib.util.module_from_spec(SPEC)
+sys.modules["reproduce"] = reproduce
+SPEC.loader.exec_module(reproduce)
+
+PROGRAM = """
+import json, os, signal, sys, time
+from pathlib import Path
+import yaml
+args = sys.argv[1:]
+at = {name: args[args.index(name) + 1] for name in ("--output", "--results", "--seed")}
+output, results, world = Path(at["--output"]), Path(at["--results"]), Path(WORLD)
+name = "/".join(output.parts[-2:])
+todo = json.loads((world / "todo.json").read_text())
+how = todo.get(name, todo.get("*", "ok"))
+def note(what):
+    row = [what, name, args, time.monotonic(), os.environ["OMP_NUM_THREADS"]]
+    with (world / "log").open("a") as file:
+        file.write(json.dumps(row) + "\\n")
+def stop(*_):
+    note("terminated")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+note("begins")
+output.mkdir(parents=True, exist_ok=True)
+if how == "fail":
+    print("something is wrong")
+    sys.exit(2)
+(output / "dense.safetensors").write_text("weights")
+if how == "slow":
+    time.sleep(0.5)
+if how == "hang":
+    time.sleep(60)
+settings = {}
+for file in args[1:args.index("--seed")]:
+    settings |= yaml.safe_load(Path(file).read_text())
+line = {"experiment": settings["name"], "method": settings["method"], "preset": settings["preset"]}
+results.parent.mkdir(parents=True, exist_ok=True)
+if how != "silent":
+    with results.open("a") as file:
+        file.write(json.dumps(line | {"seed": int(at["--seed"])}) + "\\n")
+note("ends")
+"""
+
+
+class World:
+    """A folder of runs and results, and what the program did there."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def go(self, *options, **todo):
+        """Reproduce; `todo` says what runs do, by name ("*": all others)."""
+        (self.path / "todo.json").write_text(json.dumps(todo.get("todo", {})))
+        folders = ["--runs", str(self.path / "runs"), "--results", str(self.path / "results")]
+        return reproduce.main([*folders, *options])
+
+    def log(self, what="begins"):
+        path = self.path / "log"
+        rows = [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+        return [row for row in rows if row[0] == what]
+
+    def names(self, what="begins"):
+        return [row[1] for row in self.log(what)]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace("WORLD", repr(str(tmp_path))))
+    monkeypatch.setattr(reproduce, "COMMAND", [sys.executable, str(program)])
+    return World(tmp_path)
+
+
+def quicker(monkeypatch, *variants):
+    """Leave out variants and most headlines: each run starts a Python."""
+    monkeypatch.setattr(reproduce, "VARIANTS", variants)
+    monkeypatch.setattr(reproduce, "HEADLINES", ((reproduce.VGG, ""), (reproduce.VGG, "ours")))
+
+
+def test_headlines_of_every_seed_come_first():
+    names = [job.name for job in reproduce.all_jobs(2)]
+    headlines = [
+        *("vgg16_cifar10/paper", "autoencoder_carla/paper", "vgg16_cifar10/three_stage"),
+        *("vgg16_cifar10/ours", "autoencoder_carla/at_once"),
+    ]
+    assert names[:10] == [f"{name}-{seed}" for seed in (0, 1) for name in headlines]
+    assert len(names) == len(set(names)) == 10 + len(reproduce.VARIANTS)
+    assert all(name.endswith("-0") for name in names[10:])
+
+
+def test_runs_are_made_in_order_and_once(world, monkeypatch, capsys):
+    quicker(monkeypatch, "frozen")
+    vgg, other = "vgg16_cifar10", "autoencoder_carla"
+    expected = [f"{vgg}/paper-0", f"{vgg}/ours-0", f"{other}/at_once-0", f"{vgg}/frozen-0"]
+    assert world.go("--seeds", "1", "--threads", "3") == 0
+    assert world.names() == expected
+    assert {row[4] for row in world.log()} == {"3"}
+    assert "4 lines of results, 0 runs missing" in capsys.readouterr().out
+    assert world.go("--seeds", "1") == 0
+    assert world.names() == expected
+    for _, name, args, *_ in world.log():
+        dense = world.path / "runs" / "cpu" / vgg / "paper-0" / "dense.safetensors"
+        shared = ["--dense.epochs", "0", "--dense.checkpoint", str(dense)]
+        assert (args[-4:] == shared) == (name in (f"{vgg}/ours-0", f"{vgg}/frozen-0")), name
+        assert "--resume" in args and args[0] == "run"
+
+
+def test_what_a_line_is_known_by(world, monkeypatch):
+    quicker(monkeypatch)
+    only = ("--seeds", "2", "--only", "vgg16_cifar10/paper*")
+    results = world.path / "results" / "vgg16_cifar10.jsonl"
+    results.parent.mkdir()
+    line = {"experiment": "vgg16_cifar10", "method": "blended", "preset": "cpu", "seed": 0}
+    results.write_text(json.dumps(line | {"preset": "paper"}) + "\n" + json.dumps(line) + "\n")
+    assert world.go(*only) == 0
+    assert world.names() == ["vgg16_cifar10/paper-1"]
+
+
+def test_variants_wait_for_the_dense_model_of_their_seed(world, monkeypatch):
+    quicker(monkeypatch)
+    todo = {"vgg16_cifar10/paper-0": "fail", "vgg16_cifar10/paper-1": "slow"}
+    only = ("--seeds", "2", "--jobs", "4", "--only", "vgg*")
+    assert world.go(*only, todo=todo) == 1
+    begun = {row[1]: row for row in world.log()}
+    assert begun["vgg16_cifar10/ours-1"][3] > begun["vgg16_cifar10/paper-1"][3]
+    assert "--dense.checkpoint" in begun["vgg16_cifar10/ours-1"][2]
+    # Without a dense model to come, a variant trains its own.
+    assert "--dense.checkpoint" not in begun["vgg16_cifar10/ours-0"][2]
+
+
+def test_a_pattern_without_the_parent_does_not_wait(world):
+    assert world.go("--only", "vgg16_cifar10/frozen-0") == 0
+    [(_, _, args, *_)] = world.log()
+    assert "--dense.checkpoint" not in args
+
+
+def test_no_more_than_jobs_side_by_side(world, monkeypatch):
+    quicker(monkeypatch)
+    only = ("--seeds", "4", "--jobs", "2", "--only", "*paper-*")
+    assert world.go(*only, todo={"*": "slow"}) == 0
+    changes = [(row[3], 1) for row in world.log()] + [(row[3], -1) for row in world.log("ends")]
+    running, most = 0, 0
+    for _, change in sorted(changes):
+        running += change
+        most = max(most, running)
+    assert len(world.names()) == 4 and most == 2
+
+
+def test_the_time_is_over_and_the_next_call_goes_on(world, monkeypatch, capsys):
+    quicker(monkeypatch)
+    only, hanging = ("--seeds", "2", "--only", "vgg16_cifar10/paper*"), "vgg16_cifar10/paper-1"
+    timer = []
+
+    def sleep(seconds):  # the time is over as soon as the second run hangs
+        threading.Event().wait(0.05)
+        if hanging in world.names():
+            timer.append(1e9)
+
+    monkeypatch.setattr(reproduce.time, "sleep", sleep)
+    monkeypatch.setattr(reproduce.time, "monotonic", lambda: sum(timer))
+    assert world.go(*only, "--minutes", "5", todo={hanging: "hang"}) == 0
+    assert world.names("terminated") == [hanging]
+    assert "1 lines of results, 1 runs missing" in capsys.readouterr().out
+    timer.clear()
+    monkeypatch.undo()
+    program = [sys.executable, str(world.path / "program.py")]
+    monkeypatch.setattr(reproduce, "COMMAND", program)
+    assert world.go(*only) == 0
+    assert world.names() == ["vgg16_cifar10/paper-0", hanging, hanging]
+    first, second = (row[2] for row in world.log() if row[1] == hanging)
+    assert first == second and "--resume" in first
+
+
+def test_no_time_runs_nothing(world):
+    assert world.go("--minutes", "0") == 0
+    assert world.names() == []
+
+
+@pytest.mark.parametrize("how", ["fail", "silent"])
+def test_failures_are_reported(how, world, monkeypatch, capsys):
+    quicker(monkeypatch)
+    only = ("--seeds", "2", "--only", "vgg16_cifar10/paper*")
+    assert world.go(*only, todo={"vgg16_cifar10/paper-0": how}) == 1
+    shown = capsys.readouterr().out
+    assert "vgg16_cifar10/paper-0 FAILED" in shown and "vgg16_cifar10/paper-1 is done" in shown
+    log = world.path / "runs" / "cpu" / "vgg16_cifar10" / "paper-0.log"
+    assert log.exists() and (how != "fail" or "something is wrong" in log.read_text())
+    assert world.names() == ["vgg16_cifar10/paper-0", "vgg16_cifar10/paper-1"]
+    assert world.go(*only) == 0
+    assert world.names()[2:] == ["vgg16_cifar10/paper-0"]
+
+
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+@pytest.mark.parametrize("job", reproduce.all_jobs(1), ids=lambda job: job.name)
+def test_the_configuration_of_every_job_parses(job, preset):
+    if job.variant:
+        assert (reproduce.CONFIGS / job.experiment / f"{job.variant}.yaml").exists()
+    files = [part for file in job.files(preset) for part in ("--config", str(file))]
+    config = make_parser().parse_args([*files, "--output", "unused", "--seed", str(job.seed)])
+    assert (config.name, config.method, config.preset, config.seed) == job.key(preset)
+    assert config.preset == preset and config.name == job.experiment
+
+
+@pytest.mark.parametrize("overlay", ["gpu.yaml", "data/cifar10_jpeg.yaml"])
+def test_overlays_keep_what_a_line_is_known_by(overlay):
+    job = reproduce.Job(reproduce.VGG, "ours", 0)
+    files = [*job.files("cpu"), reproduce.CONFIGS / overlay]
+    args = [part for file in files for part in ("--config", str(file))]
+    config = make_parser().parse_args([*args, "--output", "unused"])
+    assert (config.name, config.method, config.preset, config.seed) == job.key("cpu")
+
+
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+def test_no_two_jobs_have_the_same_line(preset):
+    keys = [job.key(preset) for job in reproduce.all_jobs(2)]
+    assert len(keys) == len(set(keys))
+    assert all(a.seed <= b.seed for a, b in pairwise(reproduce.all_jobs(2)[:10]))
+
+
+def test_the_settings_that_variants_change_arrive():
+    """A dictionary of a later file is merged with that of an earlier one, or replaces it."""
+
+    def config(variant, preset):
+        job = reproduce.Job(reproduce.VGG, variant, 0)
+        files = [part for file in job.files(preset) for part in ("--config", str(file))]
+        return make_parser().parse_args([*files, "--output", "unused"])
+
+    assert config("frozen", "cpu").prune.thaw_at is None
+    assert config("frozen_until_small", "paper").prune.thaw_at == 0.2
+    assert config("larger_steps", "cpu").prune.levels == {"steps": 0.25}
+    assert config("multiplicative", "paper").prune.levels == {"multiplicative": 0.05}
+    assert config("three_stage", "cpu").prune.rounds.epochs == 4
+    assert config("three_stage", "paper").prune.rounds.epochs == 10
+    assert config("ours", "cpu").prune.final_hold == 20
+    task = config("regression", "paper").prune.task
+    assert task["teacher_weight"] == 1.0 and task["temperature"] is None
