@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from branchprune import environment
 from branchprune.artifact import save
+from branchprune.calls import copied
 from branchprune.checkpoints import load_weights
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
@@ -210,7 +211,7 @@ class _Run:
     def _cost(self, which: str, model: nn.Module, plan: Plan, batch: Tensor) -> dict[str, Any]:
         """Measure a model on the run's device: latency, memory, size of its file."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, batch = model.to(device), batch.to(device)
+        model, batch = copied(model).to(device), batch.to(device)  # a copy is not compiled
         cost = asdict(plan.before if which == "dense" else plan.after)
         return cost | {
             "file_bytes": (self.config.output / f"{which}.safetensors").stat().st_size,

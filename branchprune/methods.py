@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,11 +13,12 @@ from branchprune.artifact import save
 from branchprune.branches import Init, attach
 from branchprune.checkpoints import load_weights
 from branchprune.collapsing import collapse_with_error
-from branchprune.config import RoundsConfig, RunConfig
+from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.lightning import BranchPruning, Vitals
 from branchprune.planning import Plan, plan
 from branchprune.schedules import Schedule
+from branchprune.settings import RoundsConfig
 from branchprune.stages import Stages
 from branchprune.verification import own_dtype_error
 
@@ -105,13 +107,14 @@ class Blending:
         trainer = stages.fit(self.stage, task, callback.schedule.max_epochs, callback)
         assert callback.small is not None and callback.blended is not None
         assert callback.plan is not None and callback.collapse_error is not None
-        small = callback.small.cpu()
+        blended, small = deepcopy(callback.blended), callback.small.cpu()  # a copy is not compiled
+        task = config.prune_task(blended)
         return Pruned(
             small,
             callback.plan,
             callback.collapse_error,
-            own_dtype_error(callback.blended.cpu(), small),
-            {"blended_at_zero": float(trainer.callback_metrics[f"{config.metric.val}_branch"])},
+            own_dtype_error(blended.cpu(), small),
+            {"blended_at_zero": stages.score(task, test=False)["val"]},
             trainer,
         )
 

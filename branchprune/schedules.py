@@ -132,9 +132,9 @@ class Schedule:
         if order is not None and (isinstance(order, str) or not order):
             raise PruneError(f"order (={order!r}) must be a list of groups or modules")
         self.order = None if order is None else tuple(order)
+        if not isinstance(restarts, Sequence) or not all(rate > 0 for rate in restarts):
+            raise PruneError(f"restarts (={restarts}) must be a list of positive learning rates")
         self.restarts = tuple(restarts)
-        if not all(rate > 0 for rate in self.restarts):
-            raise PruneError(f"restarts (={list(restarts)}) must be positive learning rates")
         self.reset()
 
     @property

@@ -108,3 +108,74 @@ def test_a_schedule_that_has_ended_starts_anew():
 def test_holds_are_whole_numbers():
     with pytest.raises(bp.PruneError, match=r"hold \(=1.5\)"):
         bp.Schedule((0.0,), hold=1.5)
+
+
+def epochs_of(schedule, metrics=None):
+    """Return (α, learning rate) of every epoch, and report a metric in each if there are any."""
+    seen = []
+    for alpha in schedule:
+        seen.append((alpha, schedule.learning_rate))
+        if metrics is not None:
+            schedule.report(metrics[len(seen) - 1])
+    return seen
+
+
+def test_restarts_hold_zero_once_more_for_each_learning_rate():
+    schedule = bp.Schedule((0.5, 0.0), hold=1, final_hold=2, restarts=[0.01, 0.1])
+    expected = [(0.5, None), (0.0, None), (0.0, None)]
+    expected += [(0.0, 0.01), (0.0, 0.01), (0.0, 0.1), (0.0, 0.1)]
+    assert epochs_of(schedule) == epochs_of(schedule) == expected
+    assert schedule.max_epochs == 7
+    assert schedule.done and schedule.alpha == 0 and schedule.learning_rate is None
+
+
+def test_restarts_follow_the_last_part_alone():
+    schedule = bp.Schedule((0.5, 0.0), hold=1, final_hold=2, order=["a", "b"], restarts=[0.3])
+    assert epochs_of(schedule) == [
+        ({"a": 0.5, "b": 1.0}, None),
+        ({"a": 0.0, "b": 1.0}, None),
+        ({"a": 0.0, "b": 0.5}, None),
+        ({"a": 0.0, "b": 0.0}, None),
+        ({"a": 0.0, "b": 0.0}, None),
+        ({"a": 0.0, "b": 0.0}, 0.3),
+        ({"a": 0.0, "b": 0.0}, 0.3),
+    ]
+    assert schedule.max_epochs == 7
+
+
+def test_restarts_wait_for_a_plateau_each_with_metrics_of_their_own():
+    hold = bp.Plateau(max_epochs=3, patience=1)
+    schedule = bp.Schedule((0.5, 0.0), hold=1, final_hold=hold, restarts=[0.2, 0.4])
+    assert schedule.max_epochs == 1 + 3 * 3
+    # Zero ends at its third epoch, the first restart where 5 is no improvement of 6.
+    metrics = [0, 7, 8, 9, 6, 5, 1, 1]
+    expected = [(0.5, None), *[(0.0, None)] * 3, *[(0.0, 0.2)] * 2, *[(0.0, 0.4)] * 2]
+    assert epochs_of(schedule, metrics) == expected
+
+
+def test_state_dict_continues_inside_a_restart():
+    def make():
+        hold = bp.Plateau(max_epochs=9, patience=2)
+        return bp.Schedule((0.0,), hold=hold, restarts=[0.2, 0.4])
+
+    first, second = make(), make()
+    for metric in (3, 2, 1, 5, 4):
+        first.report(metric)
+        first.advance()
+    assert first.learning_rate == 0.2
+    second.load_state_dict(first.state_dict())
+    assert (second.alpha, second.learning_rate) == (0.0, 0.2)
+    second.report(3)
+    assert second.advance() and second.learning_rate == 0.4
+    assert first.metrics == [5, 4]  # nothing is shared
+
+
+@pytest.mark.parametrize("restarts", [[0.0], [0.1, -1.0], [float("nan")]])
+def test_restarts_are_positive(restarts):
+    with pytest.raises(bp.PruneError, match="restarts"):
+        bp.Schedule((0.0,), restarts=restarts)
+
+
+def test_repr_of_a_schedule_with_restarts_reads_back():
+    text = repr(bp.Schedule((0.5, 0.0), hold=2, restarts=[0.1]))
+    assert repr(eval(text, {"Schedule": bp.Schedule})) == text

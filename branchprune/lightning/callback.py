@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
@@ -21,6 +18,7 @@ from branchprune.lightning.best import BestWeights
 from branchprune.lightning.branch_validation import validate_branch
 from branchprune.lightning.graft import Graft, find_example
 from branchprune.lightning.learning_rates import LearningRates
+from branchprune.lightning.recent import RecentInputs
 from branchprune.lightning.vitals import Vitals
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
@@ -119,7 +117,7 @@ class BranchPruning(Vitals):
         self.best = BestWeights(restore_best) if restore_best else None
         self.thaw_at = thaw_at
         self.new_level = False
-        self.recent: deque[Example] = deque(maxlen=recalibrate)
+        self.recent = RecentInputs(recalibrate)
         if (self._waits() or restore_best) and monitor is None:
             raise PruneError("monitor (=None) must name a metric: it decides how levels end")
         if "loss" in (monitor or "") and any(hold.mode == "max" for hold in self._waits()):
@@ -196,20 +194,11 @@ class BranchPruning(Vitals):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to remember recent training inputs."""
-        recent = self.recent
-
-        # A plain function: a bound method would make deepcopy of the model copy the trainer too.
-        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if isinstance(module, Blended) and module.training and torch.is_grad_enabled():
-                named = signature(module.model.forward).bind(*args, **kwargs).arguments
-                recent.append(dict(named) if kwargs else args)
-
-        self._hook = self._blended.register_forward_pre_hook(remember, with_kwargs=True)
+        self.recent.watch(self._blended)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the recent inputs; what was to learn may learn again."""
-        self._hook.remove()
-        self.recent.clear()
+        self.recent.stop()
         for parameter in self._learning:
             parameter.requires_grad_(True)
 
@@ -217,7 +206,7 @@ class BranchPruning(Vitals):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Forget the recent inputs of a training that broke off."""
-        if hasattr(self, "_hook"):
+        if self.blended is not None:
             self.on_train_end(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -226,7 +215,7 @@ class BranchPruning(Vitals):
             self._rates.restart(self.schedule.learning_rate)
             self.new_level = False
         super().on_train_epoch_start(trainer, pl_module)
-        self.recent.clear()
+        self.recent.forget()
         blended = self._blended
         before, blended.alpha = blended.alpha, self.schedule.alpha
         if self.thaw_at != 1:

@@ -1,0 +1,219 @@
+"""What BranchPruning does besides α: the best weights, what learns."""
+
+import copy
+import json
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningDataModule
+from test_lightning import loader, network, trainer
+
+import branchprune as bp
+from branchprune.cli import main
+from branchprune.lightning import BranchPruning, ClassificationTask
+from branchprune.models import VGG
+
+EXAMPLE = torch.randn(2, 1, 8, 8)
+
+
+class Scripted(ClassificationTask):
+    """Logs what it is told to, an entry an epoch."""
+
+    def __init__(self, script, name="score", model=None, **options):
+        super().__init__(network() if model is None else model, **options)
+        self.script, self.name = script, name
+
+    def validation_step(self, batch, batch_idx):
+        self.log(self.name, float(self.script[self.current_epoch]))
+
+
+class States(Callback):
+    """Copies of the blended model's state at the end of every epoch."""
+
+    def __init__(self, pruning):
+        self.pruning, self.seen = pruning, []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append({k: v.clone() for k, v in self.pruning.blended.state_dict().items()})
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def fit_scripted(script, schedule, **options):
+    """Train with scores that are given; return the states before and after the callback."""
+    pruning = BranchPruning(schedule, example=EXAMPLE, monitor="score", **options)
+    before, after = States(pruning), States(pruning)
+    task = Scripted(script, learning_rate=0.05)
+    trainer(99, before, pruning, after).fit(task, loader(), loader())
+    assert len(before.seen) == len(script)
+    assert not any(same(a, b) for i, a in enumerate(before.seen) for b in before.seen[:i])
+    return before.seen, after.seen, pruning
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("script", "best"),
+    [
+        ([1, 3, 2, 5, 4, 4, 4, 6, 1], [1, 3, 7]),  # best in the restart
+        ([9, 3, 2, 4, 5, 4, 4, 3, 1], [0, 4, 4]),  # the restart is worse
+        ([2, 2, 2, 5, 5, 5, 5, 5, 5], [0, 3, 3]),  # the first of equals
+        ([1, 2, 3, 1, 2, 3, 4, 5, 6], [2, 5, 8]),  # the last
+        ([NAN, 2, 3, NAN, NAN, 1, NAN, 0, NAN], [2, 5, 5]),
+    ],
+)
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_level_ends_with_the_weights_of_its_best_epoch(script, best, mode):
+    script = script if mode == "max" else [-value for value in script]
+    schedule = bp.Schedule((0.6, 0.0), hold=3, restarts=[0.02])
+    before, after, pruning = fit_scripted(script, schedule, restore_best=mode)
+    for epoch, (a, b) in enumerate(zip(before, after, strict=True)):
+        level, place = divmod(epoch, 3)
+        assert same(b, before[best[level]] if place == 2 else a), epoch
+    blended = copy.deepcopy(pruning.blended)
+    blended.load_state_dict(before[best[-1]])
+    assert same(bp.collapse(blended).state_dict(), pruning.small.state_dict())
+    assert pruning.best.state == {}
+
+
+def test_without_restore_best_nothing_is_put_back():
+    schedule = bp.Schedule((0.6, 0.0), hold=2)
+    before, after, _ = fit_scripted([2, 1, 2, 1], schedule)
+    assert all(map(same, before, after))
+
+
+def test_every_part_of_an_order_has_its_best():
+    schedule = bp.Schedule((0.0,), hold=2, order=["features.0", "features.3", "features.7"])
+    before, after, _ = fit_scripted([2, 1, 1, 0, 3, 4], schedule, restore_best="max")
+    assert [same(a, b) for a, b in zip(after, before, strict=True)] == [True, False] * 2 + [
+        True
+    ] * 2
+    assert same(after[1], before[0]) and same(after[3], before[2])
+    assert [state["alphas"].sum().item() for state in after] == [2, 2, 1, 1, 0, 0]
+
+
+class Changed(Callback):
+    """The names of the original parameters that changed in each epoch."""
+
+    def __init__(self, pruning):
+        self.pruning, self.seen = pruning, []
+
+    def state(self):
+        return {n: p.detach().clone() for n, p in self.pruning.blended.model.named_parameters()}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.before = self.state()
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.after = self.state()
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append({n for n, p in self.after.items() if not torch.equal(p, self.before[n])})
+
+
+LINEAR = {
+    f"{name}.{kind}"
+    for name in ("features.0", "features.3", "features.7", "classifier")
+    for kind in ("weight", "bias")
+}
+NORMS = {f"features.{i}.{kind}" for i in (1, 4, 8) for kind in ("weight", "bias")}
+EVERY = LINEAR | NORMS  # at α = 0 the wide path's norms are not computed
+
+
+@pytest.mark.parametrize(
+    ("thaw_at", "expected"),
+    [
+        (1.0, [EVERY, EVERY, EVERY, LINEAR, LINEAR]),
+        (0.2, [set(), set(), EVERY, LINEAR, LINEAR]),
+        (0.0, [set(), set(), set(), LINEAR, LINEAR]),
+        (None, [set()] * 5),
+    ],
+)
+@pytest.mark.parametrize("frozen", [set(), {"features.0.weight", "features.4.bias"}])
+def test_the_original_layers_learn_from_thaw_at_on(thaw_at, expected, frozen):
+    """With momentum and weight decay, either of which could move what has no gradient."""
+    schedule = bp.Schedule((0.7, 0.3, 0.2, 0.0), final_hold=1, restarts=[0.1])
+    pruning = BranchPruning(schedule, example=EXAMPLE, thaw_at=thaw_at)
+    model = network()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    task, changed = ClassificationTask(model, weight_decay=0.1), Changed(pruning)
+    trainer(9, pruning, changed).fit(task, loader(), loader())
+    assert changed.seen == [names - frozen for names in expected]
+    original = dict(pruning.blended.model.named_parameters())
+    assert {n for n, p in original.items() if not p.requires_grad} == frozen
+    if not frozen:
+        assert all(p.requires_grad for p in task.model.parameters())
+
+
+def test_parts_that_wait_at_one_count_for_thaw_at():
+    schedule = bp.Schedule((0.1, 0.0), order=["features.0", "features.3", "features.7"])
+    pruning = BranchPruning(schedule, example=EXAMPLE, thaw_at=0.2)
+    changed = Changed(pruning)
+    trainer(9, pruning, changed).fit(ClassificationTask(network()), loader(), loader())
+    assert [bool(names) for names in changed.seen] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"restore_best": "best", "monitor": "score"}, r"restore_best \(='best'\)"),
+        ({"restore_best": "max"}, r"monitor \(=None\)"),
+        ({"thaw_at": 1.5}, r"thaw_at \(=1.5\)"),
+        ({"thaw_at": -0.1}, "thaw_at"),
+        ({"thaw_at": None, "schedule": bp.Schedule((1.0, 0.0))}, "nothing learns"),
+    ],
+)
+def test_bad_arguments_of_the_callback(options, message):
+    with pytest.raises(bp.PruneError, match=message):
+        BranchPruning(**{"schedule": bp.Schedule((0.0,)), **options})
+
+
+def test_restore_best_needs_a_validation_an_epoch():
+    schedule = bp.Schedule((0.0,), hold=2)
+    pruning = BranchPruning(schedule, example=EXAMPLE, monitor="score", restore_best="max")
+    with pytest.raises(bp.PruneError, match="check_val_every_n_epoch"):
+        trainer(9, pruning, check_val_every_n_epoch=2).fit(Scripted([1, 1]), loader(), loader())
+
+
+def test_bad_schedule_of_a_task():
+    with pytest.raises(bp.PruneError, match=r"schedule \(='linear'\)"):
+        ClassificationTask(network(), schedule="linear")
+
+
+class Tiny(LightningDataModule):
+    def train_dataloader(self):
+        return loader()
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+class TinyVGG(VGG):
+    def __init__(self):
+        super().__init__([[8, 8], [16]], classes=4, in_channels=1)
+
+
+CONFIG = """
+model: {class_path: test_training_options.TinyVGG}
+data: {class_path: test_training_options.Tiny}
+task:
+  class_path: branchprune.lightning.ClassificationTask
+  init_args: {learning_rate: 0.01}
+metric: {val: loss/val, test: loss/test, mode: max, format: number}
+dense: {epochs: 1}
+prune: {levels: [0.5, 0.0], restarts: [0.05], restore_best: true, task: {teacher_weight: 0.5}}
+"""
+
+
+def test_a_run_reports_the_blended_model_that_was_collapsed(tmp_path):
+    """Not that of the last epoch: the best is, as `mode` says here, that of the largest loss."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    assert main(["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    found = {name: score["val"] for name, score in result["scores"].items()}
+    assert found["blended_at_zero"] == pytest.approx(found["small"], rel=1e-4)
+    last = result["curve"][-1]["branch"]
+    assert last != pytest.approx(found["small"], rel=1e-3)  # else nothing was compared
