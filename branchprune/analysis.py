@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -11,6 +12,7 @@ from torch import fx, nn
 
 from branchprune.channels import Channels, Layout, Segment, resolve, unify
 from branchprune.conditions import GUARDS
+from branchprune.errors import PruneError
 from branchprune.probing import find_fault
 from branchprune.recording import Recorded
 from branchprune.regroup_rules import divide, unbind
@@ -43,8 +45,8 @@ class Analysis:
     model: nn.Module
     obstacles: dict[str, str]
     readable: frozenset[str]
-    batch: int
     counting: bool = True
+    batches: dict[fx.Node, int] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     recorded: Recorded = field(default_factory=Recorded)
     values: dict[fx.Node, Known] = field(default_factory=dict)
@@ -76,9 +78,13 @@ class Analysis:
 
     def operand(self, node: fx.Node) -> fx.Node:
         """Return the tensor that the node works on."""
-        first = node.args[0] if node.args else next(iter(node.kwargs.values()))
-        assert isinstance(first, fx.Node), f"{node} has no tensor as its first argument"
-        return first
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        if isinstance(first, fx.Node):
+            return first
+        found = next((n for n in node.all_input_nodes if self.is_tensor(n)), None)
+        if found is None:
+            raise PruneError(f"{self.describe(node)} is given no tensor")
+        return found
 
     def layout(self, node: fx.Node) -> Layout | None:
         """Return where the channels of the node's output are, if known."""
@@ -182,7 +188,20 @@ class Analysis:
         source = self.shape(self.operand(node)) if isinstance(module, TRANSPOSED) else shape
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        return prod(source) // source[dim] * weight.numel() // self.batch
+        batch = self.batches.get(self.operand(node), 1)
+        return prod(source) // source[dim] * weight.numel() // batch
+
+    def _note_batch(self, node: fx.Node) -> None:
+        """Note of how many examples the node's output is made: the batch of the inputs it reads.
+
+        Where inputs differ, as a mask without a batch, that one counts which the output still has.
+        """
+        size = self.shape(node)[0] if self.is_tensor(node) and len(self.shape(node)) > 1 else None
+        read = [self.batches[n] for n in node.all_input_nodes if n in self.batches]
+        if read:
+            self.batches[node] = size if size in read and size is not None else read[0]
+        elif size and (node.op == "placeholder" or _is_item_of_input(node)):
+            self.batches[node] = size
 
     def walk(self, graph: fx.Graph) -> None:
         """Apply the rules to a graph."""
@@ -190,6 +209,7 @@ class Analysis:
             if node.op == "output" or _makes_output(node):
                 self.freeze_inputs(node, "it is an output of the model")
                 continue
+            self._note_batch(node)
             value = self._apply(node)
             self.values[node] = value
             if node.target in GUARDS:
@@ -263,6 +283,13 @@ class Analysis:
         for node, value in self.values.items():
             if isinstance(value, Layout) and value.free:
                 self.values[node] = None
+
+
+def _is_item_of_input(node: fx.Node) -> bool:
+    """Return whether a node takes a tensor out of an input that is a list or dictionary."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "placeholder"
 
 
 def _makes_output(node: fx.Node) -> bool:

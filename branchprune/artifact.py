@@ -28,7 +28,8 @@ def save(model: nn.Module, path: str | Path) -> None:
         path: Where to write; an existing file is replaced.
 
     Raises:
-        PruneError: The file cannot be written, or the model is blended.
+        PruneError: The file cannot be written, the model is blended, or a module's extra state is
+            no tensor.
     """
     path = Path(path)
     _check_module(model)
@@ -36,8 +37,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise PruneError("model is blended: collapse it before it is saved")
     state = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in model.state_dict().items()
-        if isinstance(tensor, Tensor)
+        for name, tensor in _tensors(model).items()
     }
     widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
     header = {"format": FORMAT, "class": type(model).__qualname__, "widths": json.dumps(widths)}
@@ -90,6 +90,18 @@ def _check_module(model: object) -> None:
         raise PruneError(f"model (={model!r}) must be a torch.nn.Module, not its class")
 
 
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Any] = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            owner = name.rpartition(".")[0] or type(model).__name__
+            raise PruneError(
+                f"{owner} has {name} (a {type(value).__name__}) in its state: only tensors are "
+                "saved, and with them alone it would not be loaded"
+            )
+    return state
+
+
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,7 +119,10 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _widths(header: dict[str, str], path: Path) -> dict[str, dict[str, Any]]:
     if header.get("format") != FORMAT:
         raise PruneError(f"{path} was not written by branchprune: its header lacks {FORMAT!r}")
-    widths: dict[str, dict[str, Any]] = json.loads(header["widths"])
+    try:
+        widths: dict[str, dict[str, Any]] = json.loads(header["widths"])
+    except (KeyError, ValueError):
+        raise PruneError(f"{path} is not complete: its header has no 'widths'") from None
     return widths
 
 
@@ -126,7 +141,7 @@ def _resize(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             new = state.get(prefix + key)
             if old is None or new is None:
                 continue
-            if old.dim() != new.dim():
+            if not _fits(module, key, old.shape, new.shape):
                 raise PruneError(
                     f"{path} is of another model: {prefix}{key} has shape {tuple(new.shape)}, "
                     f"not {tuple(old.shape)}"
@@ -137,3 +152,16 @@ def _resize(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
                 module._parameters[key] = resized.setdefault(id(old), parameter)
             else:
                 module._buffers[key] = empty
+
+
+def _fits(module: nn.Module, key: str, old: torch.Size, new: torch.Size) -> bool:
+    """Return whether two shapes differ in nothing but the number of channels.
+
+    Those are counted by the first two dimensions (of a fully connected layer, times positions) or,
+    except in a kernel, by any other one.
+    """
+    if len(old) != len(new):
+        return False
+    differing = {i for i, size in enumerate(old) if size != new[i]}
+    kernel = key == "weight" and hasattr(module, "kernel_size")
+    return differing <= {0, 1} or (len(differing) == 1 and not kernel)

@@ -22,6 +22,7 @@ from branchprune.planning import Plan
 from branchprune.program import Program, compile_program
 from branchprune.recalibration import recalibrated
 from branchprune.structure import Structure
+from branchprune.trace import differing_modules
 
 
 class Blended(nn.Module):
@@ -56,6 +57,7 @@ class Blended(nn.Module):
         self.register_buffer("alphas", torch.ones(len(plan.pruned), dtype=torch.float32))
         self._alpha = (1.0,) * len(plan.pruned)
         self.updates_at_start = -1
+        self._moded = differing_modules(self._structure.graphs)
         self._programs: dict[tuple[object, ...], Program] = {}
         self._compiled: Callable[[Program], Program] | None = None
         nn.Module.register_load_state_dict_post_hook(self, _read_alphas)
@@ -149,8 +151,10 @@ class Blended(nn.Module):
         """Compute the output of the part that was planned; that is all of it without `inside`.
 
         Raises:
-            PruneError: Other arguments are given than in the plan's example.
+            PruneError: Other arguments are given than in the plan's example, or a module is in
+                another mode than the whole, though its forward depends on the mode.
         """
+        self._check_modes()
         if len(args) + len(kwargs) != self._structure.arguments:
             given, planned = len(args) + len(kwargs), self._structure.arguments
             raise PruneError(
@@ -158,6 +162,16 @@ class Blended(nn.Module):
                 "with an example that has the arguments that are used"
             )
         return self._run[self.part_of_model.training](self, *args, **kwargs)
+
+    def _check_modes(self) -> None:
+        training = self.part_of_model.training
+        for name in self._moded:
+            if self.model.get_submodule(name).training != training:
+                raise PruneError(
+                    f"{name} is in {'evaluation' if training else 'training'} mode and the model "
+                    f"around it is not, but its forward, which was traced, depends on the mode of "
+                    "the whole: leave it out with `opaque`, or use nn.Dropout for F.dropout"
+                )
 
     @property
     def part_of_model(self) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.blended import Blended, set_path, updates
-from branchprune.calls import call, copied, tensors, training_mode
+from branchprune.calls import copied
 from branchprune.criteria import (
     Criterion,
     GroupWeights,
@@ -21,6 +21,7 @@ from branchprune.criteria import (
     select,
 )
 from branchprune.ends import EndPiece, Expand, Reduce
+from branchprune.equality import check_outputs
 from branchprune.errors import PruneError
 from branchprune.origins import Origin, Own, index_of
 from branchprune.planning import Plan
@@ -67,7 +68,7 @@ def attach(model: nn.Module, plan: Plan, init: Init = "l1") -> Blended:
     builder.build()
     _match(blended, model)
     blended._refresh()
-    _check_outputs(model, blended)
+    check_outputs(model, blended)
     blended.updates_at_start = updates(blended)
     return blended
 
@@ -100,7 +101,8 @@ def group_weights(blended: Blended, index: int) -> GroupWeights:
     ]
     norms = []
     for other in structure.channelwise.values():
-        weight = getattr(blended.model.get_submodule(other.name), "weight", None)
+        module = blended.model.get_submodule(other.name)
+        weight = None if isinstance(module, nn.PReLU) else getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 1 and other.axis == 0:
             runs = [run for run in _runs(other.pieces, index) if run[1].repeat == 1]
             norms += [weight.detach().narrow(0, start, piece.width) for start, piece in runs]
@@ -238,31 +240,3 @@ def _match(blended: Blended, model: nn.Module) -> None:
     """Bring the blended model to the model's device and mode."""
     blended.alphas = blended.alphas.to(next(model.parameters()).device)
     blended.training = model.training
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are equal; on a GPU, where sums change order, nearly equal."""
-    return torch.allclose(a, b, 1e-3, 1e-5) if a.is_cuda else torch.equal(a, b)
-
-
-def _check_outputs(model: nn.Module, blended: Blended) -> None:
-    """Run the blended model at α = 1 and α = 0; compare the former with the model."""
-    example = blended.plan.example
-    with torch.no_grad(), training_mode(model, False), training_mode(blended, False):
-        part = model.get_submodule(blended.plan.structure.inside)
-        expected, found = call(model, example, part), call(blended, example, blended.part)
-        try:
-            with blended.branch_only():
-                call(blended, example, blended.part)
-        except Exception as error:
-            raise PruneError(
-                f"the branch does not run at its widths, so forward names a width that cannot "
-                f"follow ({str(error).splitlines()[0]}); exclude the layers around it"
-            ) from error
-    for a, b in zip(tensors(expected), tensors(found), strict=True):
-        if not _same(a.nan_to_num(), b.nan_to_num()):
-            raise PruneError(
-                "the blended model at alpha = 1 differs from the model: forward does something "
-                "that a trace loses, such as `+=` on a tensor that has a second name, a change "
-                "to a view of a tensor, or a hook"
-            )

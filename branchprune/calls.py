@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -49,9 +51,69 @@ def call(model: nn.Module, example: Example, forward: Callable[..., Any] | None 
         forward: What to call; None: the model.
     """
     args, kwargs = tree_map_only(Tensor, Tensor.clone, example_inputs(on_device(example, model)))
-    devices = {tensor.device for tensor in tensors((args, kwargs)) if tensor.is_cuda}
-    with torch.random.fork_rng(list(devices)):
+    with own_generators(tensors((args, kwargs))):
         return (forward or model)(*args, **kwargs)
+
+
+@contextmanager
+def own_generators(used: Iterable[Tensor]) -> Iterator[None]:
+    """Leave the random generators of torch, Python and NumPy as they were, after a `with` block.
+
+    Args:
+        used: Tensors on the devices whose generators are meant, beside the CPU's.
+    """
+    devices = {tensor.device for tensor in used if tensor.is_cuda}
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(list(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the states of the random generators, to be compared."""
+    numpy = np.random.get_state(legacy=False)["state"]
+    states = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "random": random.getstate(),
+        "numpy": (numpy["key"].tobytes(), numpy["pos"]),
+    }
+    if torch.cuda.is_initialized():
+        cuda = torch.cuda.get_rng_state_all()
+        states["torch.cuda"] = tuple(state.numpy().tobytes() for state in cuda)
+    return states
+
+
+def without_constants(example: Example) -> Example:
+    """Return an example whose constant tensors of floats are noise, the same in every call.
+
+    Zeros or ones would hide a difference between two models.
+    """
+    noise = torch.Generator().manual_seed(0)
+
+    def convert(x: Tensor) -> Tensor:
+        constant = x.numel() < 2 or bool((x == x.flatten()[0]).all())
+        if not x.is_floating_point() or not constant:
+            return x
+        return torch.randn(x.shape, generator=noise, dtype=torch.float64).to(x.device, x.dtype)
+
+    converted: Example = tree_map_only(Tensor, convert, example)
+    return converted
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Take back what calls change in modules, buffers and attributes, after a `with` block."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with own_buffers(model):
+            yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 @contextmanager

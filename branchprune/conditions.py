@@ -63,10 +63,11 @@ class Conditions:
     Args:
         root: The module that is traced.
         inputs: The example's inputs by the names of forward's arguments.
+        inner: Whether it is a part of a model, so that its inputs have gradients.
     """
 
-    def __init__(self, root: nn.Module, inputs: dict[str, Any]) -> None:
-        self.root, self.inputs = root, inputs
+    def __init__(self, root: nn.Module, inputs: dict[str, Any], inner: bool = False) -> None:
+        self.root, self.inputs, self.inner = root, inputs, inner
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.values: dict[fx.Node, Any] = {}
 

@@ -35,6 +35,7 @@ from branchprune.cost_child import Row
 from branchprune.cost_models import MODELS, VARIANTS, prepare
 from branchprune.cost_table import summarize, table
 from branchprune.errors import PruneError
+from branchprune.json_lines import append_line, parse_lines, write_whole
 from branchprune.zoo_table import failure
 
 
@@ -114,7 +115,7 @@ def measure(options: Options, folder: Path, console: Console) -> list[Row]:
     for i, row in enumerate(todo, 1):
         found = run_apart(row, folder / f"{row.model} {row.variant}", options.timeout)
         known[row.key] = found
-        append_row(log, found)
+        append_line(log, asdict(found))
         time = found.error or f"{1e3 * (found.median_s or 0) / found.batch:.3f} ms an image"
         what = f"{row.model}, {row.variant}, {row.device}, batch {row.batch}, {row.mode}"
         say(f"{i}/{len(todo)} {what}: {time}")
@@ -180,15 +181,7 @@ def parse(line: str) -> Row | None:
 
 def read_rows(log: Path) -> dict[str, Row]:
     """Return the last row of every measurement in a file of JSON lines."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    return {row.key: row for row in map(parse, lines) if row is not None}
-
-
-def append_row(log: Path, row: Row) -> None:
-    """Add a row, on a line of its own even behind a torn one."""
-    torn = log.exists() and not log.read_bytes().endswith(b"\n")
-    with log.open("a") as file:
-        file.write("\n" * torn + json.dumps(asdict(row)) + "\n")
+    return {row.key: row for row in parse_lines(log, parse)}
 
 
 def write(options: Options, rows: Sequence[Row]) -> None:
@@ -201,6 +194,4 @@ def write(options: Options, rows: Sequence[Row]) -> None:
         "summary": [asdict(line) for line in summarize(rows)],
         "rows": [asdict(row) for row in rows],
     }
-    part = options.output.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(options.output)
+    write_whole(options.output, json.dumps(content, indent=1) + "\n")

@@ -53,6 +53,8 @@ def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[
             for path, weight in weights.items():
                 matrix = linear is not None and weight.dim() > 1
                 scale = factor * (inner if i and matrix else 1.0)
+                if other and weight.numel() == 1:
+                    scale = 1.0  # one number for all channels
                 if i and path in structure.parameters:
                     scale = narrowed(structure.parameters[path].pieces)
                 params[i] += weight.numel() * scale

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("branchprune", "torch", "torchvision", "pytorch-lightning")
+WRITTEN = ("scripts/results", "README.md")
+"""Tracked files of the checkout that runs and their tables write."""
 
 
 def versions() -> dict[str, str]:
@@ -21,10 +23,16 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version()}
 
 
-def hardware() -> str:
-    """Return the name of the GPU, if there is one, and of the processor."""
+def device_of(accelerator: str = "auto") -> torch.device:
+    """Return the device that a run with an accelerator, as Lightning names it, is measured on."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def hardware(accelerator: str = "auto") -> str:
+    """Return the name of the GPU, if there is one and it is used, and of the processor."""
     cpu = f"{_processor()}, {os.cpu_count()} cores"
-    if torch.cuda.is_available():
+    if device_of(accelerator).type == "cuda":
         return f"{torch.cuda.get_device_name()}; {cpu}"
     return cpu
 
@@ -38,15 +46,27 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, or None."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+def commit(folder: Path | None = None) -> str | None:
+    """Return the commit of the checkout that the package runs from, or None.
+
+    It ends in "-dirty" where tracked files differ from it; those that runs write do not count.
+
+    Args:
+        folder: A folder of the checkout; None: that of the package.
+    """
+    folder = Path(__file__).resolve().parent if folder is None else folder
+    status = ["status", "--porcelain", "--untracked-files=no", "--", ":(top)"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        name = _git(folder, "rev-parse", "--short", "HEAD")
+        changed = _git(folder, *status, *(f":(top,exclude){path}" for path in WRITTEN))
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return f"{name}-dirty" if changed else name
+
+
+def _git(folder: Path, *args: str) -> str:
+    command = ["git", "-C", str(folder), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def give_memory_back() -> None:

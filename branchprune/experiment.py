@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning import seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
@@ -19,11 +18,12 @@ from branchprune.calls import copied
 from branchprune.checkpoints import load_weights
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
+from branchprune.json_lines import read_object, write_whole
 from branchprune.lightning import Vitals
 from branchprune.lightning.quiet import quiet_lightning
 from branchprune.methods import Blending, Method, Pruned, choose_method
 from branchprune.planning import Plan
-from branchprune.profiling import measure_latency, peak_memory
+from branchprune.profiling import count_params, measure_latency, peak_memory
 from branchprune.report import read_metrics, write_report
 from branchprune.results import add_line
 from branchprune.runfolder import check_folder, make_folder
@@ -66,23 +66,30 @@ class _Run:
     def run(self) -> dict[str, Any]:
         quiet_lightning()
         output = self.config.output
-        path, results = output / "result.json", self.config.results
-        if self.config.resume and path.exists():
-            result: dict[str, Any] = json.loads(path.read_text())
-        else:
-            with self.console.status("checking the configuration"):
-                method = self._check()
-            make_folder(output, self.config.resume)
-            (output / "config.yaml").write_text(self.config.text)
-            seed_everything(self.config.seed, workers=True, verbose=False)
-            dense = self._train_dense()
-            pruned = self._prune(dense, method)
-            with self.console.status("measuring the dense and the small model"):
-                result = self._result(dense, pruned)
-            path.write_text(json.dumps(result, indent=1))
+        results, resumed = self.config.results, self.config.text if self.config.resume else None
+        check_folder(output, self.config.overwrite, resumed)
+        result = read_object(output / "result.json") if self.config.resume else None
+        if result is None:
+            result = self._carry_out()
+        if not (output / "report.html").exists():
             write_report(output)
         if not self.config.fast:
             add_line(results or output.parent / "results" / f"{self.config.name}.jsonl", result)
+        return result
+
+    def _carry_out(self) -> dict[str, Any]:
+        """Train, prune and measure, or go on with that; write and return the result."""
+        output = self.config.output
+        with self.console.status("checking the configuration"):
+            method = self._check()
+        make_folder(output, self.config.resume)
+        write_whole(output / "config.yaml", self.config.text)
+        seed_everything(self.config.seed, workers=True, verbose=False)
+        dense = self._train_dense()
+        pruned = self._prune(dense, method)
+        with self.console.status("measuring the dense and the small model"):
+            result = self._result(dense, pruned)
+        write_whole(output / "result.json", json.dumps(result, indent=1))
         return result
 
     def _check(self) -> Method:
@@ -90,13 +97,19 @@ class _Run:
         config = self.config
         if config.dense.epochs < 1 and config.dense.checkpoint is None:
             raise PruneError(f"dense.epochs (={config.dense.epochs}) without a checkpoint")
-        check_folder(config.output, config.overwrite, config.text if config.resume else None)
         if config.dense.checkpoint is not None:
             load_weights(config.model, config.dense.checkpoint)
         config.data.setup("fit")
         method = choose_method(config, self._images("train")[:1].cpu())
         planned = method.check()
-        logged = self.stages.judge(config.task(config.model), batches=1)
+        task = config.task(config.model)
+        weight, start = getattr(task, "teacher_weight", 0), config.dense.checkpoint
+        if weight and config.dense.epochs and start is None:
+            raise PruneError(
+                f"task.teacher_weight (={weight}): the dense training would learn from its own "
+                "random weights; set prune.task.teacher_weight"
+            )
+        logged = self.stages.judge(task, batches=1)["val"]
         self.stages.judge(config.prune_task(config.model), batches=1)
         monitor = config.prune.monitor
         if monitor and monitor not in {*logged, *(f"{name}_branch" for name in logged)}:
@@ -154,6 +167,7 @@ class _Run:
 
     def _result(self, dense: nn.Module, pruned: Pruned) -> dict[str, Any]:
         config, metric = self.config, self.config.metric
+        _check_size(pruned)
         batch = self._images("test")
         records = self.stages.records
         epochs = {name: record["epochs"] for name, record in records.items()}
@@ -166,7 +180,7 @@ class _Run:
             "command": self.command,
             "seed": config.seed,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "hardware": environment.hardware(),
+            "hardware": environment.hardware(config.accelerator),
             "commit": environment.commit(),
             "versions": environment.versions(),
             "configuration": config.text,
@@ -210,7 +224,7 @@ class _Run:
 
     def _cost(self, which: str, model: nn.Module, plan: Plan, batch: Tensor) -> dict[str, Any]:
         """Measure a model on the run's device: latency, memory, size of its file."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = environment.device_of(self.config.accelerator)
         model, batch = copied(model).to(device), batch.to(device)  # a copy is not compiled
         cost = asdict(plan.before if which == "dense" else plan.after)
         return cost | {
@@ -218,6 +232,14 @@ class _Run:
             "latency": asdict(measure_latency(model, batch)),
             "peak_memory_bytes": peak_memory(model, batch),
         }
+
+
+def _check_size(pruned: Pruned) -> None:
+    """Raise if the plan, of which everything is reported, is not that of the small model."""
+    planned = pruned.plan.after.params
+    found = count_params(pruned.small.get_submodule(pruned.plan.structure.inside))
+    if found != planned:
+        raise PruneError(f"the small model has {found} parameters, and its plan says {planned}")
 
 
 def _dense_and_prune(values: dict[str, float]) -> dict[str, float]:

@@ -6,14 +6,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
 from branchprune.artifact import save
 from branchprune.branches import Init, attach
 from branchprune.checkpoints import load_weights
 from branchprune.collapsing import collapse_with_error
-from branchprune.config import RunConfig
+from branchprune.config import RunConfig, TaskFactory
 from branchprune.errors import PruneError
 from branchprune.lightning import BranchPruning, Vitals
 from branchprune.planning import Plan, plan
@@ -33,7 +33,7 @@ class Pruned:
         collapse_error: Relative error of the collapse in float64, the largest of all rounds.
         own_dtype_error: The same in the model's own dtype.
         scores: Validation scores on the way, by name.
-        rounds: For each round its score and what is left, if there are rounds.
+        rounds: For each round its score, what is left, and whether it is kept, if there are rounds.
         trainer: The trainer of the last stage.
     """
 
@@ -44,6 +44,23 @@ class Pruned:
     scores: dict[str, float]
     trainer: Trainer | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
+
+
+def student_task(make: TaskFactory, dense: nn.Module, small: nn.Module) -> LightningModule:
+    """Return a task that trains a small model, and was made with the dense one: a teacher.
+
+    Raises:
+        PruneError: The task does not hold the model that it is made with.
+    """
+    task = make(dense)
+    places = [
+        name for name, module in task.named_modules(remove_duplicate=False) if module is dense
+    ]
+    if not places:
+        raise PruneError(f"task (={type(task).__name__}) must hold the model that it is given")
+    for name in places:
+        task.set_submodule(name, small)
+    return task
 
 
 class Method(Protocol):
@@ -75,7 +92,7 @@ class Blending:
 
     def __init__(self, config: RunConfig, example: Tensor) -> None:
         self.config, self.example = config, example
-        settings, mode = config.prune, config.metric.mode
+        settings, mode = config.prune, config.prune.direction(config.metric)
         schedule = settings.schedule(mode)
         if config.fast:
             schedule = Schedule(schedule.levels[-2:], 1, 1, schedule.order, schedule.restarts[:1])
@@ -134,6 +151,7 @@ class Rounds:
 
     def check(self) -> Plan:
         """Plan the first round; see `Method`."""
+        student_task(self.config.prune_task, self.config.model, self.config.model)
         return plan(self.config.model, self.example, **self.config.prune.plan_options())
 
     def prune(self, dense: nn.Module, stages: Stages, score: float) -> Pruned:
@@ -142,11 +160,15 @@ class Rounds:
         small, widths = dense, dict[str, int]()
         rounds: list[dict[str, Any]] = []
         for number in range(1, (2 if self.config.fast else self.rounds.count) + 1):
-            narrower, found = self._round(number, small, stages)
-            rounds.append(found)
-            if sign * (score - found["val"]) > self.rounds.max_drop:
+            planned = self._plan(number, small)
+            if planned is None:
                 break
-            small, widths = narrower, found["widths"]
+            narrower, found = self._round(number, dense, small, planned, stages)
+            kept = sign * (score - found["val"]) <= self.rounds.max_drop
+            rounds.append(found | {"kept": kept})
+            if not kept:
+                break
+            small, widths = narrower, widths | found["widths"]
         if not widths:
             raise PruneError(
                 f"round 1 lost more than max_drop (={self.rounds.max_drop}): {score:.4g} -> "
@@ -163,21 +185,29 @@ class Rounds:
         shares = {name: width / before[name] for name, width in widths.items()}
         return plan(dense, self.example, shares, **options)
 
+    def _plan(self, number: int, wide: nn.Module) -> Plan | None:
+        """Plan a round; None where an earlier one has left nothing that can shrink."""
+        try:
+            return plan(wide, self.example, **self.config.prune.plan_options())
+        except PruneError:
+            if number == 1:
+                raise
+            return None
+
     def _round(
-        self, number: int, dense: nn.Module, stages: Stages
+        self, number: int, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
     ) -> tuple[nn.Module, dict[str, Any]]:
         """Narrow and fine-tune a model, or read what an earlier run made of it."""
         stage = f"round_{number:02}"
         seed_everything(self.config.seed, workers=True, verbose=False)  # a random choice, too
-        planned = plan(dense, self.example, **self.config.prune.plan_options())
-        blended = attach(dense, planned, self.init)
+        blended = attach(wide, planned, self.init)
         blended.alpha = 0.0
         small, error = collapse_with_error(blended)
         own = own_dtype_error(blended, small)
         path = self.config.output / stage / "small.safetensors"
         found = stages.finished(stage)
         if found is None:
-            task = self.config.prune_task(small)
+            task = student_task(self.config.prune_task, dense, small)
             stages.fit(stage, task, 1 if self.config.fast else self.rounds.epochs, Vitals())
             found = {
                 "round": number,

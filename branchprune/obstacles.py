@@ -8,6 +8,12 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import fx, nn
 
+ABOUT = frozenset(
+    "dtype device layout shape ndim itemsize nbytes requires_grad is_leaf is_cuda is_cpu is_meta "
+    "is_mps is_xpu is_sparse is_quantized is_nested".split()
+)
+"""Attributes of a tensor that tell nothing of its numbers."""
+
 
 def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, str]:
     """Return the modules whose weights cannot be replaced one for one, with the reason."""
@@ -57,5 +63,5 @@ def find_readable(model: nn.Module, graphs: Iterable[fx.Graph]) -> Iterator[str]
 def _read(graph: fx.Graph) -> Iterator[fx.Node]:
     """Yield the nodes that read the values of a parameter or buffer, not just its dtype."""
     for node in graph.find_nodes(op="get_attr"):
-        if any(user.target is not getattr for user in node.users):
+        if any(user.target is not getattr or user.args[1] not in ABOUT for user in node.users):
             yield node

@@ -106,7 +106,8 @@ class Plan:
         lines.insert(1, "  ".join("─" * n for n in [*lengths, len(rows[0][4])]))
         for what in ("channels", "params", "macs"):
             old, new = getattr(self.before, what), getattr(self.after, what)
-            lines.append(f"{what}: {old:,} → {new:,} ({new / old - 1:+.1%})")
+            change = f" ({new / old - 1:+.1%})" if old else ""
+            lines.append(f"{what}: {old:,} → {new:,}{change}")
         return "\n".join(lines)
 
 
@@ -153,8 +154,7 @@ def plan(
             raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
     if not isinstance(multiple_of, int) or multiple_of < 1:
         raise PruneError(f"multiple_of (={multiple_of}) must be a whole number of at least 1")
-    exclude = (exclude,) if isinstance(exclude, str) else exclude
-    opaque = (opaque,) if isinstance(opaque, str) else opaque
+    exclude, opaque = _names("exclude", exclude), _names("opaque", opaque)
     check_model(model)
     names = {name for name, _ in model.named_modules()}
     by_layer = list(keep) if isinstance(keep, Mapping) else []
@@ -181,6 +181,14 @@ def plan(
     return Plan(
         groups, *costs(model, structure, [group.kept for group in groups]), example, structure
     )
+
+
+def _names(argument: str, value: Any) -> tuple[str, ...]:
+    """Return an argument that is one path or several as a tuple of them."""
+    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    if not all(isinstance(name, str) for name in names):
+        raise PruneError(f"{argument} (={value!r}) must be a path of a module or several of them")
+    return names
 
 
 def _makers(structure: Structure, group: int) -> tuple[str, ...]:

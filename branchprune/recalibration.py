@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from branchprune.calls import training_mode
@@ -27,14 +28,14 @@ def recalibrated(model: nn.Module, inputs: Iterable[Inputs]) -> Iterator[None]:
     """Give a model the BatchNorm statistics of some training inputs for a `with` block.
 
     Nothing is trained, no random number is drawn from the generators in use, and afterwards every
-    buffer is what it was.
+    buffer and every momentum is what it was, even if an input does not fit.
 
     Args:
         model: The network.
         inputs: Arguments of the calls to make in training mode; none: nothing changes.
 
     Raises:
-        PruneError: An input does not fit the model.
+        PruneError: An input does not fit the model, or is too small for BatchNorm.
     """
     calls = iter(inputs)
     first = next(calls, None)
@@ -47,6 +48,7 @@ def recalibrated(model: nn.Module, inputs: Iterable[Inputs]) -> Iterator[None]:
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
+    momenta = [(m, m.momentum) for m in model.modules() if isinstance(m, _BatchNorm)]
     try:
         with torch.no_grad(), training_mode(model, True), torch.random.fork_rng(_gpus(buffers)):
             update_bn(([call] for call in chain([first], calls)), _Calls(model))
@@ -54,6 +56,8 @@ def recalibrated(model: nn.Module, inputs: Iterable[Inputs]) -> Iterator[None]:
     finally:
         for owner, name, buffer, value in buffers:
             owner._buffers[name] = buffer.copy_(value)
+        for norm, momentum in momenta:
+            norm.momentum = momentum
 
 
 def _gpus(buffers: Sequence[tuple[nn.Module, str, Tensor, Tensor]]) -> list[torch.device]:
@@ -76,3 +80,5 @@ class _Calls(nn.Module):
                 "batches must be inputs of forward, a tuple meaning several arguments; of a loader "
                 f"of pairs take `(x for x, _ in loader)`: {error}"
             ) from error
+        except ValueError as error:
+            raise PruneError(f"batches hold one that BatchNorm cannot use: {error}") from error

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from branchprune.errors import PruneError
+from branchprune.json_lines import append_line, read_lines
 
 COPIED = ("experiment", "method", "preset", "seed", "dataset", "hardware", "versions", "commit")
-ROUND = ("val", "channels", "params", "macs")
+ROUND = ("val", "kept", "channels", "params", "macs")
 REMOVED = ("channels", "params", "macs")
 
 
@@ -30,8 +30,7 @@ def add_line(path: Path, result: Mapping[str, Any]) -> None:
         if line in known:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(path, line)
     except OSError as error:
         raise PruneError(f"results file {path} cannot be written: {error.strerror}") from error
 
@@ -63,24 +62,6 @@ def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
         "collapse_error": result["collapse"]["relative_error"],
         "latency": {name: result["cost"][name]["latency"] for name in ("dense", "small")},
         "curve": result["curve"],
-        "rounds": [{key: each[key] for key in ROUND} for each in result["rounds"]],
+        "rounds": [{k: each[k] for k in ROUND if k in each} for each in result["rounds"]],
         "memory": {name: result["cost"][name]["peak_memory_bytes"] for name in ("dense", "small")},
     }
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of results, in their order.
-
-    Raises:
-        PruneError: A line is not a JSON object.
-    """
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise PruneError(f"{path}, line {number}: {error}") from error
-        if not isinstance(line, dict):
-            raise PruneError(f"{path}, line {number}: {text[:40]} is no JSON object")
-        lines.append(line)
-    return lines

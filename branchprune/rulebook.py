@@ -152,6 +152,8 @@ METHOD_RULES: dict[str, Rule] = {
 
 TAUGHT: dict[Callable[..., Any], None] = {}
 """Functions that users have taught, in order; a trace does not look into them."""
+TAUGHT_CLASSES: dict[type[nn.Module], None] = {}
+"""Classes of modules that users have taught, in order."""
 _CHECKED = (rules.linear, rules.norm, rules.group_norm, rules.layer_norm, rules.prelu)
 
 
@@ -182,6 +184,7 @@ def teach(operation: type[nn.Module] | Callable[..., Any], rule: Rule) -> None:
         raise PruneError(f"rule (={rule!r}) must be one of bp.rules or a function like them")
     if isinstance(operation, type) and issubclass(operation, nn.Module):
         MODULE_RULES[operation] = rule
+        TAUGHT_CLASSES[operation] = None
     elif callable(operation) and not isinstance(operation, type | nn.Module):
         FUNCTION_RULES[operation] = rule
         TAUGHT[operation] = None
@@ -218,12 +221,15 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def _is_taught(module: nn.Module) -> bool:
-    kind = _known_class(module)
-    return kind is not None and not kind.__module__.startswith("torch.")
+    return _known_class(module) in TAUGHT_CLASSES
 
 
 def to_be_checked(module: nn.Module) -> bool:
-    """Return whether a module may not be what its rule takes it for: its forward is a user's."""
+    """Return whether a module may not be what its rule takes it for.
+
+    That is so where a user has said it, and where a known layer has a forward of a user's.
+    """
     rule = _module_rule(module)
-    claimed = rule in (rules.same, rules.channelwise) and _is_taught(module)
-    return has_own_forward(module) and (claimed or rule in _CHECKED)
+    if _is_taught(module):
+        return rule in (rules.same, rules.channelwise, *_CHECKED)
+    return has_own_forward(module) and rule in _CHECKED

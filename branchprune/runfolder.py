@@ -12,7 +12,7 @@ import yaml
 from branchprune.errors import PruneError
 
 CONTENT = (
-    *("config.yaml", "result.json", "report.html"),
+    *("config.yaml", "result.json", "report.html", "config.yaml.part", "result.json.part"),
     *("dense", "prune", "round_*", "dense.safetensors", "small.safetensors"),
 )
 FREE = ("output", "results")
@@ -30,7 +30,8 @@ def check_folder(output: Path, overwrite: bool, resumed: str | None = None) -> N
     if not output.exists():
         return
     if resumed is not None:
-        _check_same(output / "config.yaml", resumed)
+        if not _is_blank(output):
+            _check_same(output / "config.yaml", resumed)
         return
     if not overwrite:
         raise PruneError(
@@ -47,6 +48,14 @@ def check_folder(output: Path, overwrite: bool, resumed: str | None = None) -> N
         raise PruneError(f"output folder {output} is not a run alone: it holds {foreign[0]}")
     if Path.cwd().resolve().is_relative_to(output.resolve()):
         raise PruneError(f"output folder {output} is where the command runs: it is not replaced")
+
+
+def _is_blank(output: Path) -> bool:
+    """Return whether a folder is what a kill leaves before the configuration is written."""
+    parts = [output / name for name in ("config.yaml", "config.yaml.part")]
+    return output.is_dir() and all(
+        path in parts and (path == parts[1] or not path.stat().st_size) for path in output.iterdir()
+    )
 
 
 def _check_same(path: Path, resumed: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 from branchprune.errors import PruneError
@@ -24,18 +25,17 @@ Mode = Literal["max", "min"]
 
 def steps(size: float = 0.1) -> tuple[float, ...]:
     """Return levels that fall by `size`: 0.9, 0.8, …, 0 for 0.1, as in the paper."""
-    if not 0 < size <= 1:
-        raise PruneError(f"size (={size}) of an alpha step must be in (0, 1]")
+    if not isinstance(size, Real) or not 0 < size <= 1:
+        raise PruneError(f"size (={size!r}) of an alpha step must be in (0, 1]")
     count = math.ceil(round(1 / size, 6))
     return tuple(max(0.0, round(1 - i * size, 6)) for i in range(1, count + 1))
 
 
 def multiplicative(decay: float = 0.05, last: float = 0.05) -> tuple[float, ...]:
     """Return levels that fall by the fraction `decay` each, down to `last`, and then 0."""
-    if not 0 < decay < 1:
-        raise PruneError(f"decay (={decay}) must be in (0, 1)")
-    if not 0 < last < 1:
-        raise PruneError(f"last (={last}) must be in (0, 1)")
+    for name, value in (("decay", decay), ("last", last)):
+        if not isinstance(value, Real) or not 0 < value < 1:
+            raise PruneError(f"{name} (={value!r}) must be in (0, 1)")
     count = math.floor(math.log(last) / math.log(1 - decay) + 1e-9)
     return (*(round((1 - decay) ** i, 6) for i in range(1, count + 1)), 0.0)
 
@@ -57,6 +57,26 @@ def _at_least_one(name: str, value: int) -> None:
         raise PruneError(f"{name} (={value!r}) must be a whole number of at least 1")
 
 
+def _falling(levels: Sequence[float]) -> tuple[float, ...]:
+    """Return the levels if they fall from at most 1 to 0."""
+    try:
+        falling = tuple(levels)
+        right = all(a > b for a, b in zip((1.1, *falling), falling, strict=False))
+        right = right and bool(falling) and falling[0] <= 1 and falling[-1] == 0
+    except TypeError:
+        right = False
+    if not right:
+        raise PruneError(f"levels (={levels!r}) must be numbers that fall from at most 1 to 0")
+    return falling
+
+
+def _rates(restarts: Sequence[float]) -> tuple[float, ...]:
+    right = isinstance(restarts, Sequence) and not isinstance(restarts, str)
+    if not right or not all(isinstance(rate, Real) and rate > 0 for rate in restarts):
+        raise PruneError(f"restarts (={restarts!r}) must be a list of positive learning rates")
+    return tuple(restarts)
+
+
 @dataclass(frozen=True)
 class Plateau:
     """Hold a level until the validation metric has stopped improving.
@@ -76,6 +96,8 @@ class Plateau:
     def __post_init__(self) -> None:
         _at_least_one("max_epochs", self.max_epochs)
         _at_least_one("patience", self.patience)
+        if not isinstance(self.min_delta, Real):
+            raise PruneError(f"min_delta (={self.min_delta!r}) must be a number")
         if self.mode not in ("max", "min"):
             raise PruneError(f"mode (={self.mode!r}) must be 'max' or 'min'")
 
@@ -105,7 +127,8 @@ class Schedule:
         restarts: Learning rates; at the end α = 0 is held once more for each, restarted there.
 
     Raises:
-        PruneError: Levels that do not fall to 0, or a hold below one epoch.
+        PruneError: Levels that do not fall to 0, a hold below one epoch, or an argument that is
+            of another kind.
     """
 
     stage: int
@@ -121,20 +144,16 @@ class Schedule:
         order: Sequence[str] | None = None,
         restarts: Sequence[float] = (),
     ) -> None:
-        self.levels = tuple(steps() if levels is None else levels)
-        falling = all(a > b for a, b in zip((1.1, *self.levels), self.levels, strict=False))
-        if not self.levels or self.levels[-1] != 0 or not falling or self.levels[0] > 1:
-            raise PruneError(f"levels (={self.levels}) must fall from at most 1 to 0")
+        self.levels = steps() if levels is None else _falling(levels)
         self.hold, self.final_hold = hold, hold if final_hold is None else final_hold
         for name, value in (("hold", self.hold), ("final_hold", self.final_hold)):
             if not isinstance(value, Plateau):
                 _at_least_one(name, value)
-        if order is not None and (isinstance(order, str) or not order):
+        listed = isinstance(order, Sequence) and not isinstance(order, str)
+        if order is not None and (not listed or not order):
             raise PruneError(f"order (={order!r}) must be a list of groups or modules")
         self.order = None if order is None else tuple(order)
-        if not isinstance(restarts, Sequence) or not all(rate > 0 for rate in restarts):
-            raise PruneError(f"restarts (={restarts}) must be a list of positive learning rates")
-        self.restarts = tuple(restarts)
+        self.restarts = _rates(restarts)
         self.reset()
 
     @property

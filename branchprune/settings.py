@@ -10,7 +10,7 @@ from typing import Any, Literal
 from branchprune import schedules
 from branchprune.branches import INITS, Init
 from branchprune.errors import PruneError
-from branchprune.schedules import Plateau, Schedule
+from branchprune.schedules import Mode, Plateau, Schedule
 
 LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {
     "steps": schedules.steps,
@@ -86,6 +86,8 @@ class PruneConfig:
         final_hold: Epochs at α = 0, or a plateau; null: as `hold`.
         order: Groups or modules to prune one after another; null: all at once.
         monitor: Metric that a plateau watches; null: that of the branch alone.
+        monitor_mode: Whether `monitor` is to be large or small; null: as the metric of the run,
+            which does for that metric alone.
         restarts: Learning rates at which α = 0 is held once more each, restarted there.
         learning_rate: At each level, keep the learning rate going or restart it.
         restore_best: End each level with the weights of its best epoch, by `monitor`.
@@ -107,6 +109,7 @@ class PruneConfig:
     final_hold: int | Plateau | None = None
     order: list[str] | None = None
     monitor: str | None = None
+    monitor_mode: Mode | None = None
     restarts: list[float] = field(default_factory=list)
     learning_rate: Literal["keep", "restart"] = "keep"
     restore_best: bool = False
@@ -120,18 +123,38 @@ class PruneConfig:
         names = ("keep", "exclude", "multiple_of", "inside", "opaque")
         return {name: getattr(self, name) for name in names}
 
-    def schedule(self, mode: Literal["max", "min"]) -> Schedule:
+    def direction(self, metric: MetricConfig) -> Mode:
+        """Return whether what plateaus and `restore_best` watch is to be large or small.
+
+        Args:
+            metric: The metric of the run.
+
+        Raises:
+            PruneError: `monitor` is another metric, and nothing says so.
+        """
+        if self.monitor_mode is not None:
+            return self.monitor_mode
+        if self.monitor in (None, metric.val, f"{metric.val}_branch"):
+            return metric.mode
+        plateaus = [h for h in (self.hold, self.final_hold) if isinstance(h, Plateau)]
+        if any(plateau.mode == "min" for plateau in plateaus):  # "max" may be no one's choice
+            return "min"
+        if plateaus or self.restore_best:
+            raise PruneError(
+                f"monitor_mode (=None) must be 'max' or 'min': monitor (={self.monitor!r}) is not "
+                f"the metric of the run (={metric.val!r})"
+            )
+        return metric.mode
+
+    def schedule(self, mode: Mode) -> Schedule:
         """Return the schedule that the fields describe.
 
         Args:
-            mode: Whether the metric of the run, which a plateau watches by default, is to be large
-                or small.
+            mode: Whether what a plateau watches is to be large or small; see `direction`.
         """
         hold, final = self.hold, self.final_hold
-        if isinstance(hold, Plateau) and self.monitor is None:
-            hold = replace(hold, mode=mode)
-        if isinstance(final, Plateau) and self.monitor is None:
-            final = replace(final, mode=mode)
+        hold = replace(hold, mode=mode) if isinstance(hold, Plateau) else hold
+        final = replace(final, mode=mode) if isinstance(final, Plateau) else final
         return Schedule(_levels(self.levels), hold, final, self.order, self.restarts)
 
     def criterion(self) -> Init:

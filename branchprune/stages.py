@@ -6,7 +6,7 @@ import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -16,8 +16,11 @@ from rich.console import Console
 
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
+from branchprune.json_lines import read_object, write_whole
 from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
 from branchprune.lightning.epoch_checkpoint import find_checkpoint
+
+Split = Literal["val", "test"]
 
 
 @dataclass
@@ -109,8 +112,8 @@ class Stages:
 
     def judge(
         self, task: LightningModule, batches: int | None = None, test: bool = True
-    ) -> dict[str, float]:
-        """Return everything a task logs in validation and, if asked for, test.
+    ) -> dict[Split, dict[str, float]]:
+        """Return everything a task logs in validation ("val") and, if asked for, test ("test").
 
         Args:
             task: What to judge.
@@ -132,35 +135,37 @@ class Stages:
                 limit_val_batches=batches,
                 limit_test_batches=batches,
             )
-            found = {metric.val: judge.validate(task, config.data, verbose=False)[0]}
+            found: dict[Split, Any] = {"val": judge.validate(task, config.data, verbose=False)[0]}
             if test:
-                found[metric.test] = judge.test(task, config.data, verbose=False)[0]
+                found["test"] = judge.test(task, config.data, verbose=False)[0]
         except (MisconfigurationException, ImportError, ValueError) as error:
             raise PruneError(f"task, data, accelerator or precision: {error}") from error
-        for name, logged in found.items():
+        for split, logged in found.items():
+            name = getattr(metric, split)
             if name not in logged:
                 known = ", ".join(sorted(logged))
                 raise PruneError(f"metric (={name!r}) is not logged; the task logs {known}")
-        return {name: float(value) for each in found.values() for name, value in each.items()}
+        return {
+            split: {name: float(value) for name, value in logged.items()}
+            for split, logged in found.items()
+        }
 
     def score(self, task: LightningModule, test: bool = True) -> dict[str, float]:
         """Return the metric of the run in validation ("val") and, if asked for, test ("test")."""
-        logged, metric = self.judge(task, test=test), self.config.metric
-        scores = {"val": logged[metric.val]}
-        return scores | {"test": logged[metric.test]} if test else scores
+        logged = self.judge(task, test=test)
+        return {split: each[getattr(self.config.metric, split)] for split, each in logged.items()}
 
     def finish(self, stage: str, **found: Any) -> None:
         """Note that a stage has ended, and what was found."""
         path = self.config.output / stage / "finished.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"record": self.records.get(stage), **found}, indent=1))
+        write_whole(path, json.dumps({"record": self.records.get(stage), **found}, indent=1))
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """Return what was found in a stage that has ended, None if it has not."""
-        path = self.config.output / stage / "finished.json"
-        if not path.exists():
+        found = read_object(self.config.output / stage / "finished.json")
+        if found is None:
             return None
-        found: dict[str, Any] = json.loads(path.read_text())
         if found["record"]:
             self.records[stage] = found["record"]
         return found

@@ -9,7 +9,7 @@ from operator import attrgetter
 from torch import fx, nn
 
 from branchprune.analysis import Analysis, Linear
-from branchprune.calls import Example, tensors
+from branchprune.calls import Example
 from branchprune.channels import Channels, Layout, Segment, resolve
 from branchprune.obstacles import find_obstacles, find_readable
 from branchprune.origins import Origin, converted
@@ -45,19 +45,13 @@ def analyse(
     graphs = trace(model, example, inside, opaque)
     obstacles = find_obstacles(model, graphs.values())
     readable = frozenset(find_readable(model, graphs.values()))
-    analysis = Analysis(model, obstacles, readable, _batch(example))
+    analysis = Analysis(model, obstacles, readable)
     for graph in dict.fromkeys(graphs.values()):
         record(model, graph, example, analysis.recorded)
         analysis.counting = graph is graphs[False]
         analysis.walk(graph)
     analysis.finish()
     return _structure(analysis, graphs, inside)
-
-
-def _batch(example: Example) -> int:
-    """Return how many examples an example holds: the first dimension of its first tensor."""
-    first = next((tensor for tensor in tensors(example) if tensor.dim() > 1), None)
-    return 1 if first is None else len(first)
 
 
 def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) -> Structure:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import fx, nn
 
-from branchprune.calls import Example, example_inputs, training_mode
+from branchprune.calls import Example, example_inputs, own_generators, training_mode
 from branchprune.conditions import (
     MACHINERY,
     Conditions,
@@ -29,6 +27,13 @@ from branchprune.conditions import (
 )
 from branchprune.errors import PruneError
 from branchprune.factories import recorded_factories
+from branchprune.hidden_effects import (
+    Attributes,
+    Draws,
+    no_autocast,
+    recorded_functions,
+    refuse_lost_gradient,
+)
 from branchprune.inplace import make_out_of_place, refuse_assigned_state
 from branchprune.rulebook import TAUGHT, is_layer
 
@@ -61,6 +66,19 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=tuple(TAUGHT))
         self.fixed, self.absent, self.opaque, self.conditions = fixed, absent, opaque, conditions
         self.inside: list[str] = []
+        self.draws = Draws()
+
+    def where(self) -> str:
+        """Return the path of the module whose forward is being traced."""
+        return self.inside[-1] if self.inside else "the model"
+
+    def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """Record what forward computes, unless that would change its gradient."""
+        proxy = super().create_proxy(kind, target, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            part, inner = self.conditions.root, self.conditions.inner
+            refuse_lost_gradient(proxy.node, part, inner, self.where())
+        return proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A parametrised module, or a user's subclass that only sets arguments, keeps the
@@ -113,6 +131,7 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        self.draws.refuse(self.where())
         self.inside.append(self.path_of_module(m))
         if not torch.is_grad_enabled() and any(True for _ in m.parameters()):
             raise PruneError(
@@ -120,23 +139,9 @@ class _Tracer(fx.Tracer):
                 "requires_grad_(False) or detach() instead"
             )
         result = super().call_module(m, forward, args, kwargs)
+        self.draws.refuse(self.where())
         self.inside.pop()
         return result
-
-
-@contextmanager
-def _no_autocast(tracer: _Tracer) -> Iterator[None]:
-    """Refuse a forward that enters or leaves autocast, which a trace would silently lose."""
-
-    def refuse(_: torch.autocast) -> None:
-        where = tracer.inside[-1] if tracer.inside else "the model"
-        raise PruneError(
-            f"forward of {where} uses torch.autocast, which a trace loses: put it around the call "
-            "of the model, or cast tensors with .float()"
-        )
-
-    with mock.patch.object(torch.autocast, "__enter__", refuse):
-        yield
 
 
 def trace(
@@ -167,6 +172,21 @@ def trace(
         make_out_of_place(graph, model)
         graph.lint()
     return graphs
+
+
+def differing_modules(graphs: Mapping[bool, fx.Graph]) -> tuple[str, ...]:
+    """Return the paths of the modules whose forward is traced differently in the two modes."""
+    if graphs[True] is graphs[False]:
+        return ()
+    steps: dict[bool, dict[str, list[object]]] = {True: {}, False: {}}
+    for training, graph in graphs.items():
+        for node in graph.nodes:
+            plain = fx.map_arg((node.args, node.kwargs), lambda _: None)
+            step = (node.op, node.target, repr(plain))
+            if where := node.meta.get(WHERE):
+                steps[training].setdefault(where, []).append(step)
+    paths = dict.fromkeys((*steps[True], *steps[False]))
+    return tuple(path for path in paths if steps[True].get(path) != steps[False].get(path))
 
 
 def check_model(model: nn.Module) -> None:
@@ -206,21 +226,26 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
             fixed[f"**{parameter.name}"] = bound.arguments.get(parameter.name, {})
     absent = [name for name, value in bound.arguments.items() if value is None]
     prefix = f"{inside}." if inside else ""
-    conditions = Conditions(part, dict(bound.arguments))
+    conditions = Conditions(part, dict(bound.arguments), inner=bool(inside))
     tracer = _Tracer(fixed, absent, [path.removeprefix(prefix) for path in opaque], conditions)
+    attributes = Attributes(part)
     try:
         with (
+            own_generators(part.parameters()),
             torch.enable_grad(),
-            _no_autocast(tracer),
+            no_autocast(tracer.where),
             recorded_factories(),
+            recorded_functions(),
             numbers_from_shapes(),
         ):
             graph = tracer.trace(part)
+            tracer.draws.refuse(tracer.where())
     except PruneError:
         raise
     except Exception as error:
         flags = [name for name, v in bound.arguments.items() if isinstance(v, bool | str | None)]
         raise PruneError(_explain(part, tracer, error, flags)) from error
+    attributes.refuse()
     refuse_assigned_state(part)
     for node in graph.find_nodes(op="placeholder"):
         if str(node.target).startswith("*") and not node.users:

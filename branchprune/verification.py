@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from branchprune.blended import Blended
-from branchprune.calls import Example, call, tensors, training_mode
+from branchprune.calls import Example, call, tensors, training_mode, without_constants
 from branchprune.ends import LinearEnd
 from branchprune.errors import PruneError
 from branchprune.precision import KeepsFloat64, widened
@@ -188,12 +188,7 @@ def _example_in_float64(exact: Blended) -> Example:
     """Return the example in float64 on the CPU; a constant one is replaced by noise."""
 
     def convert(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            return x.cpu()
-        x = x.detach().to("cpu", torch.float64)
-        constant = x.numel() < 2 or bool((x == x.flatten()[0]).all())
-        return torch.randn(x.shape, generator=noise, dtype=torch.float64) if constant else x
+        return x.detach().to("cpu", torch.float64) if x.is_floating_point() else x.cpu()
 
-    noise = torch.Generator().manual_seed(0)
     example: Example = tree_map_only(Tensor, convert, exact.plan.example)
-    return example
+    return without_constants(example)

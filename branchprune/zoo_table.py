@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from branchprune.json_lines import append_line, parse_lines, write_whole
 from branchprune.planning import Plan
 
 LAST_FAMILIES = ("segmentation", "video")
@@ -158,25 +159,19 @@ def parse(line: str) -> Row | None:
 
 def read_rows(path: Path) -> dict[Key, Row]:
     """Return the last row of every experiment in a file of JSON lines."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {row.key: row for row in map(parse, lines) if row is not None}
+    return {row.key: row for row in parse_lines(path, parse)}
 
 
 def append_row(folder: Path, row: Row) -> None:
     """Add a row to `zoo.jsonl`, on a line of its own even behind a torn one."""
-    path = folder / "zoo.jsonl"
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as file:
-        file.write("\n" * torn + json.dumps(asdict(row)) + "\n")
+    append_line(folder / "zoo.jsonl", asdict(row))
 
 
 def write_tables(folder: Path, rows: Mapping[Key, Row], settings: Key) -> None:
     """Write `zoo.csv` and `zoo.md`, of all models with the same settings; each at one stroke."""
     same = [rows[key] for key in sorted(rows, key=str) if key[:-1] == settings]
     for name, text in (("zoo.csv", csv_text(same)), ("zoo.md", markdown(same))):
-        part = folder / f"{name}.part"
-        part.write_text(text)
-        part.replace(folder / name)
+        write_whole(folder / name, text)
 
 
 def csv_text(rows: Sequence[Row]) -> str:

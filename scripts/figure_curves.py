@@ -29,14 +29,15 @@ def three_stage(data: Data) -> Figure:
     figure, runs = Figure((7.2, 3.6)), data.find(VGG, "three-stage")
     axes = figure.subplots()
     for i, run in enumerate(runs):
-        kept = min((-2, -1)[-len(run["rounds"]) :], key=lambda j: _distance(run, j))
-        dense = run["rounds"][kept]["params"] / (1 - run["params_removed"])
-        left = [1.0, *(each["params"] / dense for each in run["rounds"])]
-        scores = [run["val"]["dense"], *(each["val"] for each in run["rounds"])]
-        end = len(left) + kept + 1
+        rounds = run["rounds"]
+        kept = sum(each.get("kept", each is not rounds[-1]) for each in rounds)
+        dense = rounds[kept - 1]["params"] / (1 - run["params_removed"])
+        left = [1.0, *(each["params"] / dense for each in rounds)]
+        scores = [run["val"]["dense"], *(each["val"] for each in rounds)]
+        end = kept + 1
         label = "three-stage pruning, each round fine-tuned" if i == 0 else None
         axes.plot(left[:end], scores[:end], color=GREEN, marker="o", ms=3, label=label, **look(i))
-        if kept == -2:
+        if end < len(left):
             label = "the round that lost too much, not kept" if i == 0 else None
             axes.plot(left[-1:], scores[-1:], color=GREEN, marker="x", ls="", ms=5, label=label)
     for method, colour, marker in (("blended", BLUE, "s"), ("ours", PINK, "D")):
@@ -55,11 +56,6 @@ def three_stage(data: Data) -> Figure:
     axes.invert_xaxis()
     finish(figure, [axes], runs)
     return figure
-
-
-def _distance(run: Line, number: int) -> float:
-    """Return how far the score of a round is from that of the small model."""
-    return abs(float(run["rounds"][number]["val"] - run["val"]["small"]))
 
 
 def _course(axes: Axes, runs: Sequence[Line], right: bool = True) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from branchprune.results import read_lines
+from branchprune.json_lines import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -174,7 +174,8 @@ class Reproduction:
 def _trains_its_own(folder: Path) -> bool:
     """Return whether a run has begun there that trains its own dense model."""
     stored = folder / "config.yaml"
-    return stored.exists() and not yaml.safe_load(stored.read_text())["dense"]["checkpoint"]
+    settings = (stored.exists() and yaml.safe_load(stored.read_text())) or {}
+    return "dense" in settings and not settings["dense"]["checkpoint"]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

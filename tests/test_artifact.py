@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -81,6 +82,74 @@ def test_file_of_another_model_is_refused(small, tmp_path):
         bp.load(nn.Sequential(nn.Linear(3, 3)), path)
     with pytest.raises(bp.PruneError, match="another model"):
         bp.load(nn.Sequential(nn.Linear(3, 3), *make_model()[1:]), path)
+
+
+def test_file_with_other_kernels_is_refused(tmp_path):
+    path = tmp_path / "five.safetensors"
+
+    def make(kernel):
+        return nn.Sequential(nn.Conv2d(3, 8, kernel, padding=1), nn.Conv1d(8, 4, kernel))
+
+    bp.save(make(5), path)
+    with pytest.raises(
+        bp.PruneError, match=r"another model: 0.weight .*\(8, 3, 5, 5\), not \(8, 3"
+    ):
+        bp.load(make(3), path)
+    bp.save(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv1d(8, 4, 5)), path)
+    with pytest.raises(bp.PruneError, match=r"1.weight has shape \(4, 8, 5\), not \(4, 8, 3\)"):
+        bp.load(make(3), path)
+
+
+@pytest.mark.parametrize(
+    ("make", "refused"),
+    [
+        (lambda c, size: nn.LayerNorm([c, size, size]), True),
+        (lambda c, size: nn.LayerNorm([size, size, c]), True),
+        (lambda c, size: nn.Linear(c * size, c), False),
+    ],
+)
+def test_channels_may_be_counted_by_any_dimension(tmp_path, make, refused):
+    path = tmp_path / "small.safetensors"
+    bp.save(make(4, 6), path)
+    narrow = bp.load(make(8, 6), path)
+    assert narrow.weight.shape == make(4, 6).weight.shape
+    bp.save(make(4, 5), path)
+    with pytest.raises(bp.PruneError, match="another model") if refused else nullcontext():
+        bp.load(make(8, 6), path)
+
+
+@pytest.mark.parametrize("widths", [{}, {"widths": "{"}])
+def test_file_without_widths_is_refused(tmp_path, widths):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "none.safetensors"
+    save_file(make_model().state_dict(), path, metadata={"format": "branchprune/1"} | widths)
+    with pytest.raises(bp.PruneError, match=r"none.safetensors is not complete.*'widths'"):
+        bp.load(make_model(), path)
+
+
+class Counts(nn.Module):
+    def __init__(self, state):
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+def test_a_state_that_is_no_tensor_is_refused_when_it_is_saved(tmp_path):
+    path = tmp_path / "small.safetensors"
+    model = nn.Sequential(nn.Linear(2, 2), Counts({"seen": 3}))
+    with pytest.raises(bp.PruneError, match=r"1 has 1._extra_state \(a dict\)"):
+        bp.save(model, path)
+    with pytest.raises(bp.PruneError, match=r"Counts has _extra_state \(a int\)"):
+        bp.save(Counts(3), path)
+    assert list(tmp_path.iterdir()) == []
+    bp.save(nn.Sequential(nn.Linear(2, 2), Counts(torch.tensor(3))), path)
+    assert bp.load(nn.Sequential(nn.Linear(2, 2), Counts(torch.tensor(0))), path)[1].state == 3
 
 
 class Exploit:

@@ -154,6 +154,11 @@ MISTAKES = {
         "test/dog/7.png",
         "train/dog/3.png: test images leak",
     ),
+    "twice": (
+        lambda p: copied(p / "train/dog/7.png", p / "train/dog/3.png"),
+        "train/dog/7.png",
+        "train/dog/3.png: one could be trained on",
+    ),
 }
 
 
@@ -175,9 +180,9 @@ def test_sizes_may_differ_where_all_are_resized(folder):
     assert {images.shape[1:] for images, _ in data.splits.values()} == {(3, 4, 4)}
 
 
-def test_a_file_may_be_twice_in_one_class(folder):
-    copied(folder / "train/dog/7.png", folder / "train/dog/3.png")
-    assert len(read_classes(folder)[0]["train"][0]) == 9
+def test_a_file_may_be_twice_in_one_class_of_test(folder):
+    copied(folder / "test/dog/7.png", folder / "test/dog/1.png")
+    assert len(read_classes(folder)[0]["test"][0]) == 5
 
 
 @pytest.fixture
@@ -225,3 +230,20 @@ def test_folders_behind_links_are_read(towns, tmp_path_factory):
 def test_a_mistake_about_frames_is_named(towns, options, reason):
     with pytest.raises(PruneError, match=reason):
         frames(**({"root": towns} | options)).setup()
+
+
+@pytest.mark.parametrize("by_town", [False, True])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("test/Town05_9.png", "test images leak"),
+        ("train/Town01_9.png", "held out for validation"),
+    ],
+)
+def test_a_frame_in_two_splits_is_refused(towns, by_town, path, reason):
+    options = {"test_towns": ["Town05"]} if by_town else {}
+    source = "train/more/Town01_2.png"
+    copied(towns / path, towns / source)
+    with pytest.raises(PruneError, match=reason) as error:
+        frames(towns, **options).setup()
+    assert all(str(towns / name) in str(error.value) for name in (path, source))

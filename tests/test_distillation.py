@@ -2,17 +2,21 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from pytorch_lightning import Callback
 from test_lightning import loader, network, trainer
+from test_training_options import TinyVGG
 from torch import nn
 from torch.utils.data import DataLoader
 
 import branchprune as bp
+from branchprune.cli import main
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.losses import Distillation
+from branchprune.methods import student_task
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
@@ -173,6 +177,56 @@ def test_the_teacher_is_the_model_as_it_was():
 
 def test_no_weight_means_no_teacher():
     assert ClassificationTask(network()).distillation is None
+
+
+class Seen(ClassificationTask):
+    """Notes the widths of student and teacher in every training."""
+
+    seen: ClassVar = []
+
+    def on_train_start(self):
+        widths = self.model.features[0].out_channels, teacher_of(self).features[0].out_channels
+        Seen.seen.append((*widths, teacher_of(self).state_dict()))
+
+
+def command(path, **options):
+    options = {
+        "task": "test_distillation.Seen",
+        "prune.task": '{"teacher_weight": 0.5}',
+        "output": str(path / "run"),
+        "fast": "true",
+        "dense.epochs": "0",
+        "dense.checkpoint": str(path / "dense.pt"),
+    } | {name.replace("__", "."): value for name, value in options.items()}
+    settings = {"model": "test_training_options.TinyVGG", "data": "test_training_options.Tiny"}
+    return ["run", *(part for k, v in (settings | options).items() for part in (f"--{k}", v))]
+
+
+def test_in_rounds_the_dense_model_is_the_teacher(tmp_path):
+    Seen.seen.clear()
+    dense = TinyVGG()
+    torch.save(dense.state_dict(), tmp_path / "dense.pt")
+    rounds = '{"count": 2, "epochs": 1, "max_drop": 1.0}'
+    assert main(command(tmp_path, prune__keep="0.75", prune__rounds=rounds)) == 0
+    assert [widths for *widths, _ in Seen.seen] == [[6, 8], [4, 8]]
+    for *_, teacher in Seen.seen:
+        assert all(torch.equal(teacher[name], value) for name, value in dense.state_dict().items())
+
+
+def test_a_task_that_copies_its_model_cannot_fine_tune_it():
+    dense = network()
+    with pytest.raises(bp.PruneError, match="task \\(=ClassificationTask\\) must hold the model"):
+        student_task(lambda model: ClassificationTask(copy.deepcopy(model)), dense, network())
+
+
+def test_a_dense_training_from_random_weights_has_no_teacher(tmp_path, capsys):
+    torch.save(TinyVGG().state_dict(), tmp_path / "dense.pt")
+    own = {"task.init_args.teacher_weight": "0.5", "prune.task": "{}"}
+    arguments = command(tmp_path, dense__epochs="1", **own)
+    at = arguments.index("--dense.checkpoint")
+    assert main(arguments[:at] + arguments[at + 2 :]) == 2
+    assert "task.teacher_weight (=0.5)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

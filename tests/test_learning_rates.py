@@ -113,3 +113,41 @@ def test_restarts_with_a_scheduler_that_counts_from_its_base():
     assert rates_of(Own(network())) == pytest.approx(expected)
     expected = [0.1, 0.05, 0.1, 0.05, 0.01, 0.005, 0.3, 0.15]
     assert rates_of(Own(network()), "restart") == pytest.approx(expected)
+
+
+def warming(make):
+    class Warming(ClassificationTask):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [make(optimizer, torch.optim.lr_scheduler)]
+
+    return Warming(network())
+
+
+def linear(optimizer, schedulers):
+    return schedulers.LinearLR(optimizer, 0.01, total_iters=2)
+
+
+def from_zero(optimizer, schedulers):
+    return schedulers.LambdaLR(optimizer, lambda t: min(t, 2) / 2)
+
+
+def in_sequence(optimizer, schedulers):
+    parts = [linear(optimizer, schedulers), schedulers.CosineAnnealingLR(optimizer, 4)]
+    return schedulers.SequentialLR(optimizer, parts, [2])
+
+
+@pytest.mark.parametrize(
+    ("make", "course"),
+    [
+        (linear, [0.01, 0.505, 1, 1]),
+        (from_zero, [0, 0.5, 1, 1]),
+        (in_sequence, [0.01, 0.505, 1, half_cosine(1, 1, 4)]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
+def test_restarts_of_a_warm_up(make, course):
+    """A restart says where the warm-up leads, not where it begins."""
+    schedule = bp.Schedule((0.5, 0.0), hold=4, restarts=[0.05])
+    expected = [0.1 * part for part in [*course, *course]] + [0.05 * part for part in course]
+    assert rates_of(warming(make), "restart", schedule) == pytest.approx(expected)

@@ -139,6 +139,40 @@ def test_both_metrics_are_what_they_say():
         assert logged_branch == pytest.approx(branch)
 
 
+def test_several_validation_loaders_are_told_apart():
+    class Several(ClassificationTask):
+        def __init__(self):
+            super().__init__(network())
+            self.hits = torchmetrics.Accuracy("multiclass", num_classes=4)
+
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            logits = self(batch[0])
+            loss = nn.functional.cross_entropy(logits, batch[1])
+            self.hits(logits, batch[1])
+            self.log("loss", loss)
+            self.log("hits", self.hits)
+            self.log("joint", loss, add_dataloader_idx=False) if dataloader_idx else None
+
+        def on_validation_epoch_end(self):
+            self.log("end", 3.0)
+
+    class Compare(pytorch_lightning.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                rows.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+    rows, loaders = [], [loader(n=20, seed=1), loader(n=12, seed=2)]
+    pruning = BranchPruning(bp.Schedule((0.5, 0.0)), example=torch.randn(2, 1, 8, 8))
+    trainer(2, pruning, Compare()).fit(Several(), loader(), loaders)
+    names = [f"{name}/dataloader_{{}}{i}" for name in ("loss", "hits") for i in (0, 1)]
+    logged = {name.format("") + "_branch": name.format("idx_") for name in names}
+    logged |= {"joint_branch": "joint", "end_branch": "end"}
+    assert {name for name in rows[0] if name.endswith("_branch")} == set(logged)
+    assert rows[0]["loss/dataloader_0_branch"] != rows[0]["loss/dataloader_1_branch"]
+    for branch, whole in logged.items():  # at α = 0 there is nothing else
+        assert rows[1][branch] == pytest.approx(rows[1][whole]), branch
+
+
 def test_branch_is_judged_with_batchnorm_statistics_of_its_own():
     """Recalculated here with torch's own update_bn on a copy, from the epoch's batches."""
     import copy

@@ -291,6 +291,23 @@ def test_figures_without_data_are_skipped(figures, tmp_path, capsys):
     assert {*run(figures, tmp_path, "paper")} == {"fig4b_blended_cpu.png"}
 
 
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("number", [2, 3])
+def test_three_stage_figure_shows_the_rounds_that_were_kept(number, marked, figures, tmp_path):
+    """By what the line says, not by which score is near; a line that does not say lost the last."""
+    run = three_stage()
+    run["rounds"][2]["val"] = run["rounds"][1]["val"] = run["val"]["small"]
+    run["params_removed"] = 0.75 if number == 2 or not marked else 0.875
+    for i, each in enumerate(run["rounds"] if marked else ()):
+        each["kept"] = i < number
+    write(tmp_path / "results", [run])
+    data = figures.read(tmp_path / "results", "cpu", tmp_path, tmp_path)
+    kept, *rest = figures.three_stage(data).axes[0].get_lines()
+    all_kept = marked and number == 3
+    assert [*kept.get_xdata()] == [1, 0.5, 0.25, 0.125][: 4 if all_kept else 3]
+    assert len(rest) == (1 if all_kept else 2)
+
+
 def test_three_stage_figure_starts_at_the_dense_model(figures, tmp_path):
     write(tmp_path / "results", [three_stage()])
     data = figures.read(tmp_path / "results", "cpu", tmp_path, tmp_path)

@@ -1,5 +1,6 @@
 """The branch alone with BatchNorm statistics of its own, against torch's update_bn on a copy."""
 
+import contextlib
 import copy
 
 import pytest
@@ -69,14 +70,32 @@ def broken():
             pytest.raises(bp.PruneError, match="for x, _"),
         ),
         ([torch.randn(2, 5, 6, 6)], pytest.raises(bp.PruneError, match="inputs of forward")),
+        ([], contextlib.nullcontext()),
+        (batches(), contextlib.nullcontext()),
     ],
 )
-def test_a_failure_restores_alpha_and_statistics(blended, inputs, error):
+def test_alpha_and_statistics_are_restored_even_after_a_failure(blended, inputs, error):
+    blended.model[1].momentum = 0.3
     state = copy.deepcopy(blended.state_dict())
+    momenta = [m.momentum for m in blended.modules() if isinstance(m, nn.BatchNorm2d)]
     with error, blended.branch_only(inputs):
         pass
     assert set(blended.alpha.values()) == {0.5}
     assert all(torch.equal(v, state[k]) for k, v in blended.state_dict().items())
+    assert [m.momentum for m in blended.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
+
+
+def test_one_image_is_too_few_for_a_norm_behind_pooling():
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten()),
+        nn.Linear(8, 3),
+    )
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 2, 6, 6)))
+    blended.alpha = 0.5
+    expected = pytest.raises(bp.PruneError, match=r"batches .* more than 1 value per channel")
+    with expected, blended.branch_only([torch.randn(1, 2, 6, 6)]):
+        pass
+    assert {m.momentum for m in blended.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
 
 
 def test_at_alpha_0_the_inputs_are_not_used(blended):

@@ -131,6 +131,22 @@ def test_what_a_line_is_known_by(world, monkeypatch):
     assert world.names() == ["vgg16_cifar10/paper-1"]
 
 
+def test_torn_files_cost_a_run_and_no_more(world, monkeypatch):
+    quicker(monkeypatch)
+    results = world.path / "results" / "vgg16_cifar10.jsonl"
+    results.parent.mkdir()
+    line = {"experiment": "vgg16_cifar10", "method": "blended", "preset": "cpu", "seed": 0}
+    torn = json.dumps(line | {"seed": 1})[:-9]
+    results.write_text(f"{json.dumps(line)}\n{torn}\n{torn}\n")
+    for text in ("", "name: vgg16_cifar10"):
+        folder = world.path / "runs" / "cpu" / "vgg16_cifar10" / "ours-0"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(text)
+        assert not reproduce._trains_its_own(folder)
+    assert world.go("--seeds", "1", "--only", "vgg16_cifar10/*") == 0
+    assert world.names() == ["vgg16_cifar10/ours-0"]
+
+
 def test_variants_wait_for_the_dense_model_of_their_seed(world, monkeypatch):
     quicker(monkeypatch)
     todo = {"vgg16_cifar10/paper-0": "fail", "vgg16_cifar10/paper-1": "slow"}
@@ -246,6 +262,8 @@ def test_the_settings_that_variants_change_arrive():
     assert config("multiplicative", "paper").prune.levels == {"multiplicative": 0.05}
     assert config("three_stage", "cpu").prune.rounds.epochs == 4
     assert config("three_stage", "paper").prune.rounds.epochs == 10
-    assert config("ours", "cpu").prune.final_hold == 20
+    ours = config("ours", "cpu").prune
+    assert (ours.levels, ours.hold, ours.final_hold) == ([0.0], 1, 29)
+    assert config("ours", "paper").prune.final_hold == 100
     task = config("regression", "paper").prune.task
     assert task["teacher_weight"] == 1.0 and task["temperature"] is None

@@ -60,6 +60,17 @@ class Net(nn.Sequential):
         )
 
 
+class Two(nn.Sequential):
+    """A narrow and a wide layer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 64, 3, padding=1), nn.ReLU(), nn.Flatten()),
+            nn.Linear(1024, 3),
+        )
+
+
 class Data(LightningDataModule):
     """Shuffled by the global generator, as DataLoader does it."""
 
@@ -94,6 +105,16 @@ class Killed(ClassificationTask):
         if Killed.steps == Killed.at:
             raise Kill
         return super().training_step(batch, batch_idx)
+
+
+class OneName(Killed):
+    """Logs validation and test under one name."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("accuracy", 0.25)
+
+    def test_step(self, batch, batch_idx):
+        self.log("accuracy", 0.75)
 
 
 def go(base: Path, name: str, *options: str, kill: int = -1, more: str = "") -> Path:
@@ -266,10 +287,84 @@ def test_other_settings_are_refused(run, capsys):
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(CONFIG)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "mine")]
     assert main([*arguments, "--resume"]) == 2
     assert "no run that could be resumed" in capsys.readouterr().err
-    assert not list((tmp_path / "mine").iterdir())
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("left", [[], ["config.yaml.part"], ["config.yaml"]])
+def test_a_folder_in_which_nothing_was_written_yet_is_a_start(left, whole, run, tmp_path):
+    """What a kill leaves behind `mkdir`, or in the midst of writing the configuration."""
+    (tmp_path / "killed").mkdir()
+    for name in left:
+        (tmp_path / "killed" / name).write_text("")
+    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
+@pytest.mark.parametrize("text", ["", '{"scores": {"dense": {"v'])
+def test_torn_files_count_as_not_finished(text, whole, run):
+    killed = run("killed")
+    for name in ("dense/finished.json", "result.json"):
+        (killed / name).write_text(text)
+    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
+def test_a_finished_run_with_other_settings_is_refused(run, capsys):
+    whole = run("whole")
+    lines = whole.parent / "results" / "killed.jsonl"
+    before = lines.read_text()
+    arguments = ["run", str(whole.parent / "config.yaml"), "--output", str(whole), "--resume"]
+    assert main([*arguments, "--prune.keep", "0.25", "--name", "other"]) == 2
+    assert "name was 'killed' and is 'other'" in capsys.readouterr().err
+    assert main([*arguments, "--prune.keep", "0.25"]) == 2
+    assert "prune.keep was 0.5 and is 0.25" in capsys.readouterr().err
+    assert lines.read_text() == before and len([*lines.parent.iterdir()]) == 1
+
+
+def test_a_kill_before_the_report_leaves_it_to_the_next_call(run):
+    report = run("whole") / "report.html"
+    text = report.read_text()
+    report.unlink()
+    run("whole", "--resume")
+    assert report.read_text() == text
+
+
+def test_rounds_end_with_a_plan_of_all_groups_that_shrank(run):
+    """The narrow layer is stuck at 3 of 8 channels long before the wide one is."""
+    more = ROUNDS.replace("0.75", "0.85").replace("count: 3, epochs: 2", "count: 7, epochs: 1")
+    more += "model: {class_path: test_resume.Two}"
+    folder = run("two", more=more)
+    result = json.loads((folder / "result.json").read_text())
+    assert "0" not in result["rounds"][-1]["widths"] and "3" in result["rounds"][-1]["widths"]
+    state = load_file(folder / "small.safetensors")
+    kept = {group["name"]: group["kept"] for group in result["plan"]["groups"]}
+    assert kept["0"] == len(state["0.weight"]) and kept["3"] == len(state["3.weight"])
+    sizes = [t.numel() for name, t in state.items() if name.endswith((".weight", ".bias"))]
+    assert result["plan"]["after"]["params"] == sum(sizes) == result["cost"]["small"]["params"]
+    assert all(each["kept"] for each in result["rounds"])
+
+
+def test_rounds_end_where_nothing_can_shrink(run):
+    more = ROUNDS.replace("0.75", "0.6").replace("count: 3, epochs: 2", "count: 9, epochs: 1")
+    result = json.loads((run("all", more=more) / "result.json").read_text())
+    assert [each["widths"]["0"] for each in result["rounds"]] == [5, 3, 2, 1]
+
+
+def test_a_plan_that_is_not_that_of_the_small_model_is_refused(run, monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    monkeypatch.setattr("branchprune.experiment.count_params", lambda model: 7)
+    monkeypatch.setattr(Killed, "at", -1)
+    assert main(["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert "the small model has 7 parameters, and its plan says 243" in capsys.readouterr().err
+
+
+def test_the_same_name_in_validation_and_test_keeps_the_scores_apart(run):
+    more = "task: {class_path: test_resume.OneName}\nmetric: {val: accuracy, test: accuracy}\n"
+    result = json.loads((run("same", more=more) / "result.json").read_text())
+    for score in result["scores"].values():
+        assert score["val"] == 0.25 and score.get("test", 0.75) == 0.75
 
 
 def test_a_finished_run_has_one_line_however_often_it_is_resumed(run, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 import branchprune as bp
 from branchprune import rulebook
+from branchprune.criteria import GroupWeights
 
 IMAGE = (2, 3, 8, 8)
 
@@ -21,7 +22,10 @@ IMAGE = (2, 3, 8, 8)
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     """Restore what the library knows, since it is the same for all models."""
-    known = (rulebook.MODULE_RULES, rulebook.FUNCTION_RULES, rulebook.TAUGHT)
+    known: tuple[dict[Any, Any], ...] = (
+        *(rulebook.MODULE_RULES, rulebook.FUNCTION_RULES),
+        *(rulebook.TAUGHT, rulebook.TAUGHT_CLASSES),
+    )
     before = [dict(rules) for rules in known]
     yield
     for rules, entries in zip(known, before, strict=True):
@@ -190,6 +194,20 @@ def test_the_start_of_what_was_taught_is_that_of_the_chosen_channels() -> None:
     assert torch.equal(blended.twin.get_submodule("5").weight, model[5].weight[best])
 
 
+def test_a_criterion_is_given_norms_without_the_slopes_of_activations() -> None:
+    seen: dict[str, tuple[Tensor, ...]] = {}
+
+    def score(group: GroupWeights) -> Tensor:
+        seen[group.name] = group.norms
+        return torch.arange(group.width)
+
+    bp.teach(PerChannel, bp.rules.channelwise)
+    model = around(nn.Sequential(nn.BatchNorm2d(8), nn.PReLU(8), PerChannel(8)))
+    bp.attach(model, bp.plan(model, torch.randn(IMAGE)), init=score)
+    norm, _, own = model[5]
+    assert [w.tolist() for w in seen["4"]] == [norm.weight.tolist(), own.weight.tolist()]
+
+
 def test_a_convolution_of_ones_own() -> None:
     bp.teach(Equalised, bp.rules.linear)
     plan, small = check_exact(around(nn.Sequential(Equalised(8, 10), nn.ReLU(), conv(10, 8))))
@@ -239,6 +257,30 @@ def test_a_module_whose_channels_differ_is_not_believed() -> None:
     bp.teach(Fixed, bp.rules.same)
     plan, _ = check_exact(around(Fixed()))
     assert reason_of(plan, "4") == "5 (Fixed) does not treat its channels alike"
+
+
+@pytest.mark.parametrize(
+    ("taught", "reason"),
+    [
+        (nn.ChannelShuffle(4), "5 (ChannelShuffle) does not treat its channels alike"),
+        (nn.Softsign(), None),
+    ],
+)
+@pytest.mark.parametrize("rule", ["same", "channelwise"])
+def test_a_class_of_torch_is_tried_out_too(
+    taught: nn.Module, reason: str | None, rule: str
+) -> None:
+    bp.teach(type(taught), getattr(bp.rules, rule))
+    plan, small = check_exact(around(taught))
+    assert reason_of(plan, "4") == reason
+    assert small[4].out_channels == (8 if reason else 4)
+
+
+def test_a_layer_of_torch_that_was_taught_is_pruned_as_before() -> None:
+    bp.teach(nn.Conv2d, bp.rules.linear)
+    bp.teach(nn.BatchNorm2d, bp.rules.norm)
+    plan, small = check_exact(around(nn.BatchNorm2d(8)))
+    assert reason_of(plan, "4") is None and small[5].num_features == 4
 
 
 def test_per_channel_numbers_are_not_all_the_same() -> None:

@@ -12,6 +12,8 @@ import branchprune as bp
 from branchprune.cli import main
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
+from branchprune.report import read_metrics
+from branchprune.settings import MetricConfig, PruneConfig
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
@@ -206,6 +208,72 @@ metric: {val: loss/val, test: loss/test, mode: max, format: number}
 dense: {epochs: 1}
 prune: {levels: [0.5, 0.0], restarts: [0.05], restore_best: true, task: {teacher_weight: 0.5}}
 """
+
+
+def test_macs_are_those_of_one_image():
+    """With an example of two, as with an example of one; more than the small model's at α > 0."""
+    found = []
+    for example in (EXAMPLE, EXAMPLE[:1]):
+        pruning, seen = BranchPruning(bp.Schedule((0.5, 0.0)), example=example), []
+
+        class Spy(Callback):
+            def on_train_epoch_end(self, trainer, pl_module, pruning=pruning, seen=seen):
+                seen.append(pruning.macs)
+
+        trainer(2, pruning, Spy()).fit(ClassificationTask(network()), loader(), loader())
+        assert seen[1] == pruning.plan.after.macs
+        found.append(seen)
+    assert found[0] == found[1] and found[0][0] > found[0][1]
+
+
+METRIC = MetricConfig(val="score", mode="min")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "min"),
+        ({"monitor": "score", "hold": bp.Plateau()}, "min"),
+        ({"monitor": "score_branch", "restore_best": True}, "min"),
+        ({"monitor": "accuracy", "monitor_mode": "max", "restore_best": True}, "max"),
+        ({"monitor_mode": "max", "hold": bp.Plateau()}, "max"),
+        ({"monitor": "other/loss", "hold": bp.Plateau(mode="min")}, "min"),
+        ({"monitor": "accuracy"}, "min"),  # nothing watches it
+    ],
+)
+def test_direction_is_that_of_what_is_monitored(options, expected):
+    settings = PruneConfig(**options)
+    assert settings.direction(METRIC) == expected
+    hold = settings.schedule(expected).hold
+    assert hold == 1 or hold.mode == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{"hold": bp.Plateau()}, {"final_hold": bp.Plateau()}, {"restore_best": True}]
+)
+def test_another_metric_needs_a_direction(options):
+    with pytest.raises(bp.PruneError, match=r"monitor_mode \(=None\).*\(='accuracy'\)"):
+        PruneConfig(monitor="accuracy", **options).direction(METRIC)
+
+
+def test_a_run_restores_the_best_of_what_it_monitors(tmp_path):
+    """The accuracy is the metric of the run, and the loss is watched: the smaller, the better."""
+    (tmp_path / "config.yaml").write_text(
+        CONFIG.replace("loss/val, test: loss/test", "metric/val_acc, test: metric/test_acc")
+        + "seed: 1\n"
+    )
+    command = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]
+    command += ["--prune.monitor", "loss/val", "--prune.restarts", "[]"]
+    command += ["--prune.final_hold", "6", "--prune.task.learning_rate", "0.3"]
+    assert main(command) == 2
+    assert main([*command, "--prune.monitor_mode", "min"]) == 0
+    rows = read_metrics(tmp_path / "run" / "prune" / "metrics.csv")
+    losses = [row["loss/val"] for row in rows if row.get("alpha/features.0") == 0]
+    assert max(losses) > 1.1 * min(losses)  # which the metric's own direction would restore
+    collapsed = bp.load(TinyVGG(), tmp_path / "run" / "small.safetensors")
+    task = ClassificationTask(collapsed)
+    found = trainer(1).validate(task, loader(), verbose=False)[0]["loss/val"]
+    assert found == pytest.approx(min(losses), rel=1e-4)
 
 
 def test_a_run_reports_the_blended_model_that_was_collapsed(tmp_path):

@@ -49,7 +49,8 @@ def read_classes(
 ) -> tuple[dict[str, ClassSplit], list[str]]:
     """Read all images of `root/train/<class>/` and `root/test/<class>/`.
 
-    The same file in two classes is taken for a wrong label, in both splits for a leak.
+    The same file in two classes is taken for a wrong label, in both splits for a leak, and so is
+    one that is in the training images twice: part of them is held out for validation.
 
     Args:
         root: The folder of the data set.
@@ -68,7 +69,7 @@ def read_classes(
     for split, other in (("train", "test"), ("test", "train")):
         for name in sorted(folders[other].keys() - folders[split].keys()):
             raise PruneError(f"{root / split / name} is missing: {root / other / name} is there")
-    _check_contents(folders)
+    check_contents(folders)
     size = None if image_size is None else (image_size, image_size)
     paths = [path for classes in folders.values() for path in chain(*classes.values())]
     images = read_images(paths, size)
@@ -181,18 +182,33 @@ def _in_threads(work: Callable[[int, list[Path]], None], paths: list[Path]) -> N
             pass
 
 
-def _check_contents(folders: dict[str, dict[str, list[Path]]]) -> None:
-    """Raise for the same file in two classes or in two splits."""
+def check_contents(folders: dict[str, dict[str, list[Path]]]) -> None:
+    """Raise for the same file in two splits, in two classes, or in the training images twice.
+
+    Args:
+        folders: The paths of the images by split and class.
+
+    Raises:
+        PruneError: There is such a file; both paths are in the message.
+    """
     seen: dict[bytes, tuple[str, str, Path]] = {}
     for split, classes in folders.items():
         for name, paths in classes.items():
             for path in paths:
                 digest = hashlib.blake2b(_bytes(path), digest_size=16).digest()
-                known, known_name, other = seen.setdefault(digest, (split, name, path))
+                if digest not in seen:
+                    seen[digest] = split, name, path
+                    continue
+                known, known_name, other = seen[digest]
                 if known != split:
                     raise PruneError(f"{path} is the same file as {other}: test images leak")
                 if known_name != name:
                     raise PruneError(
                         f"{path} is the same file as {other}: it cannot be both {name!r} and "
                         f"{known_name!r}"
+                    )
+                if split == "train":
+                    raise PruneError(
+                        f"{path} is the same file as {other}: one could be trained on and the "
+                        "other held out for validation"
                     )

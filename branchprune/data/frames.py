@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from branchprune.data.files import read_frames, read_images
+from branchprune.data.files import check_contents, read_frames, read_images
 from branchprune.data.memory import InMemory, Splits, at_least
 from branchprune.errors import PruneError
 
@@ -57,9 +57,11 @@ class Frames(InMemory):
 
         Raises:
             PruneError: A folder or a town is not there, or an image is corrupt, of another size
-                than the others, or smaller than the crop.
+                than the others, smaller than the crop, in two splits, or twice in the training
+                frames.
         """
         train, test = self._by_folder() if self.test_towns is None else self._by_town()
+        check_contents({"train": {"": train}, "test": {"": test}})
         images = read_images(train + test, self._size(train[0]))
         height, width = images.shape[2:]
         if min(height, width) < self.crop_size:

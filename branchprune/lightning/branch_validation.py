@@ -29,6 +29,9 @@ def validate_branch(
     """Run the module's validation on the branch alone.
 
     Whatever the module logs is collected instead, and its metric objects are left as they were.
+    What `validation_step` logs of the i-th of several loaders is called `<name>/dataloader_<i>`,
+    unless it is logged with `add_dataloader_idx=False`; Lightning keeps its own
+    `<name>/dataloader_idx_<i>` to itself.
 
     Args:
         trainer: The trainer that validates.
@@ -42,7 +45,9 @@ def validate_branch(
     collected = _Collected()
     with blended.branch_only(recent), _own_metrics(module), _log_into(module, collected):
         module.on_validation_epoch_start()
-        for index, loader in enumerate(_loaders(trainer)):
+        loaders = _loaders(trainer)
+        for index, loader in enumerate(loaders):
+            collected.begin(index if len(loaders) > 1 else None)
             limit = trainer.num_val_batches[index]
             for i, batch in enumerate(
                 islice(loader, None if limit == float("inf") else int(limit))
@@ -51,9 +56,8 @@ def validate_branch(
                 batch = trainer.strategy.batch_to_device(batch, dataloader_idx=index)
                 collected.batch = batch
                 with trainer.precision_plugin.val_step_context():
-                    module.validation_step(
-                        batch, i, *([index] if len(_loaders(trainer)) > 1 else [])
-                    )
+                    module.validation_step(batch, i, *([index] if len(loaders) > 1 else []))
+        collected.begin(None)
         module.on_validation_epoch_end()
         return collected.means()
 
@@ -72,8 +76,27 @@ class _Collected:
         self.sums: dict[str, tuple[float, int]] = {}
         self.metrics: dict[str, torchmetrics.Metric] = {}
         self.batch: Any = None
+        self.loader: int | None = None
 
-    def log(self, name: str, value: Any, *_: Any, batch_size: int | None = None, **__: Any) -> None:
+    def begin(self, loader: int | None) -> None:
+        """Go on with one of several loaders, or with none; metrics of the last one are final."""
+        if self.loader is not None:
+            ending = f"/dataloader_{self.loader}"
+            for name in [name for name in self.metrics if name.endswith(ending)]:
+                self.sums[name] = float(self.metrics.pop(name).compute()), 1
+        self.loader = loader
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        *_: Any,
+        batch_size: int | None = None,
+        add_dataloader_idx: bool = True,
+        **__: Any,
+    ) -> None:
+        if self.loader is not None and add_dataloader_idx:
+            name = f"{name}/dataloader_{self.loader}"
         if isinstance(value, torchmetrics.Metric):
             self.metrics[name] = value
             return

@@ -11,7 +11,7 @@ from torch import nn
 
 from branchprune.blended import Blended
 from branchprune.branches import Init, attach
-from branchprune.calls import Example
+from branchprune.calls import Example, tensors
 from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.lightning.best import BestWeights
@@ -237,7 +237,9 @@ class BranchPruning(Vitals):
         blended = self._blended
         if not any(blended.alpha.values()):
             return blended.plan.after.macs
-        return count_macs(blended, blended.plan.example, blended.part)
+        example = blended.plan.example
+        batch = next((len(tensor) for tensor in tensors(example) if tensor.dim()), 1)
+        return count_macs(blended, example, blended.part) // batch
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the branch alone."""

@@ -45,10 +45,15 @@ class Graft:
         return self.module.get_submodule(self.target) if self.target else _shell(self.module)
 
     def insert(self, blended: Blended) -> None:
-        """Put the blended model in place of the network."""
+        """Put the blended model in place of the network.
+
+        Where the network is the module's own `forward`, parameters and buffers of the module
+        itself are from then on those of `blended.model`: both hold them, as one.
+        """
         if self.target:
             self._set(blended)
             return
+        _share_tensors(self.module, blended.model)
         for name in _children(blended):
             delattr(self.module, name)
         self.module.add_module("blended", blended)
@@ -65,6 +70,7 @@ class Graft:
         del self.module.blended
         for name in _children(blended):
             self.module.add_module(name, getattr(small, name))
+        _share_tensors(self.module, small)
 
     def _set(self, network: nn.Module) -> None:
         parent, _, name = self.target.rpartition(".")
@@ -110,10 +116,24 @@ def _shell(module: nn.Module) -> nn.Module:
     return shell
 
 
+def _share_tensors(module: nn.Module, network: nn.Module) -> None:
+    """Let a module hold the parameters and buffers that a network of its class holds itself.
+
+    The dictionaries are shared, not the tensors alone: moved to a device, a buffer is a new one.
+    """
+    for store in ("_parameters", "_buffers"):
+        vars(module)[store] = vars(network)[store]
+
+
 def _children(blended: Blended) -> list[str]:
-    """Return the top-level modules that the network's forward uses."""
+    """Return the top-level modules that the network's forward uses.
+
+    With `inside` those are all with weights or statistics: losses and metrics stay in the module.
+    """
     if blended.plan.structure.inside:
-        return list(blended.model._modules)
+        return [
+            name for name, m in blended.model._modules.items() if m is not None and m.state_dict()
+        ]
     used: dict[str, None] = {}
     for graph in blended.plan.structure.graphs.values():
         for node in graph.nodes:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from pytorch_lightning import Trainer
+
+
+def _scale(scheduler: Any, scale: float) -> None:
+    """Scale the rates that a scheduler, and those it is made of, counts from."""
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [scale * base for base in scheduler.base_lrs]
+    for inner in getattr(scheduler, "_schedulers", ()):
+        _scale(inner, scale)
 
 
 class LearningRates:
@@ -20,6 +29,8 @@ class LearningRates:
             [copy.deepcopy(group["lr"]) for group in optimizer.param_groups]
             for optimizer in self.optimizers
         ]
+        first = self.optimizers[0].param_groups[0] if self.optimizers else {"lr": 0.0}
+        self.base = float(first.get("initial_lr", first["lr"]))  # a warm-up has lowered the other
         self.schedulers = [
             (config.scheduler, copy.deepcopy(config.scheduler.state_dict()))
             for config in trainer.lr_scheduler_configs
@@ -29,14 +40,13 @@ class LearningRates:
         """Put them back to where they were.
 
         Args:
-            rate: Learning rate of the first parameter group, with which all others are scaled;
-                None: what it was.
+            rate: Learning rate that the first parameter group is given before any warm-up, and
+                with which all others are scaled; None: what it was.
         """
-        scale = 1.0 if rate is None else rate / float(self.rates[0][0])
+        scale = 1.0 if rate is None else rate / self.base
         for scheduler, state in self.schedulers:
             scheduler.load_state_dict(copy.deepcopy(state))
-            if hasattr(scheduler, "base_lrs"):
-                scheduler.base_lrs = [scale * base for base in scheduler.base_lrs]
+            _scale(scheduler, scale)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             # The groups are those of now: a checkpoint that was loaded has replaced them.
             for group, start in zip(optimizer.param_groups, rates, strict=True):

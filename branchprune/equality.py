@@ -1,0 +1,153 @@
+"""Does the blended model at α = 1 compute what the model does: outputs, and gradients too?"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.blended import Blended
+from branchprune.calls import (
+    Example,
+    call,
+    tensors,
+    training_mode,
+    untouched,
+    without_constants,
+)
+from branchprune.errors import PruneError
+from branchprune.trace import WHERE
+
+MOST_GRADIENTS = 50_000_000
+"""Parameters up to which gradients are compared too; a larger model would need too much memory."""
+ROUNDING = 1e-2
+"""Difference that two gradients may have, as a share of the largest, in single precision."""
+
+
+def check_outputs(model: nn.Module, blended: Blended) -> None:
+    """Run the blended model at α = 1 and α = 0; compare the former with the model.
+
+    Outputs are compared in both modes, and in training mode the gradients of the parameters, up
+    to `MOST_GRADIENTS` of them. A model that cannot train on the example, as BatchNorm cannot on
+    a single number a channel, is compared in evaluation mode only. Constant tensors in the
+    example are replaced by noise.
+
+    Raises:
+        PruneError: They differ, or the branch does not run.
+    """
+    example = without_constants(blended.plan.example)
+    part = model.get_submodule(blended.plan.structure.inside)
+    with torch.no_grad(), training_mode(model, False), training_mode(blended, False):
+        expected, found = call(model, example, part), call(blended, example, blended.part)
+        _run_branch(blended, example)
+    _compare(expected, found, "")
+    with ExitStack() as stack:
+        for each in (model, blended):
+            stack.enter_context(untouched(each))
+            stack.enter_context(training_mode(each, True))
+        _check_training(model, part, blended, example)
+
+
+def _run_branch(blended: Blended, example: Example) -> None:
+    try:
+        with blended.branch_only():
+            call(blended, example, blended.part)
+    except Exception as error:
+        raise PruneError(
+            f"the branch does not run at its widths, so forward names a width that cannot "
+            f"follow ({str(error).splitlines()[0]}){_failing_at(error, blended)}; exclude the "
+            "layers around it"
+        ) from error
+
+
+def _failing_at(error: Exception, blended: Blended) -> str:
+    """Name what the forward code of a blended model was computing when it failed."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    code = [frame for frame in frames if frame.f_code.co_filename.startswith("<branchprune")]
+    if not code:
+        return ""
+    # Each line of that code sets one variable, which is named as its node.
+    failed = [name for name in code[-1].f_code.co_varnames if name not in code[-1].f_locals]
+    nodes = {node.name: node for node in blended.plan.structure.graphs[False].nodes}
+    name = failed[0] if failed else "its output"
+    node = nodes.get(name) or nodes.get(name.rpartition("_")[0])
+    if node is None:
+        return f" at {name}"
+    if node.op == "call_module":
+        return f" at {node.target}"
+    what = getattr(node.target, "__name__", node.target)
+    inputs = [str(n.target) for n in node.all_input_nodes if n.op == "call_module"]
+    after = f" after {' and '.join(inputs)}" if inputs else ""
+    return f" at `{what}`{after} in {node.meta.get(WHERE) or type(blended.model).__name__}"
+
+
+def _compare(expected: Any, found: Any, how: str) -> None:
+    for a, b in zip(tensors(expected), tensors(found), strict=True):
+        if not (_same(a.isnan(), b.isnan()) and _same(a.nan_to_num(), b.nan_to_num())):
+            raise PruneError(
+                f"the blended model at alpha = 1 differs from the model{how}: forward does "
+                "something that a trace loses, such as `+=` on a tensor that has a second name, a "
+                "change to a view of a tensor, or a hook"
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal; on a GPU, where sums change order, nearly equal."""
+    return torch.allclose(a, b, 1e-3, 1e-5) if a.is_cuda else torch.equal(a, b)
+
+
+def _check_training(model: nn.Module, part: nn.Module, blended: Blended, example: Example) -> None:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    small = sum(p.numel() for _, p in named) <= MOST_GRADIENTS
+    with torch.set_grad_enabled(small):
+        try:
+            expected = call(model, example, part)
+        except Exception:
+            return
+        found = call(blended, example, blended.part)
+    _compare(expected, found, " in training mode")
+    try:
+        wanted = _gradients(expected, [p for _, p in named])
+    except RuntimeError:  # the model overwrites what its own backward needs
+        return
+    if wanted:
+        twins = [blended.model.get_parameter(name) for name, _ in named]
+        _compare_gradients([name for name, _ in named], wanted, _gradients(found, twins))
+
+
+def _gradients(output: Any, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of a random mixture of all outputs; none where there are none."""
+    noise = torch.Generator().manual_seed(0)
+    mixed: list[Tensor] = []
+    for tensor in tensors(output):
+        if tensor.requires_grad and tensor.is_floating_point():
+            weights = torch.randn(tensor.shape, generator=noise).to(tensor.device, tensor.dtype)
+            mixed.append((tensor * weights).sum().float())
+    if not mixed or not parameters:
+        return []
+    total = torch.stack([m.to(mixed[0].device) for m in mixed]).sum()
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
+    pairs = zip(found, parameters, strict=True)
+    return [torch.zeros_like(p) if g is None else g.nan_to_num() for g, p in pairs]
+
+
+def _compare_gradients(
+    names: Iterable[str], expected: Sequence[Tensor], found: Sequence[Tensor]
+) -> None:
+    sizes = [float(gradient.abs().max()) if gradient.numel() else 0.0 for gradient in expected]
+    # Gradients that cancel, as of a bias before a norm, are nothing but rounding errors.
+    floor = 1e-3 * max(sizes)
+    for name, a, i in zip(names, expected, count(), strict=False):
+        rounding = max(ROUNDING, torch.finfo(a.dtype).eps ** 0.5)
+        other = found[i] if found else torch.zeros_like(a)
+        if a.numel() and not float((a - other).abs().max()) <= rounding * max(sizes[i], floor):
+            raise PruneError(
+                f"the blended model at alpha = 1 has another gradient in {name} than the model: "
+                "forward does something that a trace loses, such as a hook on a tensor or a "
+                "change to requires_grad"
+            )

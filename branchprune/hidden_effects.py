@@ -1,0 +1,192 @@
+"""What forward does beside computing tensors, which a trace would lose without a word.
+
+That is gradients (`no_grad`, autocast, an `autograd.Function`), random draws in Python, and
+attributes that count or remember.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import getattr_static
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves
+
+from branchprune.calls import generator_states
+from branchprune.conditions import GUARDS, source_line
+from branchprune.errors import PruneError
+
+Function = torch.autograd.Function
+_COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
+_NO_GRADIENT = {
+    *GUARDS,
+    *(getattr(operator, name) for name in (*_COMPARISONS, "is_", "is_not", "not_")),
+    *(getattr(torch, name) for name in (*_COMPARISONS, "argmax", "argmin", "sign")),
+    *(*_COMPARISONS, "argmax", "argmin", "sign", "size", "dim", "numel", "detach", "item"),
+    torch.detach,
+}
+"""Functions and methods that pass no gradient on, whatever the mode."""
+_SAME_NUMBERS = ("T", "mT", "H", "mH", "real", "imag")
+"""Attributes of a tensor that pass a gradient on."""
+
+
+def refuse_lost_gradient(node: fx.Node, part: nn.Module, inside: bool, where: str) -> None:
+    """Raise a PruneError for a node under `no_grad` that would pass a gradient on without it.
+
+    Args:
+        node: What forward has just computed under `no_grad`.
+        part: The module that is traced.
+        inside: Whether it is a part of a model, so that its inputs have gradients.
+        where: Path of the module whose forward it is.
+    """
+    if _has_gradient(node, part, inside):
+        line, place = source_line()
+        raise PruneError(
+            f"forward of {where} computes {line or node.name}{place} under no_grad, which a trace "
+            f"loses: use detach() instead, or leave the module out with `opaque`"
+        )
+
+
+def _has_gradient(node: fx.Node, part: nn.Module, inside: bool) -> bool:
+    """Return whether a gradient flows through a node to a parameter or an inner input."""
+    seen: set[fx.Node] = set()
+    rest = [node]
+    while rest:
+        each = rest.pop()
+        if each in seen or _passes_nothing(each):
+            continue
+        seen.add(each)
+        if inside and each.op == "placeholder":
+            return True
+        if each.op == "call_module" and _has_parameters(part.get_submodule(str(each.target))):
+            return True
+        if each.op == "get_attr" and _is_parameter(part, str(each.target)):
+            return True
+        rest += each.all_input_nodes
+    return False
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _is_parameter(part: nn.Module, path: str) -> bool:
+    owner, _, name = path.rpartition(".")
+    return name in part.get_submodule(owner)._parameters
+
+
+def _passes_nothing(node: fx.Node) -> bool:
+    if node.target is getattr:
+        return node.args[1] not in _SAME_NUMBERS
+    return node.op.startswith("call_") and node.target in _NO_GRADIENT
+
+
+@contextmanager
+def no_autocast(where: Callable[[], str]) -> Iterator[None]:
+    """Refuse a forward that enters or leaves autocast, for a `with` block.
+
+    Args:
+        where: Returns the path of the module whose forward is being traced.
+    """
+
+    def refuse(_: torch.autocast) -> None:
+        raise PruneError(
+            f"forward of {where()} uses torch.autocast, which a trace loses: put it around the "
+            "call of the model, or cast tensors with .float()"
+        )
+
+    with mock.patch.object(torch.autocast, "__enter__", refuse):
+        yield
+
+
+@contextmanager
+def recorded_functions() -> Iterator[None]:
+    """Let a trace record every `autograd.Function` as a whole, with its own backward.
+
+    Without it, a trace sees the operations in its forward, whose gradients are others.
+    """
+    original = getattr_static(Function, "apply")
+
+    def apply(kind: type[Function], *args: Any, **kwargs: Any) -> Any:
+        leaves = tree_leaves((args, kwargs))
+        proxy = next((leaf for leaf in leaves if isinstance(leaf, fx.Proxy)), None)
+        if proxy is None:
+            return original.__get__(None, kind)(*args, **kwargs)
+        if any(callable(leaf) and not isinstance(leaf, fx.Proxy) for leaf in leaves):
+            raise PruneError(
+                f"forward gives the autograd function {kind.__name__} a function or a module, "
+                "into which a trace does not see: leave the module around it out with `opaque`"
+            )
+        return proxy.tracer.create_proxy("call_function", _Whole(kind), args, kwargs)
+
+    with mock.patch.object(Function, "apply", classmethod(apply)):
+        yield
+
+
+class _Whole:
+    """An `autograd.Function` as a function that a graph can hold and that can be pickled."""
+
+    def __init__(self, kind: type[Function]) -> None:
+        self.kind, self.__name__ = kind, kind.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.kind.apply(*args, **kwargs)
+
+
+class Draws:
+    """Notices whether a forward that is being traced draws random numbers itself."""
+
+    def __init__(self) -> None:
+        self.before = generator_states()
+
+    def refuse(self, where: str) -> None:
+        """Raise a PruneError if a generator has moved.
+
+        Args:
+            where: Path of the module whose forward has just been traced.
+        """
+        now = generator_states()
+        moved = [name for name, state in self.before.items() if state != now[name]]
+        if moved:
+            raise PruneError(
+                f"forward of {where} draws random numbers from {' and '.join(moved)}, and a trace "
+                "would keep the first draw for ever: draw from a tensor, as by torch.rand_like(x), "
+                "F.dropout or x.new_empty(size).normal_(), or leave the module out with `opaque`"
+            )
+
+
+class Attributes:
+    """Notices whether tracing changes numbers, flags or strings that modules remember.
+
+    Args:
+        part: The module that is traced.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        self.part, self.before = part, _plain_attributes(part)
+
+    def refuse(self) -> None:
+        """Raise a PruneError if one is another than it was."""
+        now = _plain_attributes(self.part)
+        for (path, name), value in self.before.items():
+            new = now.get((path, name), value)
+            if new != value and (new == new or value == value):
+                where = path or type(self.part).__name__
+                raise PruneError(
+                    f"forward of {where} changes its attribute {name} (from {value!r} to {new!r}), "
+                    "which a trace loses: leave the module out with `opaque`, or make it a constant"
+                )
+
+
+def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | float | str]:
+    return {
+        (path, name): value
+        for path, module in part.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+    }

@@ -1,0 +1,62 @@
+"""Files that a kill at any moment leaves readable: whole ones, and JSON objects a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from branchprune.errors import PruneError
+
+Parsed = TypeVar("Parsed")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file at one stroke: it holds what it held before, or all of the text."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None if there is none, or the file is torn."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Add an object, on a line of its own even behind a torn one, and in one piece."""
+    before = path.read_bytes() if path.exists() else b""
+    torn = bool(before) and not before.endswith(b"\n")
+    with path.open("ab", buffering=0) as file:
+        file.write(("\n" * torn + json.dumps(value) + "\n").encode())
+
+
+def parse_lines(path: Path, parse: Callable[[str], Parsed | None]) -> list[Parsed]:
+    """Return what the lines of a file hold, without those of which nothing can be parsed."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [found for found in map(parse, lines) if found is not None]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file, in their order; a line that breaks off is left out.
+
+    Raises:
+        PruneError: A line is something else.
+    """
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            if text.startswith("{"):
+                continue
+            raise PruneError(f"{path}, line {number}: {error}") from error
+        if not isinstance(line, dict):
+            raise PruneError(f"{path}, line {number}: {text[:40]} is no JSON object")
+        lines.append(line)
+    return lines
