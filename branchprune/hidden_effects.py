@@ -31,6 +31,7 @@ _NO_GRADIENT = {
     torch.detach,
 }
 """Functions and methods that pass no gradient on, whatever the mode."""
+_PLAIN = (bool, int, float, str)
 _SAME_NUMBERS = ("T", "mT", "H", "mH", "real", "imag")
 """Attributes of a tensor that pass a gradient on."""
 
@@ -144,15 +145,18 @@ class Draws:
     def __init__(self) -> None:
         self.before = generator_states()
 
+    def moved(self) -> list[str]:
+        """Return the names of the generators that have moved."""
+        now = generator_states()
+        return [name for name, state in self.before.items() if state != now[name]]
+
     def refuse(self, where: str) -> None:
         """Raise a PruneError if a generator has moved.
 
         Args:
             where: Path of the module whose forward has just been traced.
         """
-        now = generator_states()
-        moved = [name for name, state in self.before.items() if state != now[name]]
-        if moved:
+        if moved := self.moved():
             raise PruneError(
                 f"forward of {where} draws random numbers from {' and '.join(moved)}, and a trace "
                 "would keep the first draw for ever: draw from a tensor, as by torch.rand_like(x), "
@@ -188,5 +192,5 @@ def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | flo
         (path, name): value
         for path, module in part.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str)
+        if type(value) in _PLAIN
     }

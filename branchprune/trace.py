@@ -66,7 +66,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=tuple(TAUGHT))
         self.fixed, self.absent, self.opaque, self.conditions = fixed, absent, opaque, conditions
         self.inside: list[str] = []
-        self.draws = Draws()
+        self.draws, self.locates = Draws(), False
 
     def where(self) -> str:
         """Return the path of the module whose forward is being traced."""
@@ -131,7 +131,8 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        self.draws.refuse(self.where())
+        if self.locates:
+            self.draws.refuse(self.where())
         self.inside.append(self.path_of_module(m))
         if not torch.is_grad_enabled() and any(True for _ in m.parameters()):
             raise PruneError(
@@ -139,7 +140,8 @@ class _Tracer(fx.Tracer):
                 "requires_grad_(False) or detach() instead"
             )
         result = super().call_module(m, forward, args, kwargs)
-        self.draws.refuse(self.where())
+        if self.locates:
+            self.draws.refuse(self.where())
         self.inside.pop()
         return result
 
@@ -165,7 +167,9 @@ def trace(
     graphs = {}
     for training in (False, True):
         with training_mode(model, training):
+            attributes = Attributes(model.get_submodule(inside))
             graphs[training] = _trace_once(model, example, inside, opaque)
+            attributes.refuse()
     if str(graphs[True]) == str(graphs[False]):
         graphs[True] = graphs[False]
     for graph in dict.fromkeys(graphs.values()):
@@ -228,24 +232,13 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
     prefix = f"{inside}." if inside else ""
     conditions = Conditions(part, dict(bound.arguments), inner=bool(inside))
     tracer = _Tracer(fixed, absent, [path.removeprefix(prefix) for path in opaque], conditions)
-    attributes = Attributes(part)
     try:
-        with (
-            own_generators(part.parameters()),
-            torch.enable_grad(),
-            no_autocast(tracer.where),
-            recorded_factories(),
-            recorded_functions(),
-            numbers_from_shapes(),
-        ):
-            graph = tracer.trace(part)
-            tracer.draws.refuse(tracer.where())
+        graph = _record(tracer, part)
     except PruneError:
         raise
     except Exception as error:
         flags = [name for name, v in bound.arguments.items() if isinstance(v, bool | str | None)]
         raise PruneError(_explain(part, tracer, error, flags)) from error
-    attributes.refuse()
     refuse_assigned_state(part)
     for node in graph.find_nodes(op="placeholder"):
         if str(node.target).startswith("*") and not node.users:
@@ -256,6 +249,26 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         around = [path for path in node.meta.get("nn_module_stack", {}) if path]
         if around:
             node.meta[WHERE] = prefix + around[-1].partition("@")[0]  # @1: its second call
+    return graph
+
+
+def _record(tracer: _Tracer, part: nn.Module) -> fx.Graph:
+    with (
+        own_generators(part.parameters()),
+        torch.enable_grad(),
+        no_autocast(tracer.where),
+        recorded_factories(),
+        recorded_functions(),
+        numbers_from_shapes(),
+    ):
+        tracer.draws = Draws()
+        graph = tracer.trace(part)
+        if tracer.locates:
+            tracer.draws.refuse(tracer.where())
+        moved = tracer.draws.moved()
+    if moved:  # once more, now looking at every module, which takes longer
+        tracer.locates = True
+        return _record(tracer, part)
     return graph
 
 
