@@ -90,6 +90,7 @@ class Stages:
         csv_logger = CSVLogger(output, name="", version=stage)
         board = TensorBoardLogger(output, name="", version=stage, purge_step=purge)
         csv_logger.experiment.metrics = rows
+        csv_logger.save()  # it has deleted them, and the next kill may come at once
         return [csv_logger, board]
 
     def _trainer(self, epochs: int, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:

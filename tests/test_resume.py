@@ -223,6 +223,15 @@ def test_a_process_that_is_killed(whole, run, tmp_path):
     check_same(whole, run("killed", "--resume"), ["dense", "prune"])
 
 
+def test_a_second_kill_that_leaves_no_time_to_save_the_logs(whole, run, monkeypatch):
+    run("killed", kill=23)
+    monkeypatch.setattr("pytorch_lightning.loggers.CSVLogger.finalize", lambda *_: None)
+    killed = run("killed", "--resume", kill=1)
+    assert rows(killed / "prune" / "metrics.csv")
+    monkeypatch.undo()
+    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
 def tear(path: Path, how: str) -> None:
     content = path.read_bytes()
     half = len(content) // 2
