@@ -223,9 +223,14 @@ def test_a_process_that_is_killed(whole, run, tmp_path):
     check_same(whole, run("killed", "--resume"), ["dense", "prune"])
 
 
-def test_a_second_kill_that_leaves_no_time_to_save_the_logs(whole, run, monkeypatch):
+def test_a_second_kill_before_the_training_goes_on(whole, run, monkeypatch):
+    def setup(self, stage):
+        if stage == "fit":
+            raise Kill
+
     run("killed", kill=23)
     monkeypatch.setattr("pytorch_lightning.loggers.CSVLogger.finalize", lambda *_: None)
+    monkeypatch.setattr(Killed, "setup", setup)
     killed = run("killed", "--resume", kill=1)
     assert rows(killed / "prune" / "metrics.csv")
     monkeypatch.undo()
