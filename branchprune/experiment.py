@@ -21,7 +21,7 @@ from branchprune.errors import PruneError
 from branchprune.json_lines import read_object, write_whole
 from branchprune.lightning import Vitals
 from branchprune.lightning.quiet import quiet_lightning
-from branchprune.methods import Blending, Method, Pruned, choose_method
+from branchprune.methods import Pruned, Pruning
 from branchprune.planning import Plan
 from branchprune.profiling import count_params, measure_latency, peak_memory
 from branchprune.report import read_metrics, write_report
@@ -53,6 +53,24 @@ def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
     return _Run(config, command, console, Stages(config, console)).run()
 
 
+def train_dense(config: RunConfig, console: Console) -> dict[str, float]:
+    """Carry out the dense training of a run alone, or finish one that was broken off.
+
+    The folder holds config.yaml, dense.safetensors and the stage `dense`.
+
+    Args:
+        config: What to do.
+        console: Where to show progress.
+
+    Returns:
+        The scores of the dense model: "val" and "test".
+
+    Raises:
+        PruneError: See `run`.
+    """
+    return _Run(config, "", console, Stages(config, console)).train_dense()
+
+
 @dataclass
 class _Run:
     """The state of a run between its stages."""
@@ -64,10 +82,8 @@ class _Run:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        quiet_lightning()
-        output = self.config.output
-        results, resumed = self.config.results, self.config.text if self.config.resume else None
-        check_folder(output, self.config.overwrite, resumed)
+        self._check_folder()
+        output, results = self.config.output, self.config.results
         result = read_object(output / "result.json") if self.config.resume else None
         if result is None:
             result = self._carry_out()
@@ -77,22 +93,37 @@ class _Run:
             add_line(results or output.parent / "results" / f"{self.config.name}.jsonl", result)
         return result
 
-    def _carry_out(self) -> dict[str, Any]:
-        """Train, prune and measure, or go on with that; write and return the result."""
-        output = self.config.output
+    def train_dense(self) -> dict[str, float]:
+        self._check_folder()
+        self._begin()
+        self._train_dense()
+        return self.scores["dense"]
+
+    def _check_folder(self) -> None:
+        quiet_lightning()
+        resumed = self.config.text if self.config.resume else None
+        check_folder(self.config.output, self.config.overwrite, resumed)
+
+    def _begin(self) -> Pruning:
+        """Check the configuration and make the folder; return how to prune."""
         with self.console.status("checking the configuration"):
             method = self._check()
-        make_folder(output, self.config.resume)
-        write_whole(output / "config.yaml", self.config.text)
+        make_folder(self.config.output, self.config.resume)
+        write_whole(self.config.output / "config.yaml", self.config.text)
         seed_everything(self.config.seed, workers=True, verbose=False)
+        return method
+
+    def _carry_out(self) -> dict[str, Any]:
+        """Train, prune and measure, or go on with that; write and return the result."""
+        method = self._begin()
         dense = self._train_dense()
         pruned = self._prune(dense, method)
         with self.console.status("measuring the dense and the small model"):
             result = self._result(dense, pruned)
-        write_whole(output / "result.json", json.dumps(result, indent=1))
+        write_whole(self.config.output / "result.json", json.dumps(result, indent=1))
         return result
 
-    def _check(self) -> Method:
+    def _check(self) -> Pruning:
         """Find every mistake that can be found before anything is written or trained."""
         config = self.config
         if config.dense.epochs < 1 and config.dense.checkpoint is None:
@@ -100,7 +131,7 @@ class _Run:
         if config.dense.checkpoint is not None:
             load_weights(config.model, config.dense.checkpoint)
         config.data.setup("fit")
-        method = choose_method(config, self._images("train")[:1].cpu())
+        method = Pruning(config, self._images("train")[:1].cpu())
         planned = method.check()
         task = config.task(config.model)
         weight, start = getattr(task, "teacher_weight", 0), config.dense.checkpoint
@@ -146,12 +177,11 @@ class _Run:
         self.stages.finish("dense", scores=self.scores["dense"])
         return dense
 
-    def _prune(self, dense: nn.Module, method: Method) -> Pruned:
+    def _prune(self, dense: nn.Module, method: Pruning) -> Pruned:
         pruned = method.prune(dense, self.stages, self.scores["dense"]["val"])
         self.scores |= {name: {"val": value} for name, value in pruned.scores.items()}
         self.scores["small"] = self.stages.score(self.config.prune_task(pruned.small))
-        if pruned.trainer is not None:
-            self._log_hyperparameters(pruned.trainer.loggers)
+        self._log_hyperparameters(pruned.loggers)
         save(pruned.small.cpu(), self.config.output / "small.safetensors")
         return pruned
 
@@ -211,7 +241,7 @@ class _Run:
 
     def _curve(self) -> list[dict[str, float]]:
         """Return α (the mean of all groups), validation metric and learning rate by epoch."""
-        path = self.config.output / Blending.stage / "metrics.csv"
+        path = self.config.output / "prune" / "metrics.csv"
         metric = self.config.metric.val
         columns = {"val": metric, "branch": f"{metric}_branch", "lr": "lr"}
         curve = []

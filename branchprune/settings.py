@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from branchprune import schedules
+from branchprune.baselines import Pruner
 from branchprune.branches import INITS, Init
 from branchprune.errors import PruneError
 from branchprune.schedules import Mode, Plateau, Schedule
@@ -54,19 +55,67 @@ class DenseConfig:
 
 
 @dataclass
+class SparsifyConfig:
+    """Training of the wide model with a penalty, before channels are chosen.
+
+    Args:
+        epochs: Number of epochs.
+        penalty: "bn_scale": the sum of |γ| of all norms (network slimming, Liu et al., 2017), or
+            "group_norm": that of Torch-Pruning's GroupNormPruner (Fang et al., 2023).
+        weight: Weight of the penalty.
+    """
+
+    epochs: int = 10
+    penalty: Literal["bn_scale", "group_norm"] = "bn_scale"
+    weight: float = 1e-4
+
+
+@dataclass
+class FinetuneConfig:
+    """Training of the small model.
+
+    Args:
+        epochs: Number of epochs.
+        fresh: Start from new random weights: a narrow model from scratch, the control of all.
+    """
+
+    epochs: int = 10
+    fresh: bool = False
+
+
+@dataclass
 class RoundsConfig:
-    """The classical pipeline: remove channels at once, fine-tune the small model, and again.
+    """The classical pipeline: remove channels, fine-tune the small model, and again.
 
     Args:
         max_drop: The rounds end when the validation metric of the small model is worse than the
             dense model's by more than this; that round does not count.
         count: The most rounds.
-        epochs: Epochs of fine-tuning in each.
     """
 
     max_drop: float = 0.04
     count: int = 30
-    epochs: int = 10
+
+
+@dataclass
+class BudgetConfig:
+    """What all of the pruning may cost; its last stage takes what the others leave.
+
+    Args:
+        epochs: Epochs, of whatever.
+        train_macs: Multiply-adds of the training, forward and backward.
+    """
+
+    epochs: int | None = None
+    train_macs: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.epochs, self.train_macs) if value is not None]
+        if len(given) != 1 or given[0] <= 0:
+            raise PruneError(
+                f"budget must have one positive number, epochs (={self.epochs}) or "
+                f"train_macs (={self.train_macs})"
+            )
 
 
 @dataclass
@@ -79,9 +128,13 @@ class PruneConfig:
         multiple_of: Round kept widths to a multiple of this.
         inside: Path of a module: only what is inside it is traced and pruned.
         opaque: Paths of modules that are not looked into.
-        init: "l1", "l2", "random", or the import path of a criterion.
+        init: "random", the name of a criterion ("l1", …), or its import path.
+        pruner: Torch-Pruning's "magnitude" or "group_norm" removes the channels instead, at the
+            same widths; with `levels: null`.
+        sparsify: Train the wide model with a penalty first; null: not.
         levels: α: a list of levels, or one of {steps: size}, {multiplicative: decay},
-            {linear: levels}, {cosine: levels}.
+            {linear: levels}, {cosine: levels}; null: no blending, the branch is collapsed as it
+            is, which is classical pruning.
         hold: Epochs at each level, or a plateau.
         final_hold: Epochs at α = 0, or a plateau; null: as `hold`.
         order: Groups or modules to prune one after another; null: all at once.
@@ -92,7 +145,9 @@ class PruneConfig:
         learning_rate: At each level, keep the learning rate going or restart it.
         restore_best: End each level with the weights of its best epoch, by `monitor`.
         thaw_at: α at and below which the original layers learn: 1: from the start; null: never.
+        finetune: Train the small model after the collapse; null: not.
         rounds: Prune in rounds, each from the small model of the one before; null: once.
+        budget: What all of this may cost: decides `final_hold`, or the epochs of `finetune`.
         recalibrate: Recent training batches that BatchNorm takes its statistics from when the
             branch alone is validated.
         task: Arguments of the task that differ from those of the dense training.
@@ -104,7 +159,9 @@ class PruneConfig:
     inside: str = ""
     opaque: list[str] = field(default_factory=list)
     init: str = "l1"
-    levels: dict[str, float] | list[float] = field(default_factory=lambda: {"steps": 0.1})
+    pruner: Pruner | None = None
+    sparsify: SparsifyConfig | None = None
+    levels: dict[str, float] | list[float] | None = field(default_factory=lambda: {"steps": 0.1})
     hold: int | Plateau = 1
     final_hold: int | Plateau | None = None
     order: list[str] | None = None
@@ -114,7 +171,9 @@ class PruneConfig:
     learning_rate: Literal["keep", "restart"] = "keep"
     restore_best: bool = False
     thaw_at: float | None = 1.0
+    finetune: FinetuneConfig | None = None
     rounds: RoundsConfig | None = None
+    budget: BudgetConfig | None = None
     recalibrate: int = 16
     task: dict[str, Any] = field(default_factory=dict)
 
@@ -152,6 +211,7 @@ class PruneConfig:
         Args:
             mode: Whether what a plateau watches is to be large or small; see `direction`.
         """
+        assert self.levels is not None
         hold, final = self.hold, self.final_hold
         hold = replace(hold, mode=mode) if isinstance(hold, Plateau) else hold
         final = replace(final, mode=mode) if isinstance(final, Plateau) else final

@@ -13,8 +13,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
+from torch import nn
 
-from branchprune.config import RunConfig
+from branchprune.config import RunConfig, TaskFactory
 from branchprune.errors import PruneError
 from branchprune.json_lines import read_object, write_whole
 from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
@@ -111,6 +112,24 @@ class Stages:
             enable_model_summary=False,
         )
 
+    def epoch_macs(self, task: LightningModule) -> int:
+        """Return the multiply-adds of an epoch of training a task; one step of it is taken."""
+        cost, config = TrainingCost(), self.config
+        trainer = Trainer(
+            max_steps=1,
+            accelerator=config.accelerator,
+            devices=1,
+            precision=config.precision,  # type: ignore[arg-type]
+            callbacks=[cost],
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(task, config.data)
+        return cost.macs * int(trainer.num_training_batches)
+
     def judge(
         self, task: LightningModule, batches: int | None = None, test: bool = True
     ) -> dict[Split, dict[str, float]]:
@@ -170,6 +189,23 @@ class Stages:
         if found["record"]:
             self.records[stage] = found["record"]
         return found
+
+
+def student_task(make: TaskFactory, dense: nn.Module, small: nn.Module) -> LightningModule:
+    """Return a task that trains a small model, and was made with the dense one: a teacher.
+
+    Raises:
+        PruneError: The task does not hold the model that it is made with.
+    """
+    task = make(dense)
+    places = [
+        name for name, module in task.named_modules(remove_duplicate=False) if module is dense
+    ]
+    if not places:
+        raise PruneError(f"task (={type(task).__name__}) must hold the model that it is given")
+    for name in places:
+        task.set_submodule(name, small)
+    return task
 
 
 def _earlier_rows(path: Path, epoch: int) -> list[dict[str, Any]]:

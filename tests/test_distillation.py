@@ -16,7 +16,7 @@ import branchprune as bp
 from branchprune.cli import main
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.losses import Distillation
-from branchprune.methods import student_task
+from branchprune.stages import student_task
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
@@ -206,8 +206,9 @@ def test_in_rounds_the_dense_model_is_the_teacher(tmp_path):
     Seen.seen.clear()
     dense = TinyVGG()
     torch.save(dense.state_dict(), tmp_path / "dense.pt")
-    rounds = '{"count": 2, "epochs": 1, "max_drop": 1.0}'
-    assert main(command(tmp_path, prune__keep="0.75", prune__rounds=rounds)) == 0
+    options = {"prune.levels": "null", "prune.finetune.epochs": "1", "prune.rounds.count": "2"}
+    options["prune.rounds.max_drop"] = "1.0"
+    assert main(command(tmp_path, prune__keep="0.75", **options)) == 0
     assert [widths for *widths, _ in Seen.seen] == [[6, 8], [4, 8]]
     for *_, teacher in Seen.seen:
         assert all(torch.equal(teacher[name], value) for name, value in dense.state_dict().items())

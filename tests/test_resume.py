@@ -42,7 +42,7 @@ prune:
   learning_rate: restart
 """
 ROUNDS = """
-prune: {keep: 0.75, rounds: {count: 3, epochs: 2, max_drop: 1.0}}
+prune: {keep: 0.75, levels: null, finetune: {epochs: 2}, rounds: {count: 3, max_drop: 1.0}}
 """
 
 
@@ -347,7 +347,7 @@ def test_a_kill_before_the_report_leaves_it_to_the_next_call(run):
 
 def test_rounds_end_with_a_plan_of_all_groups_that_shrank(run):
     """The narrow layer is stuck at 3 of 8 channels long before the wide one is."""
-    more = ROUNDS.replace("0.75", "0.85").replace("count: 3, epochs: 2", "count: 7, epochs: 1")
+    more = ROUNDS.replace("0.75", "0.85").replace("count: 3", "count: 7").replace("epochs: 2", "epochs: 1")
     more += "model: {class_path: test_resume.Two}"
     folder = run("two", more=more)
     result = json.loads((folder / "result.json").read_text())
@@ -361,7 +361,7 @@ def test_rounds_end_with_a_plan_of_all_groups_that_shrank(run):
 
 
 def test_rounds_end_where_nothing_can_shrink(run):
-    more = ROUNDS.replace("0.75", "0.6").replace("count: 3, epochs: 2", "count: 9, epochs: 1")
+    more = ROUNDS.replace("0.75", "0.6").replace("count: 3", "count: 9").replace("epochs: 2", "epochs: 1")
     result = json.loads((run("all", more=more) / "result.json").read_text())
     assert [each["widths"]["0"] for each in result["rounds"]] == [5, 3, 2, 1]
 

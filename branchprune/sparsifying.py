@@ -1,0 +1,122 @@
+"""Training of the wide model with a penalty that pushes whole channels towards 0."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from branchprune.artifact import save
+from branchprune.baselines import make_pruner
+from branchprune.calls import copied
+from branchprune.checkpoints import load_weights
+from branchprune.config import RunConfig
+from branchprune.errors import PruneError
+from branchprune.lightning import Vitals
+from branchprune.planning import Plan
+from branchprune.settings import SparsifyConfig
+from branchprune.stages import Stages, student_task
+
+
+class Penalty(Protocol):
+    """A penalty on a model."""
+
+    def add_gradient(self) -> None:
+        """Add its gradient to those of the parameters."""
+
+
+class ScalePenalty:
+    """λ · Σ |γ| over all batch norms: network slimming (Liu et al., 2017).
+
+    Args:
+        model: The network.
+        weight: λ.
+
+    Raises:
+        PruneError: The network has no batch norm with weights.
+    """
+
+    def __init__(self, model: nn.Module, weight: float) -> None:
+        self.weight = weight
+        norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+        self.scales = [norm.weight for norm in norms if norm.weight is not None]
+        if not self.scales:
+            raise PruneError("sparsify.penalty (='bn_scale'): the model has no batch norm")
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add λ · sign(γ)."""
+        for scale in self.scales:
+            if scale.grad is not None:
+                scale.grad.add_(scale.sign(), alpha=self.weight)
+
+
+class GroupNormPenalty:
+    """The penalty of Torch-Pruning's GroupNormPruner (Fang et al., 2023), by its own code.
+
+    Args:
+        model: The network.
+        planned: What will be removed.
+        weight: Its `reg`.
+    """
+
+    def __init__(self, model: nn.Module, planned: Plan, weight: float) -> None:
+        self.model = model
+        self.pruner = make_pruner("group_norm", model, planned, reg=weight)
+
+    def add_gradient(self) -> None:
+        """Add what the pruner adds."""
+        self.pruner.regularize(self.model)
+
+
+class _Regularize(Callback):
+    """Adds the gradient of a penalty before every step."""
+
+    def __init__(self, penalty: Penalty) -> None:
+        self.penalty = penalty
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add it, once gradients are complete and unscaled."""
+        self.penalty.add_gradient()
+
+
+def sparsify(
+    config: RunConfig, settings: SparsifyConfig, dense: nn.Module, planned: Plan, stages: Stages
+) -> nn.Module:
+    """Return the wide model trained further with a penalty, or what an earlier run made of it.
+
+    Args:
+        config: The configuration of the run.
+        settings: How long, and with which penalty.
+        dense: The trained model; it is not changed.
+        planned: What will be removed.
+        stages: Where to train.
+    """
+    stage = "sparsify"
+    path, wide = config.output / stage / "wide.safetensors", copied(dense)
+    if stages.finished(stage) is not None:
+        load_weights(wide, path)
+        return wide
+    task = student_task(config.prune_task, dense, wide)
+    penalty = make_penalty(settings, wide, planned)
+    if config.compile:
+        wide.compile()
+    epochs = 1 if config.fast else settings.epochs
+    stages.fit(stage, task, epochs, Vitals(), _Regularize(penalty))
+    wide = copied(wide).cpu()  # a copy is not compiled
+    save(wide, path)
+    stages.finish(stage)
+    return wide
+
+
+def make_penalty(settings: SparsifyConfig, model: nn.Module, planned: Plan) -> Penalty:
+    """Return the penalty that a configuration asks for."""
+    if settings.penalty == "bn_scale":
+        return ScalePenalty(model, settings.weight)
+    return GroupNormPenalty(model, planned, settings.weight)
