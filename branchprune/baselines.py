@@ -44,12 +44,17 @@ def make_pruner(kind: Pruner, model: nn.Module, planned: Plan, reg: float = 1e-4
             continue
         # It keeps int(width · (1 − ratio)); half a channel more makes the rounding certain.
         ratios |= dict.fromkeys(layers, 1 - (group.kept + 0.5) / group.width)
+    modes = {module: module.training for module in model.modules()}
     options = {"pruning_ratio": 0.0, "pruning_ratio_dict": ratios, "ignored_layers": ignored}
     if kind == "magnitude":
         importance = tp.importance.MagnitudeImportance()
-        return tp.pruner.MagnitudePruner(model, args, importance=importance, **options)
-    importance = tp.importance.GroupMagnitudeImportance()
-    return tp.pruner.GroupNormPruner(model, args, importance=importance, reg=reg, **options)
+        pruner = tp.pruner.MagnitudePruner(model, args, importance=importance, **options)
+    else:
+        importance = tp.importance.GroupMagnitudeImportance()
+        pruner = tp.pruner.GroupNormPruner(model, args, importance=importance, reg=reg, **options)
+    for module, training in modes.items():
+        module.training = training  # it has put all into evaluation mode
+    return pruner
 
 
 def prune_by(kind: Pruner, model: nn.Module, planned: Plan) -> nn.Module:

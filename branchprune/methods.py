@@ -61,6 +61,8 @@ class Pruning:
             raise PruneError(
                 "finetune.fresh (=true) would throw away what is blended: levels: null"
             )
+        if settings.pruner is not None and settings.levels is not None:
+            raise PruneError(f"pruner (={settings.pruner!r}) blends nothing: levels: null")
         self.config, self.example = config, example
         self.narrowing = choose_narrowing(config, example)
 

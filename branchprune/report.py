@@ -40,10 +40,17 @@ _RESULT = {
     "cost": {"dense": _COST, "small": _COST},
     "collapse": dict.fromkeys(("relative_error", "tolerance", "relative_error_own_dtype"), _NUMBER),
     "plan": {"groups": [{**_GROUP, "macs_share": _NUMBER}]},
+    "stages": {},
     "epochs": {"dense": _NUMBER, "prune": _NUMBER},
     "seconds": {"dense": _NUMBER, "prune": _NUMBER},
 }
 
+_PHASES = {
+    "dense": "epochs of dense training",
+    "sparsify": "epochs with the penalty",
+    "prune": "epochs of blending",
+    "finetune": "epochs of fine-tuning",
+}
 _COUNTS = ((1e9, " G"), (1e6, " M"), (1e3, " k"), (1, ""))
 _SIZES = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1, " B"))
 _TIMES = ((60, " min"), (1, " s"), (1e-3, " ms"), (1e-6, " µs"))
@@ -162,18 +169,19 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Markup]]:
-    """Draw the blending chart in two widths, and the losses of each phase there is."""
-    dense, score = folder / "dense" / "metrics.csv", result["scores"]["dense"]["val"]
-    phases = [(read_metrics(dense), "epochs of dense training")] if dense.exists() else []
+    """Draw rounds or blending, where there are, in two widths, and the losses of each phase."""
+    score, blended = result["scores"]["dense"]["val"], folder / "prune" / "metrics.csv"
+    draw: Callable[..., str] | None = None
     if result["rounds"]:
         draw = partial(_draw_rounds, result, score)
-    else:
-        rows = _blending_rows(folder / "prune" / "metrics.csv", result["metric"]["column"])
-        phases.append((rows, "epochs of blending"))
+    elif "prune" in result["stages"]:
+        rows = _blending_rows(blended, result["metric"]["column"])
         draw = partial(plots.blending, rows, result["metric"], score)
+    phases = [(folder / stage / "metrics.csv", title) for stage, title in _PHASES.items()]
+    phases = [(path, title) for path, title in phases if path.exists()]
     return {
-        "blending": [Markup(draw(width=width)) for width in (7.8, 4.2)],
-        "losses": [Markup(plots.losses(*phase)) for phase in phases],
+        "course": [Markup(draw(width=width)) for width in (7.8, 4.2)] if draw else [],
+        "losses": [Markup(plots.losses(read_metrics(path), title)) for path, title in phases],
     }
 
 

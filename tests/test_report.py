@@ -39,7 +39,8 @@ RESULT = """{
      "macs_share": 0.001, "reason": "it is an output of the model"}],
   "before": {"channels": 4234, "params": 1234567, "macs": 313201664},
   "after": {"channels": 1455, "params": 145679, "macs": 37801984}},
-"rounds": [], "epochs": {"dense": 3, "prune": 4}, "seconds": {"dense": 20.1, "prune": 144.0}
+"rounds": [], "stages": {"dense": {}, "prune": {}},
+"epochs": {"dense": 3, "prune": 4}, "seconds": {"dense": 20.1, "prune": 144.0}
 }"""
 PRUNE = """epoch,step,loss/train,loss/val,metric/val_acc,metric/val_acc_branch,alpha/features.0,lr
 ,0,,,,,,0.1

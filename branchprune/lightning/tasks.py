@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -27,7 +29,9 @@ class Task(LightningModule, ABC):
         model: The network.
         optimizer: "sgd" (Nesterov momentum 0.9) or "adam".
         learning_rate: Learning rate at the start of a cycle.
-        weight_decay: Weight decay, of every parameter.
+        weight_decay: Weight decay.
+        undecayed: Patterns of parameter names without weight decay, such as "*.expand.*" and
+            "*.reduce.*", the linear ends of the branches.
         schedule: The learning rate falls to 0 along a "cosine", stays "constant", or is divided by
             10 at a "plateau": where the validation loss has not fallen for `patience` epochs.
         cycle_epochs: Length of the cosine; None: the whole training.
@@ -40,6 +44,7 @@ class Task(LightningModule, ABC):
         optimizer: Literal["sgd", "adam"] = "sgd",
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
+        undecayed: Sequence[str] = (),
         schedule: Decay = "cosine",
         cycle_epochs: int | None = None,
         patience: int = 5,
@@ -53,7 +58,8 @@ class Task(LightningModule, ABC):
             raise PruneError(f"schedule (={schedule!r}) must be 'cosine', 'constant' or 'plateau'")
         self.model = model
         self.optimizer, self.learning_rate = optimizer, learning_rate
-        self.weight_decay, self.schedule = weight_decay, schedule
+        self.weight_decay, self.undecayed = weight_decay, tuple(undecayed)
+        self.schedule = schedule
         self.cycle_epochs, self.patience = cycle_epochs, patience
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,8 +83,21 @@ class Task(LightningModule, ABC):
         if next(self.parameters()).is_cuda:
             settings["fused"] = True
         if self.optimizer == "adam":
-            return torch.optim.Adam(self.parameters(), **settings)
-        return torch.optim.SGD(self.parameters(), momentum=0.9, nesterov=True, **settings)
+            return torch.optim.Adam(self._parameter_groups(), **settings)
+        return torch.optim.SGD(self._parameter_groups(), momentum=0.9, nesterov=True, **settings)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters with weight decay, and those without."""
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            spared = any(fnmatchcase(name, pattern) for pattern in self.undecayed)
+            (others if spared else decayed).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
 
     @abstractmethod
     def step(self, batch: Batch, stage: Stage) -> Tensor:
@@ -112,6 +131,7 @@ class ClassificationTask(Task):
         optimizer: See `Task`.
         learning_rate: See `Task`.
         weight_decay: See `Task`.
+        undecayed: See `Task`.
         schedule: See `Task`.
         cycle_epochs: See `Task`.
         patience: See `Task`.
@@ -125,12 +145,20 @@ class ClassificationTask(Task):
         optimizer: Literal["sgd", "adam"] = "sgd",
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
+        undecayed: Sequence[str] = (),
         schedule: Decay = "cosine",
         cycle_epochs: int | None = None,
         patience: int = 5,
     ) -> None:
         super().__init__(
-            model, optimizer, learning_rate, weight_decay, schedule, cycle_epochs, patience
+            model,
+            optimizer,
+            learning_rate,
+            weight_decay,
+            undecayed,
+            schedule,
+            cycle_epochs,
+            patience,
         )
         if not 0 <= teacher_weight <= 1:
             raise PruneError(f"teacher_weight (={teacher_weight}) must be in [0, 1]")
@@ -162,6 +190,7 @@ class ReconstructionTask(Task):
         optimizer: See `Task`.
         learning_rate: See `Task`.
         weight_decay: See `Task`.
+        undecayed: See `Task`.
         schedule: See `Task`.
         cycle_epochs: See `Task`.
         patience: See `Task`.
@@ -176,12 +205,20 @@ class ReconstructionTask(Task):
         optimizer: Literal["sgd", "adam"] = "adam",
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
+        undecayed: Sequence[str] = (),
         schedule: Decay = "cosine",
         cycle_epochs: int | None = None,
         patience: int = 5,
     ) -> None:
         super().__init__(
-            model, optimizer, learning_rate, weight_decay, schedule, cycle_epochs, patience
+            model,
+            optimizer,
+            learning_rate,
+            weight_decay,
+            undecayed,
+            schedule,
+            cycle_epochs,
+            patience,
         )
         self.loss = L1SSIM(l1_weight, ssim_weight, window)
 

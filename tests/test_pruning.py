@@ -1,0 +1,279 @@
+"""One pipeline: a penalty first, blending or removal at once, fine-tuning, within a budget."""
+
+import copy
+import json
+from typing import ClassVar
+
+import pytest
+import torch
+from test_training_options import TinyVGG
+from torch import nn
+
+import branchprune as bp
+from branchprune.baselines import make_pruner, prune_by
+from branchprune.cli import main
+from branchprune.lightning import ClassificationTask
+from branchprune.narrowing import reset
+from branchprune.results import read_lines
+from branchprune.settings import SparsifyConfig
+from branchprune.sparsifying import ScalePenalty, make_penalty
+
+EXAMPLE = torch.randn(1, 1, 8, 8)
+CONFIG = """
+name: tiny
+model: {class_path: test_training_options.TinyVGG}
+data: {class_path: test_training_options.Tiny}
+task: {class_path: test_pruning.Seen, init_args: {learning_rate: 0.01}}
+metric: {val: loss/val, test: loss/test, mode: min, format: number}
+dense: {epochs: 2}
+"""
+AT_ONCE = "prune: {levels: null, finetune: {epochs: 3}}\n"
+
+
+class Seen(ClassificationTask):
+    """Notes the state of the network at the start of every training."""
+
+    seen: ClassVar = []
+
+    def on_train_start(self):
+        Seen.seen.append(copy.deepcopy(self.model.state_dict()))
+
+
+@pytest.fixture
+def go(tmp_path):
+    """Run; return the folder, the line and what each training started from."""
+    Seen.seen = []
+
+    def run(text, *options, name="run", status=0):
+        (tmp_path / "config.yaml").write_text(CONFIG + text)
+        output = ["--output", str(tmp_path / name)]
+        assert main(["run", str(tmp_path / "config.yaml"), *output, *options]) == status
+        if status:
+            return None
+        return tmp_path / name, read_lines(tmp_path / "results" / "tiny.jsonl")[-1], Seen.seen
+
+    return run
+
+
+def selected(dense, planned, init="l1"):
+    blended = bp.attach(dense, planned, init)
+    blended.alpha = 0.0
+    return bp.collapse(blended)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_at_once_means_that_the_selection_is_fine_tuned(go):
+    folder, line, starts = go(AT_ONCE)
+    dense = bp.load(TinyVGG(), folder / "dense.safetensors")
+    expected = selected(dense, bp.plan(dense, EXAMPLE, 0.5))
+    assert same(starts[1], expected.state_dict()) and len(starts) == 2
+    assert line["epochs"] == {"dense": 2, "finetune": 3} and line["curve"] == []
+    end = bp.load(TinyVGG(), folder / "small.safetensors").state_dict()
+    assert not same(end, starts[1]) and end.keys() == starts[1].keys()
+
+
+def test_a_fresh_model_has_the_widths_and_nothing_else_of_the_dense_one(go):
+    text = AT_ONCE.replace("epochs: 3", "epochs: 3, fresh: true")
+    _, line, starts = go(text)
+    _, other, again = go(text, "--dense.epochs", "1", name="other")
+    assert same(starts[1], again[3]), "it depends on the dense training"
+    assert line["params_removed"] == other["params_removed"] > 0.5
+    fresh = starts[1]
+    torch.testing.assert_close(fresh["features.1.weight"], torch.ones(4))
+    bound = 1 / 9**0.5  # kaiming_uniform(a=√5) of fan-in 9, as nn.Conv2d has it
+    assert 0.5 * bound < fresh["features.0.weight"].abs().max() <= bound
+
+
+def test_blending_and_then_fine_tuning_the_small_model(go):
+    folder, line, starts = go("prune: {levels: [0.5, 0.0], finetune: {epochs: 3}}\n")
+    assert line["epochs"] == {"dense": 2, "prune": 2, "finetune": 3}
+    blended_end = bp.load(TinyVGG(), folder / "prune" / "small.safetensors")
+    assert same(starts[2], blended_end.state_dict())
+    result = json.loads((folder / "result.json").read_text())
+    assert {"dense", "small", "blended_at_zero"} == result["scores"].keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "epochs"),
+    [
+        ("prune: {levels: [0.5, 0.2, 0.0], hold: 2, budget: {epochs: 9}}", {"prune": 9}),
+        ("prune: {levels: [0.5, 0.0], restarts: [0.1], budget: {epochs: 9}}", {"prune": 9}),
+        (
+            "prune: {levels: [0.5, 0.0], finetune: {}, budget: {epochs: 9}}",
+            {"prune": 2, "finetune": 7},
+        ),
+        (
+            "prune: {levels: null, sparsify: {epochs: 2}, finetune: {}, budget: {epochs: 9}}",
+            {"sparsify": 2, "finetune": 7},
+        ),
+    ],
+)
+def test_a_budget_of_epochs_is_spent_to_the_last(go, text, epochs):
+    _, line, _ = go(text + "\n")
+    assert line["epochs"] == {"dense": 2} | epochs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "levels: null, finetune: {}",
+        "levels: [0.5, 0.0], hold: 2",
+        "levels: [0.5, 0.0], order: [features.0, features.3, features.7]",
+        "levels: [0.5, 0.0], finetune: {}, task: {teacher_weight: 0.5}",
+        "levels: null, sparsify: {epochs: 1}, finetune: {}",
+    ],
+)
+def test_a_budget_of_multiply_adds_is_kept_and_used(go, text):
+    """Counted independently: by the whole training, of which the budget has seen single steps."""
+    _, line, _ = go(f"prune: {{{text}, budget: {{train_macs: 3.0e+7}}}}\n")
+    last = "finetune" if "finetune" in line["epochs"] else "prune"
+    assert line["train_macs"] <= 3.0e7
+    folder, more, _ = go(f"prune: {{{text}, budget: {{train_macs: 3.6e+7}}}}\n", name="more")
+    longer = more["epochs"][last] - line["epochs"][last]
+    an_epoch = (more["train_macs"] - line["train_macs"]) / longer
+    assert longer >= 1 and 3.0e7 - line["train_macs"] < an_epoch
+    stages = json.loads((folder / "result.json").read_text())["stages"]
+    assert an_epoch == pytest.approx(
+        stages["finetune"]["train_macs"] / more["epochs"]["finetune"]
+        if last == "finetune"
+        else an_epoch
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("budget: {epochs: 2}, levels: [0.5, 0.2, 0.0]", "budget (=2) is used up"),
+        ("budget: {epochs: 3, train_macs: 1.0e+9}", "one positive number, epochs (=3)"),
+        ("budget: {}", "epochs (=None) or train_macs (=None)"),
+        ("budget: {epochs: 9}, hold: {patience: 2}", "hold (=Plateau("),
+        ("budget: {epochs: 9}, rounds: {}", "leave out one"),
+        ("budget: {epochs: 9}, levels: null", "nothing is trained"),
+        ("finetune: {fresh: true}", "would throw away"),
+        ("pruner: magnitude", "levels: null"),
+    ],
+)
+def test_settings_that_contradict_each_other(go, capsys, text, message):
+    go(f"prune: {{{text}}}\n", status=2)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_penalty_of_network_slimming_is_that_of_its_definition():
+    model = TinyVGG()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+    x = torch.randn(4, 1, 8, 8)
+    model(x).square().sum().backward()
+    ScalePenalty(model, 0.3).add_gradient()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss = model(x).square().sum() + 0.3 * sum(norm.weight.abs().sum() for norm in norms)
+    loss.backward()
+    for a, b in zip(found, (p.grad for p in model.parameters()), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_penalty_without_a_norm_to_act_on():
+    with pytest.raises(bp.PruneError, match="bn_scale"):
+        ScalePenalty(nn.Conv2d(3, 4, 3), 0.1)
+
+
+@pytest.mark.parametrize("penalty", ["bn_scale", "group_norm"])
+def test_a_large_penalty_shrinks_what_it_acts_on(go, penalty):
+    text = f"prune: {{levels: null, sparsify: {{epochs: 2, weight: WEIGHT, penalty: {penalty}}}}}\n"
+    ends = []
+    for weight in ("0.0", "1.0"):
+        folder, line, _ = go(text.replace("WEIGHT", weight), name=weight)
+        state = bp.load(TinyVGG(), folder / "sparsify" / "wide.safetensors").state_dict()
+        ends.append(sum(state[f"features.{i}.weight"].abs().sum() for i in (1, 4, 8)))
+        assert line["epochs"] == {"dense": 2, "sparsify": 2}
+    assert ends[1] < 0.9 * ends[0]
+    narrow = bp.load(TinyVGG(), folder / "small.safetensors").state_dict()
+    wide = bp.load(TinyVGG(), folder / "sparsify" / "wide.safetensors")
+    assert same(narrow, selected(wide, bp.plan(wide, EXAMPLE, 0.5)).state_dict())
+
+
+def test_the_penalty_of_torch_pruning_is_its_own():
+    model = TinyVGG()
+    planned = bp.plan(model, EXAMPLE, 0.5)
+    penalty = make_penalty(SparsifyConfig(penalty="group_norm", weight=0.2), model, planned)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    penalty.add_gradient()
+    found = [p.grad.clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    make_pruner("group_norm", model, planned, reg=0.2).regularize(model)
+    assert sum(g.abs().sum() for g in found) > 0
+    assert all(torch.equal(a, p.grad) for a, p in zip(found, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "group_norm"])
+@pytest.mark.parametrize("keep", [22 / 64, 0.5, 0.9])
+def test_torch_pruning_reaches_the_widths_of_the_plan(kind, keep):
+    model = TinyVGG()
+    before = copy.deepcopy(model.state_dict())
+    planned = bp.plan(model, EXAMPLE, keep)
+    small = prune_by(kind, model, planned)
+    assert same(model.state_dict(), before)
+    assert sum(p.numel() for p in small.parameters()) == planned.after.params
+    assert small.eval()(EXAMPLE).shape == (1, 4)
+    rows = {tuple(row.flatten().tolist()) for row in before["features.0.weight"]}
+    assert {tuple(row.flatten().tolist()) for row in small.features[0].weight} <= rows
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "group_norm"])
+def test_a_run_with_torch_pruning(go, pruner):
+    folder, line, starts = go(AT_ONCE.replace("levels", f"pruner: {pruner}, levels"))
+    assert line["epochs"] == {"dense": 2, "finetune": 3}
+    dense = bp.load(TinyVGG(), folder / "dense.safetensors")
+    expected = prune_by(pruner, dense, bp.plan(dense, EXAMPLE, 0.5))
+    assert same(starts[1], expected.state_dict())
+
+
+def test_without_torch_pruning_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
+    model = TinyVGG()
+    with pytest.raises(bp.PruneError, match="pip install torch-pruning"):
+        prune_by("magnitude", model, bp.plan(model, EXAMPLE, 0.5))
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+def test_a_module_that_cannot_be_made_new_is_named():
+    with pytest.raises(bp.PruneError, match="Odd has parameters"):
+        Odd().apply(reset)
+
+
+def test_some_parameters_are_spared_weight_decay():
+    task = ClassificationTask(
+        TinyVGG(), weight_decay=0.1, undecayed=["*.bias", "model.features.1.*"]
+    )
+    decayed, spared = task._optimizer().param_groups
+    names = {id(p): name for name, p in task.named_parameters()}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    found = {names[id(p)] for p in spared["params"]}
+    expected = {n for n in names.values() if n.endswith("bias") or n == "model.features.1.weight"}
+    assert found == expected and len(decayed["params"]) + len(found) == len(names)
+
+
+def test_only_the_dense_model_is_trained_and_a_run_goes_on_from_it(tmp_path, go):
+    whole, line, _ = go(AT_ONCE)
+    options = [str(tmp_path / "config.yaml"), "--output", str(tmp_path / "dense")]
+    assert main(["dense", *options]) == 0
+    found = json.loads((tmp_path / "dense" / "dense" / "finished.json").read_text())
+    assert found["record"]["train_macs"] == line["dense_train_macs"] > 0
+    assert found["scores"]["test"] == line["dense"]
+    weights = [
+        (folder / "dense.safetensors").read_bytes() for folder in (whole, tmp_path / "dense")
+    ]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "dense" / "small.safetensors").exists()
