@@ -6,20 +6,27 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from branchprune.errors import PruneError
 
+if TYPE_CHECKING:
+    from branchprune.config import RunConfig
+
 USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
+       branchprune dense CONFIG.yaml [--option value ...]
+       branchprune compare CONFIG.yaml [--option value ...]
        branchprune report FOLDER
        branchprune bench [--option value ...]
        branchprune cost [--option value ...]
        branchprune zoo [--option value ...]
 
 run     train a dense model, prune it, collapse, verify, measure, report
+dense   only train the dense model, with the options of run
+compare compare methods at equal budgets, from one dense model
 report  write the report of a finished run again
 bench   measure what blending costs and what the collapse saves
 cost    measure time and memory of the paper's models, dense and small
@@ -31,14 +38,17 @@ zoo     plan, blend and collapse every model of torchvision or timm
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0; 2 for an error of the user's.
 
-    `zoo` returns 1 if a model failed.
+    `zoo` returns 1 if a model failed, `compare` if a run did.
     """
     args = list(sys.argv[1:] if args is None else args)
     console = Console()
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
-    commands = {"run": _run, "report": _report, "bench": _bench, "cost": _cost, "zoo": _zoo}
+    commands = {
+        **{"run": _run, "dense": _dense, "compare": _compare, "report": _report},
+        **{"bench": _bench, "cost": _cost, "zoo": _zoo},
+    }
     try:
         if args[0] not in commands:
             raise PruneError(f"unknown command {args[0]!r}\n{USAGE}")
@@ -51,17 +61,39 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str], console: Console) -> None:
-    from branchprune.config import help_text, parse
     from branchprune.experiment import run
 
-    if not args or {"-h", "--help"} & set(args):
-        print(help_text())
+    config = _configuration(args)
+    if config is None:
         return
-    sys.path.insert(0, str(Path.cwd()))  # import paths may lead into the current folder
-    config = parse(args)
     result = run(config, shlex.join(["branchprune", "run", *args]), console)
     console.print(summary(result))
     console.print(f"{config.output / 'report.html'}", style="bold")
+
+
+def _dense(args: list[str], console: Console) -> None:
+    from branchprune.experiment import train_dense
+
+    config = _configuration(args)
+    if config is not None:
+        train_dense(config, console)
+
+
+def _configuration(args: list[str]) -> RunConfig | None:
+    """Return the configuration of a run; None where help was shown instead."""
+    from branchprune.config import help_text, parse
+
+    if not args or {"-h", "--help"} & set(args):
+        print(help_text())
+        return None
+    sys.path.insert(0, str(Path.cwd()))  # import paths may lead into the current folder
+    return parse(args)
+
+
+def _compare(args: list[str], console: Console) -> int:
+    from branchprune.compare import main as compare
+
+    return compare(args, console)
 
 
 def _report(args: list[str], console: Console) -> None:

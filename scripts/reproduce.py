@@ -10,19 +10,17 @@ line in `scripts/results/` is not run again.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from branchprune.jobs import Job, JobRunner, shown
 from branchprune.json_lines import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +35,7 @@ COMMAND = [sys.executable, "-m", "branchprune.cli"]
 
 
 @dataclass(frozen=True)
-class Job:
+class Run:
     """One run: an experiment, a variant of it ("" for the paper's own), a seed."""
 
     experiment: str
@@ -65,15 +63,15 @@ class Job:
         return settings["name"], settings["method"], settings["preset"], self.seed
 
 
-def all_jobs(seeds: int) -> list[Job]:
+def all_runs(seeds: int) -> list[Run]:
     """Return every run, the most important first."""
     headlines = [*HEADLINES, (AUTOENCODER, "at_once")]
-    jobs = [Job(*headline, seed) for seed in range(seeds) for headline in headlines]
-    return [*jobs, *(Job(VGG, variant, 0) for variant in VARIANTS)]
+    runs = [Run(*headline, seed) for seed in range(seeds) for headline in headlines]
+    return [*runs, *(Run(VGG, variant, 0) for variant in VARIANTS)]
 
 
 class Reproduction:
-    """Starts jobs and stops them.
+    """Says what is to run, and what is done.
 
     Args:
         options: What the command line says.
@@ -82,32 +80,32 @@ class Reproduction:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.runs = options.runs / options.preset
-        self.running: dict[Job, subprocess.Popen[bytes]] = {}
-        self.failed: set[Job] = set()
+        self.runner = JobRunner(
+            self.runs,
+            options.jobs,
+            options.threads,
+            options.minutes,
+            cwd=ROOT,
+            say=partial(print, flush=True),
+        )
 
     def go(self) -> int:
         """Run until all is done or the time is over; return how many jobs failed."""
-        end = time.monotonic() + 60 * self.options.minutes
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else the runs would go on alone
-        try:
-            while time.monotonic() < end:
-                self._collect()
-                while len(self.running) < self.options.jobs and (job := self._next()):
-                    self._start(job)
-                if not self.running:
-                    break
-                time.sleep(0.2)
-        finally:
-            for process in self.running.values():
-                process.terminate()
-            for process in self.running.values():
-                _end(process)
-        done, missing = self._done(), [job for job in self._jobs() if not self._is_done(job)]
+        missing = self.runner.run([self._job(run) for run in self._runs()])
+        done = self._done()
         print(f"{len(done)} lines of results, {len(missing)} runs missing", flush=True)
-        return len(self.failed)
+        return len(self.runner.failed)
 
-    def _jobs(self) -> list[Job]:
-        return [j for j in all_jobs(self.options.seeds) if fnmatch(j.name, self.options.only)]
+    def _runs(self) -> list[Run]:
+        return [run for run in all_runs(self.options.seeds) if fnmatch(run.name, self.options.only)]
+
+    def _job(self, run: Run) -> Job:
+        return Job(
+            run.name,
+            command=partial(self._command, run),
+            done=partial(self._is_done, run),
+            ready=partial(self._is_ready, run),
+        )
 
     def _results(self, experiment: str) -> Path:
         path: Path = self.options.results / f"{experiment}.jsonl"
@@ -119,56 +117,34 @@ class Reproduction:
         keys = ("experiment", "method", "preset", "seed")
         return {tuple(line[key] for key in keys) for line in lines}
 
-    def _is_done(self, job: Job) -> bool:
-        return job.key(self.options.preset, self._overlays(job)) in self._done()
+    def _is_done(self, run: Run) -> bool:
+        return run.key(self.options.preset, self._overlays(run)) in self._done()
 
-    def _overlays(self, job: Job) -> list[Path]:
+    def _overlays(self, run: Run) -> list[Path]:
         """Return the files that the command line adds."""
-        return [*self.options.overlay, *(self.options.cifar10 if job.experiment == VGG else [])]
+        return [*self.options.overlay, *(self.options.cifar10 if run.experiment == VGG else [])]
 
-    def _next(self) -> Job | None:
-        """Return the first job that can run now."""
-        for job in self._jobs():
-            if job in self.running or job in self.failed or self._is_done(job):
-                continue
-            if not job.variant or self._dense(job).exists() or not self._waits(job):
-                return job
-        return None
+    def _is_ready(self, run: Run) -> bool:
+        """Return whether no dense model is still to come from another run."""
+        parent = Run(run.experiment, "", run.seed)
+        comes = parent in self._runs() and parent.name not in self.runner.failed
+        alone = not run.variant or self._dense(run).exists() or not comes
+        return alone or self._is_done(parent)
 
-    def _dense(self, job: Job) -> Path:
+    def _dense(self, run: Run) -> Path:
         """Return where the dense model is that the variants of a seed have in common."""
-        path: Path = self.runs / Job(job.experiment, "", job.seed).name / "dense.safetensors"
+        path: Path = self.runs / Run(run.experiment, "", run.seed).name / "dense.safetensors"
         return path
 
-    def _waits(self, job: Job) -> bool:
-        """Return whether the dense model is still to come from another run."""
-        parent = Job(job.experiment, "", job.seed)
-        return parent in self._jobs() and not self._is_done(parent) and parent not in self.failed
-
-    def _start(self, job: Job) -> None:
-        options, dense = self.options, self._dense(job)
-        command = ["run", *map(_shown, job.files(options.preset, self._overlays(job)))]
-        command += ["--seed", str(job.seed), "--output", _shown(self.runs / job.name), "--resume"]
-        command += ["--results", _shown(self._results(job.experiment))]
-        if job.variant and dense.exists() and not _trains_its_own(self.runs / job.name):
+    def _command(self, run: Run) -> list[str]:
+        options, dense = self.options, self._dense(run)
+        files = run.files(options.preset, self._overlays(run))
+        command = [*COMMAND, "run", *map(_shown, files), "--seed", str(run.seed)]
+        command += ["--output", _shown(self.runs / run.name), "--resume"]
+        command += ["--results", _shown(self._results(run.experiment))]
+        if run.variant and dense.exists() and not _trains_its_own(self.runs / run.name):
             command += ["--dense.epochs", "0", "--dense.checkpoint", _shown(dense)]
-        log = self.runs / f"{job.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        with log.open("ab") as file:
-            self.running[job] = subprocess.Popen(
-                [*COMMAND, *command], stdout=file, stderr=file, env=environment, cwd=ROOT
-            )
-        print(f"{job.name} begins", flush=True)
-
-    def _collect(self) -> None:
-        for job, process in [*self.running.items()]:
-            if process.poll() is None:
-                continue
-            del self.running[job]
-            failed = process.returncode != 0 or not self._is_done(job)
-            self.failed |= {job} if failed else set()
-            print(f"{job.name} {'FAILED, see its log' if failed else 'is done'}", flush=True)
+        return command
 
 
 def _trains_its_own(folder: Path) -> bool:
@@ -178,19 +154,9 @@ def _trains_its_own(folder: Path) -> bool:
     return "dense" in settings and not settings["dense"]["checkpoint"]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a process that was told to end, and end it if it does not."""
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 def _shown(path: Path) -> str:
-    """Return a path relative to the project, where it is inside."""
-    path = path.absolute()
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    """Return a path as the commands name it, which run in the project."""
+    return shown(path.absolute(), ROOT)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from branchprune import jobs
 from branchprune.config import make_parser
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +94,7 @@ def quicker(monkeypatch, *variants):
 
 
 def test_headlines_of_every_seed_come_first():
-    names = [job.name for job in reproduce.all_jobs(2)]
+    names = [job.name for job in reproduce.all_runs(2)]
     headlines = [
         *("vgg16_cifar10/paper", "autoencoder_carla/paper", "vgg16_cifar10/three_stage"),
         *("vgg16_cifar10/ours", "autoencoder_carla/at_once"),
@@ -187,8 +188,8 @@ def test_the_time_is_over_and_the_next_call_goes_on(world, monkeypatch, capsys):
         if hanging in world.names():
             timer.append(1e9)
 
-    monkeypatch.setattr(reproduce.time, "sleep", sleep)
-    monkeypatch.setattr(reproduce.time, "monotonic", lambda: sum(timer))
+    monkeypatch.setattr(jobs.time, "sleep", sleep)
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: sum(timer))
     assert world.go(*only, "--minutes", "5", todo={hanging: "hang"}) == 0
     assert world.names("terminated") == [hanging]
     assert "1 lines of results, 1 runs missing" in capsys.readouterr().out
@@ -222,7 +223,7 @@ def test_failures_are_reported(how, world, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
-@pytest.mark.parametrize("job", reproduce.all_jobs(1), ids=lambda job: job.name)
+@pytest.mark.parametrize("job", reproduce.all_runs(1), ids=lambda job: job.name)
 def test_the_configuration_of_every_job_parses(job, preset):
     if job.variant:
         assert (reproduce.CONFIGS / job.experiment / f"{job.variant}.yaml").exists()
@@ -234,7 +235,7 @@ def test_the_configuration_of_every_job_parses(job, preset):
 
 @pytest.mark.parametrize("overlay", ["gpu.yaml", "data/cifar10_jpeg.yaml"])
 def test_overlays_keep_what_a_line_is_known_by(overlay):
-    job = reproduce.Job(reproduce.VGG, "ours", 0)
+    job = reproduce.Run(reproduce.VGG, "ours", 0)
     files = [*job.files("cpu"), reproduce.CONFIGS / overlay]
     args = [part for file in files for part in ("--config", str(file))]
     config = make_parser().parse_args([*args, "--output", "unused"])
@@ -243,16 +244,16 @@ def test_overlays_keep_what_a_line_is_known_by(overlay):
 
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 def test_no_two_jobs_have_the_same_line(preset):
-    keys = [job.key(preset) for job in reproduce.all_jobs(2)]
+    keys = [job.key(preset) for job in reproduce.all_runs(2)]
     assert len(keys) == len(set(keys))
-    assert all(a.seed <= b.seed for a, b in pairwise(reproduce.all_jobs(2)[:10]))
+    assert all(a.seed <= b.seed for a, b in pairwise(reproduce.all_runs(2)[:10]))
 
 
 def test_the_settings_that_variants_change_arrive():
     """A dictionary of a later file is merged with that of an earlier one, or replaces it."""
 
     def config(variant, preset):
-        job = reproduce.Job(reproduce.VGG, variant, 0)
+        job = reproduce.Run(reproduce.VGG, variant, 0)
         files = [part for file in job.files(preset) for part in ("--config", str(file))]
         return make_parser().parse_args([*files, "--output", "unused"])
 
@@ -260,8 +261,8 @@ def test_the_settings_that_variants_change_arrive():
     assert config("frozen_until_small", "paper").prune.thaw_at == 0.2
     assert config("larger_steps", "cpu").prune.levels == {"steps": 0.25}
     assert config("multiplicative", "paper").prune.levels == {"multiplicative": 0.05}
-    assert config("three_stage", "cpu").prune.rounds.epochs == 4
-    assert config("three_stage", "paper").prune.rounds.epochs == 10
+    assert config("three_stage", "cpu").prune.finetune.epochs == 4
+    assert config("three_stage", "paper").prune.finetune.epochs == 10
     ours = config("ours", "cpu").prune
     assert (ours.levels, ours.hold, ours.final_hold) == ([0.0], 1, 29)
     assert config("ours", "paper").prune.final_hold == 100

@@ -1,0 +1,244 @@
+"""Methods by budgets by seeds, from one dense model, side by side and resumable."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from rich.console import Console
+
+from branchprune import compare_config, compare_results, compare_table
+from branchprune.compare_config import Comparison, Run
+from branchprune.compare_results import Results
+from branchprune.errors import PruneError
+from branchprune.jobs import Job, JobRunner, shown
+from branchprune.json_lines import read_object, write_whole
+
+COMMAND = [sys.executable, "-m", "branchprune.cli"]
+
+
+@dataclass
+class Options:
+    """Options of `branchprune compare`.
+
+    Args:
+        config: YAML file with the methods, the budgets and the seeds.
+        output: Folder of the runs, the table and the plots; null: runs/compare/NAME.
+        results: File of the lines of results; null: NAME.jsonl in the output folder.
+        jobs: Runs side by side.
+        threads: Threads of each.
+        minutes: Time budget; the runs take up to 20 seconds more to end.
+        only: Pattern of runs to make, as "equal_epochs/*-0".
+        seeds: Seeds to run of those of the configuration; null: all.
+        overlay: More YAML files, which override those of the methods.
+        table: Only write the table and the plots again, from the results.
+    """
+
+    config: Path
+    output: Path | None = None
+    results: Path | None = None
+    jobs: int = 1
+    threads: int = 1
+    minutes: float = 1e6
+    only: str = "*"
+    seeds: list[int] | None = None
+    overlay: list[Path] | None = None
+    table: bool = False
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of `branchprune compare`."""
+    parser = ArgumentParser(
+        prog="branchprune compare",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Compare methods by budgets by seeds, from one dense model.",
+    )
+    add = parser.add_argument
+    add("config", type=Path, help="YAML file: name, base, seeds, budgets, methods")
+    add("--output", type=Path, help="Folder to write; default: runs/compare/NAME")
+    add("--results", type=Path, help="File of result lines; default: OUTPUT/NAME.jsonl")
+    add("--jobs", type=PositiveInt, default=1, help="Runs side by side")
+    add("--threads", type=PositiveInt, default=1, help="Threads of each")
+    add("--minutes", type=PositiveFloat, default=1e6, help="Time budget")
+    add("--only", type=str, default="*", help='Pattern of runs, as "equal_epochs/*-0"')
+    add("--seeds", type=NonNegativeInt, nargs="+", help="Seeds to run; default: all")
+    add("--overlay", type=Path, nargs="+", help="YAML files that override all others")
+    add("--table", action="store_true", help="Only write table and plots, from the results")
+    return parser
+
+
+def main(args: Sequence[str], console: Console) -> int:
+    """Make the runs that are missing, write the table and the plots; return 1 if a run failed.
+
+    Raises:
+        PruneError: An option or the configuration is wrong, the output cannot be written, or the
+            results are of another dense model.
+    """
+    try:
+        options = Options(**vars(make_parser().parse_args(list(args))))
+    except ArgumentError as error:
+        raise PruneError(str(error)) from error
+    comparing = _Comparing(compare_config.read(options.config), options, console)
+    try:
+        failed = not options.table and comparing.go()
+        comparing.write()
+    except OSError as error:
+        raise PruneError(f"{error.filename} cannot be written: {error.strerror}") from error
+    return int(failed)
+
+
+class _Comparing:
+    """A comparison that is carried out.
+
+    Args:
+        comparison: What to compare.
+        options: Where and how.
+        console: Where to show progress.
+    """
+
+    def __init__(self, comparison: Comparison, options: Options, console: Console) -> None:
+        self.comparison, self.options, self.cwd = comparison, options, Path.cwd()
+        self.say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        self.output = options.output or Path("runs/compare") / comparison.name
+        self.results = options.results or self.output / f"{comparison.name}.jsonl"
+        self.stored = compare_results.dense_file(comparison, self.results)
+        self.dense = self.output / "dense"
+        self.runs = self._chosen()
+        self.files = [*map(self._shown, options.overlay or [])]
+
+    def _chosen(self) -> list[Run]:
+        """Return the runs that the options name."""
+        options, runs = self.options, self.comparison.runs()
+        unknown = {*(options.seeds or [])} - {run.seed for run in runs}
+        if unknown:
+            raise PruneError(
+                f"seeds (={options.seeds}): {min(unknown)} is not in the configuration"
+            )
+        chosen = [run for run in runs if options.seeds is None or run.seed in options.seeds]
+        chosen = [run for run in chosen if fnmatch(run.name, options.only)]
+        if not chosen:
+            raise PruneError(
+                f"only (={options.only!r}) is none of {', '.join(r.name for r in runs)}"
+            )
+        for file in options.overlay or []:
+            if not file.is_file():
+                raise PruneError(f"overlay (={str(file)!r}) does not exist")
+        return chosen
+
+    def go(self) -> bool:
+        """Make what is missing; return whether a run failed."""
+        options = self.options
+        runner = JobRunner(
+            self.output, options.jobs, options.threads, options.minutes, self.cwd, self.say
+        )
+        dense = Job("dense", self._dense_command, done=self._needs_no_dense)
+        jobs = [
+            Job(
+                run.name,
+                command=partial(self._command, run),
+                done=partial(self._is_done, run),
+                ready=self._has_dense,
+            )
+            for run in self.runs
+        ]
+        missing = [job for job in runner.run([dense, *jobs]) if job != dense]
+        self.say(f"{len(jobs) - len(missing)} runs are done, {len(missing)} missing")
+        return bool(runner.failed)
+
+    def write(self) -> None:
+        """Write and show the table, and draw the plots, from the results alone."""
+        results = self._read()
+        if not results.lines:
+            self.say(f"no results in {self.results}")
+            return
+        from branchprune.compare_plots import draw
+
+        self.output.mkdir(parents=True, exist_ok=True)
+        table = compare_table.markdown(results)
+        write_whole(self.output / "table.md", table)
+        write_whole(self.output / "table.csv", compare_table.csv_text(results))
+        plots = draw(results, self.output)
+        self.say(table)
+        self.say(" ".join(self._shown(path) for path in plots))
+
+    def _read(self) -> Results:
+        return compare_results.read(self.comparison, self.results)
+
+    def _is_done(self, run: Run) -> bool:
+        return run not in self._read().missing()
+
+    def _dense_record(self) -> dict[str, Any] | None:
+        """Return what the dense training left, once it is over."""
+        found = read_object(self.dense / "dense" / "finished.json")
+        return found if (self.dense / "dense.safetensors").exists() else None
+
+    def _has_dense(self) -> bool:
+        return self._dense_record() is not None
+
+    def _needs_no_dense(self) -> bool:
+        return self._has_dense() or not {*self.runs} & {*self._read().missing()}
+
+    def _shown(self, path: Path) -> str:
+        return shown(path, self.cwd)
+
+    def _base(self) -> list[str]:
+        return [*map(self._shown, self.comparison.base)]
+
+    def _dense_command(self) -> list[str]:
+        seed = str(self.comparison.seeds[0])
+        command = [*COMMAND, "dense", *self._base(), *self.files, "--seed", seed]
+        return [*command, "--output", self._shown(self.dense), "--resume"]
+
+    def _command(self, run: Run) -> list[str]:
+        comparison, files = self.comparison, self.comparison.methods[run.method].files
+        return [
+            *(*COMMAND, "run", *self._base(), *map(self._shown, files), *self.files),
+            *("--name", comparison.experiment, "--method", run.method, "--preset", run.budget),
+            *self._budget(run),
+            *("--seed", str(run.seed), "--output", self._shown(self.output / run.name)),
+            *("--results", self._shown(self.results), "--resume", "--dense.epochs", "0"),
+            *("--dense.checkpoint", self._shown(self.dense / "dense.safetensors")),
+        ]
+
+    def _budget(self, run: Run) -> list[str]:
+        """Return the options that limit a run; multiply-adds in absolute numbers."""
+        budget, dense = self.comparison.budgets[run.budget], self._store_dense()
+        if budget.train_macs is None:
+            return ["--prune.budget.epochs", str(budget.epochs)]
+        if not dense["record"]:
+            raise PruneError(
+                f"budgets.{budget.name}.train_macs (={budget.train_macs}) is a multiple of the "
+                "dense training, and base takes the dense model from a checkpoint"
+            )
+        limit = round(budget.train_macs * dense["record"]["train_macs"])
+        return ["--prune.budget.train_macs", str(limit)]
+
+    def _store_dense(self) -> dict[str, Any]:
+        """Keep beside the results what the dense training left, and its command; return it.
+
+        Raises:
+            PruneError: The results are of another dense model.
+        """
+        found, stored = self._dense_record(), read_object(self.stored) or {}
+        assert found is not None, "runs start after the dense training"
+        if stored.get("scores") == found["scores"]:
+            return found
+        if stored and self._read().lines:
+            raise PruneError(
+                f"{self.results} holds runs of another dense model (scores {stored['scores']}) "
+                f"than that of {self.dense} (scores {found['scores']}): give another --results"
+            )
+        command = shlex.join(["branchprune", *self._dense_command()[len(COMMAND) :]])
+        self.stored.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.stored, json.dumps({"command": command, **found}, indent=1) + "\n")
+        return found

@@ -1,0 +1,238 @@
+"""The configuration of `branchprune compare`: methods, budgets and seeds, checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from branchprune.errors import PruneError
+from branchprune.settings import MetricConfig
+
+KEYS = ("name", "base", "seeds", "budgets", "methods")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each method may spend; one of the two is None.
+
+    Args:
+        name: Its name, the preset of the lines of results.
+        epochs: Epochs.
+        train_macs: Multiply-adds of training, as a multiple of those of the dense training.
+    """
+
+    name: str
+    epochs: int | None = None
+    train_macs: float | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to a small model.
+
+    Args:
+        name: Its name, the method of the lines of results.
+        files: Configuration files to add to those of the comparison.
+        seeds: Its seeds.
+        budgets: Names of its budgets.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    seeds: tuple[int, ...]
+    budgets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison."""
+
+    method: str
+    budget: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"{_plain(self.budget)}/{_plain(self.method)}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods by budgets by seeds, from one dense model.
+
+    Args:
+        name: Its name; the lines of results have the experiment compare/NAME.
+        base: Configuration files of `branchprune run` that all runs have in common.
+        seeds: Seeds; the dense model is trained with the first.
+        budgets: Budgets by name.
+        methods: Methods by name, the most important first.
+        metric: What the runs are judged by, as the common files say.
+    """
+
+    name: str
+    base: tuple[Path, ...]
+    seeds: tuple[int, ...]
+    budgets: dict[str, Budget]
+    methods: dict[str, Method]
+    metric: MetricConfig
+
+    @property
+    def experiment(self) -> str:
+        """What the lines of results call it."""
+        return f"compare/{self.name}"
+
+    def runs(self) -> list[Run]:
+        """Return every run, in order of seed, then budget, then method."""
+        seeds = dict.fromkeys([*self.seeds, *(s for m in self.methods.values() for s in m.seeds)])
+        return [
+            Run(method.name, budget, seed)
+            for seed in seeds
+            for budget in self.budgets
+            for method in self.methods.values()
+            if seed in method.seeds and budget in method.budgets
+        ]
+
+
+def read(path: Path) -> Comparison:
+    """Read the configuration of a comparison; its paths are relative to the file.
+
+    Args:
+        path: A YAML file.
+
+    Raises:
+        PruneError: The file cannot be read, or a key or value is wrong; both are named.
+    """
+    try:
+        return _comparison(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
+    except OSError as error:
+        raise PruneError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, PruneError) as error:
+        raise PruneError(f"{path}: {error}") from error
+
+
+def _comparison(settings: Any, folder: Path) -> Comparison:
+    settings = _mapping("the file", settings, KEYS)
+    missing = [key for key in KEYS if key not in settings]
+    if missing:
+        raise PruneError(f"{missing[0]} is missing")
+    name = settings["name"]
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise _wrong("name", name, "letters, digits and _.+-")
+    base, seeds = _files("base", settings["base"], folder), _seeds("seeds", settings["seeds"])
+    if not base:
+        raise _wrong("base", settings["base"], "at least one file")
+    budgets = {
+        key: _budget(key, value) for key, value in _named("budgets", settings["budgets"]).items()
+    }
+    methods = {
+        key: _method(key, value, folder, seeds, [*budgets])
+        for key, value in _named("methods", settings["methods"]).items()
+    }
+    comparison = Comparison(name, base, seeds, budgets, methods, _metric(base))
+    _check_folders(comparison.runs())
+    return comparison
+
+
+def _check_folders(runs: Sequence[Run]) -> None:
+    """Raise if two runs have one folder, or one that of the dense model."""
+    folders: dict[str, Run] = {}
+    for run in runs:
+        other = folders.setdefault(run.name, run)
+        if other != run:
+            raise PruneError(f"{run} and {other} have one folder, {run.name}: rename one")
+        if run.name.startswith("dense/"):
+            raise PruneError(f"budgets has the name {run.budget!r}, the folder of the dense model")
+
+
+def _wrong(key: str, value: Any, expected: str) -> PruneError:
+    return PruneError(f"{key} (={value!r}) must be {expected}")
+
+
+def _mapping(key: str, value: Any, known: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping of some of the known keys."""
+    if not isinstance(value, dict):
+        raise _wrong(key, value, f"a mapping of {', '.join(known)}")
+    for name in value:
+        if name not in known:
+            raise PruneError(f"{key} has the key {name!r}; known are {', '.join(known)}")
+    return value
+
+
+def _named(key: str, value: Any) -> dict[str, Any]:
+    """Return a mapping by name, of at least one."""
+    if not isinstance(value, dict) or not value:
+        raise _wrong(key, value, "a mapping by name, of at least one")
+    for name in value:
+        if not isinstance(name, str) or not _plain(name) or name.startswith("-"):
+            raise PruneError(f"{key} has the name {name!r}, which must be text with a letter")
+    return value
+
+
+def _plain(name: str) -> str:
+    """Return a name as a folder is called."""
+    return re.sub(r"[^\w+-]+", "_", name).strip("_")
+
+
+def _seeds(key: str, value: Any) -> tuple[int, ...]:
+    valid = isinstance(value, list) and value and all(type(seed) is int for seed in value)
+    if not valid or min(value) < 0 or len({*value}) < len(value):
+        raise _wrong(key, value, "a list of distinct whole numbers from 0")
+    return tuple(value)
+
+
+def _files(key: str, value: Any, folder: Path) -> tuple[Path, ...]:
+    if not isinstance(value, list) or not all(isinstance(file, str) for file in value):
+        raise _wrong(key, value, "a list of files")
+    for file in value:
+        if not (folder / file).is_file():
+            raise PruneError(f"{key} (={file!r}) does not exist in {folder.absolute()}")
+    return tuple(folder / file for file in value)
+
+
+def _budget(name: str, value: Any) -> Budget:
+    key = f"budgets.{name}"
+    given = _mapping(key, value, ("epochs", "train_macs"))
+    if len(given) != 1:
+        raise _wrong(key, value, "either epochs or train_macs")
+    [(kind, amount)] = given.items()
+    if kind == "epochs":
+        if type(amount) is not int or amount < 1:
+            raise _wrong(f"{key}.epochs", amount, "a positive whole number")
+        return Budget(name, epochs=amount)
+    if type(amount) not in (int, float) or not 0 < amount < math.inf:
+        raise _wrong(f"{key}.train_macs", amount, "a positive number, in dense trainings")
+    return Budget(name, train_macs=amount)
+
+
+def _method(
+    name: str, value: Any, folder: Path, seeds: tuple[int, ...], budgets: list[str]
+) -> Method:
+    key = f"methods.{name}"
+    if isinstance(value, list):
+        value = {"files": value}
+    given = _mapping(key, value, ("files", "seeds", "budgets"))
+    files = _files(f"{key}.files", given.get("files", []), folder)
+    own = _seeds(f"{key}.seeds", given["seeds"]) if "seeds" in given else seeds
+    chosen = given.get("budgets", budgets)
+    if not isinstance(chosen, list) or not chosen or any(each not in budgets for each in chosen):
+        raise _wrong(f"{key}.budgets", chosen, f"a list of {', '.join(budgets)}")
+    return Method(name, files, own, tuple(chosen))
+
+
+def _metric(files: Sequence[Path]) -> MetricConfig:
+    """Return the metric that configuration files of runs agree on; later ones override."""
+    metric: dict[str, Any] = {}
+    for file in files:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        metric |= (isinstance(settings, dict) and settings.get("metric")) or {}
+    try:
+        return MetricConfig(**metric)
+    except TypeError as error:
+        raise PruneError(f"metric (={metric}) of base: {error}") from error

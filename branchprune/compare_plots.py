@@ -1,0 +1,197 @@
+"""The plots of a comparison: the metric against MACs left and against training compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from branchprune.compare_results import Outcome, Results
+
+INK, MUTED = "#1f1f1f", "#666666"
+COLOURS = (
+    *("#1f77b4", "#d95f02", "#2ca02c", "#d62728", "#9467bd"),
+    *("#8c564b", "#e377c2", "#7f7f7f", "#a6a021", "#17a2b8"),
+)
+MARKERS = "os^Dv*P"
+ASIDE, LINE = 7.0, 12.0
+"""Points between marks that stand side by side, and between lines of text."""
+LEAD = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
+STYLE = {
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.ymargin": 0.1,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+}
+Key = tuple[str, str]
+Places = Mapping[Key, float]
+"""A place on the x axis by method and budget."""
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Write metric_vs_macs.png and metric_vs_training.png; return their paths.
+
+    The second is left out if nobody kept what the dense training spent.
+
+    Args:
+        results: At least one line.
+        folder: Where to write; it exists.
+    """
+    outcomes = results.outcomes()
+    macs = {_key(each): 1 - each.average("macs_removed") for each in outcomes}
+    compute = {_key(each): each.compute for each in outcomes if each.compute is not None}
+    panels = [
+        ("metric_vs_macs", "MACs left", macs, True),
+        ("metric_vs_training", "training multiply-adds / dense training's", compute, False),
+    ]
+    written = []
+    for name, label, places, percent in panels:
+        if len(places) < len(outcomes):
+            continue
+        with style.context(["default", STYLE]):
+            figure = _figure(results, places, label, percent)
+            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+        written.append(folder / f"{name}.png")
+    return written
+
+
+def _key(outcome: Outcome) -> Key:
+    return outcome.method, outcome.budget
+
+
+def _figure(results: Results, places: Places, label: str, percent: bool) -> Figure:
+    ranking, metric = results.ranking(), results.comparison.metric
+    figure = Figure((8.4, max(3.6, 0.26 * len(ranking) + 1.4)))
+    figure.subplots_adjust(right=0.66, top=1 - 0.4 / figure.get_figheight())
+    axes = figure.subplots()
+    axes.set(xlabel=label, ylabel=f"test {metric.label}", xlim=_limits([*places.values()]))
+    formatter = FuncFormatter(_percent)
+    for axis, fraction in ((axes.xaxis, percent), (axes.yaxis, metric.format == "percent")):
+        if fraction:
+            axis.set_major_formatter(formatter)
+    axes.axhline(results.dense(), color=INK, lw=1, ls=(0, (6, 3)), zorder=1)
+    shown = _side_by_side(axes, places, [*ranking], percent)
+    _marks(axes, results, shown)
+    _names(axes, results, shown, LINE / (72 * figure.get_figheight() * axes.get_position().height))
+    _legend(figure, results)
+    return figure
+
+
+def _percent(value: float, _: int | None = None) -> str:
+    return f"{100 * value:.4g} %"
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = max(0.3 * (high - low), 0.1 * abs(high), 1e-9)
+    return low - pad, high + pad
+
+
+def _side_by_side(axes: Axes, places: Places, methods: Sequence[str], percent: bool) -> Places:
+    """Return places at which marks that are nearly at one stand side by side.
+
+    The best method stands on the left: then the lines that lead to the names on the right cross
+    no mark of another. Below four or more it is written what their place is.
+    """
+    low, high = axes.get_xlim()
+    groups: list[list[Key]] = []
+    for key in sorted(places, key=lambda key: places[key]):
+        if not groups or places[key] - places[groups[-1][0]] > 0.01 * (high - low):
+            groups.append([])
+        groups[-1].append(key)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    step = ASIDE * (high - low) / (72 * figure.get_figwidth() * axes.get_position().width)
+    shown: dict[Key, float] = {}
+    for group in groups:
+        names = sorted({method for method, _ in group}, key=methods.index)
+        middle = sum(places[key] for key in group) / len(group)
+        for method, budget in group:
+            aside = step * (names.index(method) - (len(names) - 1) / 2)
+            shown[method, budget] = aside + (middle if len(names) > 1 else places[method, budget])
+        if len(names) > 3:
+            text = f"all ≈ {_percent(middle) if percent else f'{middle:.2f}'}"
+            where = axes.get_xaxis_transform()
+            axes.text(middle, 0.015, text, fontsize=8, ha="center", color=MUTED, transform=where)
+    return shown
+
+
+def _marks(axes: Axes, results: Results, shown: Places) -> None:
+    """Draw a mark with its standard deviation a method and budget; a line joins a method's."""
+    budgets = [*results.comparison.budgets]
+    for i, (method, found) in enumerate(results.ranking().items()):
+        colour = COLOURS[i % len(COLOURS)]
+        places = [shown[method, budget] for budget in found]
+        means = [each.mean for each in found.values()]
+        axes.plot(places, means, lw=0.7, alpha=0.5, color=colour)
+        for place, (budget, each) in zip(places, found.items(), strict=True):
+            look = _look(budgets.index(budget), len(budgets))
+            look |= {"color": colour, "elinewidth": 1, "capsize": 2, "zorder": 3}
+            axes.errorbar(place, each.mean, yerr=each.deviation, **look)
+
+
+def _look(index: int, count: int) -> dict[str, Any]:
+    """Return the mark of a budget; that of the last is filled."""
+    marker = {"marker": MARKERS[index % len(MARKERS)], "ms": 5}
+    return marker if index == count - 1 else {**marker, "mfc": "white"}
+
+
+def _names(axes: Axes, results: Results, shown: Places, gap: float) -> None:
+    """Write the methods' names beside the axes and lead a line from each to its last mark.
+
+    Args:
+        axes: Where the marks are.
+        results: What they show.
+        shown: Where they are.
+        gap: Height of a line of text, as a fraction of the axes.
+    """
+    low, high = axes.get_ylim()
+    last = {method: [*found.values()][-1] for method, found in results.ranking().items()}
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(last)}
+    rising = sorted(last.values(), key=lambda each: (each.mean, -shown[_key(each)]))
+    wanted = [(each.mean - low) / (high - low) for each in rising]
+    for each, y in zip(rising, _spread(wanted, gap), strict=True):
+        axes.annotate(
+            each.method,
+            (shown[_key(each)], each.mean),
+            xytext=(1.04, y),
+            textcoords="axes fraction",
+            va="center",
+            arrowprops={**LEAD, "color": colours[each.method]},
+            zorder=2,
+        )
+
+
+def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return rising places at least a gap apart, near those wanted."""
+    up, down = [*wanted], [*wanted]
+    for i in range(1, len(wanted)):
+        up[i] = max(up[i], up[i - 1] + gap)
+        down[-i - 1] = min(down[-i - 1], down[-i] - gap)
+    return [(high + low) / 2 for high, low in zip(up, down, strict=True)]
+
+
+def _legend(figure: Figure, results: Results) -> None:
+    """Say above the plot which mark is which budget."""
+    budgets = [*results.comparison.budgets]
+    handles = [
+        Line2D([], [], color=MUTED, ls="", label=budget, **_look(i, len(budgets)))
+        for i, budget in enumerate(budgets)
+    ]
+    handles.append(Line2D([], [], color=INK, lw=1, ls=(0, (6, 3)), label="dense model"))
+    figure.legend(handles=handles, loc="upper left", ncols=len(handles))

@@ -1,0 +1,156 @@
+"""The table of a comparison, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+
+from branchprune.compare_results import Outcome, Results
+from branchprune.settings import MetricConfig
+
+NOTHING = "–"
+
+
+def markdown(results: Results) -> str:
+    """Return the table with what is missing, the conditions and the commands.
+
+    Args:
+        results: At least one line.
+    """
+    comparison, ranking = results.comparison, results.ranking()
+    metric, unit = comparison.metric, _unit(comparison.metric)
+    header = ["method"]
+    for budget in comparison.budgets:
+        header += [f"{budget}: {metric.label}{unit} (n)", f"{budget}: compute"]
+    rows = [
+        [_safe(method), *_cells(results, found), _removed(found)]
+        for method, found in ranking.items()
+    ]
+    dense = number(results.dense(), metric, _digits(results))
+    compute = "1.00×" if results.dense_macs else NOTHING
+    rows.append(["dense model", *[dense, compute] * len(comparison.budgets), NOTHING])
+    header.append("parameters / MACs removed, %")
+    table = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    parts = [
+        f"**{comparison.name}, {results.lines[0]['dataset']}**",
+        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        _notes(results),
+        *_missing(results),
+        _conditions(results),
+        _commands(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(results: Results) -> str:
+    """Return a row a method and budget, unrounded, and a row of the dense model."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ("mean", "deviation", "compute", "train_macs", "params_removed", "macs_removed")
+    writer.writerow(["method", "budget", "n", "seeds", *names])
+    for found in results.ranking().values():
+        for budget, each in found.items():
+            seeds = " ".join(str(line["seed"]) for line in each.lines)
+            averages = [each.average(name) for name in names[3:]]
+            spent = [each.mean, each.deviation, each.compute, *averages]
+            writer.writerow([each.method, budget, len(each.lines), seeds, *spent])
+    macs = results.dense_macs
+    compute = 1.0 if macs else None
+    writer.writerow(["dense model", None, None, None, results.dense(), None, compute, macs, 0, 0])
+    return text.getvalue()
+
+
+def number(value: float, metric: MetricConfig, digits: int) -> str:
+    """Return a score as tables show it: of a fraction, percent without the sign."""
+    return f"{100 * value if metric.format == 'percent' else value:.{digits}f}".replace("-", "−")
+
+
+def _cells(results: Results, found: Mapping[str, Outcome]) -> list[str]:
+    """Return score and compute at each budget."""
+    metric, digits, cells = results.comparison.metric, _digits(results), []
+    for budget in results.comparison.budgets:
+        each = found.get(budget)
+        if each is None:
+            cells += [NOTHING, NOTHING]
+            continue
+        spread = "" if each.deviation is None else f" ± {number(each.deviation, metric, digits)}"
+        cells.append(f"{number(each.mean, metric, digits)}{spread} ({len(each.lines)})")
+        cells.append(NOTHING if each.compute is None else f"{each.compute:.2f}×")
+    return cells
+
+
+def _digits(results: Results) -> int:
+    """Return the digits that scores are shown with: two in percent, else four in all."""
+    largest = max(abs(line["final"]) for line in results.lines)
+    if results.comparison.metric.format == "percent" or not largest:
+        return 2
+    return max(0, 3 - math.floor(math.log10(largest)))
+
+
+def _removed(found: Mapping[str, Outcome]) -> str:
+    """Return what was removed; where budgets differ in it, of each."""
+    shown = [
+        " / ".join(f"{100 * each.average(f'{key}_removed'):.1f}" for key in ("params", "macs"))
+        for each in found.values()
+    ]
+    return "; ".join(dict.fromkeys(shown)).replace("-", "−")
+
+
+def _unit(metric: MetricConfig) -> str:
+    return ", %" if metric.format == "percent" else ""
+
+
+def _safe(text: str) -> str:
+    """Return text for a cell."""
+    return text.replace("|", "\\|")
+
+
+def _notes(results: Results) -> str:
+    macs = results.dense_macs
+    dense = f": {macs:.3g} in {results.trained['record']['epochs']} epochs" if macs else ""
+    note = (
+        "Test scores of the small models: mean ± sample standard deviation of n seeds; the best at "
+        "the last budget first. *Compute*: multiply-adds of everything behind the dense training, "
+        f"as a multiple of those of the dense training{dense}."
+    )
+    others = f" {results.others} more lines are of runs that the configuration does not name."
+    return note + (others if results.others else "")
+
+
+def _missing(results: Results) -> list[str]:
+    """Return a paragraph on the runs without a line, if there are any."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for run in results.missing():
+        seeds.setdefault((run.method, run.budget), []).append(str(run.seed))
+    found = [f"{method}, {budget}: {', '.join(some)}" for (method, budget), some in seeds.items()]
+    return [f"Missing seeds: {'; '.join(found)}."] if found else []
+
+
+def _conditions(results: Results) -> str:
+    """Return hardware, versions, commits and the largest error of a collapse."""
+    lines = results.lines
+    packages = sorted({name for line in lines for name in line["versions"]})
+    versions = [f"{name} {_distinct(x['versions'].get(name) for x in lines)}" for name in packages]
+    error = max(line["collapse_error"] or 0 for line in lines)
+    return (
+        f"{_distinct(line['hardware'] for line in lines)}; {', '.join(versions)}; commit "
+        f"{_distinct(line['commit'] for line in lines)}; largest relative error of a collapse "
+        f"{error:.1e}."
+    )
+
+
+def _distinct(values: Iterable[str | None]) -> str:
+    return " and ".join(dict.fromkeys(value for value in values if value is not None)) or NOTHING
+
+
+def _commands(results: Results) -> str:
+    """Return the exact command of each method and budget, for its first seed, folded away."""
+    dense = results.trained.get("command")
+    shown = f"# dense model\n{dense}\n" if dense else ""
+    for method, found in results.ranking().items():
+        for budget, each in found.items():
+            first = each.lines[0]
+            shown += f"# {method}, {budget}, seed {first['seed']}\n{first['command']}\n"
+    return f"<details><summary>Commands</summary>\n\n```\n{shown}```\n\n</details>"
