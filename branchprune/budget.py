@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 from torch import nn
 
@@ -17,11 +18,16 @@ from branchprune.schedules import Plateau
 from branchprune.settings import BudgetConfig, PruneConfig
 from branchprune.stages import Stages, student_task
 
-Alpha = float | dict[str, float]
+What = float | dict[str, float] | Literal["sparsify"] | Plan
+"""What an epoch trains: a blended model at an α, the wide one, or the small one of a plan."""
 
 
 def within_budget(
-    config: RunConfig, budget: BudgetConfig, dense: nn.Module, planned: Plan, stages: Stages
+    config: RunConfig,
+    budget: BudgetConfig,
+    dense: nn.Module,
+    plans: Sequence[Plan],
+    stages: Stages,
 ) -> RunConfig:
     """Return the configuration with a last stage as long as the budget allows.
 
@@ -32,7 +38,7 @@ def within_budget(
         config: The configuration of the run.
         budget: What all of the pruning may cost.
         dense: The trained model.
-        planned: What will be removed.
+        plans: What will have been removed from it after each round; one without rounds.
         stages: Where to train.
 
     Raises:
@@ -42,8 +48,8 @@ def within_budget(
         total, cost = float(budget.epochs), _one
     else:
         assert budget.train_macs is not None
-        total, cost = budget.train_macs, _Counter(config, dense, planned, stages).cost
-    before, last = _epochs(config)
+        total, cost = budget.train_macs, _Counter(config, dense, plans[-1], stages).cost
+    before, last = _epochs(config, plans)
     spent = sum(cost(what) for what in before)
     epochs = int((total - spent) // sum(cost(what) for what in last))
     if epochs < 1:
@@ -54,23 +60,21 @@ def within_budget(
     return replace(config, prune=_with_last(config.prune, epochs))
 
 
-def _one(what: Alpha | str) -> float:
+def _one(what: What) -> float:
     return 1.0
 
 
-def _epochs(config: RunConfig) -> tuple[list[Alpha | str], list[Alpha | str]]:
+def _epochs(config: RunConfig, plans: Sequence[Plan]) -> tuple[list[What], list[What]]:
     """Return what happens in each epoch before the last stage, and in one epoch of the latter."""
     settings = config.prune
-    before: list[Alpha | str] = ["sparsify"] * (
-        settings.sparsify.epochs if settings.sparsify else 0
-    )
+    before: list[What] = ["sparsify"] * (settings.sparsify.epochs if settings.sparsify else 0)
     if settings.levels is not None:
         if any(isinstance(hold, Plateau) for hold in (settings.hold, settings.final_hold)):
             raise PruneError(f"budget: hold (={settings.hold}) must be a number of epochs")
         once = settings if settings.finetune else replace(settings, final_hold=1)
         before += list(once.schedule(settings.direction(config.metric)))
     if settings.finetune:
-        return before, ["finetune"]
+        return before, list(plans)
     if settings.levels is None:
         raise PruneError("budget: nothing is trained: set finetune, or levels")
     number = 1 + len(settings.restarts)
@@ -88,21 +92,30 @@ class _Counter:
 
     def __init__(self, config: RunConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
         self.config, self.dense, self.planned, self.stages = config, dense, planned, stages
-        self.known: dict[tuple[float, ...] | str, float] = {}
+        self.known: dict[Any, float] = {}
 
-    def cost(self, what: Alpha | str) -> float:
-        """Return the cost of an epoch at an α, of "sparsify" or of "finetune"."""
-        if what == "sparsify":
-            return self._count(what, lambda: copied(self.dense))
-        blended = attach(self.dense, self.planned)
-        blended.alpha = 0.0 if isinstance(what, str) else what
-        if what == "finetune":
-            return self._count(what, lambda: collapse(blended))
-        state = tuple(a if a in (0.0, 1.0) else 0.5 for a in blended.alpha.values())
-        return self._count(state, lambda: blended)
-
-    def _count(self, key: tuple[float, ...] | str, make: Callable[[], nn.Module]) -> float:
+    def cost(self, what: What) -> float:
+        """Return the cost of an epoch."""
+        key = _kind(what)
         if key not in self.known:
-            task = student_task(self.config.prune_task, self.dense, make())
+            task = student_task(self.config.prune_task, self.dense, self._model(what))
             self.known[key] = float(self.stages.epoch_macs(task))
         return self.known[key]
+
+    def _model(self, what: What) -> nn.Module:
+        if what == "sparsify":
+            return copied(self.dense)
+        if isinstance(what, Plan):
+            blended = attach(self.dense, what)
+            blended.alpha = 0.0
+            return collapse(blended)
+        blended = attach(self.dense, self.planned)
+        blended.alpha = what
+        return blended
+
+
+def _kind(what: What) -> Any:
+    """Return what epochs have in common that cost the same: α matters only where it is 0 or 1."""
+    if isinstance(what, dict):
+        return tuple((name, _kind(alpha)) for name, alpha in what.items())
+    return 0.5 if isinstance(what, float) and 0 < what < 1 else what

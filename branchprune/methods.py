@@ -15,6 +15,7 @@ from branchprune.calls import copied
 from branchprune.checkpoints import load_weights
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
+from branchprune.gradients import accumulate_gradients
 from branchprune.lightning import Vitals
 from branchprune.narrowing import Narrowed, choose_narrowing, reset
 from branchprune.planning import Plan, plan
@@ -55,8 +56,13 @@ class Pruning:
 
     def __init__(self, config: RunConfig, example: Tensor) -> None:
         settings = config.prune
-        if settings.rounds is not None and settings.budget is not None:
-            raise PruneError("budget: how much rounds cost is not known before; leave out one")
+        rounds = settings.rounds
+        known = rounds is None or (rounds.gradual and rounds.max_drop is None)
+        if settings.budget and rounds and (not known or settings.levels is not None):
+            raise PruneError(
+                f"budget: what rounds cost is not known before, unless gradual (={rounds.gradual}) "
+                f"is true, and max_drop (={rounds.max_drop}) and levels are null"
+            )
         if settings.finetune and settings.finetune.fresh and settings.levels is not None:
             raise PruneError(
                 "finetune.fresh (=true) would throw away what is blended: levels: null"
@@ -80,7 +86,8 @@ class Pruning:
         """Prune a trained model, whose validation score is known."""
         settings, planned = self.config.prune, self._plan(dense)
         if settings.budget is not None:
-            self.config = within_budget(self.config, settings.budget, dense, planned, stages)
+            plans = self._plans(dense, planned)
+            self.config = within_budget(self.config, settings.budget, dense, plans, stages)
             self.narrowing = choose_narrowing(self.config, self.example)
         wide = dense
         if settings.sparsify is not None:
@@ -104,7 +111,14 @@ class Pruning:
     def _narrow(
         self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
     ) -> Narrowed:
+        batches = self.config.prune.calibration
         seed_everything(self.config.seed, workers=True, verbose=False)  # a random choice, too
+        if batches:
+            wide = copied(wide)
+            task = student_task(self.config.prune_task, dense, wide)
+            state = {name: value.clone() for name, value in wide.state_dict().items()}
+            accumulate_gradients(task, self.config.data, batches)
+            wide.load_state_dict(state)  # the norms' statistics have moved
         return self.narrowing.narrow(stage, dense, wide, planned, stages)
 
     def _finetune(
@@ -140,12 +154,14 @@ class Pruning:
         sign = 1 if self.config.metric.mode == "max" else -1
         small, widths = wide, dict[str, int]()
         rounds: list[dict[str, Any]] = []
-        for number in range(1, (2 if self.config.fast else settings.count) + 1):
-            planned = self._plan_round(number, small)
+        count = min(2, settings.count) if self.config.fast else settings.count
+        for number in range(1, count + 1):
+            planned = self._plan_round(number, dense, small)
             if planned is None:
                 break
             narrower, found = self._round(number, dense, small, planned, stages)
-            kept = sign * (score - found["val"]) <= settings.max_drop
+            lost = sign * (score - found["val"])
+            kept = settings.max_drop is None or lost <= settings.max_drop
             rounds.append(found | {"kept": kept})
             if not kept:
                 break
@@ -158,10 +174,25 @@ class Pruning:
         error, own = (max(each[key] for each in rounds) for key in ("collapse_error", "own_error"))
         return Pruned(small, self._overall(dense, widths), error, own, rounds=rounds)
 
-    def _plan_round(self, number: int, wide: nn.Module) -> Plan | None:
+    def _plans(self, dense: nn.Module, planned: Plan) -> list[Plan]:
+        """Return the plans that lead from the dense model to the end of each round."""
+        rounds = self.config.prune.rounds
+        if rounds is None:
+            return [planned]
+        steps = range(1, rounds.count + 1)
+        shares = [_shares(planned, planned, number / rounds.count) for number in steps]
+        return [self._plan_shares(dense, each) for each in shares]
+
+    def _plan_round(self, number: int, dense: nn.Module, wide: nn.Module) -> Plan | None:
         """Plan a round; None where an earlier one has left nothing that can shrink."""
+        rounds = self.config.prune.rounds
+        assert rounds is not None
         try:
-            return self._plan(wide)
+            now = self._plan(wide)
+            if not rounds.gradual:
+                return now
+            shares = _shares(self._plan(dense), now, number / rounds.count)
+            return self._plan_shares(wide, shares)
         except PruneError:
             if number == 1:
                 raise
@@ -192,8 +223,30 @@ class Pruning:
 
     def _overall(self, dense: nn.Module, widths: dict[str, int]) -> Plan:
         """Return the plan that leads from the dense model to some widths at once."""
+        groups = plan(dense, self.example, **self._without_keep()).groups
+        before = {group.name: group.width for group in groups}
+        return self._plan_shares(dense, {name: w / before[name] for name, w in widths.items()})
+
+    def _plan_shares(self, wide: nn.Module, shares: dict[str, float]) -> Plan:
+        return plan(wide, self.example, shares, **self._without_keep())
+
+    def _without_keep(self) -> dict[str, Any]:
         options = self.config.prune.plan_options()
-        options = {name: options[name] for name in ("exclude", "inside", "opaque")}
-        before = {group.name: group.width for group in plan(dense, self.example, **options).groups}
-        shares = {name: width / before[name] for name, width in widths.items()}
-        return plan(dense, self.example, shares, **options)
+        return {name: options[name] for name in ("exclude", "inside", "opaque")}
+
+
+def _shares(whole: Plan, now: Plan, progress: float) -> dict[str, float]:
+    """Return what to keep of each group as it is now, to have gone a part of the whole way.
+
+    Args:
+        whole: From the dense model to the last round.
+        now: Of the model as it is.
+        progress: The part, in (0, 1]; widths fall by equal factors.
+    """
+    widths = {group.name: group.width for group in now.groups}
+    shares = {}
+    for group in (whole.groups[i] for i in whole.pruned):
+        width = round(group.width * (group.kept / group.width) ** progress)
+        if width < widths[group.name]:
+            shares[group.name] = width / widths[group.name]
+    return shares

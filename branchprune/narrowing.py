@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from branchprune.artifact import save
 from branchprune.baselines import Pruner, prune_by
 from branchprune.branches import Init, attach
-from branchprune.calls import copied
 from branchprune.checkpoints import load_weights
 from branchprune.collapsing import collapse_with_error
 from branchprune.config import RunConfig
@@ -180,7 +179,7 @@ class Blending:
             collapse_error, own_error = found["errors"]
             return Narrowed(small, planned, collapse_error, own_error, found["scores"])
         callback = self._callback()
-        task = student_task(self.config.prune_task, dense, copied(wide))
+        task = student_task(self.config.prune_task, dense, wide)
         trainer = stages.fit(stage, task, callback.schedule.max_epochs, callback)
         assert callback.small is not None and callback.blended is not None
         assert callback.collapse_error is not None

@@ -89,12 +89,15 @@ class RoundsConfig:
 
     Args:
         max_drop: The rounds end when the validation metric of the small model is worse than the
-            dense model's by more than this; that round does not count.
+            dense model's by more than this; that round does not count. Null: after the last.
         count: The most rounds.
+        gradual: Reach `keep` with the last round, in equal factors, instead of keeping that much
+            in each.
     """
 
-    max_drop: float = 0.04
+    max_drop: float | None = 0.04
     count: int = 30
+    gradual: bool = False
 
 
 @dataclass
@@ -129,6 +132,7 @@ class PruneConfig:
         inside: Path of a module: only what is inside it is traced and pruned.
         opaque: Paths of modules that are not looked into.
         init: "random", the name of a criterion ("l1", …), or its import path.
+        calibration: Training batches of which `init` has the gradients, as "taylor" needs.
         pruner: Torch-Pruning's "magnitude" or "group_norm" removes the channels instead, at the
             same widths; with `levels: null`.
         sparsify: Train the wide model with a penalty first; null: not.
@@ -159,6 +163,7 @@ class PruneConfig:
     inside: str = ""
     opaque: list[str] = field(default_factory=list)
     init: str = "l1"
+    calibration: int = 0
     pruner: Pruner | None = None
     sparsify: SparsifyConfig | None = None
     levels: dict[str, float] | list[float] | None = field(default_factory=lambda: {"steps": 0.1})

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from test_lightning import loader
 from test_training_options import TinyVGG
 from torch import nn
 
@@ -124,23 +125,53 @@ def test_a_budget_of_epochs_is_spent_to_the_last(go, text, epochs):
         "levels: [0.5, 0.0], order: [features.0, features.3, features.7]",
         "levels: [0.5, 0.0], finetune: {}, task: {teacher_weight: 0.5}",
         "levels: null, sparsify: {epochs: 1}, finetune: {}",
+        "levels: null, finetune: {}, rounds: {gradual: true, count: 2, max_drop: null}",
     ],
 )
 def test_a_budget_of_multiply_adds_is_kept_and_used(go, text):
     """Counted independently: by the whole training, of which the budget has seen single steps."""
     _, line, _ = go(f"prune: {{{text}, budget: {{train_macs: 3.0e+7}}}}\n")
-    last = "finetune" if "finetune" in line["epochs"] else "prune"
     assert line["train_macs"] <= 3.0e7
-    folder, more, _ = go(f"prune: {{{text}, budget: {{train_macs: 3.6e+7}}}}\n", name="more")
+    _, more, _ = go(f"prune: {{{text}, budget: {{train_macs: 3.6e+7}}}}\n", name="more")
+    last = "finetune" if "finetune" in line["epochs"] else [*line["epochs"]][-1]
     longer = more["epochs"][last] - line["epochs"][last]
     an_epoch = (more["train_macs"] - line["train_macs"]) / longer
     assert longer >= 1 and 3.0e7 - line["train_macs"] < an_epoch
-    stages = json.loads((folder / "result.json").read_text())["stages"]
-    assert an_epoch == pytest.approx(
-        stages["finetune"]["train_macs"] / more["epochs"]["finetune"]
-        if last == "finetune"
-        else an_epoch
+
+
+def test_gradual_rounds_end_at_the_widths_of_the_plan(go):
+    """keep = 0.35 in three equal factors: 0.705, 0.497, 0.35."""
+    text = "levels: null, keep: 0.35, finetune: {}, budget: {epochs: 7}"
+    _, line, starts = go(
+        f"prune: {{{text}, rounds: {{gradual: true, count: 3, max_drop: null}}}}\n"
     )
+    widths = [[len(state[f"features.{i}.weight"]) for i in (0, 3, 7)] for state in starts[1:]]
+    expected = [[round(w * (k / w) ** (i / 3)) for w, k in ((8, 3), (16, 6))] for i in (1, 2, 3)]
+    assert widths == [[narrow, narrow, wide] for narrow, wide in expected]
+    assert widths[-1] == [3, 3, 6]
+    assert line["epochs"] == {"dense": 2, "round_01": 2, "round_02": 2, "round_03": 2}
+    planned = bp.plan(TinyVGG(), EXAMPLE, 0.35)
+    assert line["params_removed"] == 1 - planned.after.params / planned.before.params
+
+
+def test_a_criterion_is_given_the_gradients_of_training_batches(monkeypatch, go):
+    """Compared with those of the cross-entropy, by hand."""
+    found = []
+
+    def spy(model, planned, init="l1", **options):
+        found.append((copy.deepcopy(model), [p.grad.clone() for p in model.parameters()]))
+        return bp.attach(model, planned, init, **options)
+
+    monkeypatch.setattr("branchprune.narrowing.attach", spy)
+    folder, _, _ = go(AT_ONCE.replace("levels", "calibration: 2, levels"))
+    [(model, gradients)] = found
+    dense = bp.load(TinyVGG(), folder / "dense.safetensors")
+    assert same(model.state_dict(), dense.state_dict())
+    dense.train()
+    for _, (x, y) in zip(range(2), loader(), strict=False):
+        nn.functional.cross_entropy(dense(x), y).backward()
+    for a, b in zip(gradients, (p.grad for p in dense.parameters()), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +181,7 @@ def test_a_budget_of_multiply_adds_is_kept_and_used(go, text):
         ("budget: {epochs: 3, train_macs: 1.0e+9}", "one positive number, epochs (=3)"),
         ("budget: {}", "epochs (=None) or train_macs (=None)"),
         ("budget: {epochs: 9}, hold: {patience: 2}", "hold (=Plateau("),
-        ("budget: {epochs: 9}, rounds: {}", "leave out one"),
+        ("budget: {epochs: 9}, rounds: {}", "gradual (=False)"),
         ("budget: {epochs: 9}, levels: null", "nothing is trained"),
         ("finetune: {fresh: true}", "would throw away"),
         ("pruner: magnitude", "levels: null"),
