@@ -18,6 +18,7 @@ from branchprune.branches import attach
 from branchprune.collapsing import collapse
 from branchprune.criteria import GroupWeights
 from branchprune.errors import PruneError
+from branchprune.fitting import fit_expand
 from branchprune.planning import Plan, plan
 from branchprune.rulebook import teach
 from branchprune.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
@@ -34,6 +35,7 @@ __all__ = [
     "attach",
     "collapse",
     "cosine",
+    "fit_expand",
     "linear",
     "load",
     "multiplicative",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from branchprune.calls import Example, example_inputs
 from branchprune.errors import PruneError
+from branchprune.mixing import Mixing, drawn_together
 from branchprune.planning import Plan
 from branchprune.program import Program, compile_program
 from branchprune.recalibration import recalibrated
@@ -37,13 +38,19 @@ class Blended(nn.Module):
         expand: For each tensor that a consumer reads, its linear end, by the first consumer.
         twin: The channelwise layers (norms, …) of the branch.
         plan: The plan it was built from.
+        mixing: How training mixes the paths; see `attach`.
+        matching: Weight of feature matching; see `attach`.
+        matching_loss: The last value of what feature matching adds to the loss, for logging.
     """
 
     alphas: Tensor
+    matching_loss: Tensor
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, mixing: Mixing = "sum", matching: float = 0.0
+    ) -> None:
         super().__init__()
-        self.plan = plan
+        self.plan, self.mixing, self.matching = plan, mixing, matching
         self.model = model
         self.reduce, self.expand, self.twin, self.plain = (nn.Module() for _ in range(4))
         for name in sorted(self._structure.inplace):
@@ -55,6 +62,7 @@ class Blended(nn.Module):
             last = name.rpartition(".")[2]
             self.constants.register_buffer(last, constant.clone(), persistent=False)
         self.register_buffer("alphas", torch.ones(len(plan.pruned), dtype=torch.float32))
+        self.register_buffer("matching_loss", torch.zeros(()), persistent=False)
         self._alpha = (1.0,) * len(plan.pruned)
         self.updates_at_start = -1
         self._moded = differing_modules(self._structure.graphs)
@@ -109,13 +117,19 @@ class Blended(nn.Module):
         finally:
             self.alpha = before
 
-    def program(self, training: bool, fold: bool = True) -> Program:
-        """Return the forward function for the current α."""
-        state = tuple(a if a in (0.0, 1.0) else 0.5 for a in self._alpha)
+    def program(
+        self, training: bool, fold: bool = True, alpha: tuple[float, ...] | None = None
+    ) -> Program:
+        """Return the forward function for an α of each group, by default the current one."""
+        values = self._alpha if alpha is None else alpha
+        state = tuple(a if a in (0.0, 1.0) else 0.5 for a in values)
         key = (training, fold, state)
         if key not in self._programs:
             alphas = dict(zip(self.plan.pruned, state, strict=True))
-            program = compile_program(self._structure, training, alphas, fold)
+            mixing, matching = (self.mixing, self.matching) if training else ("sum", 0.0)
+            program = compile_program(
+                self._structure, training, alphas, fold, mixing=mixing, matching=matching
+            )
             self._programs[key] = self._compiled(program) if self._compiled else program
         return self._programs[key]
 
@@ -142,9 +156,13 @@ class Blended(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the blended output; arguments and result are those of the original model."""
+        return self.run(self.part, *args, **kwargs)
+
+    def run(self, part: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the output with another function in place of the part that was planned."""
         if not self._structure.inside:
-            return self.part(*args, **kwargs)
-        with self._replaced(self.part):
+            return part(*args, **kwargs)
+        with self._replaced(part):
             return self.model(*args, **kwargs)
 
     def part(self, *args: Any, **kwargs: Any) -> Any:
@@ -161,7 +179,13 @@ class Blended(nn.Module):
                 f"forward is given {given} arguments, but the plan's example had {planned}: plan "
                 "with an example that has the arguments that are used"
             )
-        return self._run[self.part_of_model.training](self, *args, **kwargs)
+        return self._program_of_call(self.part_of_model.training)(self, *args, **kwargs)
+
+    def _program_of_call(self, training: bool) -> Program:
+        """Return the forward function for one call; it is drawn if all groups draw together."""
+        if training and self.mixing == "step":
+            return self.program(training, alpha=drawn_together(self._alpha))
+        return self._run[training]
 
     def _check_modes(self) -> None:
         training = self.part_of_model.training

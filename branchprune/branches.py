@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter
 
 import torch
@@ -13,26 +13,42 @@ from branchprune.blended import Blended, set_path, updates
 from branchprune.calls import copied
 from branchprune.criteria import (
     Criterion,
-    GroupWeights,
+    bn_scale,
+    geometric_median,
+    group_weights,
     l1,
     l2,
     random_choice,
-    rows_by_output,
     select,
+    taylor,
 )
 from branchprune.ends import EndPiece, Expand, Reduce
 from branchprune.equality import check_outputs
 from branchprune.errors import PruneError
+from branchprune.mixing import Mixing, check_mixing
 from branchprune.origins import Origin, Own, index_of
 from branchprune.planning import Plan
 from branchprune.structure import ChannelParameter, LinearLayer, Piece, Pieces
 from branchprune.widths import describe, narrow_channelwise
 
 Init = str | Criterion
-INITS: dict[str, Criterion] = {"l1": l1, "l2": l2}
+INITS: dict[str, Criterion] = {
+    "l1": l1,
+    "l2": l2,
+    "bn_scale": bn_scale,
+    "geometric_median": geometric_median,
+    "taylor": taylor,
+}
 
 
-def attach(model: nn.Module, plan: Plan, init: Init = "l1") -> Blended:
+def attach(
+    model: nn.Module,
+    plan: Plan,
+    init: Init = "l1",
+    *,
+    mixing: Mixing = "sum",
+    matching: float = 0.0,
+) -> Blended:
     """Give every group that is to shrink a narrow twin beside it, at α = 1.
 
     ```python
@@ -43,27 +59,43 @@ def attach(model: nn.Module, plan: Plan, init: Init = "l1") -> Blended:
     Args:
         model: The model that was planned, or one of the same architecture; it is not changed.
         plan: The widths.
-        init: How the branch starts. "l1" or "l2": the channels with the largest norm; a function
-            `scores(GroupWeights) -> Tensor` of shape (C,): those with the highest scores;
-            "random": random linear ends and fresh norms, as in the paper.
+        init: How the branch starts. "l1" or "l2": the channels with the largest norm; "bn_scale":
+            those that norms scale up most; "geometric_median": those that differ most from the
+            others; "taylor": those that the loss needs most, by the gradients in the model; a
+            function `scores(GroupWeights) -> Tensor` of shape (C,): those with the highest
+            scores; "random": random linear ends and fresh norms, as in the paper.
+        mixing: What training does where α is between 0 and 1. "sum": the weighted sum of both
+            paths, as in the paper. The others draw, with torch's generator on the CPU, either the
+            wide path, with probability α, or the branch; evaluation computes the weighted sum,
+            which is what they mix on average. "group": each group draws in each forward pass;
+            both paths are computed. "step": all groups draw together, and only one path is
+            computed, so the other has no gradient (under DDP: unused parameters). "sample": each
+            example, along dimension 0 of every tensor, and each group draw. Channels that stay
+            beside others in a concatenation are mixed by the mean draw of those.
+        matching: Weight of feature matching. While it trains with α between 0 and 1, the branch
+            `B ũ` of every tensor `u` that a consumer reads is pulled towards it: the gradient of
+            `matching · mean(‖B ũ − u‖² / ‖u‖²)`, where u is held fixed, is added in every
+            backward pass, beside that of the loss. A GradScaler does not scale it, and a loss
+            that is divided, as for accumulated gradients, does not divide it.
 
     Returns:
         A module whose output at α = 1 is the model's own. Build the optimizer after this call,
         from the parameters of the result.
 
     Raises:
-        PruneError: The model is not the one that was planned, `init` is unknown, or the model
-            does something that the blended one cannot repeat.
+        PruneError: The model is not the one that was planned, `init`, `mixing` or `matching` is
+            unknown, or the model does something that the blended one cannot repeat.
     """
     if not isinstance(plan, Plan):
         raise PruneError(f"plan (a {type(plan).__name__}) must be made by bp.plan")
     if not callable(init) and init not in ("random", *INITS):
         known = ", ".join(map(repr, ("random", *INITS)))
         raise PruneError(f"init (={init!r}) must be {known} or a function of GroupWeights")
+    check_mixing(mixing, matching)
     _check_same_model(model, plan)
-    blended = Blended(copied(model), plan)
+    blended = Blended(copied(model), plan, mixing, matching)
     criterion = init if callable(init) else INITS.get(init, random_choice)
-    chosen = {i: _choose(blended, i, criterion) for i in plan.pruned}
+    chosen = {i: _choose(blended, model, i, criterion) for i in plan.pruned}
     builder = _Builder(blended, chosen, random=init == "random")
     builder.build()
     _match(blended, model)
@@ -89,43 +121,14 @@ def _check_same_model(model: nn.Module, plan: Plan) -> None:
             raise PruneError(f"the plan is of another model: it has no layer {name}")
 
 
-def group_weights(blended: Blended, index: int) -> GroupWeights:
-    """Collect the weights that make the channels of a group."""
-    structure = blended.plan.structure
-    producers = [
-        rows_by_output(blended.model.get_submodule(layer.name))
-        .narrow(0, start, piece.size)
-        .reshape(piece.width, -1)
-        for layer in structure.linears.values()
-        for start, piece in _runs(layer.outputs, index)
-    ]
-    norms = []
-    for other in structure.channelwise.values():
-        module = blended.model.get_submodule(other.name)
-        weight = None if isinstance(module, nn.PReLU) else getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() == 1 and other.axis == 0:
-            runs = [run for run in _runs(other.pieces, index) if run[1].repeat == 1]
-            norms += [weight.detach().narrow(0, start, piece.width) for start, piece in runs]
-    group = structure.groups[index]
-    return GroupWeights(group.name, group.width, tuple(producers), tuple(norms))
-
-
-def _runs(pieces: Pieces, group: int) -> Iterable[tuple[int, Piece]]:
-    """Yield where the runs of a group's channels begin in a dimension."""
-    start = 0
-    for piece in pieces:
-        if piece.group == group:
-            yield start, piece
-        start += piece.size
-
-
 def _size(pieces: Pieces) -> int:
     return sum(piece.size for piece in pieces)
 
 
-def _choose(blended: Blended, index: int, criterion: Criterion) -> Tensor:
-    group, planned = blended.plan.structure.groups[index], blended.plan.groups[index]
-    scores = criterion(group_weights(blended, index))
+def _choose(blended: Blended, model: nn.Module, index: int, criterion: Criterion) -> Tensor:
+    structure = blended.plan.structure
+    group, planned = structure.groups[index], blended.plan.groups[index]
+    scores = criterion(group_weights(blended.model, structure, index, model))
     if not isinstance(scores, Tensor) or scores.shape != (group.width,):
         shape = tuple(getattr(scores, "shape", ()))
         raise PruneError(f"init returned scores of shape {shape} for {group.name} ({group.width},)")
@@ -238,5 +241,7 @@ def _reset(module: nn.Module) -> None:
 
 def _match(blended: Blended, model: nn.Module) -> None:
     """Bring the blended model to the model's device and mode."""
-    blended.alphas = blended.alphas.to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    blended.alphas = blended.alphas.to(device)
+    blended.matching_loss = blended.matching_loss.to(device)
     blended.training = model.training

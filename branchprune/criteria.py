@@ -7,11 +7,14 @@ pruning by that criterion.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from branchprune.errors import PruneError
+from branchprune.structure import Piece, Pieces, Structure
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,16 @@ class GroupWeights:
         producers: For each layer that makes the channels, its weight as a (C, n) matrix: row c
             makes channel c.
         norms: For each norm that scales the channels, its weight, shape (C,).
+        producer_gradients: The gradient of each of `producers`, None where there is none.
+        norm_gradients: The gradient of each of `norms`, None where there is none.
     """
 
     name: str
     width: int
     producers: tuple[Tensor, ...]
     norms: tuple[Tensor, ...]
+    producer_gradients: tuple[Tensor | None, ...] = ()
+    norm_gradients: tuple[Tensor | None, ...] = ()
 
 
 Criterion = Callable[[GroupWeights], Tensor]
@@ -43,6 +50,71 @@ def l1(group: GroupWeights) -> Tensor:
 def l2(group: GroupWeights) -> Tensor:
     """Return the L2 norm of the weights that make each channel, shape (C,)."""
     return torch.stack([weight.square().sum(1) for weight in group.producers]).sum(0).sqrt()
+
+
+def bn_scale(group: GroupWeights) -> Tensor:
+    """Return how much the norms scale each channel (network slimming, Liu et al., 2017).
+
+    Args:
+        group: The weights. |γ| adds up over all its norms.
+
+    Returns:
+        The scores, shape (C,).
+
+    Raises:
+        PruneError: The group has no norm with a scale.
+    """
+    if not group.norms:
+        raise PruneError(f"init 'bn_scale' needs a norm with a weight behind {group.name}")
+    return torch.stack([scale.abs() for scale in group.norms]).sum(0)
+
+
+def geometric_median(group: GroupWeights) -> Tensor:
+    """Return how far each channel's weights are from all others (FPGM, He et al., 2019).
+
+    A filter near the geometric median of all can be replaced by the others.
+
+    Args:
+        group: The weights. A channel that several layers make is the concatenation of its rows.
+
+    Returns:
+        The sums of the Euclidean distances, shape (C,).
+    """
+    rows = torch.cat(group.producers, 1).double()
+    return torch.cdist(rows, rows).sum(1)
+
+
+def taylor(group: GroupWeights) -> Tensor:
+    """Return how much the loss changes without each channel (Molchanov et al., 2019, eq. 8).
+
+    It is `(Σ w · ∂L/∂w)²`, to first order, over all weights of a channel together: its rows in
+    every layer that makes it, and its scale in every norm. (Before a norm that is in training
+    mode the rows alone add up to 0, since the norm undoes their scale.) The gradients are those
+    of the model that `attach` is given; a weight without one counts as 0.
+
+    Args:
+        group: The weights and their gradients.
+
+    Returns:
+        The scores, shape (C,).
+
+    Raises:
+        PruneError: There are no gradients.
+    """
+    weights = [*group.producers, *(scale[:, None] for scale in group.norms)]
+    gradients = [*group.producer_gradients]
+    gradients += [None if g is None else g[:, None] for g in group.norm_gradients]
+    changes = [
+        (weight.double() * gradient).sum(1)
+        for weight, gradient in zip(weights, gradients, strict=False)
+        if gradient is not None
+    ]
+    if not changes:
+        raise PruneError(
+            f"init 'taylor' needs gradients of {group.name}: call backward on the loss of some "
+            "batches before attach"
+        )
+    return torch.stack(changes).sum(0).square()
 
 
 def random_choice(group: GroupWeights) -> Tensor:
@@ -70,12 +142,65 @@ def select(scores: Tensor, kept: int, blocks: int, strata: int = 1) -> Tensor:
     return torch.cat(chosen).cpu()
 
 
-def rows_by_output(layer: nn.Module) -> Tensor:
-    """Return a layer's weight as a (C, n) matrix, a row an output channel."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    weight = weight.detach()
+def rows_by_output(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
+    """Return a layer's weight, or its gradient, as a (C, n) matrix, a row an output channel."""
+    rows = layer.weight if weight is None else weight
+    assert isinstance(rows, Tensor)
+    rows = rows.detach()
     if getattr(layer, "transposed", False):
         groups = int(getattr(layer, "groups", 1))
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return weight.flatten(1)
+        rows = rows.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return rows.flatten(1)
+
+
+def group_weights(
+    model: nn.Module, structure: Structure, index: int, graded: nn.Module
+) -> GroupWeights:
+    """Collect the weights that make the channels of a group.
+
+    Args:
+        model: The model.
+        structure: Its structure.
+        index: The group.
+        graded: The same model with the gradients, which copies lack.
+    """
+    producers, norms = [], []
+    producer_gradients, norm_gradients = [], []
+    for layer in structure.linears.values():
+        module, gradient = model.get_submodule(layer.name), _gradient(graded, layer.name)
+        for start, piece in _runs(layer.outputs, index):
+            producers.append(_rows(module, None, start, piece))
+            rows = None if gradient is None else _rows(module, gradient, start, piece)
+            producer_gradients.append(rows)
+    for other in structure.channelwise.values():
+        module, gradient = model.get_submodule(other.name), _gradient(graded, other.name)
+        weight = None if isinstance(module, nn.PReLU) else getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 1 and other.axis == 0:
+            for start, piece in _runs(other.pieces, index):
+                if piece.repeat == 1:
+                    norms.append(weight.detach().narrow(0, start, piece.width))
+                    scale = None if gradient is None else gradient.narrow(0, start, piece.width)
+                    norm_gradients.append(scale)
+    group = structure.groups[index]
+    gradients = (tuple(producer_gradients), tuple(norm_gradients))
+    return GroupWeights(group.name, group.width, tuple(producers), tuple(norms), *gradients)
+
+
+def _gradient(graded: nn.Module, name: str) -> Tensor | None:
+    # A weight that is computed, as by spectral_norm, changes the model where it is read.
+    weight = graded.get_submodule(name)._parameters.get("weight")
+    return None if weight is None or weight.grad is None else weight.grad.detach()
+
+
+def _rows(module: nn.Module, gradient: Tensor | None, start: int, piece: Piece) -> Tensor:
+    rows = rows_by_output(module, gradient).narrow(0, start, piece.size)
+    return rows.reshape(piece.width, -1)
+
+
+def _runs(pieces: Pieces, group: int) -> Iterator[tuple[int, Piece]]:
+    """Yield where the runs of a group's channels begin in a dimension."""
+    start = 0
+    for piece in pieces:
+        if piece.group == group:
+            yield start, piece
+        start += piece.size

@@ -84,7 +84,7 @@ class LinearEnd(nn.Module):
         for piece in self.pieces:
             yield piece, None if piece.branch is None else next(weights)
 
-    def _each_of(
+    def cut(
         self, x: Tensor, side: Literal["wide", "kept"]
     ) -> list[tuple[Tensor, tuple[EndPiece, Tensor | None]]]:
         """Cut a tensor into its pieces, each with its description and matrix."""
@@ -115,7 +115,7 @@ class Reduce(LinearEnd):
 
     def forward(self, wide: Tensor) -> Tensor:
         """Map a producer's output to the narrow width."""
-        return self._join([self._map(z, p, w) for z, (p, w) in self._each_of(wide, "wide")])
+        return self._join([self._map(z, p, w) for z, (p, w) in self.cut(wide, "wide")])
 
 
 class Expand(LinearEnd):
@@ -129,25 +129,28 @@ class Expand(LinearEnd):
         Args:
             narrow: The twin's tensor.
             wide: The tensor of the wide path.
-            alphas: α of every group, shape (number of branches,).
+            alphas: α of every group, shape (number of branches,); with further dimensions before
+                that one, α differs along those of the tensor.
         """
-        narrows = self._each_of(narrow, "kept")
+        narrows = self.cut(narrow, "kept")
         if wide is None or alphas is None:
             return self._join([self._map(x, piece, weight) for x, (piece, weight) in narrows])
         parts = []
-        for (x, (piece, weight)), (u, _) in zip(narrows, self._each_of(wide, "wide"), strict=True):
+        for (x, (piece, weight)), (u, _) in zip(narrows, self.cut(wide, "wide"), strict=True):
             alpha = self._alpha_of(piece, alphas)
-            # The weight is scaled instead of the result: it is the smaller tensor.
-            scaled = (x * (1 - alpha), None) if weight is None else (x, weight * (1 - alpha))
-            branch = self._map(scaled[0], piece, scaled[1])
+            if weight is None or alpha.dim():
+                branch = self._map(x, piece, weight) * (1 - alpha)
+            else:  # The weight is scaled instead of the result: it is the smaller tensor.
+                branch = self._map(x, piece, weight * (1 - alpha))
             parts.append(branch.to(u.dtype) + u * alpha)
         return self._join(parts)
 
     def _alpha_of(self, piece: EndPiece, alphas: Tensor) -> Tensor:
         """Return α of a piece; one that stays is blended too, since a norm may have a twin."""
         if piece.branch is not None:
-            return alphas[piece.branch]
-        return torch.stack([alphas[p.branch] for p in self.pieces if p.branch is not None]).mean()
+            return alphas[..., piece.branch]
+        live = [alphas[..., p.branch] for p in self.pieces if p.branch is not None]
+        return torch.stack(live).mean(0)
 
 
 def apply_folded(

@@ -13,7 +13,9 @@ from typing import Any
 from torch import fx
 
 from branchprune.ends import apply_folded
-from branchprune.structure import Pieces, Structure
+from branchprune.matching import mismatch, pulled, record
+from branchprune.mixing import Mixing, along_examples, drawn, drawn_for_each_example
+from branchprune.structure import LinearLayer, Pieces, Structure
 
 Program = Callable[..., Any]
 WIDE, NARROW = "wide", "narrow"
@@ -21,7 +23,13 @@ SIZES = (getattr, "size", "dim", "numel")
 
 
 def compile_program(
-    structure: Structure, training: bool, alphas: Mapping[int, float], fold: bool = True
+    structure: Structure,
+    training: bool,
+    alphas: Mapping[int, float],
+    fold: bool = True,
+    *,
+    mixing: Mixing = "sum",
+    matching: float = 0.0,
 ) -> Program:
     """Return a function of the blended model and its inputs.
 
@@ -30,8 +38,10 @@ def compile_program(
         training: Which of the two traced graphs to follow.
         alphas: α of each group that has a branch, by group index.
         fold: At α = 0, fold the linear ends into the weights where that is cheaper.
+        mixing: What becomes of both paths where both are computed; see `attach`.
+        matching: Weight of feature matching there.
     """
-    graph = _Writer(structure, training, alphas, fold).write()
+    graph = _Writer(structure, training, alphas, fold, mixing, matching).write()
     code = graph.python_code(root_module="self")
     scope = dict(code.globals)
     exec(compile(code.src, f"<branchprune training={training}>", "exec"), scope)
@@ -43,9 +53,17 @@ class _Writer:
     """Writes the graph of a blended model, first backwards (what is needed), then forwards."""
 
     def __init__(
-        self, structure: Structure, training: bool, alphas: Mapping[int, float], fold: bool
+        self,
+        structure: Structure,
+        training: bool,
+        alphas: Mapping[int, float],
+        fold: bool,
+        mixing: Mixing,
+        matching: float,
     ) -> None:
         self.structure, self.alphas, self.fold = structure, alphas, fold
+        between = any(0 < alpha < 1 for alpha in alphas.values())
+        self.mixing, self.matching = mixing if between else "sum", matching
         self.source = structure.graphs[training]
         self.tensors, self.effects = structure.tensors[training], structure.effects[training]
         self.graph = fx.Graph()
@@ -53,17 +71,42 @@ class _Writer:
         self.needed: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
         self.measured: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
         self.written: dict[tuple[fx.Node, str], fx.Node] = {}
+        self.mixed_by: fx.Node | None = None
+        self.pulled: dict[str, fx.Node] = {}
+        self.terms: list[fx.Node] = []
 
     def write(self) -> fx.Graph:
         """Return the graph."""
         for node in reversed(self.source.nodes):
             self._mark(node)
+        self.matched = self._matched_ends() if self.matching else set()
         for node in self.source.nodes:
+            if node.op == "output" and self.terms:
+                value = self.graph.get_attr("matching_loss")
+                self.graph.call_function(record, (value, self.terms, self._weight))
             if self._is_linear(node):
                 self._write_linear(node)
             else:
                 self._write_other(node)
         return self.graph
+
+    def _matched_ends(self) -> set[str]:
+        """Return the linear ends at which both paths meet."""
+        layers = [
+            self.structure.linears[str(node.target)]
+            for node in self.source.nodes
+            if self._is_linear(node) and self.needed[node]
+        ]
+        return {layer.expand for layer in layers if any(self._between(layer.inputs))}
+
+    def _between(self, pieces: Pieces | None) -> list[bool]:
+        """Return of which pieces both paths count."""
+        return [0 < self.alphas.get(piece.group, 0) < 1 for piece in pieces or ()]
+
+    @property
+    def _weight(self) -> float:
+        """The weight of feature matching at each end."""
+        return self.matching / len(self.matched)
 
     def _with_twins(self) -> set[fx.Node]:
         """Return the nodes that depend on a branch other than through a linear layer."""
@@ -173,8 +216,7 @@ class _Writer:
         folds_out = self.fold and not plain and needed == {NARROW}
         x = self._value(node, operand, NARROW if NARROW in forms else WIDE)
         if forms == {WIDE, NARROW}:
-            both = (x, self._value(node, operand, WIDE), self.graph.get_attr("alphas"))
-            x = self.graph.call_module(expand, both)
+            x = self._write_mixed(layer, x, self._value(node, operand, WIDE))
         elif forms == {NARROW} and not folds_in:
             x = self.graph.call_module(expand, (x,))
         if folds_in or folds_out:
@@ -186,6 +228,38 @@ class _Writer:
             self.written[node, WIDE] = z
         if NARROW in needed:
             self.written[node, NARROW] = self.graph.call_module(f"reduce.{name}", (z,))
+
+    def _write_mixed(self, layer: LinearLayer, narrow: fx.Node, wide: fx.Node) -> fx.Node:
+        """Write what a layer reads of both paths."""
+        path, alphas = f"expand.{layer.expand}", self._mixed_by()
+        if self.mixing == "sample":
+            operands = (alphas, wide, layer.dim, layer.name)
+            alphas = self.graph.call_function(along_examples, operands)
+        if layer.expand in self.matched:
+            narrow = self._write_pulled(layer, narrow, wide)
+        return self.graph.call_module(path, (narrow, wide, alphas))
+
+    def _write_pulled(self, layer: LinearLayer, narrow: fx.Node, wide: fx.Node) -> fx.Node:
+        """Write feature matching, once for all layers that read the same tensor."""
+        name = layer.expand
+        if name not in self.pulled:
+            end, live = self._attribute(f"expand.{name}"), self._between(layer.inputs)
+            term = self.graph.call_function(mismatch, (end, narrow, wide, live))
+            self.terms.append(term)
+            self.pulled[name] = self.graph.call_function(pulled, (narrow, term, self._weight))
+        return self.pulled[name]
+
+    def _mixed_by(self) -> fx.Node:
+        """Return α of every group, or what was drawn in its place."""
+        if self.mixed_by is None:
+            self.mixed_by = self.graph.get_attr("alphas")
+            if self.mixing == "group":
+                self.mixed_by = self.graph.call_function(drawn, (self.mixed_by,))
+            if self.mixing == "sample":
+                inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
+                operands = (self.mixed_by, inputs)
+                self.mixed_by = self.graph.call_function(drawn_for_each_example, operands)
+        return self.mixed_by
 
     def _write_folded(self, node: fx.Node, x: fx.Node, expand: str | None, reduce: bool) -> None:
         name = node.target

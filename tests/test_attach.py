@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from models import Net, counted_macs, relative, resnet, scramble, spelled_out, v
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.criteria import GroupWeights, l1, l2
+from branchprune.criteria import GroupWeights, bn_scale, geometric_median, l1, l2, taylor
 
 IMAGE = (2, 3, 8, 8)
 
@@ -213,6 +214,117 @@ def test_criteria() -> None:
     assert torch.allclose(l2(group), torch.tensor([29.0, 5.0]).sqrt())
 
 
+def group_of(*producers: Tensor, norms: Any = (), **options: Any) -> GroupWeights:
+    return GroupWeights("g", len(producers[0]), producers, tuple(norms), **options)
+
+
+def test_bn_scale_adds_up_over_all_norms() -> None:
+    scales = [torch.tensor([1.0, -2.0, 0.5]), torch.tensor([-3.0, 0.0, 0.25])]
+    assert bn_scale(group_of(torch.ones(3, 2), norms=scales)).tolist() == [4.0, 2.0, 0.75]
+    model = scramble(resnet()).eval()
+    total = sum(model.get_submodule(n).weight.abs() for n in ("1", "3.bn2", "4.bn2")).detach()
+    blended = attached(model, init="bn_scale")
+    chosen = blended.reduce.get_submodule("3.conv2").weights[0].argmax(1)
+    assert chosen.tolist() == best(total, 4).tolist()
+
+
+def test_bn_scale_needs_norms() -> None:
+    with pytest.raises(bp.PruneError, match="init 'bn_scale' needs a norm with a weight behind 4"):
+        attached(scramble(without_norm()), init="bn_scale")
+
+
+def test_geometric_median_by_loops() -> None:
+    """The filter in the middle of all is the first to go, however large it is."""
+    first, second = torch.randn(5, 3), torch.randn(5, 2)
+    rows = [[*a, *b] for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    expected = [sum(math.dist(row, other) for other in rows) for row in rows]
+    found = geometric_median(group_of(first, second))
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+    line = torch.tensor([[9.0], [10.0], [11.0], [1.0]]) + 100
+    assert int(geometric_median(group_of(line)).argmin()) in (0, 1)
+    model = scramble(vgg()).eval()
+    weights = model[4].weight.detach().flatten(1)
+    far = torch.stack([(weights - row).square().sum(1).sqrt().sum() for row in weights])
+    chosen = attached(model, init="geometric_median").reduce.get_submodule("4").weights[0].argmax(1)
+    assert chosen.tolist() == best(far, 6).tolist()
+
+
+def test_taylor_by_hand() -> None:
+    """(3·1 − 4·2 + 2·5 + 0.5·4)² and (1·1 + 0·1 − 2·1 − 1·1)²; what has no gradient counts as 0."""
+    group = group_of(
+        *(torch.tensor([[3.0, -4.0], [1.0, 0.0]]), torch.tensor([[2.0], [-2.0]]), torch.ones(2, 1)),
+        norms=[torch.tensor([0.5, -1.0])],
+        producer_gradients=(
+            *(torch.tensor([[1.0, 2.0], [1.0, 1.0]]), torch.tensor([[5.0], [1.0]]), None),
+        ),
+        norm_gradients=(torch.tensor([4.0, 1.0]),),
+    )
+    assert taylor(group).tolist() == [49.0, 4.0]
+
+
+def grown(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> nn.Sequential:
+    """Return a model with the gradients of two batches added up, as a user leaves them."""
+    model = nn.Sequential(*layers)
+    scramble(model).eval()
+    for seed in range(2):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        model(x).square().mean().backward()
+    return model
+
+
+def test_taylor_reads_the_gradients_of_the_model() -> None:
+    """The score is the squared derivative of the loss for a gate on the channel."""
+    layers = (nn.Conv2d(3, 8, 3), nn.Tanh(), nn.ConvTranspose2d(8, 6, 3, groups=2), nn.Tanh())
+    model = grown([*layers, nn.Conv2d(6, 2, 1)], IMAGE)
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    blended = attached(model, init="taylor")
+    gates = [torch.ones(1, width, 1, 1, requires_grad=True) for width in (8, 6)]
+    loss = torch.zeros(())
+    for seed in range(2):
+        x = torch.randn(IMAGE, generator=torch.Generator().manual_seed(seed))
+        z = (model[0](x) - model[0].bias[:, None, None]) * gates[0] + model[0].bias[:, None, None]
+        z = model[2](z.tanh()) - model[2].bias[:, None, None]
+        loss = loss + model[4]((z * gates[1] + model[2].bias[:, None, None]).tanh()).square().mean()
+    first, second = (g.flatten().square() for g in torch.autograd.grad(loss, gates))
+    chosen = blended.reduce.get_submodule("0").weights[0].argmax(1)
+    wanted = torch.cat([best(half, 2) + 4 * i for i, half in enumerate(first.chunk(2))])
+    assert chosen.tolist() == wanted.tolist()
+    rows = [torch.nonzero(w)[:, 1] for w in blended.reduce.get_submodule("2").weights]
+    assert blended.reduce.get_submodule("2").groups == 2
+    wanted = torch.cat([best(half, len(rows[0]) // 2) for half in second.chunk(2)])
+    assert rows[0].tolist() == wanted.tolist()
+    for name, p in model.named_parameters():
+        assert torch.equal(p.grad, before[name])
+    assert all(p.grad is None for p in blended.parameters())
+
+
+def test_taylor_sees_a_flattened_norm_and_a_frozen_layer() -> None:
+    """A group's weights come with gradients of the same shapes, None where there are none."""
+    seen: dict[str, GroupWeights] = {}
+
+    def keep(group: GroupWeights) -> Tensor:
+        seen[group.name] = group
+        return taylor(group)
+
+    model = scramble(resnet()).eval()
+    model.get_submodule("3.conv2").weight.requires_grad_(False)
+    model(torch.randn(IMAGE)).square().mean().backward()
+    attached(model, init=keep)
+    for group in seen.values():
+        pairs = [
+            *zip(group.producers, group.producer_gradients, strict=True),
+            *zip(group.norms, group.norm_gradients, strict=True),
+        ]
+        assert all(g is None or g.shape == w.shape for w, g in pairs)
+    assert [g is None for g in seen["0"].producer_gradients] == [False, True, False]
+    assert torch.equal(seen["0"].norm_gradients[0], model[1].weight.grad)
+
+
+def test_taylor_needs_gradients() -> None:
+    with pytest.raises(bp.PruneError, match="init 'taylor' needs gradients of 0: call backward"):
+        attached(scramble(vgg()), init="taylor")
+
+
 def test_grouped_layers_keep_as_many_channels_of_each_group() -> None:
     model = nn.Sequential(
         *(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=3), nn.Conv2d(12, 4, 1))
@@ -245,7 +357,7 @@ def test_random_start() -> None:
 @pytest.mark.parametrize("init", ["l3", "", None, 5])
 def test_unknown_start(init: Any) -> None:
     with pytest.raises(
-        bp.PruneError, match=rf"init \(={init!r}\) must be 'random', 'l1', 'l2' or a function"
+        bp.PruneError, match=rf"init \(={init!r}\) must be 'random', 'l1', 'l2', .* or a function"
     ):
         attached(vgg(), init=init)
 

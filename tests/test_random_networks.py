@@ -63,6 +63,14 @@ def test_collapse_is_exact(case: Case, init: str) -> None:
     check_collapse(case, planned(case), init)
 
 
+@settings(max_examples=20)
+@given(cases(), st.sampled_from(["geometric_median", "taylor"]))
+def test_collapse_is_exact_from_every_start(case: Case, init: str) -> None:
+    case.double().model.eval()
+    seeded(case.model, case.x).square().sum().backward()
+    check_collapse(case, planned(case), init)
+
+
 ALONE = [(k, d) for k in KINDS for d in (1, 2, 3) if d == 2 or k not in ONLY_2D]
 
 

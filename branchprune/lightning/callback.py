@@ -16,19 +16,16 @@ from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.lightning.best import BestWeights
 from branchprune.lightning.branch_validation import validate_branch
+from branchprune.lightning.charts import add_charts
 from branchprune.lightning.graft import Graft, find_example
 from branchprune.lightning.learning_rates import LearningRates
+from branchprune.lightning.optimizers import check_optimizers
 from branchprune.lightning.recent import RecentInputs
 from branchprune.lightning.vitals import Vitals
+from branchprune.mixing import Mixing, check_mixing
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
 from branchprune.schedules import Plateau, Schedule
-
-CHARTS = {
-    "alpha": {"all groups": ["Multiline", ["alpha/.*"]]},
-    "metric": {"blended and branch alone": ["Multiline", ["metric/.*"]]},
-}
-"""TensorBoard's custom scalar charts."""
 
 
 class BranchPruning(Vitals):
@@ -52,6 +49,8 @@ class BranchPruning(Vitals):
         inside: See `plan`.
         opaque: See `plan`.
         init: See `attach`.
+        mixing: See `attach`.
+        matching: See `attach`; what it adds is logged as "loss/matching".
         example: See `plan`; None: the module's `example_input_array`, or the first image of the
             data module's training data.
         target: Path of the network in the LightningModule, "" for its own `forward`; None: its
@@ -89,6 +88,8 @@ class BranchPruning(Vitals):
         inside: str = "",
         opaque: Sequence[str] = (),
         init: Init = "l1",
+        mixing: Mixing = "sum",
+        matching: float = 0.0,
         example: Example | None = None,
         target: str | None = None,
         monitor: str | None = None,
@@ -109,9 +110,11 @@ class BranchPruning(Vitals):
             raise PruneError(f"learning_rate (={learning_rate!r}) must be 'keep' or 'restart'")
         if recalibrate < 0:
             raise PruneError(f"recalibrate (={recalibrate}) must be a number of batches")
+        check_mixing(mixing, matching)
         self.schedule, self.keep, self.exclude = schedule, keep, exclude
         self.multiple_of, self.inside, self.opaque = multiple_of, inside, opaque
-        self.init, self.example, self.target = init, example, target
+        self.init, self.mixing, self.matching = init, mixing, matching
+        self.example, self.target = example, target
         self.monitor, self.learning_rate = monitor, learning_rate
         self.compiles, self.collapses = compile, collapse
         self.best = BestWeights(restore_best) if restore_best else None
@@ -146,7 +149,9 @@ class BranchPruning(Vitals):
             inside=self.inside,
             opaque=self.opaque,
         )
-        self.blended = attach(network, self.plan, self.init)
+        self.blended = attach(
+            network, self.plan, self.init, mixing=self.mixing, matching=self.matching
+        )
         self.blended.alpha = self.schedule.alpha
         if self.compiles:
             self.blended.compile()
@@ -157,7 +162,7 @@ class BranchPruning(Vitals):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the learning rate starts; put all α curves on one chart."""
         self._rates = LearningRates(trainer)
-        self._check_optimizers(trainer)
+        check_optimizers(trainer, self._blended)
         if (self._waits() or self.best) and trainer.check_val_every_n_epoch != 1:
             every = trainer.check_val_every_n_epoch
             raise PruneError(f"check_val_every_n_epoch (={every}) must be 1: it decides on levels")
@@ -167,34 +172,23 @@ class BranchPruning(Vitals):
                 f"max_epochs (={limit}) may end training before the schedule does, which takes up "
                 f"to {self.schedule.max_epochs}"
             )
-        for logger in trainer.loggers:
-            writer: Any = getattr(logger, "experiment", None)
-            if hasattr(writer, "add_custom_scalars"):
-                writer.add_custom_scalars(CHARTS)
+        add_charts(trainer)
 
     def _waits(self) -> list[Plateau]:
         """Return the holds that watch a metric."""
         holds = (self.schedule.hold, self.schedule.final_hold)
         return [hold for hold in holds if isinstance(hold, Plateau)]
 
-    def _check_optimizers(self, trainer: Trainer) -> None:
-        """Raise for parameters that would not be trained: the optimizer names only some layers."""
-        trained = {
-            id(parameter)
-            for optimizer in trainer.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        for name, parameter in self._blended.named_parameters():
-            if parameter.requires_grad and id(parameter) not in trained:
-                raise PruneError(
-                    f"no optimizer holds the parameter {name} of the blended model: build it "
-                    "from self.parameters()"
-                )
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to remember recent training inputs."""
         self.recent.watch(self._blended)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log what feature matching has added to the loss."""
+        blended = self._blended
+        if self.matching and any(0 < alpha < 1 for alpha in blended.alpha.values()):
+            value = blended.matching_loss.clone()
+            pl_module.log("loss/matching", value, on_step=False, on_epoch=True, batch_size=1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the recent inputs; what was to learn may learn again."""

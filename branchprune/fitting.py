@@ -1,0 +1,210 @@
+"""Linear ends fitted by least squares: the branch reconstructs what the wide path computes.
+
+Sources: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks" (2017); ThiNet
+(Luo et al., 2017). There the next layer's outputs are reconstructed, here its inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from branchprune.blended import Blended, updates
+from branchprune.calls import Example, example_inputs, tensors
+from branchprune.ends import EndPiece, Expand
+from branchprune.errors import PruneError
+from branchprune.recalibration import Inputs
+
+
+def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4) -> Blended:
+    """Fit what leads from the branch back to the wide path: `u ≈ B ũ` at every `expand`.
+
+    ```python
+    blended = bp.fit_expand(bp.attach(model, plan), [batch])
+    ```
+
+    B is the ridge least-squares solution on the batches, where u is what the consumer reads in
+    the wide model (α = 1) in evaluation mode, and ũ what it reads in the branch alone (α = 0),
+    whose BatchNorm takes the statistics of each batch. The ends are fitted in forward order, so
+    that the later ones see the earlier ones fitted; each costs about one pass of the batches
+    through either. An end that evaluation does not reach stays as it is.
+
+    Args:
+        blended: The blended model, before it is trained; it is not changed.
+        batches: Training inputs: each a tensor, or a tuple or dictionary of arguments.
+        ridge: Added to the squared size of every channel of ũ, as a share of their mean.
+
+    Returns:
+        A copy with other `expand` matrices, in whose branch BatchNorm has the mean statistics of
+        the batches. Build the optimizer after this call, from the parameters of the result.
+
+    Raises:
+        PruneError: There are no batches, they do not fit the model, `ridge` is negative, or the
+            channels before a layer, which is named, are empty or not finite.
+    """
+    if not isinstance(blended, Blended):
+        raise PruneError(f"blended (a {type(blended).__name__}) must be made by bp.attach")
+    if not isinstance(ridge, Real) or not 0 <= ridge < float("inf"):
+        raise PruneError(f"ridge (={ridge!r}) must be a number of at least 0")
+    if isinstance(batches, Tensor):
+        raise PruneError("batches must be several inputs of forward, such as [batch]")
+    inputs = [example_inputs(batch) for batch in batches]
+    if not inputs:
+        raise PruneError("batches is empty: the ends are fitted on at least one")
+    fitted = copy.deepcopy(blended)
+    norms = [norm for norm in fitted.twin.modules() if isinstance(norm, _BatchNorm)]
+    with torch.no_grad(), _calibrating(fitted, norms):
+        for end, consumer in _ends(fitted).items():
+            _fit(fitted, end, consumer, inputs, ridge)
+        _measure(fitted, norms, inputs)
+    fitted.alpha = blended.alpha
+    fitted.updates_at_start = updates(fitted)
+    return fitted
+
+
+@contextmanager
+def _calibrating(blended: Blended, norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Put the branch's BatchNorm into training mode, and all else into evaluation mode."""
+    before = {module: module.training for module in blended.modules()}
+    blended.eval()
+    for norm in norms:
+        norm.train()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def _ends(blended: Blended) -> dict[str, str]:
+    """Return the linear ends in forward order, each with the layer that reads it first."""
+    structure = blended.plan.structure
+    ends: dict[str, str] = {}
+    for node in structure.graphs[False].nodes:
+        layer = structure.linears.get(str(node.target)) if node.op == "call_module" else None
+        if layer is not None and any(p.group in blended.plan.pruned for p in layer.inputs or ()):
+            ends.setdefault(layer.expand, layer.name)
+    return ends
+
+
+class _Reached(Exception):
+    """The layer whose input is wanted is about to be called."""
+
+
+def _input_of(layer: nn.Module, call: Callable[[], Any], where: str) -> Tensor:
+    """Return what a layer reads in a call, which ends there."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, args: Any, kwargs: Any) -> None:
+        found.append(tensors((args, kwargs))[0])
+        raise _Reached
+
+    handle = layer.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+    try:
+        call()
+    except _Reached:
+        return found[0]
+    finally:
+        handle.remove()
+    raise PruneError(f"{where} cannot be fitted: a batch does not reach it")
+
+
+def _run(blended: Blended, alpha: float, inputs: Inputs) -> Any:
+    """Run the wide model or the branch alone, as evaluation does, without folding."""
+    blended.alpha = alpha
+    part = partial(blended.program(training=False, fold=False), blended)
+    args, kwargs = inputs
+    try:
+        return blended.run(part, *args, **kwargs)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise PruneError(
+            "batches must be inputs of forward, a tuple meaning several arguments, and large "
+            f"enough for BatchNorm; of a loader of pairs take `(x for x, _ in loader)`: {error}"
+        ) from error
+
+
+def _fit(
+    blended: Blended, name: str, consumer: str, batches: Sequence[Inputs], ridge: float
+) -> None:
+    """Fit one linear end."""
+    end = blended.expand.get_submodule(name)
+    assert isinstance(end, Expand)
+    layer = blended.model.get_submodule(consumer)
+    sums: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        wide = _input_of(layer, partial(_run, blended, 1.0, batch), consumer)
+        narrow = _input_of(end, partial(_run, blended, 0.0, batch), consumer)
+        found = _products(end, narrow, wide, consumer)
+        pairs = zip(sums, found, strict=True) if sums else ()
+        sums = [(a + c, b + d) for (a, b), (c, d) in pairs] or found
+    for weight, (square, mixed) in zip(end.weights, sums, strict=True):
+        if not (square.isfinite().all() and mixed.isfinite().all()):
+            raise PruneError(f"{consumer} cannot be fitted: what it reads is not finite")
+        weight.copy_(solve(square, mixed, ridge).flatten(0, 1))
+
+
+def _products(end: Expand, narrow: Tensor, wide: Tensor, where: str) -> list[tuple[Tensor, Tensor]]:
+    """Return `ũ ũᵀ` and `ũ uᵀ` of each piece that has a matrix, over all of its samples.
+
+    Returns:
+        Tensors of shape (G, k/G, k/G) and (G, k/G, C/G) in float64, G the number of blocks.
+    """
+    products = []
+    for (x, (piece, weight)), (u, _) in zip(
+        end.cut(narrow, "kept"), end.cut(wide, "wide"), strict=True
+    ):
+        if weight is None:
+            continue
+        a = _samples(x, piece, end, piece.kept)
+        b = _samples(u, piece, end, piece.wide)
+        if len(a) != len(b) or not a.numel():
+            raise PruneError(
+                f"{where} cannot be fitted: it reads tensors of shape {tuple(wide.shape)} in the "
+                f"wide path and {tuple(narrow.shape)} in the branch"
+            )
+        products.append((torch.einsum("mgi,mgj->gij", a, a), torch.einsum("mgi,mgj->gij", a, b)))
+    return products
+
+
+def _samples(x: Tensor, piece: EndPiece, end: Expand, channels: int) -> Tensor:
+    """Return the samples of a piece's channels: shape (M, G, channels/G), float64."""
+    entries: Tensor = x.movedim(end.dim, -1).unflatten(-1, (channels, piece.repeat))
+    return entries.transpose(-1, -2).reshape(-1, end.groups, channels // end.groups).double()
+
+
+def solve(square: Tensor, mixed: Tensor, ridge: float) -> Tensor:
+    """Return B that minimises `‖u − B ũ‖² + λ ‖B‖²`, the smallest where there are several.
+
+    Args:
+        square: `ũ ũᵀ` of each block, shape (G, k, k).
+        mixed: `ũ uᵀ` of each block, shape (G, k, C).
+        ridge: λ as a share of the mean of the diagonal of `ũ ũᵀ`.
+
+    Returns:
+        B of each block, shape (G, C, k), float64 on the CPU.
+    """
+    square, mixed = square.cpu(), mixed.cpu()
+    added = ridge * square.diagonal(dim1=1, dim2=2).mean(1)
+    regular = square + torch.diag_embed(added[:, None].expand(square.shape[:2]))
+    solution: Tensor = torch.linalg.lstsq(regular, mixed, driver="gelsd").solution
+    return solution.transpose(1, 2)
+
+
+def _measure(blended: Blended, norms: Sequence[_BatchNorm], batches: Sequence[Inputs]) -> None:
+    """Give the branch's BatchNorm the mean statistics of the batches."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    for batch in batches:
+        _run(blended, 0.0, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

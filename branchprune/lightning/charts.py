@@ -1,0 +1,20 @@
+"""TensorBoard's custom scalar charts, which show several curves in one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning import Trainer
+
+CHARTS = {
+    "alpha": {"all groups": ["Multiline", ["alpha/.*"]]},
+    "metric": {"blended and branch alone": ["Multiline", ["metric/.*"]]},
+}
+
+
+def add_charts(trainer: Trainer) -> None:
+    """Put all α curves on one chart, and each metric beside that of the branch alone."""
+    for logger in trainer.loggers:
+        writer: Any = getattr(logger, "experiment", None)
+        if hasattr(writer, "add_custom_scalars"):
+            writer.add_custom_scalars(CHARTS)

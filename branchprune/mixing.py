@@ -1,0 +1,102 @@
+"""How training mixes the wide path and the branch: a weighted sum, or one of them, drawn.
+
+With a weighted sum the wide path can make up for a small α by growing its scale; where either
+path is drawn, with probability α for the wide one, it cannot. Random numbers come from torch's
+generator on the CPU, whatever the device; compiled code may turn a seed into other numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from branchprune.calls import tensors
+from branchprune.errors import PruneError
+
+Mixing = Literal["sum", "group", "step", "sample"]
+
+
+def check_mixing(mixing: str, matching: float) -> None:
+    """Check how a blended model is to train.
+
+    Args:
+        mixing: See `attach`.
+        matching: See `attach`.
+
+    Raises:
+        PruneError: They are not what they can be, or do not go together.
+    """
+    if mixing not in get_args(Mixing):
+        known = ", ".join(map(repr, get_args(Mixing)))
+        raise PruneError(f"mixing (={mixing!r}) must be one of {known}")
+    if not isinstance(matching, Real) or not 0 <= matching < float("inf"):
+        raise PruneError(f"matching (={matching!r}) must be a weight of at least 0")
+    if matching and mixing == "step":
+        raise PruneError(
+            f"matching (={matching}) needs both paths, of which mixing (='step') computes only one"
+        )
+
+
+def drawn_together(alphas: Sequence[float]) -> tuple[float, ...]:
+    """Return α of each group for one step: 1 with probability α, else 0, by one common number."""
+    if all(alpha in (0, 1) for alpha in alphas):
+        return tuple(alphas)
+    number = float(torch.rand(()))
+    return tuple(float(number < alpha) for alpha in alphas)
+
+
+def drawn(alphas: Tensor, *shape: int) -> Tensor:
+    """Return 1 with probability α, else 0.
+
+    Args:
+        alphas: α of each group, shape (n,).
+        *shape: How often to draw.
+
+    Returns:
+        Tensor of shape (*shape, n).
+    """
+    numbers = torch.rand(*shape, len(alphas), dtype=torch.float32)
+    return (numbers.to(alphas.device, non_blocking=True) < alphas).to(alphas.dtype)
+
+
+def drawn_for_each_example(alphas: Tensor, inputs: Sequence[Any]) -> Tensor:
+    """Return 1 with probability α, else 0, for each example of a batch.
+
+    Args:
+        alphas: α of each group, shape (n,).
+        inputs: The arguments of forward; the first tensor among them has the batch size N.
+
+    Returns:
+        Tensor of shape (N, n).
+    """
+    batch = next((len(tensor) for tensor in tensors(inputs) if tensor.dim()), None)
+    if batch is None:
+        raise PruneError("mixing (='sample') needs a tensor with a batch dimension in the inputs")
+    return drawn(alphas, batch)
+
+
+def along_examples(alphas: Tensor, wide: Tensor, dim: int, layer: str) -> Tensor:
+    """Return α of each example in a shape that goes with a tensor.
+
+    Args:
+        alphas: α of each example and group, shape (N, n).
+        wide: The tensor, its examples along dimension 0.
+        dim: Its channel dimension.
+        layer: The layer that reads it, for the error.
+
+    Returns:
+        Tensor of shape (N, 1, …, 1, n), in which the last dimension is not one of `wide`.
+
+    Raises:
+        PruneError: Dimension 0 of the tensor does not hold the examples.
+    """
+    if len(wide) != len(alphas) or dim % wide.dim() == 0:
+        raise PruneError(
+            f"mixing (='sample') needs the {len(alphas)} examples along dimension 0, but {layer} "
+            f"reads a tensor of shape {tuple(wide.shape)}: use mixing='group'"
+        )
+    return alphas.to(wide.dtype).view(len(alphas), *[1] * (wide.dim() - 1), -1)

@@ -1,0 +1,366 @@
+"""Feature matching: the injected gradients against those of a loss that is spelled out."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from models import Net, relative, resnet, scramble, vgg
+from random_networks import Case, attached, cases, seeded
+from torch import Tensor, nn
+
+import branchprune as bp
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def chain() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 6, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(96, 4)),
+    )
+
+
+def blended_of(model: nn.Module, **options: Any) -> bp.Blended:
+    model = scramble(model.double())
+    blended = bp.attach(model, bp.plan(model, X), **options)
+    return scramble(blended, seed=6).train()
+
+
+def spelled_out(blended: bp.Blended, alphas: tuple[float, float]) -> tuple[Tensor, list[Tensor]]:
+    """Compute `chain` and each end's mismatch with plain torch, every matrix as it is written."""
+    net, twin = blended.model, blended.twin.get_submodule("1")
+    a = [blended.reduce.get_submodule(name).weights[0] for name in ("0", "4")]
+    b = [blended.expand.get_submodule(name).weights[0] for name in ("4", "7")]
+    z = F.conv2d(X, net[0].weight, net[0].bias, padding=1)
+    norm = (None, None, net[1].weight, net[1].bias, True)
+    wide = F.max_pool2d(F.batch_norm(z, *norm).relu(), 2)
+    z = torch.einsum("kc,nchw->nkhw", a[0], z)
+    norm = (None, None, twin.weight, twin.bias, True)
+    branch = F.max_pool2d(F.batch_norm(z, *norm).relu(), 2)
+    terms = []
+    branch = torch.einsum("ck,nkhw->nchw", b[0], branch)
+    terms.append((branch - wide.detach()).square().sum() / wide.detach().square().sum())
+    x = alphas[0] * wide + (1 - alphas[0]) * branch
+    z = F.conv2d(x, net[4].weight, net[4].bias, padding=1)
+    wide, branch = z.tanh(), torch.einsum("kc,nchw->nkhw", a[1], z).tanh()
+    branch = torch.einsum("ck,nkhw->nchw", b[1], branch)
+    terms.append((branch - wide.detach()).square().sum() / wide.detach().square().sum())
+    x = alphas[1] * wide + (1 - alphas[1]) * branch
+    return F.linear(x.flatten(1), net[7].weight, net[7].bias), terms
+
+
+def gradients(loss: Tensor, blended: bp.Blended) -> list[Tensor]:
+    found = torch.autograd.grad(
+        loss, list(blended.parameters()), allow_unused=True, retain_graph=True
+    )
+    pairs = zip(found, blended.parameters(), strict=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in pairs]
+
+
+def check(expected: list[Tensor], blended: bp.Blended, loss: Tensor) -> None:
+    found = gradients(loss, blended)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for (name, _), a, b in zip(blended.named_parameters(), expected, found, strict=True):
+        assert float((a - b).abs().max()) <= 1e-12 * largest, name
+
+
+def test_the_gradient_is_that_of_the_term() -> None:
+    blended = blended_of(chain(), matching=0.3)
+    blended.alpha = {"0": 0.25, "4": 0.5}
+    y, terms = spelled_out(blended, (0.25, 0.5))
+    term = 0.3 * (terms[0] + terms[1]) / 2
+    found = blended(X)
+    assert relative(y, found) < 1e-12
+    assert float(blended.matching_loss) == pytest.approx(float(term.detach()), rel=1e-5)
+    assert blended.matching_loss.grad_fn is None
+    alone = gradients(term, blended)
+    assert sum(float(g.abs().sum()) > 0 for g in alone) >= 8
+    check(gradients(y.square().sum() + term, blended), blended, found.square().sum())
+
+
+def test_the_loss_is_not_scaled_with() -> None:
+    """Scaling the loss scales its own gradient alone."""
+    blended = blended_of(chain(), matching=0.3)
+    blended.alpha = 0.5
+    y, terms = spelled_out(blended, (0.5, 0.5))
+    expected = gradients(128 * y.sum() + 0.15 * (terms[0] + terms[1]), blended)
+    check(expected, blended, 128 * blended(X).sum())
+
+
+def test_only_groups_between_0_and_1_are_matched() -> None:
+    blended = blended_of(chain(), matching=0.3)
+    for fixed in (0.0, 1.0):
+        blended.alpha = {"0": 0.5, "4": fixed}
+        y, terms = spelled_out(blended, (0.5, fixed))
+        expected = gradients(y.sum() + 0.3 * terms[0], blended)
+        check(expected, blended, blended(X).sum())
+        assert float(blended.matching_loss) == pytest.approx(
+            float(0.3 * terms[0].detach()), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
+def test_nothing_is_matched_at_0_and_1(alpha: float) -> None:
+    blended, plain = blended_of(chain(), matching=0.3), None
+    blended.alpha = alpha
+    plain = bp.attach(blended.model, blended.plan)
+    plain.load_state_dict(blended.state_dict())
+    outputs = [net.train()(X) for net in (plain, blended)]
+    assert torch.equal(*outputs) and blended.matching_loss == 0
+    expected = gradients(outputs[0].sum(), plain)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(expected, gradients(outputs[1].sum(), blended), strict=True)
+    )
+
+
+def test_evaluation_has_no_term() -> None:
+    blended = blended_of(chain(), matching=0.3).eval()
+    blended.alpha = 0.5
+    plain = bp.attach(blended.model, blended.plan)
+    plain.load_state_dict(blended.state_dict())
+    check(gradients(plain.eval()(X).sum(), plain), blended, blended(X).sum())
+    assert blended.matching_loss == 0
+
+
+def test_a_tensor_that_several_layers_read_counts_once() -> None:
+    """Two consumers share a B; the pull comes with either of them."""
+
+    def run(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = m.a(x).tanh()
+        return m.b(h), m.c(h)
+
+    model = Net(run, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 4, 1), c=nn.Conv2d(8, 2, 1))
+    blended = blended_of(model, matching=0.4)
+    blended.alpha = 0.5
+    [b] = [p for n, p in blended.expand.named_parameters()]
+    a = blended.reduce.get_submodule("a").weights[0]
+
+    def term() -> Tensor:
+        z = blended.model.a(X)
+        branch = torch.einsum("ck,nkhw->nchw", b, torch.einsum("kc,nchw->nkhw", a, z).tanh())
+        wide = z.tanh().detach()
+        return 0.4 * (branch - wide).square().sum() / wide.square().sum()
+
+    for pick in ((0,), (1,), (0, 1)):
+        plain = bp.attach(blended.model, blended.plan)
+        plain.load_state_dict(blended.state_dict())
+        own = gradients(sum(plain.train()(X)[i].sum() for i in pick), plain)
+        extra = gradients(term(), blended)
+        expected = [g + e for g, e in zip(own, extra, strict=True)]
+        outputs = blended(X)
+        check(expected, blended, sum(outputs[i].sum() for i in pick))
+
+
+def test_channels_that_stay_do_not_count() -> None:
+    model = Net(
+        lambda m, x: m.b(m.n(torch.cat([m.a(x), m.stays(x)], 1)).relu()),
+        a=nn.Conv2d(3, 8, 3),
+        stays=nn.Conv2d(3, 6, 3),
+        n=nn.BatchNorm2d(14),
+        b=nn.Conv2d(14, 4, 3),
+    )
+    model = scramble(model.double())
+    plan = bp.plan(model, X, exclude=["stays"])
+    blended = scramble(bp.attach(model, plan, matching=1.0), seed=2).train()
+    blended.alpha = 0.5
+    blended(X)
+    with torch.no_grad():
+        z, stays = blended.model.a(X), blended.model.stays(X)
+        wide = copy.deepcopy(blended.model.n)(torch.cat([z, stays], 1)).relu()[:, :8]
+        narrow = torch.cat([blended.reduce.a(z), stays], 1)
+        narrow = copy.deepcopy(blended.twin.n)(narrow).relu()[:, :4]
+        branch = torch.einsum("ck,nkhw->nchw", blended.expand.b.weights[0], narrow)
+        expected = (branch - wide).square().sum() / wide.square().sum()
+    assert float(blended.matching_loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("mixing", ["group", "sample"])
+def test_sampled_paths_are_matched_too(mixing: Any) -> None:
+    blended = blended_of(chain(), mixing=mixing, matching=0.3)
+    blended.alpha = 0.5
+    blended(X).sum().backward()
+    assert blended.matching_loss > 0
+    end = blended.expand.get_submodule("4").weights[0]
+    missing = 0
+    for _ in range(20):  # even where the wide path is drawn, the branch learns
+        blended.zero_grad()
+        blended(X[:2]).sum().backward()
+        missing += not end.grad.abs().sum()
+    assert missing == 0
+
+
+def test_a_wide_path_of_zeros() -> None:
+    blended = blended_of(chain(), matching=0.3)
+    with torch.no_grad():
+        blended.model[4].weight.zero_()
+        blended.model[4].bias.zero_()
+    blended.alpha = 0.5
+    blended(X).sum().backward()
+    assert blended.matching_loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in blended.parameters())
+
+
+def test_copies_and_checkpoints() -> None:
+    blended = blended_of(vgg(), matching=0.3)
+    plain = bp.attach(blended.model, blended.plan)
+    assert list(blended.state_dict()) == list(plain.state_dict())
+    blended.alpha = 0.5
+    for other in (copy.deepcopy(blended), pickle.loads(pickle.dumps(blended))):
+        for net in (blended, other):
+            net.zero_grad()
+            seeded(net, X).sum().backward()
+        assert other.matching_loss == blended.matching_loss > 0
+        assert other.matching_loss is not blended.matching_loss
+        pairs = zip(blended.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(p.grad, q.grad) for p, q in pairs)
+
+
+def test_autocast() -> None:
+    model = scramble(resnet())
+    x = X.float()
+    blended = bp.attach(model, bp.plan(model, x), matching=0.5).train()
+    blended.alpha = 0.5
+    blended(x)
+    full = float(blended.matching_loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        blended(x).float().sum().backward()
+    assert blended.matching_loss.dtype == torch.float32
+    assert float(blended.matching_loss) == pytest.approx(full, rel=0.05)
+    assert all(p.grad.isfinite().all() for p in blended.parameters())
+
+
+def test_compiled() -> None:
+    torch._dynamo.reset()
+    blended = blended_of(chain(), matching=0.3)
+    reference = copy.deepcopy(blended)
+    blended.compile(backend="aot_eager", fullgraph=True)
+    for alpha in (0.5, 0.25):
+        for net in (reference, blended):
+            net.alpha = alpha
+            net.zero_grad()
+            net(X).sum().backward()
+        assert torch.allclose(reference.matching_loss, blended.matching_loss)
+        for p, q in zip(reference.parameters(), blended.parameters(), strict=True):
+            assert torch.allclose(p.grad, q.grad, 1e-9, 1e-12)
+    torch._dynamo.reset()
+
+
+def test_the_branch_learns_to_be_the_wide_path() -> None:
+    """With the model held fixed, training on nothing but the term reduces it; collapse is exact."""
+    blended = blended_of(chain(), matching=1.0)
+    blended.model.requires_grad_(False)
+    blended.alpha = 0.5
+    optimizer = torch.optim.Adam(blended.parameters(), 0.02)
+    values = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        (0 * blended(X).sum()).backward()
+        optimizer.step()
+        values.append(float(blended.matching_loss))
+    assert values[-1] < 0.4 * values[0]
+    blended.eval().alpha = 0
+    assert relative(blended(X), bp.collapse(blended)(X)) < 1e-10
+
+
+@pytest.mark.parametrize("matching", [-0.1, float("nan"), float("inf"), "much", None])
+def test_bad_weights(matching: Any) -> None:
+    with pytest.raises(bp.PruneError, match=rf"matching \(={matching!r}\) must be a weight"):
+        blended_of(chain(), matching=matching)
+
+
+def test_one_path_cannot_be_matched() -> None:
+    with pytest.raises(bp.PruneError, match=r"matching \(=0.1\) needs both paths"):
+        blended_of(chain(), mixing="step", matching=0.1)
+
+
+@settings(max_examples=20)
+@given(cases())
+def test_random_networks(case: Case) -> None:
+    """The gradient is that of the loss and of each end's own mismatch, seen through hooks."""
+    case.double().model.train()
+    blended = scramble(attached(case, matching=0.7), seed=5)
+    blended.alpha = 0.5
+    plain = scramble(attached(case), seed=5)
+    plain.alpha = 0.5
+    terms: dict[str, Tensor] = {}
+
+    def see(name: str) -> Any:
+        def hook(end: Any, args: tuple[Any, ...], _: Tensor) -> None:
+            if len(args) == 3 and name not in terms:
+                narrow, wide, _ = args
+                sizes = [piece.wide * piece.repeat for piece in end.pieces]
+                pairs = zip(
+                    end.forward(narrow).split(sizes, end.dim),
+                    wide.detach().split(sizes, end.dim),
+                    end.pieces,
+                    strict=True,
+                )
+                live = [(x, u) for x, u, piece in pairs if piece.branch is not None]
+                missed = sum((x - u).square().sum() for x, u in live)
+                terms[name] = missed / sum(u.square().sum() for _, u in live)
+
+        return hook
+
+    for name, end in plain.expand.named_modules():
+        if hasattr(end, "pieces"):
+            end.register_forward_hook(see(name))
+    loss = seeded(plain, case.x).square().sum()
+    term = 0.7 * sum(terms.values()) / len(terms)
+    expected = gradients(loss + term, plain)
+    found = gradients(seeded(blended, case.x).square().sum(), blended)
+    assert float(blended.matching_loss) == pytest.approx(float(term.detach()), rel=1e-5)
+    largest = max(float(g.abs().max()) for g in expected)
+    for a, b in zip(expected, found, strict=True):
+        assert float((a - b).abs().max()) <= 1e-10 * largest
+
+
+def test_the_callback_mixes_matches_and_logs() -> None:
+    from pytorch_lightning import Callback, Trainer
+    from test_lightning import loader, make_module, pytorch_lightning
+
+    from branchprune.lightning import BranchPruning
+
+    schedule = bp.Schedule((0.5, 0.25, 0.0))
+    options = {"mixing": "group", "matching": 0.5, "example": torch.randn(2, 1, 8, 8)}
+    pruning = BranchPruning(schedule, **options)
+    logged: list[float | None] = []
+
+    class Watch(Callback):
+        seen: list[float]
+
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            self.seen = []
+
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            self.seen.append(float(pruning.blended.matching_loss))
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            value = trainer.callback_metrics.pop("loss/matching", None)
+            logged.append(None if value is None else float(value))
+            if any(pruning.blended.alpha.values()):
+                assert logged[-1] == pytest.approx(sum(self.seen) / len(self.seen))
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        callbacks=[pruning, Watch()],
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        **quiet,
+    )
+    trainer.fit(make_module(pytorch_lightning), loader(), loader(seed=1))
+    assert pruning.blended.mixing == "group" and pruning.blended.matching == 0.5
+    assert logged[0] > 0 and logged[1] > 0 and logged[2] == logged[1]  # not logged again
+    assert pruning.collapse_error < 1e-10
+    with pytest.raises(bp.PruneError, match="mixing"):
+        BranchPruning(schedule, mixing="none")
+    with pytest.raises(bp.PruneError, match="matching"):
+        BranchPruning(schedule, matching=-1)
