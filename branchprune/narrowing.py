@@ -159,6 +159,8 @@ class Blending:
             learning_rate=settings.learning_rate,
             restore_best=mode if settings.restore_best else None,
             thaw_at=settings.thaw_at,
+            mixing=settings.mixing,
+            matching=settings.matching,
             recalibrate=settings.recalibrate,
             compile=config.compile,
         )

@@ -11,6 +11,7 @@ from branchprune import schedules
 from branchprune.baselines import Pruner
 from branchprune.branches import INITS, Init
 from branchprune.errors import PruneError
+from branchprune.mixing import Mixing
 from branchprune.schedules import Mode, Plateau, Schedule
 
 LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {
@@ -149,6 +150,8 @@ class PruneConfig:
         learning_rate: At each level, keep the learning rate going or restart it.
         restore_best: End each level with the weights of its best epoch, by `monitor`.
         thaw_at: α at and below which the original layers learn: 1: from the start; null: never.
+        mixing: "sum", or sampled by "group", "step" or "sample"; see `attach`.
+        matching: Weight of the feature matching; see `attach`.
         finetune: Train the small model after the collapse; null: not.
         rounds: Prune in rounds, each from the small model of the one before; null: once.
         budget: What all of this may cost: decides `final_hold`, or the epochs of `finetune`.
@@ -176,6 +179,8 @@ class PruneConfig:
     learning_rate: Literal["keep", "restart"] = "keep"
     restore_best: bool = False
     thaw_at: float | None = 1.0
+    mixing: Mixing = "sum"
+    matching: float = 0.0
     finetune: FinetuneConfig | None = None
     rounds: RoundsConfig | None = None
     budget: BudgetConfig | None = None
