@@ -21,7 +21,7 @@ USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
        branchprune compare CONFIG.yaml [--option value ...]
        branchprune report FOLDER
        branchprune bench [--option value ...]
-       branchprune cost [--option value ...]
+       branchprune cost [CONFIG.yaml ...] [--option value ...]
        branchprune zoo [--option value ...]
 
 run     train a dense model, prune it, collapse, verify, measure, report

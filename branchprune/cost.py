@@ -8,12 +8,17 @@ Each measurement has a process of its own (`branchprune.cost_child`). Dense and 
 and small models are compared with the dense one of the same turn. Memory is, on a CPU, what the
 process grows by from before the model is built (torch.compile on a CPU: with what compiling it
 took), and on a GPU the peak of torch's allocator.
+
+Options come from YAML files, the later of which override the earlier, and from the command line:
+
+    branchprune cost configs/cost.yaml configs/cost/cpu.yaml --output runs/cost.json
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,22 +83,39 @@ class Options:
 def main(args: Sequence[str], console: Console) -> None:
     """Measure what is not yet measured, write the result and print a table.
 
+    Args:
+        args: Arguments of `branchprune cost`, the first of which may be YAML files.
+        console: Where progress is shown.
+
     Raises:
         PruneError: An option is wrong, there is no GPU, or the output cannot be written.
     """
-    parser = ArgumentParser(prog="branchprune cost", exit_on_error=False)
-    parser.add_class_arguments(Options)
     try:
-        options = Options(**vars(parser.parse_args(list(args))))
+        options = parse_options(args)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             rows = measure(options, Path(folder), console)
-        write(options, rows)
+        write(options, rows, shlex.join(["branchprune", "cost", *args]))
     except ArgumentError as error:
         raise PruneError(str(error)) from error
     except OSError as error:
         raise PruneError(f"output {options.output} cannot be written: {error}") from error
     console.print(table(rows))
+
+
+def parse_options(args: Sequence[str]) -> Options:
+    """Return the options that YAML files, which come first, and the command line give.
+
+    Raises:
+        ArgumentError: A file or an option is wrong; it is named.
+    """
+    parser = ArgumentParser(prog="branchprune cost", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    parser.add_class_arguments(Options)
+    files = list(takewhile(lambda argument: not argument.startswith("-"), args))
+    named = [part for file in files for part in ("--config", file)]
+    found = vars(parser.parse_args([*named, *args[len(files) :]]))
+    return Options(**{key: value for key, value in found.items() if key != "config"})
 
 
 def measure(options: Options, folder: Path, console: Console) -> list[Row]:
@@ -184,9 +206,16 @@ def read_rows(log: Path) -> dict[str, Row]:
     return {row.key: row for row in parse_lines(log, parse)}
 
 
-def write(options: Options, rows: Sequence[Row]) -> None:
-    """Write the result as JSON, at one stroke."""
+def write(options: Options, rows: Sequence[Row], command: str) -> None:
+    """Write the result as JSON, at one stroke.
+
+    Args:
+        options: What was measured; `output` is the file.
+        rows: What was found.
+        command: The command line, for the result.
+    """
     content = {
+        "command": command,
         "hardware": environment.hardware(),
         "versions": environment.versions(),
         "commit": environment.commit(),

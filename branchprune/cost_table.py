@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from branchprune.cost_child import Row
@@ -29,10 +31,12 @@ class Summary:
         weights_bytes: Parameters and buffers.
         image_s: Seconds an image: lower quartile, median and upper quartile of the medians.
         memory_bytes: CPU: growth of the process's resident memory. GPU: peak of the allocator.
-        activations_bytes: GPU: that peak without weights and input.
+        peak_bytes: CPU: peak of the process's resident memory.
+        activations_bytes: GPU: peak of the allocator without weights and input.
         reserved_bytes: GPU: what the allocator took from the GPU.
         faster: Time of the dense model / time of this one, in the same turn.
-        smaller: Memory of the dense model / memory of this one, in the same turn.
+        smaller: `memory_bytes` of the dense model / those of this one, in the same turn.
+        smaller_peak: CPU: `peak_bytes` of the dense model / those of this one, in the same turn.
     """
 
     model: str
@@ -46,10 +50,12 @@ class Summary:
     weights_bytes: int | None
     image_s: Quartiles | None
     memory_bytes: Quartiles | None
+    peak_bytes: Quartiles | None
     activations_bytes: Quartiles | None
     reserved_bytes: Quartiles | None
     faster: Quartiles | None
     smaller: Quartiles | None
+    smaller_peak: Quartiles | None
 
 
 def summarize(rows: Sequence[Row]) -> list[Summary]:
@@ -76,10 +82,12 @@ def _summary(rows: Sequence[Row], dense: Sequence[Row]) -> Summary:
         weights_bytes=next((row.weights_bytes for row in good), None),
         image_s=quartiles(row.median_s / row.batch for row in good if row.median_s is not None),
         memory_bytes=quartiles(row.memory for row in good),
+        peak_bytes=quartiles(row.peak_bytes for row in good),
         activations_bytes=quartiles(row.activations_bytes for row in good),
         reserved_bytes=quartiles(row.reserved_bytes for row in good),
         faster=quartiles(_ratio(wide.median_s, row.median_s) for wide, row in pairs),
         smaller=quartiles(_ratio(wide.memory, row.memory) for wide, row in pairs),
+        smaller_peak=quartiles(_ratio(wide.peak_bytes, row.peak_bytes) for wide, row in pairs),
     )
 
 
@@ -97,22 +105,42 @@ def quartiles(values: Iterable[float | None]) -> Quartiles | None:
     return low, middle, high
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Return the summaries as a table."""
-    found = Table(title=rows[0].hardware + f", {rows[0].threads} threads, torch {rows[0].torch}")
-    left = ("model", "variant")
-    header = ("batch", "mode", "ms an image", "quartiles", "dense / this", "quartiles")
-    for column in (*left, "device", *header, "memory, MiB", "dense / this", "quartiles"):
-        found.add_column(column, justify="left" if column in left else "right")
+def table(rows: Sequence[Row]) -> Group:
+    """Return the summaries as two tables: time, and memory."""
+    title = rows[0].hardware + f", {rows[0].threads} threads, torch {rows[0].torch}"
+    time = _table(title, "ms an image", "quartiles", "dense / this", "quartiles")
+    parts = ("weights, MiB", "activations", "peak", "growth")
+    memory = _table("memory", *parts, "dense / this", "quartiles")
     for line in summarize(rows):
-        found.add_row(
-            *(line.model, line.variant, line.device, str(line.batch), line.mode),
+        what = (line.model, line.variant, line.device, str(line.batch), line.mode)
+        time.add_row(
+            *what,
             *([(line.error or "")[:60], ""] if not line.image_s else _cells(line.image_s, 1e3, 4)),
             *_cells(line.faster, 1, 2),
-            *_cells(line.memory_bytes, 2**-20, 1)[:1],
+        )
+        memory.add_row(
+            *what,
+            "–" if line.weights_bytes is None else f"{line.weights_bytes / 2**20:.1f}",
+            *(_cells(each, 2**-20, 1)[0] for each in (line.activations_bytes, *_peak(line))),
             *_cells(line.smaller, 1, 2),
         )
+    return Group(time, memory)
+
+
+def _table(title: str, *columns: str) -> Table:
+    found = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("model", "variant", "device"):
+        found.add_column(column)
+    for column in ("batch", "mode", *columns):
+        found.add_column(column, justify="right")
     return found
+
+
+def _peak(line: Summary) -> tuple[Quartiles | None, Quartiles | None]:
+    """Return the peak of the process (CPU) or the allocator (GPU), and a process's growth."""
+    if line.device == "cpu":
+        return line.peak_bytes, line.memory_bytes
+    return line.memory_bytes, None
 
 
 def _cells(value: Quartiles | None, unit: float, digits: int) -> list[str]:

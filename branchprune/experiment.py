@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pytorch_lightning import seed_everything
+from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from branchprune import environment
@@ -30,6 +34,9 @@ from branchprune.runfolder import check_folder, make_folder
 from branchprune.stages import Stages
 from branchprune.verification import TOLERANCE
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that say of themselves that a file could not be written."""
+
 
 def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
     """Carry out a run and write its folder, or finish one that was broken off.
@@ -48,9 +55,11 @@ def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
 
     Raises:
         PruneError: Something in the configuration is wrong (nothing has been written), or the
-            loss became NaN (the last good checkpoint is named).
+            loss became NaN (the last good checkpoint is named), or the disk is full.
     """
-    return _Run(config, command, console, Stages(config, console)).run()
+    run = _Run(config, command, console, Stages(config, console), environment.commit())
+    with _writing(config):
+        return run.run()
 
 
 def train_dense(config: RunConfig, console: Console) -> dict[str, float]:
@@ -68,7 +77,25 @@ def train_dense(config: RunConfig, console: Console) -> dict[str, float]:
     Raises:
         PruneError: See `run`.
     """
-    return _Run(config, "", console, Stages(config, console)).train_dense()
+    run = _Run(config, "", console, Stages(config, console), environment.commit())
+    with _writing(config):
+        return run.train_dense()
+
+
+@contextmanager
+def _writing(config: RunConfig) -> Iterator[None]:
+    """Turn the errors of a full or read-only disk into one that names the file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in UNWRITABLE:
+            raise
+        path = getattr(error, "filename", None) or f"output folder {config.output}"
+        reason = getattr(error, "strerror", None) or error
+        raise PruneError(
+            f"{path} cannot be written: {reason}; what was written before is kept "
+            "(--resume continues)"
+        ) from error
 
 
 @dataclass
@@ -79,7 +106,9 @@ class _Run:
     command: str
     console: Console
     stages: Stages
+    commit: str | None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    tested: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         self._check_folder()
@@ -164,6 +193,8 @@ class _Run:
         if found is not None:
             load_weights(dense, path)
             self.scores["dense"] = found["scores"]
+            if "test" in found:  # older folders hold the scores alone
+                self.tested["dense"] = found["test"]
             return dense
         task = config.task(dense)
         if config.compile:
@@ -171,16 +202,21 @@ class _Run:
         if config.dense.epochs:
             epochs = 1 if config.fast else config.dense.epochs
             self.stages.fit("dense", task, epochs, Vitals())
-        self.scores["dense"] = self.stages.score(task)
+        self._judge("dense", task)
         dense.cpu()
         save(dense, path)
-        self.stages.finish("dense", scores=self.scores["dense"])
+        self.stages.finish("dense", scores=self.scores["dense"], test=self.tested["dense"])
         return dense
+
+    def _judge(self, name: str, task: LightningModule) -> None:
+        """Note the scores of a model, and everything that its task logs in the test."""
+        logged = self.stages.judge(task)
+        self.scores[name], self.tested[name] = self.stages.pick(logged), logged["test"]
 
     def _prune(self, dense: nn.Module, method: Pruning) -> Pruned:
         pruned = method.prune(dense, self.stages, self.scores["dense"]["val"])
         self.scores |= {name: {"val": value} for name, value in pruned.scores.items()}
-        self.scores["small"] = self.stages.score(self.config.prune_task(pruned.small))
+        self._judge("small", self.config.prune_task(pruned.small))
         self._log_hyperparameters(pruned.loggers)
         save(pruned.small.cpu(), self.config.output / "small.safetensors")
         return pruned
@@ -211,7 +247,7 @@ class _Run:
             "seed": config.seed,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "hardware": environment.hardware(config.accelerator),
-            "commit": environment.commit(),
+            "commit": self.commit,
             "versions": environment.versions(),
             "configuration": config.text,
             "recalibrate": config.prune.recalibrate,
@@ -222,6 +258,7 @@ class _Run:
                 "format": metric.format,
             },
             "scores": self.scores,
+            "test": self.tested,
             "cost": {
                 "dense": self._cost("dense", dense, pruned.plan, batch),
                 "small": self._cost("small", pruned.small.cpu(), pruned.plan, batch),

@@ -66,6 +66,11 @@ class JobRunner:
         self._done: set[str] = set()
         self._running: dict[Job, subprocess.Popen[bytes]] = {}
 
+    @property
+    def running(self) -> list[str]:
+        """Names of the jobs that run now."""
+        return [job.name for job in self._running]
+
     def run(self, jobs: Sequence[Job]) -> list[Job]:
         """Run until all is done, nothing more can start, or the time is over.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ Parsed = TypeVar("Parsed")
 def write_whole(path: Path, text: str) -> None:
     """Write a file at one stroke: it holds what it held before, or all of the text."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", newline="")
     part.replace(path)
 
 
@@ -29,11 +31,17 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add an object, on a line of its own even behind a torn one, and in one piece."""
+    """Add an object, on a line of its own even behind a torn one, and in one piece.
+
+    Raises:
+        OSError: The file cannot be written, or holds no more than a part of the line.
+    """
     before = path.read_bytes() if path.exists() else b""
     torn = bool(before) and not before.endswith(b"\n")
     with path.open("ab", buffering=0) as file:
-        file.write(("\n" * torn + json.dumps(value) + "\n").encode())
+        line = ("\n" * torn + json.dumps(value) + "\n").encode()
+        if file.write(line) < len(line):  # so a disk that becomes full is told, without buffers
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def parse_lines(path: Path, parse: Callable[[str], Parsed | None]) -> list[Parsed]:

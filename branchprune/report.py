@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,12 +16,14 @@ from markupsafe import Markup
 
 from branchprune import plots
 from branchprune.errors import PruneError
+from branchprune.json_lines import write_whole
 
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {
     **dict.fromkeys(("channels", "params", "macs", "file_bytes", "peak_memory_bytes"), int),
     "latency": {"median_s": _NUMBER, "iqr_s": _NUMBER, "batch_size": int, "device": str},
 }
+_STAGE = {"seconds": _NUMBER, "loader_share": _NUMBER}
 _GROUP = {"name": str, "layers": [str], "width": int, "kept": int, "reason": _MAYBE_TEXT}
 _SCORE = {"val": _NUMBER, "test": _NUMBER}
 _RESULT = {
@@ -94,10 +97,11 @@ def write_report(folder: Path) -> Path:
         **_charts(folder, result),
         rows=compare(result),
         headline=_headline(result),
+        waited=_waited(result["stages"]),
         widest=max((group["width"] for group in result["plan"]["groups"]), default=1),
     )
     path = folder / "report.html"
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path
 
 
@@ -168,6 +172,22 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def _waited(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the share of the time that waited for data, of the dense training and the pruning."""
+    parts = {
+        "dense training": [stages[name] for name in stages if name == "dense"],
+        "pruning": [stages[name] for name in stages if name != "dense"],
+    }
+    return {
+        part: fmean(
+            (stage["loader_share"] for stage in each),
+            [max(stage["seconds"], 0.1) for stage in each],  # they are rounded to that
+        )
+        for part, each in parts.items()
+        if each
+    }
+
+
 def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Markup]]:
     """Draw rounds or blending, where there are, in two widths, and the losses of each phase."""
     score, blended = result["scores"]["dense"]["val"], folder / "prune" / "metrics.csv"
@@ -207,6 +227,7 @@ def _read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise PruneError(f"{path}: cannot be read as JSON ({error})") from error
     _check(result, _RESULT, "", path)
+    _check(result["stages"], dict.fromkeys(result["stages"], _STAGE), "stages", path)
     dense, small = (result["cost"][model]["latency"] for model in ("dense", "small"))
     if any(dense[key] != small[key] for key in ("batch_size", "device")):
         raise PruneError(

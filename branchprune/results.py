@@ -32,12 +32,16 @@ def add_line(path: Path, result: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         append_line(path, line)
     except OSError as error:
-        raise PruneError(f"results file {path} cannot be written: {error.strerror}") from error
+        raise PruneError(
+            f"results file {path} cannot be written: {error.strerror} (--resume continues)"
+        ) from error
 
 
 def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the line of a run: settings, scores (`dense`, `final`), and what was removed.
 
+    `test` is everything that the task logged in the test, for the dense and the small model, as
+    far as the run has stored it: older ones hold the metric of the run alone.
     `channels_removed`, `params_removed` and `macs_removed` are fractions. `train_macs` are the
     multiply-adds of the pruning, forward and backward, `dense_train_macs` those of the dense
     training; `epochs` and `seconds` are by stage, `curve` by epoch of blending, `rounds` by round.
@@ -57,6 +61,7 @@ def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
         "metric": result["metric"]["label"],
         "dense": scores["dense"]["test"],
         "final": scores["small"]["test"],
+        **{key: result[key] for key in ("test",) if key in result},
         "val": {name: score["val"] for name, score in scores.items()},
         **{f"{key}_removed": 1 - small[key] / dense[key] for key in REMOVED},
         "collapse_error": result["collapse"]["relative_error"],

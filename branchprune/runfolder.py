@@ -12,7 +12,8 @@ import yaml
 from branchprune.errors import PruneError
 
 CONTENT = (
-    *("config.yaml", "result.json", "report.html", "config.yaml.part", "result.json.part"),
+    *("config.yaml", "result.json", "report.html"),
+    *("config.yaml.part", "result.json.part", "report.html.part"),
     *("dense", "prune", "round_*", "dense.safetensors", "small.safetensors"),
 )
 FREE = ("output", "results")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,19 +82,29 @@ class Stages:
         return trainer
 
     def _loggers(self, stage: str, checkpoint: Path | None) -> list[Logger]:
-        """Return loggers of a stage, which go on from the epoch of a checkpoint."""
-        output = self.config.output
-        table, purge = output / stage / "metrics.csv", None
-        rows: list[dict[str, Any]] = []
+        """Return loggers of a stage, which go on from the epoch of a checkpoint.
+
+        The logger of metrics.csv deletes it: until then and beyond, the rows of the earlier epochs
+        are in metrics.csv.kept, which counts where a kill has left it.
+        """
+        output, purge = self.config.output, None
+        table, kept = (output / stage / name for name in ("metrics.csv", "metrics.csv.kept"))
+        rows: list[dict[str, str]] = []
         if checkpoint is not None:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            rows, purge = _earlier_rows(table, state["epoch"]), state["global_step"]
-            table.unlink(missing_ok=True)
+            rows = _earlier_rows(kept if kept.exists() else table, state["epoch"])
+            purge = state["global_step"]
+        names = sorted({name for row in rows for name in row})
+        if rows:
+            write_whole(kept, _table(rows, names))
+        else:
+            kept.unlink(missing_ok=True)
         csv_logger = CSVLogger(output, name="", version=stage)
-        board = TensorBoardLogger(output, name="", version=stage, purge_step=purge)
-        csv_logger.experiment.metrics = rows
-        csv_logger.save()  # it has deleted them, and the next kill may come at once
-        return [csv_logger, board]
+        writer = csv_logger.experiment
+        if rows:
+            kept.replace(table)
+            writer.metrics_keys = names
+        return [csv_logger, TensorBoardLogger(output, name="", version=stage, purge_step=purge)]
 
     def _trainer(self, epochs: int, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
         config = self.config
@@ -172,7 +184,10 @@ class Stages:
 
     def score(self, task: LightningModule, test: bool = True) -> dict[str, float]:
         """Return the metric of the run in validation ("val") and, if asked for, test ("test")."""
-        logged = self.judge(task, test=test)
+        return self.pick(self.judge(task, test=test))
+
+    def pick(self, logged: Mapping[Split, Mapping[str, float]]) -> dict[str, float]:
+        """Return the metric of the run out of what `judge` returned."""
         return {split: each[getattr(self.config.metric, split)] for split, each in logged.items()}
 
     def finish(self, stage: str, **found: Any) -> None:
@@ -208,11 +223,21 @@ def student_task(make: TaskFactory, dense: nn.Module, small: nn.Module) -> Light
     return task
 
 
-def _earlier_rows(path: Path, epoch: int) -> list[dict[str, Any]]:
+def _earlier_rows(path: Path, epoch: int) -> list[dict[str, str]]:
     """Return the rows of a metrics.csv that were written before an epoch began."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+        lines = [line for line in file if line.endswith("\n")]  # a full disk tears the last one
+    rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(lines)]
     before = [i for i, row in enumerate(rows) if float(row.get("epoch", "inf")) < epoch]
     return rows[: before[-1] + 1] if before else []
+
+
+def _table(rows: list[dict[str, str]], names: list[str]) -> str:
+    """Return rows as the text of a metrics.csv."""
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from figure_parts import (
-    AUTOENCODER,
     BLUE,
     GREEN,
     INK,
     ORANGE,
     PINK,
-    VGG,
     Data,
     Missing,
     draw_dense,
     finish,
     look,
+    paper_scores,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
-from paper_tables import METHODS, NAMES, Line
+from paper_tables import AUTOENCODER, METHODS, NAMES, VGG, Line
+
+GREY = "#777777"
+TITLE = "the paper's figures 8 to 10: "
+VARIANTS = NAMES | {"blended": "blended: both paths\ntrained from the start"}
+"""Methods as the figures of the variants name them: how these differ from the first."""
 
 
 def three_stage(data: Data) -> Figure:
     """Draw figure 4a: three-stage pruning, round by round."""
-    figure, runs = Figure((7.2, 3.6)), data.find(VGG, "three-stage")
+    figure, runs = Figure((7.6, 3.6)), data.find(VGG, "three-stage")
     axes = figure.subplots()
     for i, run in enumerate(runs):
         rounds = run["rounds"]
@@ -47,6 +51,7 @@ def three_stage(data: Data) -> Figure:
             label = NAMES.get(method, method)
             axes.plot(*zip(*points, strict=True), marker, color=colour, ms=4, label=label)
     draw_dense(axes, runs)
+    _mark_paper(axes)
     axes.set(xlabel="parameters left", ylabel="validation accuracy", xscale="log")
     axes.xaxis.set_major_locator(
         FixedLocator([0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1])
@@ -56,6 +61,48 @@ def three_stage(data: Data) -> Figure:
     axes.invert_xaxis()
     finish(figure, [axes], runs)
     return figure
+
+
+def _mark_paper(axes: Axes) -> None:
+    """Mark what the paper's three-stage pruning and its own method come to."""
+    dense, pruned, left = paper_scores("three-stage")
+    _, final, less = paper_scores("blended")
+    label = "the paper, full size, test"
+    scores = [dense, pruned, final]
+    axes.scatter([1, left, less], scores, 30, color=GREY, marker="*", label=label)
+    for x, y, text in (
+        (1, dense, f"dense {100 * dense:.1f} %"),
+        (left, pruned, f"three-stage ≈ {100 * pruned:.0f} %"),
+        (less, final, f"blended {100 * final:.1f} %"),
+    ):
+        axes.annotate(
+            text,
+            (x, y),
+            (0, -9),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=7,
+            ha={1: "left", left: "center", less: "right"}[x],
+            va="center",
+        )
+
+
+def _draw_paper(axes: Axes) -> None:
+    """Draw lines at the dense and the final accuracy of the paper's method."""
+    dense, final, _ = paper_scores("blended")
+    for y, text in ((dense, "dense"), (final, "final")):
+        axes.axhline(y, color=GREY, lw=0.8, ls=":")
+        axes.annotate(
+            f"the paper, full size, test: {text} {100 * y:.1f} %",
+            (0.99, y),
+            (0, 5 if text == "dense" else -5),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=7,
+            ha="right",
+            va="center",
+        )
 
 
 def _course(axes: Axes, runs: Sequence[Line], right: bool = True) -> None:
@@ -91,6 +138,7 @@ def blended(data: Data) -> Figure:
     figure, runs = Figure((7.8, 3.8)), data.find(VGG, "blended")
     axes = figure.subplots()
     _course(axes, runs)
+    _draw_paper(axes)
     axes.set(xlabel=_epochs(runs), ylabel="validation accuracy")
     finish(figure, [axes], runs, ncols=5)
     return figure
@@ -101,19 +149,21 @@ def _epochs(runs: Sequence[Line]) -> str:
     return f"epochs of blending{bold}"
 
 
-def _panels(data: Data, experiment: str, methods: Sequence[str], columns: int) -> Figure:
+def _panels(
+    data: Data, experiment: str, methods: Sequence[str], columns: int, title: str = ""
+) -> Figure:
     """Draw the courses of several methods side by side."""
     rows, runs = -(-len(methods) // columns), data.find(experiment, methods[0])
     figure = Figure((9.6, 2.2 * rows + 0.8) if rows > 1 else (8.4, 3.6))
     panels = [*figure.subplots(rows, columns, sharey=True, squeeze=False).flat]
     for i, (axes, method) in enumerate(zip(panels, methods, strict=False)):
         _course(axes, data.find(experiment, method), right=(i + 1) % columns == 0)
-        axes.set_title(NAMES.get(method, method), fontsize=9)
+        axes.set_title(VARIANTS.get(method, method), fontsize=9)
     for axes in panels[len(methods) :]:
         axes.remove()
     figure.supxlabel(_epochs(runs), fontsize=9)
     figure.supylabel(f"validation {runs[0]['metric']}", fontsize=9)
-    finish(figure, panels[: len(methods)], runs, ncols=5)
+    finish(figure, panels[: len(methods)], runs, ncols=5, title=title)
     return figure
 
 
@@ -128,7 +178,8 @@ def _variants(data: Data) -> list[str]:
 
 def variants(data: Data) -> Figure:
     """Draw figures 8 to 10: the courses of the variants."""
-    return _panels(data, VGG, _variants(data), 4)
+    title = f"{TITLE}the method as it is, and its variants"
+    return _panels(data, VGG, _variants(data), 4, title)
 
 
 def final(data: Data) -> Figure:
@@ -137,7 +188,7 @@ def final(data: Data) -> Figure:
     figure = Figure((7.2, 0.3 * len(methods) + 1.2))
     axes, base = figure.subplots(), data.find(VGG, "blended")
     scores = [run["final"] for run in base]
-    mean, name = sum(scores) / len(scores), NAMES["blended"]
+    mean, name = sum(scores) / len(scores), "blended"
     axes.axvline(mean, color=BLUE, lw=1, label=f"{name}, mean")
     if len(scores) > 1:
         span = (min(scores), max(scores))
@@ -150,11 +201,11 @@ def final(data: Data) -> Figure:
         axes.plot(found, [y] * len(found), "o", color=ORANGE, ms=5, alpha=0.8, label=label)
         text = f"{100 * sum(found) / len(found):.1f}"
         axes.text(1.01, y, text, va="center", transform=axes.get_yaxis_transform())
-    axes.set_yticks(range(len(methods)), [NAMES.get(method, method) for method in methods])
+    axes.set_yticks(range(len(methods)), [VARIANTS.get(method, method) for method in methods])
     axes.set_xlabel("test accuracy of the small model (right: mean)")
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.grid(axis="y", visible=False)
-    finish(figure, [], base)
+    finish(figure, [], base, title=f"{TITLE}what the method and its variants come to")
     return figure
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from figure_parts import AUTOENCODER, BLUE, INK, ORANGE, Data, Missing, finish
+from figure_parts import BLUE, INK, ORANGE, Data, Missing, finish
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from paper_tables import AUTOENCODER
 from torch import Tensor, nn
 
 from branchprune import load
@@ -81,7 +83,11 @@ def _reconstruct(folder: Path, which: str, images: Tensor) -> Tensor:
 
 
 def cost(data: Data) -> Figure:
-    """Draw figure 5: time and memory of the dense and the small models."""
+    """Draw figure 5: time and memory of the dense and the small models, with quartiles.
+
+    Memory is drawn solid where it is the model's own: what a process grows by, or the peak of a
+    GPU's allocator. The peak of a whole process on a CPU is hollow.
+    """
     if data.cost is None:
         raise Missing("no cost.json")
     models = list(dict.fromkeys(each["model"] for each in data.cost["summary"]))
@@ -91,22 +97,27 @@ def cost(data: Data) -> Figure:
     for (time, memory), model in zip(grid, models, strict=True):
         found = [each for each in data.cost["summary"] if each["model"] == model]
         names = list(dict.fromkeys(_case(each) for each in found))
-        for axes, key, unit in ((time, "image_s", 1e3), (memory, "memory_bytes", 2**-20)):
-            for each in found:
+        for axes, keys, unit in (
+            (time, ("image_s",), 1e3),
+            (memory, ("memory_bytes", "peak_bytes"), 2**-20),
+        ):
+            for each, key in product(found, keys):
                 if each[key]:
                     (low, middle, high), (colour, marker) = each[key], looks[each["variant"]]
                     y, label = names.index(_case(each)), each["variant"]
+                    fill = {"mfc": "white", "label": f"{label}: whole process"}
+                    look = fill if key == "peak_bytes" else {"label": label}
                     axes.plot([unit * low, unit * high], [y, y], color=colour, lw=1.5)
-                    axes.plot(unit * middle, y, marker, color=colour, ms=5, label=label)
+                    axes.plot(unit * middle, y, marker, color=colour, ms=5, **look)
             axes.set(
-                xscale="log", title=model if key == "image_s" else "", ylim=(len(names) - 0.5, -0.5)
+                xscale="log", title=model if axes is time else "", ylim=(len(names) - 0.5, -0.5)
             )
-            axes.set_yticks(range(len(names)), names if key == "image_s" else [""] * len(names))
+            axes.set_yticks(range(len(names)), names if axes is time else [""] * len(names))
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         time.set_xlabel("milliseconds an image")
-        memory.set_xlabel("memory in MiB")
+        memory.set_xlabel("MiB: process's growth (cpu), allocator's peak (cuda)")
     finish(figure, [], [])
     return figure
 

@@ -11,10 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from paper_tables import Line, is_percent, newest, read_results, sections
+from paper_tables import VGG, Line, is_percent, newest, read_results, sections
 
-VGG, AUTOENCODER = "vgg16_cifar10", "autoencoder_carla"
 INK, BLUE, ORANGE, GREEN, PINK = "#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+PAPER = Path(__file__).parent / "results" / "paper.json"
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
@@ -88,6 +88,18 @@ def draw_dense(axes: Axes, runs: Sequence[Line]) -> None:
     axes.axhline(score, color=INK, lw=1, ls=(0, (6, 3)), label="dense model")
 
 
+def paper_scores(method: str) -> tuple[float, float, float]:
+    """Return what the paper reports of VGG-16: dense, final, and the parameters left.
+
+    Returns:
+        Test accuracies and parameters as fractions.
+    """
+    results = json.loads(PAPER.read_text())["results"]
+    found = next(each for each in results if (each["experiment"], each["method"]) == (VGG, method))
+    left = found.get("params_left", 100 - found.get("params_removed", 100))
+    return found["dense"] / 100, found["final"] / 100, left / 100
+
+
 def finish(figure: Figure, panels: Sequence[Axes], runs: Sequence[Line], **place: Any) -> None:
     """Format the scores, and put one legend above the panels."""
     handles: dict[str, Any] = {}
@@ -97,5 +109,5 @@ def finish(figure: Figure, panels: Sequence[Axes], runs: Sequence[Line], **place
     for axes in panels:
         if runs and is_percent(runs[0]):
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    settings: dict[str, Any] = {"ncols": 3} | place
+    settings: dict[str, Any] = {"ncols": 3, "alignment": "left"} | place
     figure.legend(handles.values(), handles.keys(), loc="outside upper left", **settings)

@@ -15,14 +15,18 @@ from branchprune.json_lines import read_lines
 Line = dict[str, Any]
 Paper = Mapping[str, Any]
 
-FILES = ("vgg16_cifar10.jsonl", "autoencoder_carla.jsonl")
+VGG, AUTOENCODER = "vgg16_cifar10", "autoencoder_carla"
+FILES = (f"{VGG}.jsonl", f"{AUTOENCODER}.jsonl")
 METHODS = (
     *("blended", "one after the other", "at once", "three-stage", "ours"),
     *("early stopping", "multiplicative", "noise", "regression", "frozen", "frozen until small"),
     *("weight decay", "larger steps", "straight to small"),
 )
-TITLES = {"vgg16_cifar10": "VGG-16", "autoencoder_carla": "Autoencoder"}
+TITLES = {VGG: "VGG-16", AUTOENCODER: "Autoencoder"}
 NAMES = {"blended": "blended (the paper's)", "three-stage": "three-stage L1 pruning"}
+SCORES = {AUTOENCODER: (("SSIM", "metric/test_ssim"), ("loss (L1 + 1 − SSIM)", "loss/test"))}
+"""Further test scores of an experiment: title and name in the log."""
+
 OTHER = "Not the setting of the paper, whose numbers do not compare with these."
 NOTHING = "–"
 
@@ -57,7 +61,7 @@ def sections(lines: Iterable[Line]) -> dict[Section, list[Line]]:
         found.setdefault(section_of(line), []).append(line)
 
     def place(key: Section) -> tuple[bool, str, bool, Section]:
-        return key.preset != "paper", key.preset, key.experiment != "vgg16_cifar10", key
+        return key.preset != "paper", key.preset, key.experiment != VGG, key
 
     return {key: found[key] for key in sorted(found, key=place)}
 
@@ -118,10 +122,23 @@ def pruning_epochs(line: Line) -> float:
     return float(sum(epochs for stage, epochs in line["epochs"].items() if stage != "dense"))
 
 
+def further_score(name: str, lines: Sequence[Line]) -> str:
+    """Return a further test score, dense → final; – unless all of the lines have it."""
+    found = [
+        [line.get("test", {}).get(side, {}).get(name) for line in lines]
+        for side in ("dense", "small")
+    ]
+    if any(value is None for values in found for value in values):
+        return NOTHING
+    return " → ".join(spread(values, 3) for values in found)
+
+
 def paper_value(paper: Paper, experiment: str, method: str) -> str:
     """Return what the paper itself reports, with the digits that it gives."""
     for found in paper["results"]:
         if (found["experiment"], found["method"]) == (experiment, method):
+            if "validation_loss" in found:
+                return f"validation loss {found['validation_loss']:.2f} → {NOTHING}"
             about = "≈ " if found["approximate"] else ""
             params = found.get("params_removed", 100 - found.get("params_left", 0))
             removed = f"{NOTHING} / {about}{params} / {found.get('macs_removed', NOTHING)}"
@@ -159,6 +176,7 @@ def method_row(method: str, lines: Sequence[Line], section: Sequence[Line]) -> s
         spread([pruning_epochs(line) for line in lines], 0),
         spread([relative_compute(line, section) for line in lines], 2),
         NOTHING if NOTHING in (before, after) else f"{before} → {after}",
+        *(further_score(name, lines) for _, name in SCORES.get(lines[0]["experiment"], ())),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -173,10 +191,12 @@ def section_table(section: Section, lines: Sequence[Line], paper: Paper) -> str:
         "| channels / parameters / MACs removed, % | epochs | compute "
         f"| branch alone before → at α = 0, {unit} |"
     )
+    header += "".join(f" {title} |" for title, _ in SCORES.get(section.experiment, ()))
     rows = [method_row(method, runs, lines) for method, runs in methods.items()]
     theirs = [paper_value(paper, section.experiment, method) for method in methods]
     if {*theirs} != {NOTHING}:
-        header += " the paper: dense → final (removed), % |"
+        removed = " (removed), %" if is_percent(shown[0]) else ""
+        header += f" the paper: dense → final{removed} |"
         rows = [f"{row} {value} |" for row, value in zip(rows, theirs, strict=True)]
     name = TITLES.get(section.experiment, section.experiment)
     title = f"**{name}, {section.dataset}, preset `{section.preset}`, on {_place(section.kind)}**"
@@ -239,6 +259,7 @@ def paper_table(lines: Sequence[Line], paper: Paper) -> str:
         "Means ± sample standard deviation over n seeds; *change* is within a seed. *Epochs* and "
         "*compute* (multiply-adds, as a multiple of those of the dense training) are those of "
         "pruning. *Branch alone* is in validation, in the last epoch before every α is 0 and the "
-        f"first after. The paper: {paper['source']}."
+        "first after. SSIM and loss are dense → final, in the test; which weights the paper's loss "
+        f"gives its two terms is not known. The paper: {paper['source']}."
     )
     return "\n\n".join([*tables, notes])

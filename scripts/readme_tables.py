@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from paper_tables import FILES, NOTHING, Paper, folded, paper_table, read_results
 
-from branchprune.cost import Options
 from branchprune.zoo_table import markdown_summary, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,9 +62,7 @@ def cost_table(result: dict[str, Any], paper: Paper) -> str:
         result: What `branchprune cost` writes.
         paper: The paper's own values, as in `scripts/results/paper.json`.
     """
-    default, options = asdict(Options()), result["options"]
-    changed = [(key, value) for key, value in options.items() if value != default[key]]
-    arguments = "".join(f" --{key} {shlex.quote(json.dumps(value))}" for key, value in changed)
+    options = result["options"]
     lines = [
         "| model | device | time: the paper | here | memory: the paper | here |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -75,7 +70,7 @@ def cost_table(result: dict[str, Any], paper: Paper) -> str:
     for row in paper["cost"]:
         (slow, fast), (large, small) = row["time"], row["memory"]
         name = f"{row['model']}, {row['how']}" if row["how"] else row["model"]
-        ours = [quotients(result["summary"], row, key) for key in ("faster", "smaller")]
+        ours = [quotients(result["summary"], row, keys) for keys in (TIME, MEMORY)]
         lines.append(
             f"| {name} | {row['device']} | {slow:.4f} → {fast:.4f} s ({slow / fast:.2f}×) "
             f"| {ours[0]} | {large:.2f} → {small:.2f} GB ({large / small:.2f}×) | {ours[1]} |"
@@ -83,22 +78,32 @@ def cost_table(result: dict[str, Any], paper: Paper) -> str:
     return (
         f"{result['hardware']}, torch {result['versions']['torch']}, commit {result['commit']}, "
         f"keep {options['keep']}. Dense / small, medians of {options['repeats']} pairs of processes"
-        ", with quartiles. The paper's time is of an image. Memory is what the process grows by "
-        "(cpu) or the peak of the allocator (cuda). Command: "
-        f"`branchprune cost{arguments} --output scripts/results/cost.json`.\n\n"
+        ", with quartiles. The paper's time is of an image. Memory is the peak of the allocator "
+        "(cuda), or the peak of the process, and apart from it what the process grows by when it "
+        f"builds and runs the model (cpu). Command: `{result['command']}`.\n\n"
         + "\n".join(lines)
         + f"\n\n{folded('All measurements', measurements(result['summary']))}"
     )
 
 
-def quotients(summary: Sequence[dict[str, Any]], row: Mapping[str, Any], key: str) -> str:
+TIME = (("faster", ""),)
+MEMORY = (("smaller_peak", "peak "), ("smaller", "growth "))
+"""What is compared with the paper: fields of a summary, and how a CPU's are told apart."""
+
+
+def quotients(
+    summary: Sequence[dict[str, Any]],
+    row: Mapping[str, Any],
+    keys: Sequence[tuple[str, str]],
+) -> str:
     """Return dense / small of a model on a device, batch by batch, without torch.compile."""
     found = [
-        f"batch {each['batch']}: {ratio(each[key])}"
+        f"batch {each['batch']}: {name if each['device'] == 'cpu' else ''}{ratio(each[key])}"
         for each in summary
         if (each["model"], each["device"]) == (row["model"], row["device"])
         and (each["variant"], each["mode"]) == ("small", "eager")
-        and each[key]
+        for key, name in keys
+        if each[key]
     ]
     return "<br>".join(found) or NOTHING
 
@@ -112,23 +117,43 @@ def ratio(quartiles: Sequence[float] | None) -> str:
 
 
 def measurements(summary: Sequence[dict[str, Any]]) -> str:
-    """Return a table of everything that `branchprune cost` measured."""
+    """Return a table of everything that `branchprune cost` measured: medians, with quartiles."""
     lines = [
-        "| model | variant | device | batch | mode | ms an image | dense / this | memory, MiB "
-        "| dense / this |",
-        "| --- | --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| model | variant | device | batch | mode | ms an image | dense / this | weights, MiB "
+        "| activations, MiB | peak, MiB | growth, MiB | dense / this |",
+        "| --- | --- | --- | ---: | --- |" + " ---: |" * 7,
     ]
     for each in summary:
-        time, memory = each["image_s"], each["memory_bytes"]
+        peak, growth = each["memory_bytes"], None
+        if each["device"] == "cpu":
+            peak, growth = each["peak_bytes"], each["memory_bytes"]
+        weights = each["weights_bytes"]
         cells = [
             *(each["model"], each["variant"], each["device"], str(each["batch"]), each["mode"]),
-            (each["error"] or NOTHING)[:60] if time is None else f"{1e3 * time[1]:.3g}",
+            (each["error"] or NOTHING)[:60]
+            if each["image_s"] is None
+            else quantity(each["image_s"], 1e3, "#.3g"),
             ratio(each["faster"]),
-            NOTHING if memory is None else f"{memory[1] / 2**20:.1f}",
+            NOTHING if weights is None else f"{weights / 2**20:.1f}",
+            *(quantity(found, 2**-20) for found in (each["activations_bytes"], peak, growth)),
             ratio(each["smaller"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    notes = (
+        "Peak: of the allocator (cuda), of the process's resident memory (cpu). Growth: that peak "
+        "without what the process held before it built the model. The last column compares the "
+        "peaks (cuda), or the growths (cpu). Activations: the allocator's peak without weights and "
+        "input."
+    )
+    return "\n".join([*lines, "", notes])
+
+
+def quantity(quartiles: Sequence[float] | None, unit: float, digits: str = ".1f") -> str:
+    """Return a median with its quartiles, in some unit."""
+    if quartiles is None:
+        return NOTHING
+    low, middle, high = (f"{unit * value:{digits}}" for value in quartiles)
+    return f"{middle} ({low}–{high})"
 
 
 def _json(path: Path) -> Any:
@@ -154,26 +179,24 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
 """For each table its files, one of which must be there, and what makes it from their folder."""
 
 OPTIONAL = ("zoo", "plan_speed", "paper", "cost")
+"""Tables that stay as they are where their result files are missing."""
 
 
 def fill(text: str) -> str:
     """Return the README's text with every table made anew.
 
-    An optional table is left out where its result files or its markers are missing.
-
     Raises:
-        ValueError: A marker is missing, or there are several.
+        ValueError: The markers of a table are missing, or not one of each in their order.
     """
     for name, (files, table) in TABLES.items():
-        marker = f"<!-- {name} -->"
-        there = any((RESULTS / file).exists() for file in files)
-        if name in OPTIONAL and (marker not in text or not there):
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        found = re.findall(rf"<!-- /?{name} -->", text)
+        if found != [start, end]:
+            raise ValueError(f"README.md must have {start} and {end}, once each; it has {found}")
+        if name in OPTIONAL and not any((RESULTS / file).exists() for file in files):
             continue
-        block = f"{marker}\n{table(RESULTS)}\n<!-- /{name} -->"
-        place = rf"{marker}.*?<!-- /{name} -->"
-        text, count = re.subn(place, block.replace("\\", r"\\"), text, flags=re.S)
-        if count != 1:
-            raise ValueError(f"README.md has {count} places for the table {name!r}, not 1")
+        before, after = text.split(start)[0], text.split(end)[1]
+        text = f"{before}{start}\n{table(RESULTS)}\n{end}{after}"
     return text
 
 

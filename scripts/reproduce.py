@@ -1,7 +1,8 @@
 """Run what is missing of the paper's experiments, most important first, within a time budget.
 
 Call it again to go on: runs that were broken off continue from their last epoch, and what has a
-line in `scripts/results/` is not run again.
+line in `scripts/results/` is not run again. The variants of a seed begin with the dense model of
+its first run; where that is neither in `--runs` nor to come, they are refused.
 
     python scripts/reproduce.py --preset cpu --jobs 2
     python scripts/reproduce.py --preset paper --overlay configs/gpu.yaml --jobs 4 --minutes 8
@@ -12,14 +13,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from branchprune.config import parse
+from branchprune.errors import PruneError
 from branchprune.jobs import Job, JobRunner, shown
 from branchprune.json_lines import read_lines
 
@@ -31,6 +33,7 @@ VARIANTS = (
     *("early_stopping", "multiplicative", "noise", "regression", "frozen"),
     *("frozen_until_small", "weight_decay", "larger_steps", "straight_to_small"),
 )
+KEYS = ("experiment", "method", "preset", "dataset", "seed")
 COMMAND = [sys.executable, "-m", "branchprune.cli"]
 
 
@@ -57,10 +60,20 @@ class Run:
 
     def key(self, preset: str, overlays: Sequence[Path] = ()) -> tuple[Any, ...]:
         """Return what its line of results is known by."""
-        settings: dict[str, Any] = {}
-        for file in self.files(preset, overlays):
-            settings |= yaml.safe_load(file.read_text())
-        return settings["name"], settings["method"], settings["preset"], self.seed
+        return *_described(*self.files(preset, overlays)), self.seed
+
+    @property
+    def parent(self) -> Run:
+        """The run that trains the dense model of its seed."""
+        return Run(self.experiment, "", self.seed)
+
+
+@cache
+def _described(*files: Path) -> tuple[str, str, str, str]:
+    """Return experiment, method, preset and data set of a configuration."""
+    config = parse([*map(str, files), "--output", "unused"])
+    dataset = str(config.data.name or type(config.data).__name__)
+    return config.name, config.method, config.preset, dataset
 
 
 def all_runs(seeds: int) -> list[Run]:
@@ -71,7 +84,7 @@ def all_runs(seeds: int) -> list[Run]:
 
 
 class Reproduction:
-    """Says what is to run, and what is done.
+    """Starts jobs and stops them.
 
     Args:
         options: What the command line says.
@@ -90,14 +103,15 @@ class Reproduction:
         )
 
     def go(self) -> int:
-        """Run until all is done or the time is over; return how many jobs failed."""
-        missing = self.runner.run([self._job(run) for run in self._runs()])
-        done = self._done()
-        print(f"{len(done)} lines of results, {len(missing)} runs missing", flush=True)
-        return len(self.runner.failed)
-
-    def _runs(self) -> list[Run]:
-        return [run for run in all_runs(self.options.seeds) if fnmatch(run.name, self.options.only)]
+        """Run until all is done or the time is over; return how many runs failed or cannot run."""
+        runs = {run.name: run for run in self._runs()}
+        missing = [runs[job.name] for job in self.runner.run([*map(self._job, runs.values())])]
+        refused = {run.name: reason for run in missing if (reason := self._refusal(run))}
+        for name, reason in refused.items():
+            print(f"{name} is refused: {reason}", flush=True)
+        lines = len(self._done())
+        print(f"{lines} lines of results, {len(missing)} runs missing", flush=True)
+        return len(self.runner.failed | refused.keys())
 
     def _job(self, run: Run) -> Job:
         return Job(
@@ -107,6 +121,12 @@ class Reproduction:
             ready=partial(self._is_ready, run),
         )
 
+    def _is_ready(self, run: Run) -> bool:
+        return self._has_data(run) and (not run.variant or self._has_dense(run))
+
+    def _runs(self) -> list[Run]:
+        return [run for run in all_runs(self.options.seeds) if fnmatch(run.name, self.options.only)]
+
     def _results(self, experiment: str) -> Path:
         path: Path = self.options.results / f"{experiment}.jsonl"
         return path
@@ -114,27 +134,54 @@ class Reproduction:
     def _done(self) -> set[tuple[Any, ...]]:
         files = [self._results(experiment) for experiment in (VGG, AUTOENCODER)]
         lines = [line for file in files if file.exists() for line in read_lines(file)]
-        keys = ("experiment", "method", "preset", "seed")
-        return {tuple(line[key] for key in keys) for line in lines}
+        return {tuple(line[key] for key in KEYS) for line in lines}
+
+    def _key(self, run: Run) -> tuple[Any, ...]:
+        return run.key(self.options.preset, self._overlays(run))
 
     def _is_done(self, run: Run) -> bool:
-        return run.key(self.options.preset, self._overlays(run)) in self._done()
+        return self._key(run) in self._done()
 
     def _overlays(self, run: Run) -> list[Path]:
         """Return the files that the command line adds."""
         return [*self.options.overlay, *(self.options.cifar10 if run.experiment == VGG else [])]
 
-    def _is_ready(self, run: Run) -> bool:
-        """Return whether no dense model is still to come from another run."""
-        parent = Run(run.experiment, "", run.seed)
-        comes = parent in self._runs() and parent.name not in self.runner.failed
-        alone = not run.variant or self._dense(run).exists() or not comes
-        return alone or self._is_done(parent)
+    def _has_data(self, run: Run) -> bool:
+        """Return whether no run of the experiment may still be downloading its data."""
+        others = [name for name in self.runner.running if name.startswith(f"{run.experiment}/")]
+        return all((self.runs / name / "config.yaml").exists() for name in others)
 
     def _dense(self, run: Run) -> Path:
         """Return where the dense model is that the variants of a seed have in common."""
-        path: Path = self.runs / Run(run.experiment, "", run.seed).name / "dense.safetensors"
+        path: Path = self.runs / run.parent.name / "dense.safetensors"
         return path
+
+    def _has_dense(self, run: Run) -> bool:
+        """Return whether the dense model is there, and was trained with the run's data set."""
+        path = self._dense(run)
+        stored = path.with_name("config.yaml")
+        if not path.exists() or not stored.exists():
+            return False
+        with suppress(PruneError):
+            return (*_described(stored), run.seed) == self._key(run.parent)
+        return False
+
+    def _refusal(self, run: Run) -> str | None:
+        """Return why a run can never start; None if it can, or may as soon as others did."""
+        if not run.variant or self._has_dense(run):
+            return None
+        parent, dataset = run.parent, self._key(run)[KEYS.index("dataset")]
+        if parent.name in self.runner.failed:
+            reason = "failed"
+        elif self._is_done(parent):
+            reason = "has its line already: give another folder to --results, or its own to --runs"
+        elif parent not in self._runs():
+            reason = "is left out by --only: run it first"
+        else:
+            return None
+        return (
+            f"no dense model of {dataset} in {self._dense(run).parent}, and {parent.name} {reason}"
+        )
 
     def _command(self, run: Run) -> list[str]:
         options, dense = self.options, self._dense(run)
@@ -142,20 +189,15 @@ class Reproduction:
         command = [*COMMAND, "run", *map(_shown, files), "--seed", str(run.seed)]
         command += ["--output", _shown(self.runs / run.name), "--resume"]
         command += ["--results", _shown(self._results(run.experiment))]
-        if run.variant and dense.exists() and not _trains_its_own(self.runs / run.name):
+        if options.frames and run.experiment == AUTOENCODER:
+            command += ["--data.init_args.root", _shown(options.frames)]
+        if run.variant:
             command += ["--dense.epochs", "0", "--dense.checkpoint", _shown(dense)]
         return command
 
 
-def _trains_its_own(folder: Path) -> bool:
-    """Return whether a run has begun there that trains its own dense model."""
-    stored = folder / "config.yaml"
-    settings = (stored.exists() and yaml.safe_load(stored.read_text())) or {}
-    return "dense" in settings and not settings["dense"]["checkpoint"]
-
-
 def _shown(path: Path) -> str:
-    """Return a path as the commands name it, which run in the project."""
+    """Return a path relative to the project, where it is inside."""
     return shown(path.absolute(), ROOT)
 
 
@@ -166,6 +208,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="more YAML files")
     cifar10 = "YAML file with the data of CIFAR-10, such as configs/data/cifar10_jpeg.yaml"
     parser.add_argument("--cifar10", type=Path, nargs="*", default=[], help=cifar10)
+    frames = "folder of the autoencoder's frames, if not data/carla"
+    parser.add_argument("--frames", type=Path, help=frames)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the headline runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")

@@ -109,8 +109,12 @@ def test_result_agrees_with_the_files(tiny):
             ("val", Data().val_dataloader()),
             ("test", Data().test_dataloader()),
         ):
-            hits = torch.cat([(model(x).argmax(1) == y).float() for x, y in batches])
+            found = [(model(x).log_softmax(1), y) for x, y in batches]
+            hits = torch.cat([(logits.argmax(1) == y).float() for logits, y in found])
             assert result["scores"][name][split] == pytest.approx(hits.mean().item())
+        loss = torch.cat([-logits[range(len(y)), y] for logits, y in found])
+        logged = {"loss/test": loss.mean().item(), "metric/test_acc": hits.mean().item()}
+        assert result["test"][name] == pytest.approx(logged, rel=1e-5)
     assert small[0].out_channels == 4
     assert result["scores"]["blended_at_zero"]["val"] == result["scores"]["small"]["val"]
 

@@ -3,9 +3,12 @@
 import dataclasses
 import io
 import json
+import re
+import shlex
 import statistics
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -306,6 +309,72 @@ def test_ratios_are_taken_within_a_turn():
     assert small.faster[1] == statistics.median(ratios) and small.faster[0] == 3.25
     assert small.smaller[1] == statistics.median([1000 / 100, 1000 / 300])
     assert small.image_s[1] == (0.5 + 1.5) / 2
+
+
+def test_peaks_are_summed_up_apart_from_growth():
+    dense, small = (
+        [small_settings(variant=variant, repeat=i) for i in range(2)]
+        for variant in ("dense", "small")
+    )
+    for i, (wide, narrow) in enumerate(zip(dense, small, strict=True)):
+        wide.peak_bytes, narrow.peak_bytes = 1000 + 200 * i, 500 + 300 * i
+        wide.growth_bytes, narrow.growth_bytes = 800, 100
+    first, second = cost_table.summarize([*dense, *small])
+    assert first.peak_bytes == (1050, 1100, 1150) and second.peak_bytes == (575, 650, 725)
+    assert second.smaller_peak == pytest.approx((1.625, 1.75, 1.875))  # of 2 and 1.5
+    assert second.memory_bytes == (100, 100, 100) and second.smaller == (8, 8, 8)
+
+
+def shown_cells(*rows):
+    """Return the cells of the lower table."""
+    console = Console(file=io.StringIO(), width=300)
+    console.print(cost_table.table(rows))
+    text = console.file.getvalue().split("weights, MiB")[1]
+    lines = [line for line in text.splitlines() if "vgg16" in line]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines]
+
+
+def test_the_table_takes_memory_apart():
+    mib = 2**20
+    host = small_settings(weights_bytes=3 * mib, peak_bytes=300 * mib, growth_bytes=20 * mib)
+    gpu = small_settings(device="cuda", weights_bytes=3 * mib, allocated_bytes=50 * mib)
+    gpu.activations_bytes = 46 * mib
+    found = [cells[5:9] for cells in shown_cells(host, gpu)]
+    assert found == [["3.0", "–", "300.0", "20.0"], ["3.0", "46.0", "50.0", "–"]]
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_the_papers_setting_is_the_default():
+    assert cost.parse_options([str(CONFIGS / "cost.yaml")]) == cost.Options()
+
+
+def test_files_come_before_options_and_a_later_one_overrides(run, no_process):
+    files = [str(CONFIGS / "cost.yaml"), str(CONFIGS / "cost" / "cpu.yaml")]
+    options = cost.parse_options([*files, "--repeats", "4"])
+    assert (options.repeats, options.seconds, options.keep) == (4, 0.5, 22 / 64)
+    assert options.devices == ["cpu"] and options.modes == ["eager", "compile"]
+    assert cost.parse_options(files[::-1]).repeats == 5
+
+
+def test_the_command_of_the_result_names_the_files(tiny, no_process, tmp_path):
+    small, output = tmp_path / "small model.yaml", tmp_path / "cost.json"
+    small.write_text("models: [vgg16]\ndevices: [cpu]\ncpu_batches: [2]\nmodes: [eager]\n")
+    args = [str(CONFIGS / "cost" / "cpu.yaml"), str(small), "--output", str(output)]
+    cost.main(args, Console(file=io.StringIO()))
+    result = json.loads(output.read_text())
+    assert shlex.split(result["command"]) == ["branchprune", "cost", *args]
+    assert len(no_process) == 9 and {row.seconds for row in no_process} == {0.5}
+
+
+@pytest.mark.parametrize(("text", "said"), [("modells: [vgg16]", "modells"), (None, "none.yaml")])
+def test_a_wrong_file_is_named(no_process, tmp_path, text, said):
+    path = tmp_path / "none.yaml"
+    if text:
+        path.write_text(text)
+    with pytest.raises(bp.PruneError, match=said):
+        cost.main([str(path), "--output", str(tmp_path / "cost.json")], Console())
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,38 @@ def test_decibels_are_no_percent(tables):
     text = tables.paper_table([in_decibels("one after the other")], PAPER)
     assert "dense, dB | final, dB | change, dB" in text
     assert rows(text)["one after the other"][1:4] == ["28.50", "26.25", "−2.25"]
-    assert "the paper: dense" not in text  # it has no value here
+    assert "| the paper: dense → final |" in text
+    assert rows(text)["one after the other"][-1] == "validation loss 1.40 → –"
+    assert "the paper: dense" not in tables.paper_table([in_decibels("own")], PAPER)
+
+
+def in_test(dense, small):
+    keys = ("loss/test", "metric/test_ssim")
+    return {
+        "dense": dict(zip(keys, dense, strict=True)),
+        "small": dict(zip(keys, small, strict=True)),
+    }
+
+
+def test_the_autoencoder_shows_ssim_and_the_papers_loss(tables):
+    lines = [
+        in_decibels("at once", 0, test=in_test((0.25, 0.9), (0.5, 0.7))),
+        in_decibels("at once", 1, test=in_test((0.27, 0.8), (0.5, 0.6))),
+        in_decibels("one after the other", 0, test=in_test((0.25, 0.9), (0.375, 0.85))),
+        *(in_decibels("own", seed) for seed in (0, 1)),
+    ]
+    lines[-1]["test"] = in_test((0.25, 0.9), (0.375, 0.85))
+    text = tables.paper_table(lines, PAPER)
+    assert "| SSIM | loss (L1 + 1 − SSIM) | the paper: dense → final |" in text
+    found = {method: cells[8:10] for method, cells in rows(text).items()}
+    # two values: the sample standard deviation is their distance / √2
+    assert found["at once"] == [
+        "0.850 ± 0.071 → 0.650 ± 0.071",
+        "0.260 ± 0.014 → 0.500 ± 0.000",
+    ]
+    assert found["one after the other"] == ["0.900 → 0.850", "0.250 → 0.375"]
+    assert found["own"] == ["–", "–"]  # one of its two seeds has no such scores
+    assert "SSIM" not in tables.section_table(tables.section_of(line()), [line()], PAPER)
 
 
 def test_order_commands_and_conditions(tables):
@@ -171,7 +202,11 @@ def measured(variant, image_s, memory, faster, smaller):
         **case,
         "variant": variant,
         "image_s": image_s and [0.9 * image_s, image_s, 1.1 * image_s],
+        "weights_bytes": 2**25 if image_s else None,
+        "activations_bytes": None,
         "memory_bytes": memory and [memory] * 3,
+        "peak_bytes": memory and [memory + 2**28, memory + 2**28, memory + 2**29],
+        "smaller_peak": smaller and [0.5 * smaller] * 3,
         "faster": faster and [faster] * 3,
         "smaller": smaller and [smaller] * 3,
     }
@@ -186,6 +221,7 @@ def cost():
     dense = measured("dense", 0.004, 2**30, 1.0, 1.0)
     broken = measured("small, multiple of 8", None, None, None, None) | {"error": "out of memory"}
     return {
+        "command": "branchprune cost configs/cost.yaml --models '[\"vgg16\"]' --output cost.json",
         "hardware": CPU,
         "versions": {"torch": "2.15.0"},
         "commit": "abc1234",
@@ -218,10 +254,9 @@ def test_readme_gets_the_blocks_that_have_results(tables, monkeypatch, tmp_path)
     assert "26.25" in filled and filled.count("old") == 1 and readme_tables.fill(filled) == filled
     write(tmp_path, costs=cost())
     filled = readme_tables.fill(text)
-    assert "old" not in filled and "branchprune cost --models '[\"vgg16\"]' --output" in filled
+    assert "old" not in filled and f"`{cost()['command']}`" in filled
     changed = filled.replace("26.25", "26.26").replace("4.00×", "4.01×")
     assert readme_tables.fill(changed) == filled != changed
-    assert readme_tables.fill("no markers") == "no markers"
 
 
 def test_cost_beside_the_paper(tables):
@@ -230,9 +265,27 @@ def test_cost_beside_the_paper(tables):
     text = readme_tables.cost_table(cost(), PAPER)
     ours = "batch 64: 4.00× (4.00–4.00)"
     assert f"| vgg16 | cpu | 0.0193 → 0.0060 s (3.22×) | {ours} | 3.99 → 3.78 GB (1.06×)" in text
+    peak, growth = "batch 64: peak 1.00× (1.00–1.00)", "batch 64: growth 2.00× (2.00–2.00)"
+    assert f"| 3.99 → 3.78 GB (1.06×) | {peak}<br>{growth} |" in text
     assert "| vgg16 | cuda | 0.0420 → 0.0416 s (1.01×) | – | 2.00 → 1.00 GB (2.00×) | – |" in text
-    assert "| vgg16 | small | cpu | 64 | eager | 1 | 4.00× (4.00–4.00) | 512.0 |" in text
-    assert "| 64 | eager | out of memory | – | – | – |" in text
+    times, memory = "1.00 (0.900–1.10) | 4.00× (4.00–4.00)", "32.0 | – | 768.0 (768.0–1024.0)"
+    row = f"| small | cpu | 64 | eager | {times} | {memory} | 512.0 (512.0–512.0) | 2.00×"
+    assert row in text
+    assert "| 64 | eager | out of memory | – | – | – | – | – | – |" in text
+    assert "Command: `branchprune cost configs/cost.yaml --models" in text
+
+
+def test_cost_on_a_gpu_shows_weights_activations_and_the_allocators_peak(tables):
+    import readme_tables
+
+    found = cost()
+    found["summary"] = [each | {"device": "cuda"} for each in found["summary"][:2]]
+    for each in found["summary"]:
+        each |= {"activations_bytes": [2**20, 2**21, 2**22], "peak_bytes": None}
+        each["smaller_peak"] = None
+    text = readme_tables.cost_table(found, PAPER)
+    assert "| 32.0 | 2.0 (1.0–4.0) | 512.0 (512.0–512.0) | – | 2.00× (2.00–2.00) |" in text
+    assert "| 2.00 → 1.00 GB (2.00×) | batch 64: 2.00× (2.00–2.00) |" in text
 
 
 def make_run(folder, method, frames):
@@ -315,3 +368,47 @@ def test_three_stage_figure_starts_at_the_dense_model(figures, tmp_path):
     assert [*kept.get_xdata()] == [1, 0.5, 0.25] and [*kept.get_ydata()] == [0.91, 0.9, 0.88]
     assert [*lost.get_xdata()] == [0.125] and [*lost.get_ydata()] == [0.8]
     assert [*dense.get_ydata()] == [0.91, 0.91]
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_the_papers_values_stand_beside_ours(figures, tmp_path):
+    write(tmp_path / "results", [line(), three_stage()])
+    data = figures.read(tmp_path / "results", "cpu", tmp_path, tmp_path)
+    axes = figures.blended(data).axes[0]
+    theirs = {f"the paper, full size, test: {text} %" for text in ("dense 92.0", "final 88.5")}
+    assert {*labels(axes)} == theirs
+    heights = [[*found.get_ydata()] for found in axes.get_lines()]
+    assert [0.92, 0.92] in heights and [0.885, 0.885] in heights
+    axes = figures.three_stage(data).axes[0]
+    [stars] = axes.collections
+    assert stars.get_label() == "the paper, full size, test"
+    expected = torch.tensor([[1, 0.92], [0.35, 0.9], [0.118, 0.885]], dtype=torch.float64)
+    assert torch.allclose(torch.from_numpy(stars.get_offsets().data), expected)
+    assert labels(axes) == ["dense 92.0 %", "three-stage ≈ 90 %", "blended 88.5 %"]
+
+
+def test_figures_of_the_variants_say_which_of_the_papers_they_are(figures, tmp_path):
+    write(tmp_path / "results", [line(), line("noise", final=0.82)])
+    data = figures.read(tmp_path / "results", "cpu", tmp_path, tmp_path)
+    base = "blended: both paths\ntrained from the start"
+    courses, final = figures.variants(data), figures.final(data)
+    assert [axes.get_title() for axes in courses.axes if axes.get_title()] == [base, "noise"]
+    assert [text.get_text() for text in final.axes[0].get_yticklabels()] == ["noise", base]
+    for figure in (courses, final):
+        assert figure.legends[0].get_title().get_text().startswith("the paper's figures 8 to 10: ")
+
+
+def test_the_figure_of_cost_shows_whole_processes_hollow(figures, tmp_path):
+    write(tmp_path / "results", costs=cost())
+    figure = figures.cost(figures.read(tmp_path / "results", "cpu", tmp_path, tmp_path))
+    _, memory = figure.axes
+    drawn = {
+        found.get_label(): found.get_xdata()[0]
+        for found in memory.get_lines()
+        if not found.get_label().startswith("_")
+    }
+    whole = {"dense: whole process": 1280, "small: whole process": 768}
+    assert drawn == {"dense": 1024, "small": 512} | whole

@@ -172,6 +172,26 @@ def test_check_notices_a_changed_figure(monkeypatch):
         readme_tables.fill("no markers")
 
 
+@pytest.mark.parametrize("gone", ["<!-- {} -->", "<!-- /{} -->", "<!-- /?{} -->"])
+@pytest.mark.parametrize("name", ["bench", "plan_speed", "zoo", "paper", "cost"])
+def test_a_marker_that_is_missing_is_named(monkeypatch, name, gone):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import readme_tables
+
+    assert {*readme_tables.TABLES} == {"bench", "plan_speed", "zoo", "paper", "cost"}
+    said = f"must have <!-- {name} --> and <!-- /{name} -->, once each"
+    with pytest.raises(ValueError, match=said):
+        readme_tables.fill(re.sub(gone.format(name), "", TEXT))
+
+
+def test_a_marker_that_is_there_twice_is_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import readme_tables
+
+    with pytest.raises(ValueError, match="must have <!-- zoo --> and"):
+        readme_tables.fill(f"{TEXT}\n<!-- zoo -->\n")
+
+
 def test_links_lead_to_files():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert "://" in target or (ROOT / target).exists(), target

@@ -39,8 +39,9 @@ RESULT = """{
      "macs_share": 0.001, "reason": "it is an output of the model"}],
   "before": {"channels": 4234, "params": 1234567, "macs": 313201664},
   "after": {"channels": 1455, "params": 145679, "macs": 37801984}},
-"rounds": [], "stages": {"dense": {}, "prune": {}},
-"epochs": {"dense": 3, "prune": 4}, "seconds": {"dense": 20.1, "prune": 144.0}
+"stages": {"dense": {"seconds": 20.1, "loader_share": 0.021},
+  "prune": {"seconds": 144.0, "loader_share": 0.0084}},
+"rounds": [], "epochs": {"dense": 3, "prune": 4}, "seconds": {"dense": 20.1, "prune": 144.0}
 }"""
 PRUNE = """epoch,step,loss/train,loss/val,metric/val_acc,metric/val_acc_branch,alpha/features.0,lr
 ,0,,,,,,0.1
@@ -157,6 +158,28 @@ def test_small_print(report: Make, result: Result) -> None:
         assert part in html
 
 
+def training(html: str) -> str:
+    return " ".join(html.split("<dt>training</dt><dd>")[1].split("</dd>")[0].split())
+
+
+def test_share_of_the_time_that_waited_for_data(report: Make, result: Result) -> None:
+    assert training(report()) == (
+        "dense 3 epochs, 20.1 s; pruning 4 epochs, 2.40 min; "
+        "waited for data: 2.1 % of the dense training, 0.8 % of the pruning"
+    )
+    rounds = [(30.0, 0.1), (10.0, 0.5)]  # 3 s and 5 s of 40 s
+    result["stages"] = {
+        f"round_{i:02}": {"seconds": seconds, "loader_share": share}
+        for i, (seconds, share) in enumerate(rounds, 1)
+    }
+    assert training(report()).endswith("; waited for data: 20.0 % of the pruning")
+    for stage in result["stages"].values():
+        stage["seconds"] = 0.0  # rounded
+    assert training(report()).endswith("; waited for data: 30.0 % of the pruning")
+    result["stages"] = {}
+    assert training(report()).endswith("pruning 4 epochs, 2.40 min")
+
+
 def test_page_needs_nothing_from_outside(report: Make) -> None:
     page = Page(report())
     assert page.references, "the charts refer to their own parts"
@@ -187,7 +210,14 @@ def delete(result: Result, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["experiment", "scores.small.test", "cost.dense.latency.iqr_s", "plan.groups"]
+    "key",
+    [
+        "experiment",
+        "scores.small.test",
+        "cost.dense.latency.iqr_s",
+        "plan.groups",
+        "stages.prune.loader_share",
+    ],
 )
 def test_missing_key_is_named_with_its_file(
     report: Make, result: Result, tmp_path: Path, key: str

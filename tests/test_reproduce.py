@@ -41,21 +41,41 @@ output.mkdir(parents=True, exist_ok=True)
 if how == "fail":
     print("something is wrong")
     sys.exit(2)
+def merged(a, b):
+    if not isinstance(b, dict):
+        return b
+    return (a or {}) | {key: merged((a or {}).get(key), value) for key, value in b.items()}
+settings = {}
+for file in args[1:args.index("--seed")]:
+    settings = merged(settings, yaml.safe_load(Path(file).read_text()))
+if how == "downloads":
+    time.sleep(0.5)
+note("has data")
+part = output / "config.yaml.part"
+part.write_text(yaml.safe_dump(settings))
+part.replace(output / "config.yaml")
 (output / "dense.safetensors").write_text("weights")
 if how == "slow":
     time.sleep(0.5)
 if how == "hang":
     time.sleep(60)
-settings = {}
-for file in args[1:args.index("--seed")]:
-    settings |= yaml.safe_load(Path(file).read_text())
 line = {"experiment": settings["name"], "method": settings["method"], "preset": settings["preset"]}
+line["dataset"] = settings["data"]["init_args"].get("name", "CIFAR-10")
 results.parent.mkdir(parents=True, exist_ok=True)
 if how != "silent":
     with results.open("a") as file:
         file.write(json.dumps(line | {"seed": int(at["--seed"])}) + "\\n")
 note("ends")
 """
+
+
+LINE = {
+    "experiment": "vgg16_cifar10",
+    "method": "blended",
+    "preset": "cpu",
+    "seed": 0,
+    "dataset": "CIFAR-10",
+}
 
 
 class World:
@@ -106,13 +126,13 @@ def test_headlines_of_every_seed_come_first():
 
 def test_runs_are_made_in_order_and_once(world, monkeypatch, capsys):
     quicker(monkeypatch, "frozen")
-    vgg, other = "vgg16_cifar10", "autoencoder_carla"
-    expected = [f"{vgg}/paper-0", f"{vgg}/ours-0", f"{other}/at_once-0", f"{vgg}/frozen-0"]
-    assert world.go("--seeds", "1", "--threads", "3") == 0
+    vgg, only = "vgg16_cifar10", ("--seeds", "1", "--only", "vgg16_cifar10/*")
+    expected = [f"{vgg}/paper-0", f"{vgg}/ours-0", f"{vgg}/frozen-0"]
+    assert world.go(*only, "--threads", "3") == 0
     assert world.names() == expected
     assert {row[4] for row in world.log()} == {"3"}
-    assert "4 lines of results, 0 runs missing" in capsys.readouterr().out
-    assert world.go("--seeds", "1") == 0
+    assert "3 lines of results, 0 runs missing" in capsys.readouterr().out
+    assert world.go(*only) == 0
     assert world.names() == expected
     for _, name, args, *_ in world.log():
         dense = world.path / "runs" / "cpu" / vgg / "paper-0" / "dense.safetensors"
@@ -126,29 +146,57 @@ def test_what_a_line_is_known_by(world, monkeypatch):
     only = ("--seeds", "2", "--only", "vgg16_cifar10/paper*")
     results = world.path / "results" / "vgg16_cifar10.jsonl"
     results.parent.mkdir()
-    line = {"experiment": "vgg16_cifar10", "method": "blended", "preset": "cpu", "seed": 0}
-    results.write_text(json.dumps(line | {"preset": "paper"}) + "\n" + json.dumps(line) + "\n")
+    results.write_text(json.dumps(LINE | {"preset": "paper"}) + "\n" + json.dumps(LINE) + "\n")
     assert world.go(*only) == 0
     assert world.names() == ["vgg16_cifar10/paper-1"]
+
+
+def test_a_line_of_other_data_is_another_run(world, monkeypatch):
+    quicker(monkeypatch)
+    only = ("--seeds", "1", "--only", "vgg16_cifar10/paper*")
+    jpeg = ("--cifar10", str(reproduce.CONFIGS / "data" / "cifar10_jpeg.yaml"))
+    results = world.path / "results" / "vgg16_cifar10.jsonl"
+    results.parent.mkdir()
+    results.write_text(json.dumps(LINE | {"dataset": "CIFAR-10 (JPEG)"}) + "\n")
+    assert world.go(*only, *jpeg) == 0
+    assert world.names() == []
+    assert world.go(*only) == 0
+    assert world.names() == ["vgg16_cifar10/paper-0"]
+    found = [json.loads(text)["dataset"] for text in results.read_text().splitlines()]
+    assert found == ["CIFAR-10 (JPEG)", "CIFAR-10"]
+
+
+def test_the_frames_are_those_of_the_option(world, monkeypatch):
+    quicker(monkeypatch)
+    monkeypatch.setattr(reproduce, "HEADLINES", ((reproduce.VGG, ""), (reproduce.AUTOENCODER, "")))
+    assert world.go("--seeds", "1", "--frames", str(world.path / "frames")) == 0
+    frames = ["--data.init_args.root", str(world.path / "frames")]
+    given = {name: args[args.index("--resume") + 3 :] for _, name, args, *_ in world.log()}
+    assert given["vgg16_cifar10/paper-0"] == []
+    assert given["autoencoder_carla/paper-0"] == frames
+    assert given["autoencoder_carla/at_once-0"][:2] == frames
+    file = str(reproduce.CONFIGS / "autoencoder_carla.yaml")
+    config = make_parser().parse_args(["--config", file, "--output", "unused", *frames])
+    assert config.data.init_args.root == frames[1]
 
 
 def test_torn_files_cost_a_run_and_no_more(world, monkeypatch):
     quicker(monkeypatch)
     results = world.path / "results" / "vgg16_cifar10.jsonl"
     results.parent.mkdir()
-    line = {"experiment": "vgg16_cifar10", "method": "blended", "preset": "cpu", "seed": 0}
-    torn = json.dumps(line | {"seed": 1})[:-9]
-    results.write_text(f"{json.dumps(line)}\n{torn}\n{torn}\n")
-    for text in ("", "name: vgg16_cifar10"):
-        folder = world.path / "runs" / "cpu" / "vgg16_cifar10" / "ours-0"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(text)
-        assert not reproduce._trains_its_own(folder)
+    torn = json.dumps(LINE | {"seed": 1})[:-9]
+    results.write_text(f"{torn}\n{torn}\n")
     assert world.go("--seeds", "1", "--only", "vgg16_cifar10/*") == 0
-    assert world.names() == ["vgg16_cifar10/ours-0"]
+    assert world.names() == ["vgg16_cifar10/paper-0", "vgg16_cifar10/ours-0"]
+    results.write_text(f"{json.dumps(LINE)}\n{torn}\n")
+    for text in ("", "name: vgg16_cifar10"):
+        (world.path / "runs/cpu/vgg16_cifar10/paper-0/config.yaml").write_text(text)
+        reproduce._described.cache_clear()
+        assert world.go("--seeds", "1", "--only", "vgg16_cifar10/*") == 1
+    assert len(world.names()) == 2
 
 
-def test_variants_wait_for_the_dense_model_of_their_seed(world, monkeypatch):
+def test_variants_wait_for_the_dense_model_of_their_seed(world, monkeypatch, capsys):
     quicker(monkeypatch)
     todo = {"vgg16_cifar10/paper-0": "fail", "vgg16_cifar10/paper-1": "slow"}
     only = ("--seeds", "2", "--jobs", "4", "--only", "vgg*")
@@ -156,14 +204,65 @@ def test_variants_wait_for_the_dense_model_of_their_seed(world, monkeypatch):
     begun = {row[1]: row for row in world.log()}
     assert begun["vgg16_cifar10/ours-1"][3] > begun["vgg16_cifar10/paper-1"][3]
     assert "--dense.checkpoint" in begun["vgg16_cifar10/ours-1"][2]
-    # Without a dense model to come, a variant trains its own.
-    assert "--dense.checkpoint" not in begun["vgg16_cifar10/ours-0"][2]
+    assert "vgg16_cifar10/ours-0" not in begun
+    assert refusals(capsys) == {"vgg16_cifar10/ours-0": "vgg16_cifar10/paper-0 failed"}
 
 
-def test_a_pattern_without_the_parent_does_not_wait(world):
-    assert world.go("--only", "vgg16_cifar10/frozen-0") == 0
-    [(_, _, args, *_)] = world.log()
-    assert "--dense.checkpoint" not in args
+def refusals(capsys):
+    """Return what was said of the runs that were refused, behind the folder."""
+    lines = capsys.readouterr().out.splitlines()
+    parts = [line.split(" is refused: ") for line in lines if " is refused: " in line]
+    return {name: reason.split(", and ")[1] for name, reason in parts}
+
+
+def test_a_variant_is_refused_where_the_dense_model_is_gone(world, monkeypatch, capsys):
+    """As in a fresh clone with the results of others: it would train one with its own settings."""
+    quicker(monkeypatch, "noise")
+    only = ("--seeds", "1", "--only", "vgg16_cifar10/*")
+    results = world.path / "results" / "vgg16_cifar10.jsonl"
+    results.parent.mkdir()
+    results.write_text(json.dumps(LINE) + "\n")
+    assert world.go(*only) == 1
+    assert world.names() == []
+    expected = "vgg16_cifar10/paper-0 has its line already: give another folder to --results"
+    found = refusals(capsys)
+    assert {*found} == {"vgg16_cifar10/ours-0", "vgg16_cifar10/noise-0"}
+    assert all(reason.startswith(expected) for reason in found.values())
+
+
+def test_a_variant_alone_is_refused_until_its_parent_has_run(world, capsys):
+    only = ("--only", "vgg16_cifar10/frozen-0")
+    assert world.go(*only) == 1
+    assert world.names() == []
+    reason = "vgg16_cifar10/paper-0 is left out by --only: run it first"
+    assert refusals(capsys) == {"vgg16_cifar10/frozen-0": reason}
+    assert world.go("--seeds", "1", "--only", "vgg16_cifar10/paper-0") == 0
+    assert world.go(*only) == 0
+    assert world.names() == ["vgg16_cifar10/paper-0", "vgg16_cifar10/frozen-0"]
+
+
+def test_a_variant_does_not_begin_with_a_dense_model_of_other_data(world, monkeypatch, capsys):
+    quicker(monkeypatch)
+    only = ("--seeds", "1", "--only", "vgg16_cifar10/*")
+    jpeg = ("--cifar10", str(reproduce.CONFIGS / "data" / "cifar10_jpeg.yaml"))
+    assert world.go("--seeds", "1", "--only", "vgg16_cifar10/paper-0", *jpeg) == 0
+    assert world.go(*only, todo={"vgg16_cifar10/paper-0": "fail"}) == 1
+    assert world.names() == 2 * ["vgg16_cifar10/paper-0"]
+    assert "ours-0 is refused: no dense model of CIFAR-10 in" in capsys.readouterr().out
+
+
+def test_data_are_downloaded_once(world, monkeypatch):
+    """A second run of an experiment waits until the first has its data; others do not."""
+    quicker(monkeypatch)
+    only = ("--seeds", "2", "--jobs", "3", "--only", "*paper-*")
+    monkeypatch.setattr(reproduce, "HEADLINES", ((reproduce.VGG, ""), (reproduce.AUTOENCODER, "")))
+    assert world.go(*only, todo={"*": "downloads"}) == 0
+    begins = {row[1]: row[3] for row in world.log()}
+    data = {row[1]: row[3] for row in world.log("has data")}
+    assert len(begins) == 4
+    for experiment in (reproduce.VGG, reproduce.AUTOENCODER):
+        assert data[f"{experiment}/paper-0"] < begins[f"{experiment}/paper-1"]
+    assert begins["autoencoder_carla/paper-0"] < data["vgg16_cifar10/paper-0"]
 
 
 def test_no_more_than_jobs_side_by_side(world, monkeypatch):
@@ -229,17 +328,20 @@ def test_the_configuration_of_every_job_parses(job, preset):
         assert (reproduce.CONFIGS / job.experiment / f"{job.variant}.yaml").exists()
     files = [part for file in job.files(preset) for part in ("--config", str(file))]
     config = make_parser().parse_args([*files, "--output", "unused", "--seed", str(job.seed)])
-    assert (config.name, config.method, config.preset, config.seed) == job.key(preset)
+    dataset = "CIFAR-10" if job.experiment == reproduce.VGG else "CARLA frames"
+    known = (config.name, config.method, config.preset, dataset, config.seed)
+    assert known == job.key(preset)
     assert config.preset == preset and config.name == job.experiment
 
 
-@pytest.mark.parametrize("overlay", ["gpu.yaml", "data/cifar10_jpeg.yaml"])
-def test_overlays_keep_what_a_line_is_known_by(overlay):
+@pytest.mark.parametrize(
+    ("overlay", "dataset"),
+    [("gpu.yaml", "CIFAR-10"), ("data/cifar10_jpeg.yaml", "CIFAR-10 (JPEG)")],
+)
+def test_overlays_change_nothing_but_the_data_of_what_a_line_is_known_by(overlay, dataset):
     job = reproduce.Run(reproduce.VGG, "ours", 0)
-    files = [*job.files("cpu"), reproduce.CONFIGS / overlay]
-    args = [part for file in files for part in ("--config", str(file))]
-    config = make_parser().parse_args([*args, "--output", "unused"])
-    assert (config.name, config.method, config.preset, config.seed) == job.key("cpu")
+    found = job.key("cpu", [reproduce.CONFIGS / overlay])
+    assert found == ("vgg16_cifar10", "ours", "cpu", dataset, 0)
 
 
 @pytest.mark.parametrize("preset", ["cpu", "paper"])

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from pytorch_lightning import LightningDataModule, Trainer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from branchprune import environment
 from branchprune.cli import main
 from branchprune.lightning import ClassificationTask, TrainingCost
 from branchprune.lightning.epoch_checkpoint import find_checkpoint
@@ -169,7 +172,7 @@ def check_same(whole: Path, resumed: Path, stages: list[str]) -> None:
     for stage in stages:
         assert rows(whole / stage / "metrics.csv") == rows(resumed / stage / "metrics.csv")
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, resumed)]
-    for key in ("scores", "epochs", "plan", "rounds"):
+    for key in ("scores", "test", "epochs", "plan", "rounds"):
         assert results[0][key] == results[1][key], key
     macs = [[stage["train_macs"] for stage in r["stages"].values()] for r in results]
     assert macs[0] == macs[1] and all(macs[0])
@@ -237,6 +240,73 @@ def test_a_second_kill_before_the_training_goes_on(whole, run, monkeypatch):
     check_same(whole, run("killed", "--resume"), ["dense", "prune"])
 
 
+def kill_when_renamed(name: str, patch: pytest.MonkeyPatch) -> None:
+    """Kill before a file takes another name."""
+    replace = Path.replace
+
+    def killed(path, target):
+        if path.name == name:
+            raise Kill
+        return replace(path, target)
+
+    patch.setattr(Path, "replace", killed)
+
+
+def kill_when_deleted(name: str, patch: pytest.MonkeyPatch) -> None:
+    """Kill behind the deletion of a file by Lightning."""
+    rm_file = LocalFileSystem.rm_file
+
+    def killed(files, path):
+        rm_file(files, path)
+        if Path(path).name == name:
+            raise Kill
+
+    patch.setattr(LocalFileSystem, "rm_file", killed)
+
+
+RENAMED_AND_DELETED = [
+    (kill_when_renamed, "metrics.csv.kept.part"),
+    (kill_when_deleted, "metrics.csv"),
+    (kill_when_renamed, "metrics.csv.kept"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), RENAMED_AND_DELETED)
+def test_a_second_kill_while_the_table_is_written_anew(kind, name, whole, run, monkeypatch):
+    run("killed", kill=23)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            kind(name, patch)
+            run("killed", "--resume", kill=1)
+    resumed = run("killed", "--resume")
+    check_same(whole, resumed, ["dense", "prune"])
+    assert not [*resumed.rglob("*.kept*")]
+
+
+def test_rows_of_a_training_that_began_anew_are_not_mixed_with_earlier_ones(
+    whole, run, monkeypatch
+):
+    killed = run("killed", kill=23)
+    with monkeypatch.context() as patch:
+        kill_when_deleted("metrics.csv", patch)
+        run("killed", "--resume", kill=1)
+    for name in ("last.ckpt", "previous.ckpt"):
+        tear(killed / "prune" / name, "cut")
+    run("killed", "--resume", kill=18)
+    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
+def test_a_torn_row_of_the_table_is_left_out(whole, run):
+    """A full disk leaves a part of a row, whose epoch may seem to be an earlier one."""
+    killed = run("killed", kill=33)
+    table = killed / "prune" / "metrics.csv"
+    names = table.read_text().splitlines()[0].split(",")
+    with table.open("a") as file:
+        file.write("," * names.index("epoch") + "0")
+    assert len(rows(table)) > 1 and rows(table)[-1] == {"epoch": "0"}
+    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
 def tear(path: Path, how: str) -> None:
     content = path.read_bytes()
     half = len(content) // 2
@@ -287,6 +357,69 @@ def test_a_full_disk_is_named_and_costs_no_more_than_an_epoch(
     folder = tmp_path / "killed" / "prune"
     assert sorted(path.name for path in folder.glob("*.ckpt")) == ["last.ckpt", "previous.ckpt"]
     check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kill"),
+    [
+        ("config.yaml.part", -1),
+        ("dense/finished.json.part", -1),
+        ("prune/metrics.csv.kept.part", 23),
+        ("result.json.part", -1),
+        ("report.html.part", -1),
+    ],
+)
+def test_a_full_disk_between_the_trainings_is_named(
+    name, kill, whole, run, tmp_path, monkeypatch, capsys
+):
+    write = Path.write_text
+
+    def full(path, text, **options):
+        if path == tmp_path / "killed" / name:
+            write(path, text[: len(text) // 2], **options)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, text, **options)
+
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]
+    if kill > 0:
+        run("killed", kill=kill)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        patch.setattr(Killed, "at", -1)
+        assert main([*arguments, *(["--resume"] if kill > 0 else [])]) == 2
+    error = capsys.readouterr().err
+    assert "killed cannot be written: No space left on device; " in error
+    assert error.endswith("(--resume continues)\n")
+    resumed = run("killed", "--resume")
+    check_same(whole, resumed, ["dense", "prune"])
+    assert (resumed / "report.html").read_text().rstrip().endswith("</html>")
+
+
+def test_a_full_disk_is_named_where_the_weights_are_written(tmp_path, monkeypatch, capsys):
+    """The library that writes them has an error of its own."""
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("branchprune.artifact.save_file", full)
+    monkeypatch.setattr(Killed, "at", -1)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written: I/O error: No space left on device" in error
+    assert "(--resume continues)" in error
+
+
+def test_an_error_that_is_not_one_of_writing_is_not_called_so(tmp_path, monkeypatch):
+    def missing(self):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "image.png")
+
+    monkeypatch.setattr(Data, "test_dataloader", missing)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    with pytest.raises(FileNotFoundError, match=r"image\.png"):
+        main(["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")])
 
 
 def test_other_settings_are_refused(run, capsys):
@@ -347,7 +480,8 @@ def test_a_kill_before_the_report_leaves_it_to_the_next_call(run):
 
 def test_rounds_end_with_a_plan_of_all_groups_that_shrank(run):
     """The narrow layer is stuck at 3 of 8 channels long before the wide one is."""
-    more = ROUNDS.replace("0.75", "0.85").replace("count: 3", "count: 7").replace("epochs: 2", "epochs: 1")
+    more = ROUNDS.replace("0.75", "0.85").replace("count: 3", "count: 7")
+    more = more.replace("epochs: 2", "epochs: 1")
     more += "model: {class_path: test_resume.Two}"
     folder = run("two", more=more)
     result = json.loads((folder / "result.json").read_text())
@@ -361,7 +495,8 @@ def test_rounds_end_with_a_plan_of_all_groups_that_shrank(run):
 
 
 def test_rounds_end_where_nothing_can_shrink(run):
-    more = ROUNDS.replace("0.75", "0.6").replace("count: 3", "count: 9").replace("epochs: 2", "epochs: 1")
+    more = ROUNDS.replace("0.75", "0.6").replace("count: 3", "count: 9")
+    more = more.replace("epochs: 2", "epochs: 1")
     result = json.loads((run("all", more=more) / "result.json").read_text())
     assert [each["widths"]["0"] for each in result["rounds"]] == [5, 3, 2, 1]
 
@@ -389,6 +524,7 @@ def test_a_finished_run_has_one_line_however_often_it_is_resumed(run, tmp_path):
     [line] = read_lines(tmp_path / "results" / "killed.jsonl")
     result = json.loads((whole / "result.json").read_text())
     assert line["final"] == result["scores"]["small"]["test"]
+    assert line["test"] == result["test"] and line["test"].keys() == {"dense", "small"}
     assert line["seed"] == 3 and line["dataset"] == "Data" and line["experiment"] == "killed"
     dense, small = load_file(whole / "dense.safetensors"), load_file(whole / "small.safetensors")
     # Parameters are all but the three entries of BatchNorm's running statistics.
@@ -402,6 +538,25 @@ def test_a_finished_run_has_one_line_however_often_it_is_resumed(run, tmp_path):
     assert line["macs_removed"] == pytest.approx(0.5)
     run("again")
     assert len(read_lines(tmp_path / "results" / "killed.jsonl")) == 2
+
+
+def test_a_dense_model_whose_test_was_not_stored_whole_lacks_it(run):
+    """Folders of earlier versions hold the scores alone."""
+    killed = run("killed", kill=12)
+    path = killed / "dense" / "finished.json"
+    found = json.loads(path.read_text())
+    del found["test"]
+    path.write_text(json.dumps(found))
+    result = json.loads((run("killed", "--resume") / "result.json").read_text())
+    assert result["test"].keys() == {"small"}
+    assert result["scores"]["dense"] == found["scores"]
+
+
+def test_the_commit_is_that_of_the_start(run, monkeypatch):
+    """Files that are edited while a run goes on are not what it ran."""
+    monkeypatch.setattr(environment, "commit", lambda: "later" if Killed.steps else "start")
+    result = json.loads((run("whole") / "result.json").read_text())
+    assert Killed.steps and result["commit"] == "start"
 
 
 def test_macs_of_a_training_step_are_those_of_forward_and_backward():

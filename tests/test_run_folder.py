@@ -1,6 +1,7 @@
 """What a run writes about itself, and what a kill in the midst of it leaves."""
 
 import json
+import resource
 import subprocess
 
 import pytest
@@ -60,6 +61,20 @@ def test_lines_are_added_to_what_is_there(tmp_path):
     assert read_lines(path) == [LINE, {"seed": 0}]
 
 
+def test_a_line_for_which_the_disk_has_no_room_is_an_error(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"seed": 0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space left on device.*lines\.jsonl"):
+            append_line(path, {"seed": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    append_line(path, {"seed": 1})
+    assert read_lines(path) == [{"seed": 0}, {"seed": 1}]
+
+
 @pytest.mark.parametrize("text", ["seed,final", "[1]", "3"])
 def test_a_file_of_something_else_is_refused(text, tmp_path):
     path = tmp_path / "lines.jsonl"
@@ -77,7 +92,8 @@ def test_a_folder_without_configuration_but_with_content_is_no_start(file, tmp_p
 
 
 def test_a_half_written_file_does_not_hinder_overwriting(tmp_path):
-    (tmp_path / "result.json.part").write_text("{")
+    for name in ("config.yaml.part", "result.json.part", "report.html.part"):
+        (tmp_path / name).write_text("{")
     check_folder(tmp_path, overwrite=True)
 
 
