@@ -326,11 +326,13 @@ def test_reasons_are_summarised(reason, kind):
     assert zoo_table.kind_of(reason, ["", "layer1.0", "layer1.0.act", "flatten"]) == kind
 
 
-def test_readme_block_is_filled_where_there_is_one(folder, monkeypatch, tmp_path):
+def test_readme_block_is_filled_where_there_is_a_table(folder, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import readme_tables
 
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    for name in readme_tables.TABLES.keys() - {"bench", "zoo"}:
+        monkeypatch.delitem(readme_tables.TABLES, name)
     (tmp_path / "bench.json").write_text((ROOT / "scripts/results/bench.json").read_text())
     bench = "<!-- bench --><!-- /bench -->\n"
     marked = bench + "<!-- zoo -->outdated<!-- /zoo -->"
@@ -339,6 +341,6 @@ def test_readme_block_is_filled_where_there_is_one(folder, monkeypatch, tmp_path
     filled = readme_tables.fill(marked)
     assert "| squeezenet | 1 | 1 |" in filled and "Failing: none" in filled
     assert "outdated" not in filled and readme_tables.fill(filled) == filled
-    assert "squeezenet" not in readme_tables.fill(bench), "no markers: nothing to fill"
-    with pytest.raises(ValueError, match="'zoo'"):
-        readme_tables.fill(filled + filled.partition("\n<!-- /bench -->\n")[2])
+    for wrong in (bench, marked + marked):
+        with pytest.raises(ValueError, match=r"<!-- (zoo|bench) -->"):
+            readme_tables.fill(wrong)
