@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, seed_everything
 from torch import nn
 
+from branchprune.arguments import files_as_options
 from branchprune.errors import PruneError
 from branchprune.settings import DenseConfig, MetricConfig, PruneConfig
 
@@ -110,6 +110,11 @@ class RunConfig:
     prune: PruneConfig
     text: str
 
+    @property
+    def dataset(self) -> str:
+        """What result lines call the data."""
+        return str(getattr(self.data, "name", "") or type(self.data).__name__)
+
 
 def help_text() -> str:
     """Return the help of `branchprune run`, without every module that torch happens to have."""
@@ -127,10 +132,8 @@ def parse(args: list[str]) -> RunConfig:
         PruneError: A key or value is wrong; the key is named.
     """
     parser = make_parser()
-    files = list(takewhile(lambda argument: not argument.startswith("-"), args))
-    args = [*(part for file in files for part in ("--config", file)), *args[len(files) :]]
     try:
-        config = parser.parse_args(args)
+        config = parser.parse_args(files_as_options(args))
         config.pop("config", None)
         pruning = config.clone()
         overrides = pruning.prune.task or {}

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import product, takewhile
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
 from branchprune import environment
+from branchprune.arguments import files_as_options
 from branchprune.cost_child import Row
 from branchprune.cost_models import MODELS, VARIANTS, prepare
 from branchprune.cost_table import summarize, table
@@ -112,9 +113,7 @@ def parse_options(args: Sequence[str]) -> Options:
     parser = ArgumentParser(prog="branchprune cost", exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_class_arguments(Options)
-    files = list(takewhile(lambda argument: not argument.startswith("-"), args))
-    named = [part for file in files for part in ("--config", file)]
-    found = vars(parser.parse_args([*named, *args[len(files) :]]))
+    found = vars(parser.parse_args(files_as_options(args)))
     return Options(**{key: value for key, value in found.items() if key != "config"})
 
 

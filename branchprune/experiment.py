@@ -242,7 +242,7 @@ class _Run:
             "experiment": config.name,
             "method": config.method,
             "preset": config.preset,
-            "dataset": config.data.name or type(config.data).__name__,
+            "dataset": config.dataset,
             "command": self.command,
             "seed": config.seed,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -72,8 +72,7 @@ class Run:
 def _described(*files: Path) -> tuple[str, str, str, str]:
     """Return experiment, method, preset and data set of a configuration."""
     config = parse([*map(str, files), "--output", "unused"])
-    dataset = str(config.data.name or type(config.data).__name__)
-    return config.name, config.method, config.preset, dataset
+    return config.name, config.method, config.preset, config.dataset
 
 
 def all_runs(seeds: int) -> list[Run]:
