@@ -69,6 +69,8 @@ class Pruning:
             )
         if settings.pruner is not None and settings.levels is not None:
             raise PruneError(f"pruner (={settings.pruner!r}) blends nothing: levels: null")
+        if settings.pruner is not None and settings.fit:
+            raise PruneError(f"fit (={settings.fit}): pruner (={settings.pruner!r}) fits nothing")
         self.config, self.example = config, example
         self.narrowing = choose_narrowing(config, example)
 

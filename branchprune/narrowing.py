@@ -16,7 +16,9 @@ from branchprune.checkpoints import load_weights
 from branchprune.collapsing import collapse_with_error
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
+from branchprune.fitting import fit_expand
 from branchprune.lightning import BranchPruning
+from branchprune.lightning.examples import training_inputs
 from branchprune.planning import Plan
 from branchprune.schedules import Schedule
 from branchprune.stages import Stages, student_task
@@ -71,7 +73,7 @@ def choose_narrowing(config: RunConfig, example: Tensor) -> Narrowing:
         return Blending(config, example)
     if settings.pruner is not None:
         return TorchPruning(settings.pruner)
-    return AtOnce(settings.criterion())
+    return AtOnce(settings.criterion(), settings.fit)
 
 
 def reset(module: nn.Module) -> None:
@@ -93,10 +95,13 @@ class AtOnce:
 
     Args:
         init: How the channels are chosen.
+        fit: Training batches on which what remains is fitted to what was there; 0: none.
     """
 
-    def __init__(self, init: Init) -> None:
-        self.init = init
+    def __init__(self, init: Init, fit: int = 0) -> None:
+        if fit < 0:
+            raise PruneError(f"fit (={fit}) must be a number of batches")
+        self.init, self.fit = init, fit
 
     def check(self, planned: Plan) -> None:
         """Nothing is left to be found; see `Narrowing`."""
@@ -106,6 +111,8 @@ class AtOnce:
     ) -> Narrowed:
         """Choose and collapse; see `Narrowing`."""
         blended = attach(wide, planned, self.init)
+        if self.fit:
+            blended = fit_expand(blended, training_inputs(stages.config.data, self.fit))
         blended.alpha = 0.0
         small, error = collapse_with_error(blended)
         return Narrowed(small, planned, error, own_dtype_error(blended, small))
@@ -161,6 +168,7 @@ class Blending:
             thaw_at=settings.thaw_at,
             mixing=settings.mixing,
             matching=settings.matching,
+            fit=settings.fit,
             recalibrate=settings.recalibrate,
             compile=config.compile,
         )

@@ -134,6 +134,8 @@ class PruneConfig:
         opaque: Paths of modules that are not looked into.
         init: "random", the name of a criterion ("l1", …), or its import path.
         calibration: Training batches of which `init` has the gradients, as "taylor" needs.
+        fit: Training batches on which the branch is fitted to what it replaces, by least squares
+            (see `fit_expand`), before it learns; 0: none.
         pruner: Torch-Pruning's "magnitude" or "group_norm" removes the channels instead, at the
             same widths; with `levels: null`.
         sparsify: Train the wide model with a penalty first; null: not.
@@ -167,6 +169,7 @@ class PruneConfig:
     opaque: list[str] = field(default_factory=list)
     init: str = "l1"
     calibration: int = 0
+    fit: int = 0
     pruner: Pruner | None = None
     sparsify: SparsifyConfig | None = None
     levels: dict[str, float] | list[float] | None = field(default_factory=lambda: {"steps": 0.1})

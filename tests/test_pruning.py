@@ -7,14 +7,14 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_lightning import loader
+from test_lightning import loader, trainer
 from test_training_options import TinyVGG
 from torch import nn
 
 import branchprune as bp
 from branchprune.baselines import make_pruner, prune_by
 from branchprune.cli import main
-from branchprune.lightning import ClassificationTask
+from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.narrowing import reset
 from branchprune.results import read_lines
 from branchprune.settings import SparsifyConfig
@@ -175,6 +175,34 @@ def test_a_criterion_is_given_the_gradients_of_training_batches(monkeypatch, go)
         torch.testing.assert_close(a, b)
 
 
+def fitted(dense):
+    """The least-squares fit of the branch, without the pipeline."""
+    blended = bp.attach(dense, bp.plan(dense, EXAMPLE, 0.5), "l1")
+    return bp.fit_expand(blended, [x for x, _ in loader()][:2])
+
+
+def test_a_removal_is_fitted_to_what_it_replaces(go):
+    folder, _, starts = go(AT_ONCE.replace("levels", "fit: 2, levels"))
+    expected = fitted(bp.load(TinyVGG(), folder / "dense.safetensors"))
+    expected.alpha = 0.0
+    assert same(starts[1], bp.collapse(expected).state_dict())
+    plain = go(AT_ONCE, name="plain")[2]
+    assert not same(starts[1], plain[-1])
+
+
+def test_a_fit_needs_a_data_module():
+    pruning = BranchPruning(bp.Schedule((0.5, 0.0)), example=EXAMPLE, fit=2)
+    with pytest.raises(bp.PruneError, match=r"fit \(=2\) needs a data module"):
+        trainer(2, pruning).fit(ClassificationTask(TinyVGG()), loader(), loader())
+
+
+def test_branches_start_from_their_fit(go):
+    folder, _, starts = go("prune: {levels: [0.5, 0.0], fit: 2}\n")
+    expected = fitted(bp.load(TinyVGG(), folder / "dense.safetensors"))
+    expected.alpha = 0.5
+    assert same(starts[1], expected.state_dict())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -186,6 +214,9 @@ def test_a_criterion_is_given_the_gradients_of_training_batches(monkeypatch, go)
         ("budget: {epochs: 9}, levels: null", "nothing is trained"),
         ("finetune: {fresh: true}", "would throw away"),
         ("pruner: magnitude", "levels: null"),
+        ("pruner: magnitude, levels: null, fit: 2", "fit (=2)"),
+        ("fit: -1", "fit (=-1)"),
+        ("fit: -1, levels: null", "fit (=-1)"),
     ],
 )
 def test_settings_that_contradict_each_other(go, capsys, text, message):

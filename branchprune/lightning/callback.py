@@ -14,10 +14,12 @@ from branchprune.branches import Init, attach
 from branchprune.calls import Example, tensors
 from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
+from branchprune.fitting import fit_expand
 from branchprune.lightning.best import BestWeights
 from branchprune.lightning.branch_validation import validate_branch
 from branchprune.lightning.charts import add_charts
-from branchprune.lightning.graft import Graft, find_example
+from branchprune.lightning.examples import data_module, find_example, training_inputs
+from branchprune.lightning.graft import Graft
 from branchprune.lightning.learning_rates import LearningRates
 from branchprune.lightning.optimizers import check_optimizers
 from branchprune.lightning.recent import RecentInputs
@@ -44,13 +46,11 @@ class BranchPruning(Vitals):
     Args:
         schedule: α over the epochs.
         keep: See `plan`.
-        exclude: See `plan`.
-        multiple_of: See `plan`.
-        inside: See `plan`.
-        opaque: See `plan`.
+        exclude, multiple_of, inside, opaque: See `plan`.
         init: See `attach`.
         mixing: See `attach`.
         matching: See `attach`; what it adds is logged as "loss/matching".
+        fit: Training batches of the data module on which `fit_expand` fits the branch; 0: none.
         example: See `plan`; None: the module's `example_input_array`, or the first image of the
             data module's training data.
         target: Path of the network in the LightningModule, "" for its own `forward`; None: its
@@ -90,6 +90,7 @@ class BranchPruning(Vitals):
         init: Init = "l1",
         mixing: Mixing = "sum",
         matching: float = 0.0,
+        fit: int = 0,
         example: Example | None = None,
         target: str | None = None,
         monitor: str | None = None,
@@ -113,7 +114,9 @@ class BranchPruning(Vitals):
         check_mixing(mixing, matching)
         self.schedule, self.keep, self.exclude = schedule, keep, exclude
         self.multiple_of, self.inside, self.opaque = multiple_of, inside, opaque
-        self.init, self.mixing, self.matching = init, mixing, matching
+        if fit < 0:
+            raise PruneError(f"fit (={fit}) must be a number of batches")
+        self.init, self.mixing, self.matching, self.fit = init, mixing, matching, fit
         self.example, self.target = example, target
         self.monitor, self.learning_rate = monitor, learning_rate
         self.compiles, self.collapses = compile, collapse
@@ -149,15 +152,20 @@ class BranchPruning(Vitals):
             inside=self.inside,
             opaque=self.opaque,
         )
-        self.blended = attach(
-            network, self.plan, self.init, mixing=self.mixing, matching=self.matching
-        )
+        self.blended = self._attach(trainer, network, self.plan)
         self.blended.alpha = self.schedule.alpha
         if self.compiles:
             self.blended.compile()
         self._learning = [p for p in self.blended.model.parameters() if p.requires_grad]
         self._graft.insert(self.blended)
         self.macs = 0
+
+    def _attach(self, trainer: Trainer, network: nn.Module, planned: Plan) -> Blended:
+        blended = attach(network, planned, self.init, mixing=self.mixing, matching=self.matching)
+        if not self.fit:
+            return blended
+        data = data_module(trainer, f"fit (={self.fit}) needs a data module")
+        return fit_expand(blended, training_inputs(data, self.fit))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the learning rate starts; put all α curves on one chart."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from branchprune.blended import Blended
-from branchprune.calls import Example
 from branchprune.errors import PruneError
 from branchprune.rules import CONVOLUTIONS, TRANSPOSED
 
@@ -75,24 +72,6 @@ class Graft:
     def _set(self, network: nn.Module) -> None:
         parent, _, name = self.target.rpartition(".")
         setattr(self.module.get_submodule(parent), name, network)
-
-
-def find_example(trainer: Trainer, module: LightningModule) -> Example:
-    """Return the module's `example_input_array`, or the first image of the training data.
-
-    Raises:
-        PruneError: There is neither.
-    """
-    if isinstance(module.example_input_array, Tensor | tuple | dict):
-        return module.example_input_array
-    data: Any = getattr(trainer, "datamodule", None)
-    if data is None:
-        raise PruneError(
-            "example (=None) is needed: neither example_input_array nor a data module is there"
-        )
-    batch = next(iter(data.train_dataloader()))
-    images: Tensor = batch[0] if isinstance(batch, list | tuple) else batch
-    return images[:1]
 
 
 def _find(module: nn.Module) -> str:

@@ -1,0 +1,55 @@
+"""Inputs of a network, taken from the training data."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from branchprune.calls import Example
+from branchprune.errors import PruneError
+
+
+def find_example(trainer: Trainer, module: LightningModule) -> Example:
+    """Return the module's `example_input_array`, or the first image of the training data.
+
+    Raises:
+        PruneError: There is neither.
+    """
+    if isinstance(module.example_input_array, Tensor | tuple | dict):
+        return module.example_input_array
+    missing = "example (=None) is needed: neither example_input_array nor a data module is there"
+    return training_inputs(data_module(trainer, missing), 1)[0][:1]
+
+
+def data_module(trainer: Trainer, missing: str) -> LightningDataModule:
+    """Return the data module of a training.
+
+    Args:
+        trainer: The trainer.
+        missing: What the error says if there is none.
+
+    Raises:
+        PruneError: There is none.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise PruneError(missing)
+    found: LightningDataModule = data
+    return found
+
+
+def training_inputs(data: LightningDataModule, batches: int) -> list[Tensor]:
+    """Return the images of training batches, in the order of an epoch.
+
+    Args:
+        data: The data module, set up.
+        batches: Number of batches, or all of an epoch that has fewer.
+
+    Returns:
+        Tensors of shape (N, C, H, W).
+    """
+    found = islice(data.train_dataloader(), batches)
+    return [batch[0] if isinstance(batch, list | tuple) else batch for batch in found]
