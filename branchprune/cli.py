@@ -63,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(args: list[str], console: Console) -> None:
     from branchprune.experiment import run
 
-    config = _configuration(args)
+    config = _configuration("run", args)
     if config is None:
         return
     result = run(config, shlex.join(["branchprune", "run", *args]), console)
@@ -74,17 +74,17 @@ def _run(args: list[str], console: Console) -> None:
 def _dense(args: list[str], console: Console) -> None:
     from branchprune.experiment import train_dense
 
-    config = _configuration(args)
+    config = _configuration("dense", args)
     if config is not None:
         train_dense(config, console)
 
 
-def _configuration(args: list[str]) -> RunConfig | None:
+def _configuration(command: str, args: list[str]) -> RunConfig | None:
     """Return the configuration of a run; None where help was shown instead."""
     from branchprune.config import help_text, parse
 
     if not args or {"-h", "--help"} & set(args):
-        print(help_text())
+        print(help_text(command))
         return None
     sys.path.insert(0, str(Path.cwd()))  # import paths may lead into the current folder
     return parse(args)

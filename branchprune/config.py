@@ -18,12 +18,18 @@ from branchprune.settings import DenseConfig, MetricConfig, PruneConfig
 TaskFactory = Callable[[nn.Module], LightningModule]
 
 
-def make_parser() -> ArgumentParser:
-    """Return the parser of `branchprune run`."""
+COMMANDS = {
+    "run": "Train, prune, collapse, verify, benchmark, report.",
+    "dense": "Train the dense model of a run.",
+}
+
+
+def make_parser(command: str = "run") -> ArgumentParser:
+    """Return the parser of a command that takes the configuration of a run."""
     parser = ArgumentParser(
-        prog="branchprune run",
+        prog=f"branchprune {command}",
         exit_on_error=False,
-        description="Train, prune, collapse, verify, benchmark, report.",
+        description=COMMANDS[command],
     )
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_argument("--name", type=str, default="run", help="Name of the experiment")
@@ -116,9 +122,9 @@ class RunConfig:
         return str(getattr(self.data, "name", "") or type(self.data).__name__)
 
 
-def help_text() -> str:
-    """Return the help of `branchprune run`, without every module that torch happens to have."""
-    return re.sub(r",\s+known\s+subclasses:[^)]*", "", make_parser().format_help())
+def help_text(command: str) -> str:
+    """Return the help of a command, without every module that torch happens to have."""
+    return re.sub(r",\s+known\s+subclasses:[^)]*", "", make_parser(command).format_help())
 
 
 def parse(args: list[str]) -> RunConfig:

@@ -11,10 +11,13 @@ from typing import Any
 
 from paper_tables import FILES, NOTHING, Paper, folded, paper_table, read_results
 
+from branchprune import compare_config, compare_results, compare_table
 from branchprune.zoo_table import markdown_summary, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
+COMPARISONS = ("vgg16_cifar10", "vgg7_16px", "autoencoder_carla", "autoencoder_carla_cpu")
+"""Comparisons of the README, as configs/compare/ names them."""
 
 
 def table_of_rows(result: dict[str, Any], digits: int) -> str:
@@ -53,6 +56,17 @@ def plan_speed_table(result: dict[str, Any]) -> str:
 def zoo_table(path: Path) -> str:
     """Return the summary of `branchprune zoo`, by family, from its `zoo.csv`."""
     return markdown_summary(read_csv(path))
+
+
+def compare_tables(folder: Path) -> str:
+    """Return the tables of all comparisons of which there are results."""
+    tables = []
+    for name in COMPARISONS:
+        comparison = compare_config.read(ROOT / "configs" / "compare" / f"{name}.yaml")
+        results = compare_results.read(comparison, folder / f"{name}.jsonl")
+        if results.lines:
+            tables.append(compare_table.markdown(results).rstrip())
+    return "\n\n".join(tables)
 
 
 def cost_table(result: dict[str, Any], paper: Paper) -> str:
@@ -175,10 +189,14 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
         ("cost.json",),
         lambda folder: cost_table(_json(folder / "cost.json"), _json(folder / "paper.json")),
     ),
+    "compare": (
+        tuple(f"compare/{name}.jsonl" for name in COMPARISONS),
+        lambda folder: compare_tables(folder / "compare"),
+    ),
 }
 """For each table its files, one of which must be there, and what makes it from their folder."""
 
-OPTIONAL = ("zoo", "plan_speed", "paper", "cost")
+OPTIONAL = ("zoo", "plan_speed", "paper", "cost", "compare")
 """Tables that stay as they are where their result files are missing."""
 
 

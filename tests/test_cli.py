@@ -307,6 +307,8 @@ def test_help(capsys):
     assert main(["run", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--prune.keep" in text and "fraction of the channels" in text.lower()
+    assert main(["dense", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: branchprune dense")
     options = [line for line in text.splitlines() if line.startswith("  --")]
     assert len(options) < 80 and len(text.splitlines()) < 4 * len(options)
 

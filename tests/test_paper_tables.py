@@ -245,7 +245,7 @@ def test_readme_gets_the_blocks_that_have_results(tables, monkeypatch, tmp_path)
     import readme_tables
 
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
-    for name in ("bench", "plan_speed", "zoo"):
+    for name in ("bench", "plan_speed", "zoo", "compare"):
         monkeypatch.delitem(readme_tables.TABLES, name)
     text = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("paper", "cost"))
     assert readme_tables.fill(text) == text
@@ -257,6 +257,26 @@ def test_readme_gets_the_blocks_that_have_results(tables, monkeypatch, tmp_path)
     assert "old" not in filled and f"`{cost()['command']}`" in filled
     changed = filled.replace("26.25", "26.26").replace("4.00×", "4.01×")
     assert readme_tables.fill(changed) == filled != changed
+
+
+def test_comparisons_with_results_are_in_the_readme(tables, tmp_path):
+    import readme_tables
+
+    assert readme_tables.compare_tables(tmp_path) == ""
+    files = (readme_tables.ROOT / "configs" / "compare").glob("*.yaml")
+    named = {path.stem for path in files if "methods:" in path.read_text()}
+    assert named == {*readme_tables.COMPARISONS}
+    line = {
+        **{"experiment": "compare/vgg7_16px", "method": "L1 + fine-tuning", "seed": 0},
+        **{"preset": "equal epochs", "dataset": "CIFAR-10 (JPEG)", "hardware": CPU},
+        **{"versions": {"torch": "2.15.0"}, "commit": "abc1234", "command": "branchprune run it"},
+        **{"date": "2026-01-01T00:00:00+00:00", "metric": "accuracy", "collapse_error": 1e-15},
+        **{"dense": 0.75, "final": 0.7423, "train_macs": 10**12},
+        **{"params_removed": 0.881, "macs_removed": 0.88},
+    }
+    (tmp_path / "vgg7_16px.jsonl").write_text(json.dumps(line) + "\n")
+    found = readme_tables.compare_tables(tmp_path)
+    assert "74.23 (1)" in found and "75.00" in found and "branchprune run it" in found
 
 
 def test_cost_beside_the_paper(tables):

@@ -173,12 +173,13 @@ def test_check_notices_a_changed_figure(monkeypatch):
 
 
 @pytest.mark.parametrize("gone", ["<!-- {} -->", "<!-- /{} -->", "<!-- /?{} -->"])
-@pytest.mark.parametrize("name", ["bench", "plan_speed", "zoo", "paper", "cost"])
+@pytest.mark.parametrize("name", ["bench", "plan_speed", "zoo", "paper", "cost", "compare"])
 def test_a_marker_that_is_missing_is_named(monkeypatch, name, gone):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import readme_tables
 
-    assert {*readme_tables.TABLES} == {"bench", "plan_speed", "zoo", "paper", "cost"}
+    tables = {"bench", "plan_speed", "zoo", "paper", "cost", "compare"}
+    assert {*readme_tables.TABLES} == tables
     said = f"must have <!-- {name} --> and <!-- /{name} -->, once each"
     with pytest.raises(ValueError, match=said):
         readme_tables.fill(re.sub(gone.format(name), "", TEXT))
