@@ -245,9 +245,9 @@ def test_readme_gets_the_blocks_that_have_results(tables, monkeypatch, tmp_path)
     import readme_tables
 
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
-    for name in ("bench", "plan_speed", "zoo", "compare"):
-        monkeypatch.delitem(readme_tables.TABLES, name)
-    text = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("paper", "cost"))
+    some = {name: readme_tables.TABLES[name] for name in ("paper", "cost")}
+    monkeypatch.setattr(readme_tables, "TABLES", some)
+    text = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in some)
     assert readme_tables.fill(text) == text
     write(tmp_path, [in_decibels("at once")])
     filled = readme_tables.fill(text)
