@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from branchprune.json_lines import read_lines
 
-Line = dict[str, Any]
+Line = Mapping[str, Any]
 Paper = Mapping[str, Any]
 
 VGG, AUTOENCODER = "vgg16_cifar10", "autoencoder_carla"

@@ -11,7 +11,9 @@ import yaml
 from PIL import Image
 
 import branchprune as bp
+from branchprune import compare_config
 from branchprune.cli import main
+from branchprune.compare_config import Budget
 from branchprune.config import make_parser
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -32,6 +34,15 @@ def combinations():
                 [folder / f"{path.stem.removesuffix('.cpu')}.yaml"] if ".cpu" in path.name else []
             )
             yield pytest.param(name, [base, *cpu, *before, path], id=f"{name}-{path.stem}")
+
+
+def comparisons():
+    """Yield each comparison that two cores bear with each of its methods."""
+    for path in sorted((CONFIGS / "compare").glob("*.yaml")):
+        if "methods:" in path.read_text() and path.stem.endswith(("_cpu", "_16px")):
+            comparison = compare_config.read(path)
+            for method in comparison.methods.values():
+                yield pytest.param(comparison, method, id=f"{comparison.name}-{method.name}")
 
 
 def draw(path: Path, seed: int, height: int, width: int) -> None:
@@ -93,6 +104,32 @@ def test_every_variant_runs(name, files, folders, tmp_path):
     assert result["experiment"] == name
     assert result["method"] == [each["method"] for each in settings if "method" in each][-1]
     assert result["preset"] == [each["preset"] for each in settings if "preset" in each][-1]
+
+
+@pytest.mark.parametrize(("comparison", "method"), list(comparisons()))
+def test_every_method_of_a_comparison_runs(comparison, method, folders, tmp_path):
+    data = tmp_path / "data.yaml"
+    experiment = comparison.base[0].stem
+    settings = folders[experiment]["init_args"]
+    data.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
+    own = ["--name", comparison.experiment, "--method", method.name]
+    dense = ["--dense.epochs", "1", "--dense.checkpoint", "null"]
+    result = check([*comparison.base, *method.files, data], tmp_path / "run", [*own, *dense])
+    assert result["method"] == method.name and result["dataset"]
+    if "stage" not in method.name:  # of a dry run only the first rounds
+        assert result["cost"]["small"]["params"] < 0.13 * result["cost"]["dense"]["params"]
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "compare").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_files_of_every_comparison_parse(path):
+    if "methods:" not in path.read_text():
+        return
+    comparison = compare_config.read(path)
+    assert comparison.name == path.stem
+    assert all(isinstance(budget, Budget) for budget in comparison.budgets.values())
+    for method in comparison.methods.values():
+        files = [part for f in (*comparison.base, *method.files) for part in ("--config", str(f))]
+        assert make_parser().parse_args([*files, "--output", "unused"]).prune.keep == 0.34375
 
 
 @pytest.mark.parametrize(

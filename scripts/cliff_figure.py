@@ -1,0 +1,93 @@
+"""Draw the cliff at α = 0: the blended model and the branch alone over α.
+
+    python scripts/cliff_figure.py configs/compare/cliff_vgg7_16px.yaml
+
+Scores are those of the validation, at the last epoch of each level; bands span the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from figure_parts import STYLE, finish
+from matplotlib import style
+from matplotlib.figure import Figure
+from paper_tables import Line
+
+from branchprune import compare_config, compare_results
+from branchprune.compare_results import Results
+from branchprune.errors import PruneError
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+PANELS = {"val": "blended model", "branch": "branch alone"}
+
+
+def scores_by_level(run: Line, key: str) -> dict[float, float]:
+    """Return the score at the last epoch of each level of α.
+
+    Args:
+        run: A line of results.
+        key: "val": of the blended model; "branch": of the branch alone, which at α = 0 is the
+            same.
+    """
+    return {round(p["alpha"], 6): p.get(key, p["val"]) for p in run["curve"]}
+
+
+def cliff(results: Results) -> Figure:
+    """Draw a comparison in which every method blends.
+
+    Args:
+        results: At least one line.
+
+    Raises:
+        PruneError: A run did not blend.
+    """
+    figure = Figure((8.4, 3.8))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
+        for colour, outcome in zip(COLOURS, results.outcomes(), strict=False):
+            curves = [scores_by_level(run, key) for run in outcome.lines]
+            xs, means, lows, highs = _spread(outcome.method, curves)
+            axes.plot(xs, means, color=colour, marker="o", ms=2.5, label=outcome.method)
+            axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, lw=0)
+        dense = [run["val"]["dense"] for run in results.lines]
+        axes.axhline(sum(dense) / len(dense), color="#666666", lw=1, ls="--", label="dense model")
+        axes.set(title=title, xlabel="α")
+        axes.invert_xaxis()
+    panels[0].set(ylabel=f"validation {results.comparison.metric.label}")
+    finish(figure, panels, results.lines)
+    return figure
+
+
+def _spread(method: str, curves: Sequence[Mapping[float, float]]) -> list[list[float]]:
+    """Return the levels of α, and mean, least and largest score at each."""
+    levels = sorted({level for curve in curves for level in curve}, reverse=True)
+    if not levels:
+        raise PruneError(f"{method} has no curve: it does not blend")
+    columns = [[curve[level] for curve in curves if level in curve] for level in levels]
+    return [levels, *([f(x) for x in columns] for f in (lambda x: sum(x) / len(x), min, max))]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse the command line and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--results", type=Path, help="default: scripts/results/compare/NAME.jsonl")
+    parser.add_argument("--output", type=Path, help="default: scripts/figures/NAME.png")
+    options = parser.parse_args(args)
+    comparison = compare_config.read(options.config)
+    path = options.results or ROOT / "scripts/results/compare" / f"{comparison.name}.jsonl"
+    results = compare_results.read(comparison, path)
+    if not results.lines:
+        raise SystemExit(f"no results of {comparison.name} in {path}")
+    output = options.output or ROOT / "scripts/figures" / f"{comparison.name}.png"
+    with style.context(["default", STYLE]):
+        cliff(results).savefig(output, metadata={"Software": None})
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

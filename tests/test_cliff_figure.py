@@ -1,0 +1,67 @@
+"""The figure of the cliff at α = 0."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from branchprune.errors import PruneError
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "compare" / "cliff_vgg7_16px.yaml"
+
+
+def line(method, seed, scores):
+    """A line of results with two epochs a level; scores are those of the last."""
+    curve = []
+    for alpha, val, branch in scores:
+        curve.append({"epoch": len(curve), "alpha": alpha, "val": 0.01, "branch": 0.02})
+        curve.append({"epoch": len(curve), "alpha": alpha, "val": val, "branch": branch})
+    curve.append({"epoch": len(curve), "alpha": 0.0, "val": scores[-1][2]})
+    return {
+        **{"experiment": "compare/cliff_vgg7_16px", "preset": "equal epochs", "seed": seed},
+        **{"method": method, "dataset": "CIFAR-10", "metric": "accuracy", "date": "2026"},
+        **{"curve": curve, "val": {"dense": 0.75}},
+    }
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import cliff_figure
+
+    return cliff_figure
+
+
+def test_last_epochs_of_the_levels_and_the_span_of_the_seeds(figure, tmp_path):
+    results = tmp_path / "r.jsonl"
+    lines = [
+        line("weighted sum", 0, [(0.5, 0.7, 0.1), (0.1, 0.6, 0.2)]),
+        line("weighted sum", 1, [(0.5, 0.6, 0.3), (0.1, 0.5, 0.4)]),
+        line("drawn by group", 0, [(0.5, 0.5, 0.5), (0.1, 0.5, 0.6)]),
+    ]
+    results.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    output = tmp_path / "cliff.png"
+    figure.main([str(CONFIG), "--results", str(results), "--output", str(output)])
+    assert output.read_bytes().startswith(b"\x89PNG")
+    from branchprune import compare_config, compare_results
+
+    drawn = figure.cliff(compare_results.read(compare_config.read(CONFIG), results))
+    for axes, means in zip(drawn.axes, ((0.65, 0.55, 0.3), (0.2, 0.3, 0.3)), strict=True):
+        first, second, dense = axes.get_lines()
+        assert first.get_xdata() == pytest.approx([0.5, 0.1, 0.0])
+        assert first.get_ydata() == pytest.approx(means)
+        assert (first.get_label(), second.get_label()) == ("weighted sum", "drawn by group")
+        assert dense.get_ydata() == pytest.approx([0.75, 0.75])
+        assert axes.xaxis_inverted()
+
+
+def test_a_run_that_does_not_blend_is_named(figure, tmp_path):
+    results = tmp_path / "r.jsonl"
+    results.write_text(
+        json.dumps(line("weighted sum", 0, [(0.5, 0.7, 0.1)]) | {"curve": []}) + "\n"
+    )
+    with pytest.raises(PruneError, match="weighted sum has no curve"):
+        figure.main([str(CONFIG), "--results", str(results), "--output", str(tmp_path / "c.png")])
+    with pytest.raises(SystemExit, match="no results of cliff_vgg7_16px"):
+        figure.main([str(CONFIG), "--results", str(tmp_path / "none.jsonl")])
