@@ -17,6 +17,7 @@ from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.gradients import accumulate_gradients
 from branchprune.lightning import Vitals
+from branchprune.lightning.averaging import averaging
 from branchprune.narrowing import Narrowed, choose_narrowing, reset
 from branchprune.planning import Plan, plan
 from branchprune.sparsifying import make_penalty, sparsify
@@ -141,7 +142,8 @@ class Pruning:
         task = student_task(self.config.prune_task, dense, small)
         if self.config.compile:
             small.compile()
-        stages.fit(stage, task, 1 if self.config.fast else settings.epochs, Vitals())
+        epochs, average = settings.epochs, averaging(self.config.prune.average)
+        stages.fit(stage, task, 1 if self.config.fast else epochs, Vitals(), *average)
         small = copied(small).cpu()  # a copy is not compiled
         save(small, path)
         stages.finish(stage)

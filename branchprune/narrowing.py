@@ -18,6 +18,7 @@ from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.fitting import fit_expand
 from branchprune.lightning import BranchPruning
+from branchprune.lightning.averaging import averaging
 from branchprune.lightning.examples import training_inputs
 from branchprune.planning import Plan
 from branchprune.schedules import Schedule
@@ -148,6 +149,12 @@ class Blending:
 
     def __init__(self, config: RunConfig, example: Tensor) -> None:
         self.config, self.example = config, example
+        settings = config.prune
+        if settings.average and settings.restore_best:
+            raise PruneError(
+                f"average (={settings.average}) and restore_best (=true) exclude each other: both "
+                "say which weights are kept"
+            )
         self._callback()  # finds what is wrong
 
     def _callback(self) -> BranchPruning:
@@ -190,7 +197,8 @@ class Blending:
             return Narrowed(small, planned, collapse_error, own_error, found["scores"])
         callback = self._callback()
         task = student_task(self.config.prune_task, dense, wide)
-        trainer = stages.fit(stage, task, callback.schedule.max_epochs, callback)
+        average = averaging(self.config.prune.average)
+        trainer = stages.fit(stage, task, callback.schedule.max_epochs, callback, *average)
         assert callback.small is not None and callback.blended is not None
         assert callback.collapse_error is not None
         blended, small = deepcopy(callback.blended), callback.small.cpu()  # a copy is not compiled

@@ -154,6 +154,8 @@ class PruneConfig:
         thaw_at: α at and below which the original layers learn: 1: from the start; null: never.
         mixing: "sum", or sampled by "group", "step" or "sample"; see `attach`.
         matching: Weight of the feature matching; see `attach`.
+        average: Decay of an exponential moving average of the weights over the steps, which is what
+            is validated and kept, of the blended as of the small model; 0: none.
         finetune: Train the small model after the collapse; null: not.
         rounds: Prune in rounds, each from the small model of the one before; null: once.
         budget: What all of this may cost: decides `final_hold`, or the epochs of `finetune`.
@@ -184,6 +186,7 @@ class PruneConfig:
     thaw_at: float | None = 1.0
     mixing: Mixing = "sum"
     matching: float = 0.0
+    average: float = 0.0
     finetune: FinetuneConfig | None = None
     rounds: RoundsConfig | None = None
     budget: BudgetConfig | None = None

@@ -1,0 +1,61 @@
+"""An exponential moving average of the weights, which is what is validated and kept."""
+
+from __future__ import annotations
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import EMAWeightAveraging
+
+from branchprune.blended import Blended
+from branchprune.errors import PruneError
+
+
+class WeightAverage(EMAWeightAveraging):
+    """Lightning's average of the weights, for networks that may be blended.
+
+    The average takes its place before the branch alone is validated; α itself is not averaged.
+    Give it to the trainer behind `BranchPruning`, which has to attach the branches first.
+
+    Args:
+        decay: Share of the average that a step keeps, in (0, 1).
+
+    Raises:
+        PruneError: `decay` is not in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise PruneError(f"average (={decay}) must be in (0, 1)")
+        super().__init__(decay=decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in the place of the weights."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        _restore_alphas(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do nothing: the average is there already."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do nothing: the average stays until all is validated."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights back."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        _restore_alphas(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the average."""
+        super().on_train_end(trainer, pl_module)
+        _restore_alphas(pl_module)
+
+
+def averaging(decay: float) -> list[WeightAverage]:
+    """Return the callbacks that average with a decay; none if it is 0."""
+    return [WeightAverage(decay)] if decay else []
+
+
+def _restore_alphas(module: LightningModule) -> None:
+    """Give blended models α as it was set: the average holds one of its past."""
+    for blended in module.modules():
+        if isinstance(blended, Blended):
+            blended.alpha = blended.alpha

@@ -1,0 +1,128 @@
+"""The moving average of the weights against one that is computed step by step."""
+
+from functools import partial
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from test_lightning import loader
+from test_lightning import trainer as any_trainer
+from test_pruning import EXAMPLE
+from test_resume import check_same, go
+from test_training_options import TinyVGG
+
+import branchprune as bp
+from branchprune.lightning import BranchPruning, ClassificationTask
+from branchprune.lightning.averaging import WeightAverage
+
+DECAY = 0.7
+trainer = partial(any_trainer, num_sanity_val_steps=0)
+
+
+def parameters(module):
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def moved(average, weights):
+    """The average after one more step."""
+    if average is None:
+        return weights
+    return {n: DECAY * average[n] + (1 - DECAY) * weights[n] for n in weights}
+
+
+class Watch(Callback):
+    """Averages by itself, and compares with what is validated."""
+
+    def __init__(self, network):
+        self.network, self.average, self.compared, self.alphas = network, None, 0, []
+
+    def on_train_batch_end(self, *_):
+        self.average = moved(self.average, parameters(self.network()))
+        self.weights = parameters(self.network())
+
+    def on_validation_batch_start(self, *_):
+        for name, value in parameters(self.network()).items():
+            torch.testing.assert_close(value, self.average[name])
+        alpha = getattr(self.network(), "alpha", {})
+        self.alphas.append(set(alpha.values()))
+        if alpha:
+            torch.testing.assert_close(
+                self.network().alphas.tolist(), [*alpha.values()], rtol=0, atol=1e-6
+            )
+        self.compared += 1
+
+    def on_train_epoch_end(self, *_):
+        for name, value in parameters(self.network()).items():
+            assert torch.equal(value, self.weights[name])
+
+
+def same(network, average):
+    for name, value in parameters(network).items():
+        torch.testing.assert_close(value, average[name])
+
+
+def test_what_is_validated_and_kept_is_the_average():
+    torch.manual_seed(0)
+    task = ClassificationTask(TinyVGG(), learning_rate=0.05)
+    watch = Watch(lambda: task.model)
+    trainer(3, watch, WeightAverage(DECAY)).fit(task, loader(), loader())
+    assert watch.compared == 9
+    same(task.model, watch.average)
+    assert any(not torch.equal(v, watch.weights[n]) for n, v in parameters(task.model).items())
+
+
+def test_blended_weights_are_averaged_and_alpha_is_not():
+    torch.manual_seed(0)
+    pruning = BranchPruning(
+        bp.Schedule((0.6, 0.3, 0.0)), example=EXAMPLE, monitor="metric/val_acc_branch"
+    )
+    task = ClassificationTask(TinyVGG(), learning_rate=0.05)
+    watch = Watch(lambda: pruning.blended)
+    trainer(3, pruning, watch, WeightAverage(DECAY)).fit(task, loader(), loader())
+    assert watch.alphas == [{0.6}] * 3 + [{0.3}] * 3 + [{0.0}] * 3
+    same(pruning.blended, watch.average)
+    assert set(pruning.blended.alpha.values()) == {0.0} and not pruning.blended.alphas.any()
+    assert pruning.small is not None and pruning.collapse_error < 1e-10
+
+
+def test_the_branch_alone_is_that_of_the_average():
+    torch.manual_seed(0)
+    pruning = BranchPruning(bp.Schedule((0.5, 0.0)), example=EXAMPLE, recalibrate=0)
+    task, found = ClassificationTask(TinyVGG(), learning_rate=0.05), []
+
+    class Score(Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            with pruning.blended.branch_only():
+                outputs = [(pruning.blended(x).argmax(1) == y).float().mean() for x, y in loader()]
+            found.append(float(torch.stack(outputs).mean()))
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            logged = trainer.callback_metrics["metric/val_acc_branch"]
+            assert float(logged) == pytest.approx(found[-1])
+
+    trainer(2, pruning, Score(), WeightAverage(DECAY)).fit(task, loader(), loader())
+    assert len(found) == 2
+
+
+AVERAGED = "prune: {restore_best: false, average: 0.7, finetune: {epochs: 2}}\n"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return go(tmp_path_factory.mktemp("whole"), "whole", more=AVERAGED)
+
+
+@pytest.mark.parametrize("kills", [[14], [23, 5], [41], [53]])
+def test_a_killed_run_goes_on_with_its_average(kills, whole, tmp_path):
+    run = partial(go, tmp_path, "killed", more=AVERAGED)
+    run(kill=kills[0])
+    for kill in kills[1:]:
+        run("--resume", kill=kill)
+    check_same(whole, run("--resume"), ["dense", "prune", "finetune"])
+
+
+@pytest.mark.parametrize("text", ["average: 1.5, restore_best: false", "average: 0.9"])
+def test_settings_that_make_no_sense(text, tmp_path, capsys):
+    with pytest.raises(AssertionError):
+        go(tmp_path, "run", more=f"prune: {{{text}}}\n")
+    assert f"average (={text[9:12]})" in " ".join(capsys.readouterr().err.split())
