@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -13,7 +10,6 @@ from typing import Any, Literal
 from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from branchprune import environment
@@ -26,16 +22,15 @@ from branchprune.json_lines import read_object, write_whole
 from branchprune.lightning import Vitals
 from branchprune.lightning.quiet import quiet_lightning
 from branchprune.methods import Pruned, Pruning
+from branchprune.metrics_table import read_metrics
 from branchprune.planning import Plan
 from branchprune.profiling import count_params, measure_latency, peak_memory
-from branchprune.report import read_metrics, write_report
+from branchprune.report import write_report
 from branchprune.results import add_line
 from branchprune.runfolder import check_folder, make_folder
 from branchprune.stages import Stages
+from branchprune.unwritable import unwritable_named
 from branchprune.verification import TOLERANCE
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors that say of themselves that a file could not be written."""
 
 
 def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
@@ -58,7 +53,7 @@ def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
             loss became NaN (the last good checkpoint is named), or the disk is full.
     """
     run = _Run(config, command, console, Stages(config, console), environment.commit())
-    with _writing(config):
+    with unwritable_named(config.output):
         return run.run()
 
 
@@ -78,24 +73,8 @@ def train_dense(config: RunConfig, console: Console) -> dict[str, float]:
         PruneError: See `run`.
     """
     run = _Run(config, "", console, Stages(config, console), environment.commit())
-    with _writing(config):
+    with unwritable_named(config.output):
         return run.train_dense()
-
-
-@contextmanager
-def _writing(config: RunConfig) -> Iterator[None]:
-    """Turn the errors of a full or read-only disk into one that names the file."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in UNWRITABLE:
-            raise
-        path = getattr(error, "filename", None) or f"output folder {config.output}"
-        reason = getattr(error, "strerror", None) or error
-        raise PruneError(
-            f"{path} cannot be written: {reason}; what was written before is kept "
-            "(--resume continues)"
-        ) from error
 
 
 @dataclass

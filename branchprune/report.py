@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from branchprune import plots
 from branchprune.errors import PruneError
 from branchprune.json_lines import write_whole
+from branchprune.metrics_table import read_metrics
 
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {
@@ -103,31 +103,6 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_whole(path, text)
     return path
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the `metrics.csv` of Lightning's CSVLogger: one dictionary an epoch, in their order.
-
-    The logger writes several rows an epoch with most cells empty; the last value that is there
-    counts. A row without an epoch (`LearningRateMonitor` writes them when an epoch starts)
-    belongs to the next one that has it; after the last of those it is left out.
-
-    Raises:
-        PruneError: The file is missing, or a cell is not a number.
-    """
-    if not path.is_file():
-        raise PruneError(f"{path}: there is no such file")
-    epochs: dict[float, dict[str, float]] = {}
-    waiting: dict[str, float] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, cells in enumerate(csv.DictReader(file), start=2):
-            for column, cell in cells.items():
-                if cell:
-                    waiting[column] = _number(cell, f"{path}, line {line}: column {column!r}")
-            if cells.get("epoch"):
-                epochs.setdefault(waiting["epoch"], {}).update(waiting)
-                waiting = {}
-    return [epochs[epoch] for epoch in sorted(epochs)]
 
 
 def compare(result: Mapping[str, Any]) -> list[Row]:
@@ -253,13 +228,6 @@ def _check(value: Any, shape: Any, key: str, path: Path) -> None:
     elif isinstance(shape, list):
         for i, item in enumerate(value):
             _check(item, shape[0], f"{key}[{i}]", path)
-
-
-def _number(cell: Any, where: str) -> float:
-    try:
-        return float(cell)
-    except (TypeError, ValueError) as error:
-        raise PruneError(f"{where} (={cell!r}) must be a number") from error
 
 
 def _score_row(result: Mapping[str, Any], split: str) -> Row:

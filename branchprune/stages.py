@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from branchprune.errors import PruneError
 from branchprune.json_lines import read_object, write_whole
 from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
 from branchprune.lightning.epoch_checkpoint import find_checkpoint
+from branchprune.metrics_table import earlier_rows, table_text
 
 Split = Literal["val", "test"]
 
@@ -92,11 +91,11 @@ class Stages:
         rows: list[dict[str, str]] = []
         if checkpoint is not None:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            rows = _earlier_rows(kept if kept.exists() else table, state["epoch"])
+            rows = earlier_rows(kept if kept.exists() else table, state["epoch"])
             purge = state["global_step"]
         names = sorted({name for row in rows for name in row})
         if rows:
-            write_whole(kept, _table(rows, names))
+            write_whole(kept, table_text(rows, names))
         else:
             kept.unlink(missing_ok=True)
         csv_logger = CSVLogger(output, name="", version=stage)
@@ -221,23 +220,3 @@ def student_task(make: TaskFactory, dense: nn.Module, small: nn.Module) -> Light
     for name in places:
         task.set_submodule(name, small)
     return task
-
-
-def _earlier_rows(path: Path, epoch: int) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv that were written before an epoch began."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n")]  # a full disk tears the last one
-    rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(lines)]
-    before = [i for i, row in enumerate(rows) if float(row.get("epoch", "inf")) < epoch]
-    return rows[: before[-1] + 1] if before else []
-
-
-def _table(rows: list[dict[str, str]], names: list[str]) -> str:
-    """Return rows as the text of a metrics.csv."""
-    text = StringIO(newline="")
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from branchprune.errors import PruneError
+from branchprune.metrics_table import read_metrics
 from branchprune.plots import alpha_courses, blending
-from branchprune.report import read_metrics, write_report
+from branchprune.report import write_report
 
 Result = dict[str, Any]
 Make = Callable[..., str]

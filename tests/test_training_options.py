@@ -11,8 +11,8 @@ from test_lightning import loader, network, trainer
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.lightning import BranchPruning, ClassificationTask
+from branchprune.metrics_table import read_metrics
 from branchprune.models import VGG
-from branchprune.report import read_metrics
 from branchprune.settings import MetricConfig, PruneConfig
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
