@@ -16,7 +16,10 @@ from branchprune.zoo_table import markdown_summary, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
-COMPARISONS = ("vgg16_cifar10", "vgg7_16px", "autoencoder_carla", "autoencoder_carla_cpu")
+COMPARISONS = (
+    *("vgg16_cifar10", "vgg7_16px", "cliff_vgg7_16px", "ablations_vgg7_16px"),
+    *("autoencoder_carla", "autoencoder_carla_cpu"),
+)
 """Comparisons of the README, as configs/compare/ names them."""
 
 
