@@ -96,7 +96,7 @@ class _Counter:
 
     def cost(self, what: What) -> float:
         """Return the cost of an epoch."""
-        key = _kind(what)
+        key = _kind(what), self._is_frozen(what)
         if key not in self.known:
             task = student_task(self.config.prune_task, self.dense, self._model(what))
             self.known[key] = float(self.stages.epoch_macs(task))
@@ -109,9 +109,22 @@ class _Counter:
             blended = attach(self.dense, what)
             blended.alpha = 0.0
             return collapse(blended)
-        blended = attach(self.dense, self.planned)
+        settings = self.config.prune
+        blended = attach(
+            self.dense, self.planned, mixing=settings.mixing, matching=settings.matching
+        )
         blended.alpha = what
+        if self._is_frozen(what):
+            blended.model.requires_grad_(False)
         return blended
+
+    def _is_frozen(self, what: What) -> bool:
+        """Return whether the original layers do not learn."""
+        if not isinstance(what, float | dict):
+            return False
+        highest = max(what.values()) if isinstance(what, dict) else what
+        thaw_at = self.config.prune.thaw_at
+        return thaw_at is None or highest > thaw_at
 
 
 def _kind(what: What) -> Any:

@@ -112,8 +112,10 @@ def _notes(results: Results) -> str:
     dense = f": {macs:.3g} in {results.trained['record']['epochs']} epochs" if macs else ""
     note = (
         "Test scores of the small models: mean ± sample standard deviation of n seeds; the best at "
-        "the last budget first. *Compute*: multiply-adds of everything behind the dense training, "
-        f"as a multiple of those of the dense training{dense}."
+        "the last budget first. *Compute*: multiply-adds of all training steps behind the dense "
+        f"training, those of a teacher included, as a multiple of the dense training's{dense}. "
+        "Gradients for a criterion and least squares are not in it, nor in the budgets: a few "
+        "epochs of the small model."
     )
     others = f" {results.others} more lines are of runs that the configuration does not name."
     return note + (others if results.others else "")

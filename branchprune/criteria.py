@@ -27,16 +27,20 @@ class GroupWeights:
         producers: For each layer that makes the channels, its weight as a (C, n) matrix: row c
             makes channel c.
         norms: For each norm that scales the channels, its weight, shape (C,).
+        biases: The biases of these layers and norms, those there are, shape (C, n).
         producer_gradients: The gradient of each of `producers`, None where there is none.
         norm_gradients: The gradient of each of `norms`, None where there is none.
+        bias_gradients: The gradient of each of `biases`, None where there is none.
     """
 
     name: str
     width: int
     producers: tuple[Tensor, ...]
     norms: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...] = ()
     producer_gradients: tuple[Tensor | None, ...] = ()
     norm_gradients: tuple[Tensor | None, ...] = ()
+    bias_gradients: tuple[Tensor | None, ...] = ()
 
 
 Criterion = Callable[[GroupWeights], Tensor]
@@ -88,9 +92,10 @@ def taylor(group: GroupWeights) -> Tensor:
     """Return how much the loss changes without each channel (Molchanov et al., 2019, eq. 8).
 
     It is `(Σ w · ∂L/∂w)²`, to first order, over all weights of a channel together: its rows in
-    every layer that makes it, and its scale in every norm. (Before a norm that is in training
-    mode the rows alone add up to 0, since the norm undoes their scale.) The gradients are those
-    of the model that `attach` is given; a weight without one counts as 0.
+    every layer that makes it, its scale in every norm, and their biases. (Before a norm that is
+    in training mode the rows alone add up to 0, since the norm undoes their scale.) The gradients
+    are those of the model that `attach` is given, of several batches their sum; a weight without
+    one counts as 0.
 
     Args:
         group: The weights and their gradients.
@@ -101,9 +106,10 @@ def taylor(group: GroupWeights) -> Tensor:
     Raises:
         PruneError: There are no gradients.
     """
-    weights = [*group.producers, *(scale[:, None] for scale in group.norms)]
+    weights = [*group.producers, *(scale[:, None] for scale in group.norms), *group.biases]
     gradients = [*group.producer_gradients]
     gradients += [None if g is None else g[:, None] for g in group.norm_gradients]
+    gradients += group.bias_gradients
     changes = [
         (weight.double() * gradient).sum(1)
         for weight, gradient in zip(weights, gradients, strict=False)
@@ -164,14 +170,24 @@ def group_weights(
         index: The group.
         graded: The same model with the gradients, which copies lack.
     """
-    producers, norms = [], []
-    producer_gradients, norm_gradients = [], []
+    producers, norms, biases = [], [], []
+    producer_gradients, norm_gradients, bias_gradients = [], [], []
+
+    def add_bias(name: str, start: int, piece: Piece) -> None:
+        bias = getattr(model.get_submodule(name), "bias", None)
+        if isinstance(bias, Tensor):
+            gradient = _gradient(graded, name, "bias")
+            biases.append(_entries(bias.detach(), start, piece))
+            found = None if gradient is None else _entries(gradient, start, piece)
+            bias_gradients.append(found)
+
     for layer in structure.linears.values():
         module, gradient = model.get_submodule(layer.name), _gradient(graded, layer.name)
         for start, piece in _runs(layer.outputs, index):
             producers.append(_rows(module, None, start, piece))
             rows = None if gradient is None else _rows(module, gradient, start, piece)
             producer_gradients.append(rows)
+            add_bias(layer.name, start, piece)
     for other in structure.channelwise.values():
         module, gradient = model.get_submodule(other.name), _gradient(graded, other.name)
         weight = None if isinstance(module, nn.PReLU) else getattr(module, "weight", None)
@@ -181,20 +197,29 @@ def group_weights(
                     norms.append(weight.detach().narrow(0, start, piece.width))
                     scale = None if gradient is None else gradient.narrow(0, start, piece.width)
                     norm_gradients.append(scale)
+                    add_bias(other.name, start, piece)
     group = structure.groups[index]
-    gradients = (tuple(producer_gradients), tuple(norm_gradients))
-    return GroupWeights(group.name, group.width, tuple(producers), tuple(norms), *gradients)
+    return GroupWeights(
+        group.name,
+        group.width,
+        *(tuple(producers), tuple(norms), tuple(biases)),
+        *(tuple(producer_gradients), tuple(norm_gradients), tuple(bias_gradients)),
+    )
 
 
-def _gradient(graded: nn.Module, name: str) -> Tensor | None:
+def _gradient(graded: nn.Module, name: str, which: str = "weight") -> Tensor | None:
     # A weight that is computed, as by spectral_norm, changes the model where it is read.
-    weight = graded.get_submodule(name)._parameters.get("weight")
+    weight = graded.get_submodule(name)._parameters.get(which)
     return None if weight is None or weight.grad is None else weight.grad.detach()
 
 
 def _rows(module: nn.Module, gradient: Tensor | None, start: int, piece: Piece) -> Tensor:
     rows = rows_by_output(module, gradient).narrow(0, start, piece.size)
     return rows.reshape(piece.width, -1)
+
+
+def _entries(vector: Tensor, start: int, piece: Piece) -> Tensor:
+    return vector.narrow(0, start, piece.size).reshape(piece.width, -1)
 
 
 def _runs(pieces: Pieces, group: int) -> Iterator[tuple[int, Piece]]:

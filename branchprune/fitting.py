@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchprune.blended import Blended, updates
-from branchprune.calls import Example, example_inputs, tensors
+from branchprune.calls import Example, example_inputs, on_device, tensors
 from branchprune.ends import EndPiece, Expand
 from branchprune.errors import PruneError
 from branchprune.recalibration import Inputs
@@ -56,7 +56,7 @@ def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4
         raise PruneError(f"ridge (={ridge!r}) must be a number of at least 0")
     if isinstance(batches, Tensor):
         raise PruneError("batches must be several inputs of forward, such as [batch]")
-    inputs = [example_inputs(batch) for batch in batches]
+    inputs = [example_inputs(on_device(batch, blended)) for batch in batches]
     if not inputs:
         raise PruneError("batches is empty: the ends are fitted on at least one")
     fitted = copy.deepcopy(blended)

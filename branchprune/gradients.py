@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
+from branchprune.calls import on_device
 from branchprune.errors import PruneError
 
 
@@ -27,7 +28,7 @@ def accumulate_gradients(task: LightningModule, data: LightningDataModule, batch
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*self.trainer. reference is not registered.*")
         for index, batch in zip(range(batches), data.train_dataloader(), strict=False):
-            output = task.training_step(batch, index)
+            output = task.training_step(on_device(batch, task), index)
             loss = output["loss"] if isinstance(output, Mapping) else output
             if not isinstance(loss, Tensor):
                 kind = type(task).__name__

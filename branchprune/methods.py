@@ -64,6 +64,10 @@ class Pruning:
                 f"budget: what rounds cost is not known before, unless gradual (={rounds.gradual}) "
                 f"is true, and max_drop (={rounds.max_drop}) and levels are null"
             )
+        if settings.budget and settings.budget.train_macs and settings.mixing == "step":
+            raise PruneError(
+                "budget.train_macs: what an epoch costs depends on what mixing (='step') draws"
+            )
         if settings.finetune and settings.finetune.fresh and settings.levels is not None:
             raise PruneError(
                 "finetune.fresh (=true) would throw away what is blended: levels: null"
@@ -81,6 +85,8 @@ class Pruning:
         student_task(self.config.prune_task, model, model)
         planned = self._plan(model)
         self.narrowing.check(planned)
+        if self.config.prune.finetune and self.config.prune.finetune.fresh:
+            copied(model).apply(reset)
         if sparse is not None:
             make_penalty(sparse, copied(model), planned)
         return planned

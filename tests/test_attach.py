@@ -250,16 +250,18 @@ def test_geometric_median_by_loops() -> None:
 
 
 def test_taylor_by_hand() -> None:
-    """(3·1 − 4·2 + 2·5 + 0.5·4)² and (1·1 + 0·1 − 2·1 − 1·1)²; what has no gradient counts as 0."""
+    """(3·1 − 4·2 + 2·5 + 0.5·4 + 6·1)² and (1·1 + 0·1 − 2·1 − 1·1 + 2·3)²; no gradient is 0."""
     group = group_of(
         *(torch.tensor([[3.0, -4.0], [1.0, 0.0]]), torch.tensor([[2.0], [-2.0]]), torch.ones(2, 1)),
         norms=[torch.tensor([0.5, -1.0])],
+        biases=(torch.tensor([[6.0], [2.0]]), torch.ones(2, 1)),
         producer_gradients=(
             *(torch.tensor([[1.0, 2.0], [1.0, 1.0]]), torch.tensor([[5.0], [1.0]]), None),
         ),
         norm_gradients=(torch.tensor([4.0, 1.0]),),
+        bias_gradients=(torch.tensor([[1.0], [3.0]]), None),
     )
-    assert taylor(group).tolist() == [49.0, 4.0]
+    assert taylor(group).tolist() == [169.0, 16.0]
 
 
 def grown(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> nn.Sequential:
@@ -282,9 +284,8 @@ def test_taylor_reads_the_gradients_of_the_model() -> None:
     loss = torch.zeros(())
     for seed in range(2):
         x = torch.randn(IMAGE, generator=torch.Generator().manual_seed(seed))
-        z = (model[0](x) - model[0].bias[:, None, None]) * gates[0] + model[0].bias[:, None, None]
-        z = model[2](z.tanh()) - model[2].bias[:, None, None]
-        loss = loss + model[4]((z * gates[1] + model[2].bias[:, None, None]).tanh()).square().mean()
+        z = model[2]((model[0](x) * gates[0]).tanh())
+        loss = loss + model[4]((z * gates[1]).tanh()).square().mean()
     first, second = (g.flatten().square() for g in torch.autograd.grad(loss, gates))
     chosen = blended.reduce.get_submodule("0").weights[0].argmax(1)
     wanted = torch.cat([best(half, 2) + 4 * i for i, half in enumerate(first.chunk(2))])
@@ -314,10 +315,30 @@ def test_taylor_sees_a_flattened_norm_and_a_frozen_layer() -> None:
         pairs = [
             *zip(group.producers, group.producer_gradients, strict=True),
             *zip(group.norms, group.norm_gradients, strict=True),
+            *zip(group.biases, group.bias_gradients, strict=True),
         ]
         assert all(g is None or g.shape == w.shape for w, g in pairs)
     assert [g is None for g in seen["0"].producer_gradients] == [False, True, False]
     assert torch.equal(seen["0"].norm_gradients[0], model[1].weight.grad)
+
+
+def test_taylor_of_a_norm_in_training_mode_is_that_of_a_gate_behind_it() -> None:
+    model = scramble(
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    )
+    x, gate = torch.randn(IMAGE), torch.ones(1, 6, 1, 1, requires_grad=True)
+    model.train()(x).square().mean().backward()
+    seen: list[Tensor] = []
+
+    def keep(group: GroupWeights) -> Tensor:
+        seen.append(taylor(group))
+        return seen[-1]
+
+    attached(model.eval(), init=keep)
+    model.train()
+    loss = model[3](model[2](model[1](model[0](x)) * gate)).square().mean()
+    expected = torch.autograd.grad(loss, gate)[0].flatten().square()
+    torch.testing.assert_close(seen[0].float(), expected, rtol=1e-3, atol=1e-9)
 
 
 def test_taylor_needs_gradients() -> None:

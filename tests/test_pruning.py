@@ -32,6 +32,17 @@ dense: {epochs: 2}
 AT_ONCE = "prune: {levels: null, finetune: {epochs: 3}}\n"
 
 
+class OwnParameter(TinyVGG):
+    """Holds a parameter that nothing can draw anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
 class Seen(ClassificationTask):
     """Notes the state of the network at the start of every training."""
 
@@ -123,6 +134,8 @@ def test_a_budget_of_epochs_is_spent_to_the_last(go, text, epochs):
     [
         "levels: null, finetune: {}",
         "levels: [0.5, 0.0], hold: 2",
+        "levels: [0.5, 0.2, 0.0], hold: 2, thaw_at: null",
+        "levels: [0.5, 0.2, 0.0], hold: 2, thaw_at: 0.2, mixing: group, matching: 0.5",
         "levels: [0.5, 0.0], order: [features.0, features.3, features.7]",
         "levels: [0.5, 0.0], finetune: {}, task: {teacher_weight: 0.5}",
         "levels: null, sparsify: {epochs: 1}, finetune: {}",
@@ -153,6 +166,26 @@ def test_gradual_rounds_end_at_the_widths_of_the_plan(go):
     assert line["epochs"] == {"dense": 2, "round_01": 2, "round_02": 2, "round_03": 2}
     planned = bp.plan(TinyVGG(), EXAMPLE, 0.35)
     assert line["params_removed"] == 1 - planned.after.params / planned.before.params
+
+
+def test_random_filters_are_filters_of_the_dense_model(go):
+    text = AT_ONCE.replace("levels", "init: branchprune.criteria.random_choice, levels")
+    folder, _, starts = go(text)
+    dense = bp.load(TinyVGG(), folder / "dense.safetensors").state_dict()["features.0.weight"]
+    kept = starts[1]["features.0.weight"]
+    assert all(any(torch.equal(row, other) for other in dense) for row in kept)
+    _, _, again = go(text, "--seed", "1", name="other")
+    assert not same(starts[1], again[-1])
+
+
+def test_a_module_that_cannot_be_made_anew_is_found_before_the_training(go, capsys):
+    go(
+        AT_ONCE.replace("epochs: 3", "epochs: 3, fresh: true"),
+        *("--model", "test_pruning.OwnParameter"),
+        status=2,
+    )
+    assert "OwnParameter has parameters" in " ".join(capsys.readouterr().err.split())
+    assert Seen.seen == []
 
 
 def test_a_criterion_is_given_the_gradients_of_training_batches(monkeypatch, go):
@@ -213,6 +246,7 @@ def test_branches_start_from_their_fit(go):
         ("budget: {epochs: 9}, rounds: {}", "gradual (=False)"),
         ("budget: {epochs: 9}, levels: null", "nothing is trained"),
         ("finetune: {fresh: true}", "would throw away"),
+        ("mixing: step, budget: {train_macs: 1.0e+9}", "mixing (='step')"),
         ("pruner: magnitude", "levels: null"),
         ("pruner: magnitude, levels: null, fit: 2", "fit (=2)"),
         ("fit: -1", "fit (=-1)"),

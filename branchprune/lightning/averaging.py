@@ -27,6 +27,11 @@ class WeightAverage(EMAWeightAveraging):
             raise PruneError(f"average (={decay}) must be in (0, 1)")
         super().__init__(decay=decay)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the average where the weights will be."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in the place of the weights."""
         super().on_validation_epoch_start(trainer, pl_module)
