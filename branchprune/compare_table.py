@@ -125,9 +125,17 @@ def _missing(results: Results) -> list[str]:
     """Return a paragraph on the runs without a line, if there are any."""
     seeds: dict[tuple[str, str], list[str]] = {}
     for run in results.missing():
-        seeds.setdefault((run.method, run.budget), []).append(str(run.seed))
-    found = [f"{method}, {budget}: {', '.join(some)}" for (method, budget), some in seeds.items()]
-    return [f"Missing seeds: {'; '.join(found)}."] if found else []
+        seeds.setdefault((run.budget, run.method), []).append(str(run.seed))
+    methods: dict[tuple[str, str], list[str]] = {}
+    for (budget, method), some in seeds.items():
+        methods.setdefault((budget, ", ".join(some)), []).append(method)
+    found = [
+        f"{budget}, seeds {some}: {', '.join(names)}"
+        if len(names) < len(results.comparison.methods)
+        else f"{budget}, seeds {some}: all"
+        for (budget, some), names in methods.items()
+    ]
+    return [f"Missing: {'; '.join(found)}."] if found else []
 
 
 def _conditions(results: Results) -> str:

@@ -201,8 +201,8 @@ def test_a_part_is_made(world):
     made = [n for n in RUNS if n.startswith("equal_compute") and not n.endswith("-0")]
     assert world.names() == ["dense", *made]
     shown = Path("runs/compare/small/table.md").read_text()
-    assert "Missing seeds: L1 + fine-tuning, equal epochs: 0, 1; " in shown
-    assert "ours, equal compute: 0." in shown
+    assert "Missing: equal epochs, seeds 0, 1: L1 + fine-tuning; " in shown
+    assert "equal compute, seeds 0: all." in shown
     assert world.go() == 0
     assert world.names()[len(made) + 1 :] == [name for name in RUNS if name not in made]
 
@@ -216,7 +216,7 @@ def test_a_run_that_fails_is_missing_and_the_others_go_on(world, capsys):
     log = Path(f"runs/compare/small/{bad}.log")
     assert "something is wrong" in log.read_text()
     assert (
-        "Missing seeds: ours, equal compute: 1." in Path("runs/compare/small/table.md").read_text()
+        "Missing: equal compute, seeds 1: ours." in Path("runs/compare/small/table.md").read_text()
     )
     assert world.go() == 0
     assert world.names()[8:] == [bad]
