@@ -67,6 +67,7 @@ class Blended(nn.Module):
         self.updates_at_start = -1
         self._moded = differing_modules(self._structure.graphs)
         self._programs: dict[tuple[object, ...], Program] = {}
+        self._features: dict[str, Tensor] | None = None
         self._compiled: Callable[[Program], Program] | None = None
         nn.Module.register_load_state_dict_post_hook(self, _read_alphas)
 
@@ -117,18 +118,40 @@ class Blended(nn.Module):
         finally:
             self.alpha = before
 
+    @contextmanager
+    def branch_features(self) -> Iterator[dict[str, Tensor]]:
+        """Collect the twin's tensor that each `expand` reads, for a `with` block, by its name.
+
+        Those of the last forward pass; none for groups at α = 1.
+        """
+        self._features = found = dict[str, Tensor]()
+        try:
+            yield found
+        finally:
+            self._features = None
+
     def program(
-        self, training: bool, fold: bool = True, alpha: tuple[float, ...] | None = None
+        self,
+        training: bool,
+        fold: bool = True,
+        alpha: tuple[float, ...] | None = None,
+        features: bool = False,
     ) -> Program:
         """Return the forward function for an α of each group, by default the current one."""
         values = self._alpha if alpha is None else alpha
         state = tuple(a if a in (0.0, 1.0) else 0.5 for a in values)
-        key = (training, fold, state)
+        key = (training, fold, state, features)
         if key not in self._programs:
             alphas = dict(zip(self.plan.pruned, state, strict=True))
             mixing, matching = (self.mixing, self.matching) if training else ("sum", 0.0)
             program = compile_program(
-                self._structure, training, alphas, fold, mixing=mixing, matching=matching
+                self._structure,
+                training,
+                alphas,
+                fold,
+                mixing=mixing,
+                matching=matching,
+                features=features,
             )
             self._programs[key] = self._compiled(program) if self._compiled else program
         return self._programs[key]
@@ -179,13 +202,20 @@ class Blended(nn.Module):
                 f"forward is given {given} arguments, but the plan's example had {planned}: plan "
                 "with an example that has the arguments that are used"
             )
-        return self._program_of_call(self.part_of_model.training)(self, *args, **kwargs)
+        program = self._program_of_call(self.part_of_model.training)
+        if self._features is None:
+            return program(self, *args, **kwargs)
+        output, found = program(self, *args, **kwargs)
+        self._features.update(found)
+        return output
 
     def _program_of_call(self, training: bool) -> Program:
         """Return the forward function for one call; it is drawn if all groups draw together."""
+        collects = self._features is not None
         if training and self.mixing == "step":
-            return self.program(training, alpha=drawn_together(self._alpha))
-        return self._run[training]
+            alpha = drawn_together(self._alpha)
+            return self.program(training, alpha=alpha, features=collects)
+        return self.program(training, features=True) if collects else self._run[training]
 
     def _check_modes(self) -> None:
         training = self.part_of_model.training

@@ -148,6 +148,11 @@ class _Run:
                 f"task.teacher_weight (={weight}): the dense training would learn from its own "
                 "random weights; set prune.task.teacher_weight"
             )
+        if getattr(task, "feature_weight", 0) and config.dense.epochs:
+            raise PruneError(
+                f"task.feature_weight (={task.feature_weight}): a dense model has no branches; "
+                "set prune.task.feature_weight"
+            )
         logged = self.stages.judge(task, batches=1)["val"]
         self.stages.judge(config.prune_task(config.model), batches=1)
         monitor = config.prune.monitor

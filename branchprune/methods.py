@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytorch_lightning import seed_everything
+from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ class Pruning:
     def check(self) -> Plan:
         """Find every mistake that can be found before training, and return the first plan."""
         model, sparse = self.config.model, self.config.prune.sparsify
-        student_task(self.config.prune_task, model, model)
+        self._check_features(student_task(self.config.prune_task, model, model))
         planned = self._plan(model)
         self.narrowing.check(planned)
         if self.config.prune.finetune and self.config.prune.finetune.fresh:
@@ -90,6 +90,14 @@ class Pruning:
         if sparse is not None:
             make_penalty(sparse, copied(model), planned)
         return planned
+
+    def _check_features(self, task: LightningModule) -> None:
+        settings, weight = self.config.prune, getattr(task, "feature_weight", 0)
+        if weight and (settings.levels is None or settings.finetune or settings.sparsify):
+            raise PruneError(
+                f"prune.task.feature_weight (={weight}): only branches learn features, so levels "
+                "must be given, and finetune and sparsify be null"
+            )
 
     def prune(self, dense: nn.Module, stages: Stages, score: float) -> Pruned:
         """Prune a trained model, whose validation score is known."""

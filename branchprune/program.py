@@ -30,6 +30,7 @@ def compile_program(
     *,
     mixing: Mixing = "sum",
     matching: float = 0.0,
+    features: bool = False,
 ) -> Program:
     """Return a function of the blended model and its inputs.
 
@@ -40,8 +41,9 @@ def compile_program(
         fold: At α = 0, fold the linear ends into the weights where that is cheaper.
         mixing: What becomes of both paths where both are computed; see `attach`.
         matching: Weight of feature matching there.
+        features: Return a pair: the output, and by the name of each `expand` what it reads.
     """
-    graph = _Writer(structure, training, alphas, fold, mixing, matching).write()
+    graph = _Writer(structure, training, alphas, fold, mixing, matching, features).write()
     code = graph.python_code(root_module="self")
     scope = dict(code.globals)
     exec(compile(code.src, f"<branchprune training={training}>", "exec"), scope)
@@ -60,8 +62,10 @@ class _Writer:
         fold: bool,
         mixing: Mixing,
         matching: float,
+        features: bool,
     ) -> None:
         self.structure, self.alphas, self.fold = structure, alphas, fold
+        self.features: dict[str, fx.Node] | None = {} if features else None
         between = any(0 < alpha < 1 for alpha in alphas.values())
         self.mixing, self.matching = mixing if between else "sum", matching
         self.source = structure.graphs[training]
@@ -190,6 +194,8 @@ class _Writer:
             read = partial(self._value, node, form=form)
             copy = self.graph.node_copy(node, read)
             copy.target = target
+            if node.op == "output" and self.features is not None:
+                copy.args = ((copy.args[0], self.features),)
             self.written[node, form] = copy
 
     def _tensor(self, node: fx.Node, form: str) -> str:
@@ -215,6 +221,8 @@ class _Writer:
         folds_in = self.fold and not plain and forms == {NARROW}
         folds_out = self.fold and not plain and needed == {NARROW}
         x = self._value(node, operand, NARROW if NARROW in forms else WIDE)
+        if self.features is not None and NARROW in forms:
+            self.features.setdefault(layer.expand, x)
         if forms == {WIDE, NARROW}:
             x = self._write_mixed(layer, x, self._value(node, operand, WIDE))
         elif forms == {NARROW} and not folds_in:

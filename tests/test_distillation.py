@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.lightning import BranchPruning, ClassificationTask
-from branchprune.losses import Distillation
+from branchprune.losses import distillation
 from branchprune.stages import student_task
+from branchprune.teaching import Teacher
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
@@ -49,7 +50,8 @@ def randomised(seed):
 def test_distance_is_that_of_the_formula(temperature):
     teacher, x = randomised(1), torch.randn(5, 1, 8, 8)
     student = torch.randn(5, 4, requires_grad=True)
-    loss = Distillation(teacher.train(), temperature)(student, x)
+    found, _ = Teacher(teacher.train())(x)
+    loss = distillation(student, found, temperature)
     with torch.no_grad():
         expected = copy.deepcopy(teacher).eval()(x)
     if temperature is None:
@@ -60,7 +62,7 @@ def test_distance_is_that_of_the_formula(temperature):
     loss.backward()
     assert student.grad.abs().sum() > 0 and all(p.grad is None for p in teacher.parameters())
     assert teacher.training
-    same = Distillation(teacher, temperature)(expected, x)
+    same = distillation(found, expected, temperature)
     assert same.item() == pytest.approx(0, abs=1e-5)
 
 
@@ -102,8 +104,7 @@ def test_training_loss_is_weighted_and_the_others_are_not(weight, temperature):
 
 
 def teacher_of(task):
-    [teacher] = task.distillation._hidden
-    return teacher
+    return task.teacher.network
 
 
 class Untouched(Callback):
@@ -125,7 +126,7 @@ class Untouched(Callback):
         own = {id(p) for p in teacher.parameters()}
         assert not own & held and not own & {id(p) for p in pl_module.parameters()}
         assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
-        assert not any(name.startswith("distillation") for name in pl_module.state_dict())
+        assert not any("teacher" in name for name in pl_module.state_dict())
         saved = trainer._checkpoint_connector.dump_checkpoint()["state_dict"]
         assert saved.keys() == pl_module.state_dict().keys()
 
@@ -176,7 +177,7 @@ def test_the_teacher_is_the_model_as_it_was():
 
 
 def test_no_weight_means_no_teacher():
-    assert ClassificationTask(network()).distillation is None
+    assert ClassificationTask(network()).teacher is None
 
 
 class Seen(ClassificationTask):

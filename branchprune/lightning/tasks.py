@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -15,7 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from branchprune.errors import PruneError
-from branchprune.losses import L1SSIM, Distillation
+from branchprune.losses import L1SSIM, distillation
+from branchprune.teaching import Teacher, learn_from
 
 Batch = tuple[Tensor, Tensor]
 Stage = Literal["train", "val", "test"]
@@ -36,6 +38,10 @@ class Task(LightningModule, ABC):
             10 at a "plateau": where the validation loss has not fallen for `patience` epochs.
         cycle_epochs: Length of the cosine; None: the whole training.
         patience: See `schedule`.
+        feature_weight: Weight of the distance between what the branches of a blended model
+            compute and what the network as it is when the task is made computes at the same
+            places; see `learn_from`. Training only.
+        taught: Whether the output of that network is needed, too: `teach` returns it.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class Task(LightningModule, ABC):
         schedule: Decay = "cosine",
         cycle_epochs: int | None = None,
         patience: int = 5,
+        feature_weight: float = 0.0,
+        taught: bool = False,
     ) -> None:
         super().__init__()
         if learning_rate <= 0:
@@ -61,6 +69,10 @@ class Task(LightningModule, ABC):
         self.weight_decay, self.undecayed = weight_decay, tuple(undecayed)
         self.schedule = schedule
         self.cycle_epochs, self.patience = cycle_epochs, patience
+        if not 0 <= feature_weight < math.inf:
+            raise PruneError(f"feature_weight (={feature_weight}) must be a weight of at least 0")
+        self.feature_weight = feature_weight
+        self.teacher = Teacher(model) if taught or feature_weight else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the model's output."""
@@ -115,6 +127,15 @@ class Task(LightningModule, ABC):
         """Measure a test batch."""
         self.step(batch, "test")
 
+    def teach(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the network's output, its teacher's, and what its features add to the loss."""
+        assert self.teacher is not None, "neither taught nor feature_weight"
+        features = self.feature_weight > 0
+        output, expected, distance = learn_from(self.teacher, self.model, x, features)
+        if features:
+            self.log_epoch("loss/features", distance, len(x))
+        return output, expected, self.feature_weight * distance
+
     def log_epoch(self, name: str, value: Tensor, size: int) -> None:
         """Log the mean over an epoch."""
         self.log(name, value, on_step=False, on_epoch=True, batch_size=size)
@@ -135,6 +156,7 @@ class ClassificationTask(Task):
         schedule: See `Task`.
         cycle_epochs: See `Task`.
         patience: See `Task`.
+        feature_weight: See `Task`.
     """
 
     def __init__(
@@ -149,6 +171,7 @@ class ClassificationTask(Task):
         schedule: Decay = "cosine",
         cycle_epochs: int | None = None,
         patience: int = 5,
+        feature_weight: float = 0.0,
     ) -> None:
         super().__init__(
             model,
@@ -159,19 +182,26 @@ class ClassificationTask(Task):
             schedule,
             cycle_epochs,
             patience,
+            feature_weight,
+            taught=teacher_weight > 0,
         )
         if not 0 <= teacher_weight <= 1:
             raise PruneError(f"teacher_weight (={teacher_weight}) must be in [0, 1]")
-        self.teacher_weight = teacher_weight
-        self.distillation = Distillation(model, temperature) if teacher_weight else None
+        if temperature is not None and temperature <= 0:
+            raise PruneError(f"temperature (={temperature}) must be positive, or None")
+        self.teacher_weight, self.temperature = teacher_weight, temperature
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Return the loss of images (N, C, H, W) and classes (N,)."""
         images, labels = batch
-        logits = self(images)
-        loss = cross_entropy(logits, labels)
-        if stage == "train" and self.distillation is not None:
-            loss = torch.lerp(loss, self.distillation(logits, images), self.teacher_weight)
+        if stage == "train" and self.teacher is not None:
+            logits, expected, features = self.teach(images)
+            distance = distillation(logits, expected, self.temperature)
+            loss = torch.lerp(cross_entropy(logits, labels), distance, self.teacher_weight)
+            loss = loss + features
+        else:
+            logits = self(images)
+            loss = cross_entropy(logits, labels)
         self.log_epoch(f"loss/{stage}", loss, len(images))
         if stage != "train":
             accuracy = (logits.argmax(1) == labels).float().mean()
@@ -194,6 +224,7 @@ class ReconstructionTask(Task):
         schedule: See `Task`.
         cycle_epochs: See `Task`.
         patience: See `Task`.
+        feature_weight: See `Task`.
     """
 
     def __init__(
@@ -209,6 +240,7 @@ class ReconstructionTask(Task):
         schedule: Decay = "cosine",
         cycle_epochs: int | None = None,
         patience: int = 5,
+        feature_weight: float = 0.0,
     ) -> None:
         super().__init__(
             model,
@@ -219,14 +251,19 @@ class ReconstructionTask(Task):
             schedule,
             cycle_epochs,
             patience,
+            feature_weight,
         )
         self.loss = L1SSIM(l1_weight, ssim_weight, window)
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Return the loss of reconstructing targets (N, C, H, W) from images."""
         images, targets = batch
-        output = self(images)
-        loss: Tensor = self.loss(output, targets)
+        if stage == "train" and self.teacher is not None:
+            output, _, features = self.teach(images)
+            loss: Tensor = self.loss(output, targets) + features
+        else:
+            output = self(images)
+            loss = self.loss(output, targets)
         self.log_epoch(f"loss/{stage}", loss, len(images))
         if stage != "train":
             errors = mse_loss(output, targets, reduction="none").mean((1, 2, 3))

@@ -1,0 +1,102 @@
+"""The dense network as a teacher: of what the student puts out, and of what its branches compute.
+
+The output is learnt as in Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network"
+(2015), the features as in FitNets (Romero et al., 2015). A regressor from narrow to wide features,
+which they train and throw away, is there already: the linear end `expand` of each branch, which
+the collapse folds into the next layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.blended import Blended
+from branchprune.calls import copied, tensors
+from branchprune.ends import Expand
+from branchprune.errors import PruneError
+from branchprune.matching import mismatch
+
+
+class Teacher:
+    """A frozen copy of a network as it is when this is made, in evaluation mode.
+
+    It is no module, so that no optimizer, checkpoint or `plan` sees it.
+
+    Args:
+        network: The network to copy.
+
+    Attributes:
+        network: The copy.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = copied(network).eval().requires_grad_(False)
+
+    def __call__(self, x: Tensor, layers: Iterable[str] = ()) -> tuple[Any, dict[str, Tensor]]:
+        """Return the output for an input, and what some layers read to compute it, by layer."""
+        network, read = self.network.to(x.device), dict[str, Tensor]()
+        with torch.no_grad(), _reading(network, layers, read):
+            return network(x), read
+
+
+@contextmanager
+def _reading(network: nn.Module, layers: Iterable[str], read: dict[str, Tensor]) -> Iterator[None]:
+    """Note what layers read, for a `with` block; a copy, since later layers may work in place."""
+
+    def note(name: str, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        read[name] = tensors((inputs, named))[0].clone()
+
+    hooks = [
+        network.get_submodule(name).register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name in layers
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def learn_from(
+    teacher: Teacher, student: nn.Module, x: Tensor, features: bool = False
+) -> tuple[Any, Any, Tensor]:
+    """Let a student and its teacher see the same input.
+
+    Args:
+        teacher: A copy of the network that the student was made from.
+        student: A blended model, or any network without `features`.
+        x: The input.
+        features: Whether to compare the features of the branches, too.
+
+    Returns:
+        The output of the student, that of the teacher, and the mean of `‖B ũ − u‖² / ‖u‖²` over
+        all ends: B ũ is what a branch with a linear end B offers to the layers that read it, u
+        what the teacher's layers read there. 0 without `features`, or where every α is 1.
+
+    Raises:
+        PruneError: `features` of a student that has no branches.
+    """
+    with _features(student) if features else nullcontext(dict[str, Tensor]()) as narrow:
+        output = student(x)
+    expected, wide = teacher(x, narrow)
+    terms = [_term(student, name, narrow[name], wide[name]) for name in narrow]
+    return output, expected, torch.stack(terms).mean() if terms else x.new_zeros(())
+
+
+def _features(student: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
+    if not isinstance(student, Blended):
+        kind = type(student).__name__
+        raise PruneError(f"features: {kind} has no branches, it is not a blended model")
+    return student.branch_features()
+
+
+def _term(student: nn.Module, name: str, narrow: Tensor, wide: Tensor) -> Tensor:
+    end = student.get_submodule(f"expand.{name}")
+    assert isinstance(end, Expand)
+    return mismatch(end, narrow, wide, [piece.branch is not None for piece in end.pieces])
