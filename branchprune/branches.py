@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
 from branchprune.blended import Blended, set_path, updates
-from branchprune.calls import copied
+from branchprune.calls import Example, copied
 from branchprune.criteria import (
     Criterion,
     bn_scale,
@@ -28,6 +28,8 @@ from branchprune.errors import PruneError
 from branchprune.mixing import Mixing, check_mixing
 from branchprune.origins import Origin, Own, index_of
 from branchprune.planning import Plan
+from branchprune.readings import Reading, read
+from branchprune.reconstruction import reconstruction
 from branchprune.structure import ChannelParameter, LinearLayer, Piece, Pieces
 from branchprune.widths import describe, narrow_channelwise
 
@@ -38,6 +40,7 @@ INITS: dict[str, Criterion] = {
     "bn_scale": bn_scale,
     "geometric_median": geometric_median,
     "taylor": taylor,
+    "reconstruction": reconstruction,
 }
 
 
@@ -46,6 +49,7 @@ def attach(
     plan: Plan,
     init: Init = "l1",
     *,
+    batches: Iterable[Example] = (),
     mixing: Mixing = "sum",
     matching: float = 0.0,
 ) -> Blended:
@@ -61,9 +65,12 @@ def attach(
         plan: The widths.
         init: How the branch starts. "l1" or "l2": the channels with the largest norm; "bn_scale":
             those that norms scale up most; "geometric_median": those that differ most from the
-            others; "taylor": those that the loss needs most, by the gradients in the model; a
-            function `scores(GroupWeights) -> Tensor` of shape (C,): those with the highest
-            scores; "random": random linear ends and fresh norms, as in the paper.
+            others; "taylor": those that the loss needs most, by the gradients in the model;
+            "reconstruction": those from which a linear map could best reconstruct what is read of
+            all, by `batches`; a function `scores(GroupWeights) -> Tensor` of shape (C,): those with
+            the highest scores; "random": random linear ends and fresh norms, as in the paper.
+        batches: Inputs, each a tensor, or a tuple or dictionary of arguments, on which `init` sees
+            what layers read (`GroupWeights.readings`).
         mixing: What training does where α is between 0 and 1. "sum": the weighted sum of both
             paths, as in the paper. The others draw, with torch's generator on the CPU, either the
             wide path, with probability α, or the branch; evaluation computes the weighted sum,
@@ -95,11 +102,12 @@ def attach(
     _check_same_model(model, plan)
     blended = Blended(copied(model), plan, mixing, matching)
     criterion = init if callable(init) else INITS.get(init, random_choice)
-    chosen = {i: _choose(blended, model, i, criterion) for i in plan.pruned}
-    builder = _Builder(blended, chosen, random=init == "random")
-    builder.build()
     _match(blended, model)
     blended._refresh()
+    readings = read(blended, batches)
+    chosen = {i: _choose(blended, model, i, criterion, readings[i]) for i in plan.pruned}
+    builder = _Builder(blended, chosen, random=init == "random")
+    builder.build()
     check_outputs(model, blended)
     blended.updates_at_start = updates(blended)
     return blended
@@ -125,10 +133,16 @@ def _size(pieces: Pieces) -> int:
     return sum(piece.size for piece in pieces)
 
 
-def _choose(blended: Blended, model: nn.Module, index: int, criterion: Criterion) -> Tensor:
+def _choose(
+    blended: Blended,
+    model: nn.Module,
+    index: int,
+    criterion: Criterion,
+    readings: Sequence[Reading],
+) -> Tensor:
     structure = blended.plan.structure
     group, planned = structure.groups[index], blended.plan.groups[index]
-    scores = criterion(group_weights(blended.model, structure, index, model))
+    scores = criterion(group_weights(blended.model, structure, index, model, readings))
     if not isinstance(scores, Tensor) or scores.shape != (group.width,):
         shape = tuple(getattr(scores, "shape", ()))
         raise PruneError(f"init returned scores of shape {shape} for {group.name} ({group.width},)")

@@ -7,13 +7,14 @@ pruning by that criterion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from branchprune.errors import PruneError
+from branchprune.readings import Reading
 from branchprune.structure import Piece, Pieces, Structure
 
 
@@ -31,6 +32,7 @@ class GroupWeights:
         producer_gradients: The gradient of each of `producers`, None where there is none.
         norm_gradients: The gradient of each of `norms`, None where there is none.
         bias_gradients: The gradient of each of `biases`, None where there is none.
+        readings: What layers read of the channels, where `attach` was given batches.
     """
 
     name: str
@@ -41,6 +43,7 @@ class GroupWeights:
     producer_gradients: tuple[Tensor | None, ...] = ()
     norm_gradients: tuple[Tensor | None, ...] = ()
     bias_gradients: tuple[Tensor | None, ...] = ()
+    readings: tuple[Reading, ...] = ()
 
 
 Criterion = Callable[[GroupWeights], Tensor]
@@ -160,7 +163,11 @@ def rows_by_output(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
 
 
 def group_weights(
-    model: nn.Module, structure: Structure, index: int, graded: nn.Module
+    model: nn.Module,
+    structure: Structure,
+    index: int,
+    graded: nn.Module,
+    readings: Sequence[Reading] = (),
 ) -> GroupWeights:
     """Collect the weights that make the channels of a group.
 
@@ -169,6 +176,7 @@ def group_weights(
         structure: Its structure.
         index: The group.
         graded: The same model with the gradients, which copies lack.
+        readings: What layers read of the group.
     """
     producers, norms, biases = [], [], []
     producer_gradients, norm_gradients, bias_gradients = [], [], []
@@ -204,6 +212,7 @@ def group_weights(
         group.width,
         *(tuple(producers), tuple(norms), tuple(biases)),
         *(tuple(producer_gradients), tuple(norm_gradients), tuple(bias_gradients)),
+        tuple(readings),
     )
 
 

@@ -74,7 +74,7 @@ def choose_narrowing(config: RunConfig, example: Tensor) -> Narrowing:
         return Blending(config, example)
     if settings.pruner is not None:
         return TorchPruning(settings.pruner)
-    return AtOnce(settings.criterion(), settings.fit)
+    return AtOnce(settings.criterion(), settings.calibration, settings.fit)
 
 
 def reset(module: nn.Module) -> None:
@@ -96,13 +96,16 @@ class AtOnce:
 
     Args:
         init: How the channels are chosen.
+        calibration: Training batches by which they are.
         fit: Training batches on which what remains is fitted to what was there; 0: none.
     """
 
-    def __init__(self, init: Init, fit: int = 0) -> None:
-        if fit < 0:
-            raise PruneError(f"fit (={fit}) must be a number of batches")
-        self.init, self.fit = init, fit
+    def __init__(self, init: Init, calibration: int = 0, fit: int = 0) -> None:
+        if min(fit, calibration) < 0:
+            raise PruneError(
+                f"fit (={fit}) and calibration (={calibration}) must be numbers of batches"
+            )
+        self.init, self.calibration, self.fit = init, calibration, fit
 
     def check(self, planned: Plan) -> None:
         """Nothing is left to be found; see `Narrowing`."""
@@ -111,9 +114,10 @@ class AtOnce:
         self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
     ) -> Narrowed:
         """Choose and collapse; see `Narrowing`."""
-        blended = attach(wide, planned, self.init)
+        data = stages.config.data
+        blended = attach(wide, planned, self.init, batches=training_inputs(data, self.calibration))
         if self.fit:
-            blended = fit_expand(blended, training_inputs(stages.config.data, self.fit))
+            blended = fit_expand(blended, training_inputs(data, self.fit))
         blended.alpha = 0.0
         small, error = collapse_with_error(blended)
         return Narrowed(small, planned, error, own_dtype_error(blended, small))
@@ -175,6 +179,7 @@ class Blending:
             thaw_at=settings.thaw_at,
             mixing=settings.mixing,
             matching=settings.matching,
+            calibration=settings.calibration,
             fit=settings.fit,
             recalibrate=settings.recalibrate,
             compile=config.compile,

@@ -101,6 +101,25 @@ def index_of(origin: Origin, own: Callable[[Any], Index]) -> Index:
     return torch.where(known[:, None], entries, -1).flatten(), size * origin.times
 
 
+def labels_of(origin: Origin, own: Callable[[Any], Tensor]) -> Tensor:
+    """Return which channel stands at each entry of the wide tensor.
+
+    Args:
+        origin: The recipe.
+        own: The labels of the channels of a leaf, an entry each.
+    """
+    if isinstance(origin, Own):
+        return own(origin.of)
+    if isinstance(origin, Joined):
+        return torch.cat([labels_of(part, own) for part in origin.parts])
+    labels = labels_of(origin.whole, own)
+    if isinstance(origin, Cut):
+        return labels.chunk(origin.count)[origin.number]
+    if isinstance(origin, Interleaved):
+        return labels.view(origin.count, -1).T.flatten()
+    return labels.repeat_interleave(origin.times)
+
+
 def _join(parts: list[Index]) -> Index:
     moved, start = [], 0
     for index, size in parts:

@@ -133,7 +133,8 @@ class PruneConfig:
         inside: Path of a module: only what is inside it is traced and pruned.
         opaque: Paths of modules that are not looked into.
         init: "random", the name of a criterion ("l1", …), or its import path.
-        calibration: Training batches of which `init` has the gradients, as "taylor" needs.
+        calibration: Training batches that `init` sees: "taylor" needs their gradients,
+            "reconstruction" what layers read of them.
         fit: Training batches on which the branch is fitted to what it replaces, by least squares
             (see `fit_expand`), before it learns; 0: none.
         pruner: Torch-Pruning's "magnitude" or "group_norm" removes the channels instead, at the

@@ -18,7 +18,7 @@ from branchprune.fitting import fit_expand
 from branchprune.lightning.best import BestWeights
 from branchprune.lightning.branch_validation import validate_branch
 from branchprune.lightning.charts import add_charts
-from branchprune.lightning.examples import data_module, find_example, training_inputs
+from branchprune.lightning.examples import find_example, first_inputs
 from branchprune.lightning.graft import Graft
 from branchprune.lightning.learning_rates import LearningRates
 from branchprune.lightning.optimizers import check_optimizers
@@ -50,6 +50,7 @@ class BranchPruning(Vitals):
         init: See `attach`.
         mixing: See `attach`.
         matching: See `attach`; what it adds is logged as "loss/matching".
+        calibration: Training batches of the data module that `init` sees; see `attach`.
         fit: Training batches of the data module on which `fit_expand` fits the branch; 0: none.
         example: See `plan`; None: the module's `example_input_array`, or the first image of the
             data module's training data.
@@ -90,6 +91,7 @@ class BranchPruning(Vitals):
         init: Init = "l1",
         mixing: Mixing = "sum",
         matching: float = 0.0,
+        calibration: int = 0,
         fit: int = 0,
         example: Example | None = None,
         target: str | None = None,
@@ -109,14 +111,20 @@ class BranchPruning(Vitals):
             raise PruneError(f"thaw_at (={thaw_at}): nothing learns at the first level, alpha = 1")
         if learning_rate not in ("keep", "restart"):
             raise PruneError(f"learning_rate (={learning_rate!r}) must be 'keep' or 'restart'")
-        if recalibrate < 0:
-            raise PruneError(f"recalibrate (={recalibrate}) must be a number of batches")
+        counts = {"recalibrate": recalibrate, "fit": fit, "calibration": calibration}
+        for name, count in counts.items():
+            if count < 0:
+                raise PruneError(f"{name} (={count}) must be a number of batches")
         check_mixing(mixing, matching)
-        self.schedule, self.keep, self.exclude = schedule, keep, exclude
-        self.multiple_of, self.inside, self.opaque = multiple_of, inside, opaque
-        if fit < 0:
-            raise PruneError(f"fit (={fit}) must be a number of batches")
-        self.init, self.mixing, self.matching, self.fit = init, mixing, matching, fit
+        self.schedule, self.keep = schedule, keep
+        self.planning: dict[str, Any] = {
+            "exclude": exclude,
+            "multiple_of": multiple_of,
+            "inside": inside,
+            "opaque": opaque,
+        }
+        self.init, self.calibration, self.fit = init, calibration, fit
+        self.training: dict[str, Any] = {"mixing": mixing, "matching": matching}
         self.example, self.target = example, target
         self.monitor, self.learning_rate = monitor, learning_rate
         self.compiles, self.collapses = compile, collapse
@@ -143,15 +151,7 @@ class BranchPruning(Vitals):
         self._graft = Graft(pl_module, self.target)
         network = self._graft.network
         example = find_example(trainer, pl_module) if self.example is None else self.example
-        self.plan = plan(
-            network,
-            example,
-            self.keep,
-            exclude=self.exclude,
-            multiple_of=self.multiple_of,
-            inside=self.inside,
-            opaque=self.opaque,
-        )
+        self.plan = plan(network, example, self.keep, **self.planning)
         self.blended = self._attach(trainer, network, self.plan)
         self.blended.alpha = self.schedule.alpha
         if self.compiles:
@@ -161,11 +161,11 @@ class BranchPruning(Vitals):
         self.macs = 0
 
     def _attach(self, trainer: Trainer, network: nn.Module, planned: Plan) -> Blended:
-        blended = attach(network, planned, self.init, mixing=self.mixing, matching=self.matching)
+        seen = first_inputs(trainer, "calibration", self.calibration)
+        blended = attach(network, planned, self.init, batches=seen, **self.training)
         if not self.fit:
             return blended
-        data = data_module(trainer, f"fit (={self.fit}) needs a data module")
-        return fit_expand(blended, training_inputs(data, self.fit))
+        return fit_expand(blended, first_inputs(trainer, "fit", self.fit))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the learning rate starts; put all α curves on one chart."""
@@ -194,7 +194,7 @@ class BranchPruning(Vitals):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log what feature matching has added to the loss."""
         blended = self._blended
-        if self.matching and any(0 < alpha < 1 for alpha in blended.alpha.values()):
+        if blended.matching and any(0 < alpha < 1 for alpha in blended.alpha.values()):
             value = blended.matching_loss.clone()
             pl_module.log("loss/matching", value, on_step=False, on_epoch=True, batch_size=1)
 

@@ -53,3 +53,15 @@ def training_inputs(data: LightningDataModule, batches: int) -> list[Tensor]:
     """
     found = islice(data.train_dataloader(), batches)
     return [batch[0] if isinstance(batch, list | tuple) else batch for batch in found]
+
+
+def first_inputs(trainer: Trainer, argument: str, batches: int) -> list[Tensor]:
+    """Return the images of as many training batches as an argument says; none for 0.
+
+    Raises:
+        PruneError: There is no data module.
+    """
+    if not batches:
+        return []
+    missing = f"{argument} (={batches}) needs a data module"
+    return training_inputs(data_module(trainer, missing), batches)

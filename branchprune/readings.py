@@ -1,0 +1,144 @@
+"""What the layers of a model read: how the channels vary together, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.blended import Blended
+from branchprune.calls import Example, call, tensors, training_mode
+from branchprune.errors import PruneError
+from branchprune.origins import Own, labels_of
+from branchprune.structure import LinearLayer, Pieces, Structure
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one layer reads of a group, on the average of some examples and all positions.
+
+    Attributes:
+        covariance: How its channels vary together, shape (C, C), float64.
+        weights: `Σ w wᵀ` over all that the layer makes of them, w of shape (C,): where the channels
+            change by d, its outputs change by `dᵀ weights d`, squared and added up. Shape (C, C).
+    """
+
+    covariance: Tensor
+    weights: Tensor
+
+
+def read(blended: Blended, batches: Iterable[Example]) -> dict[int, list[Reading]]:
+    """Return what layers read of every group that shrinks, by the group's index.
+
+    Args:
+        blended: A blended model at α = 1; it is left as it is.
+        batches: Inputs, each a tensor, or a tuple or dictionary of arguments.
+
+    Raises:
+        PruneError: `batches` is a single tensor.
+    """
+    if isinstance(batches, Tensor):
+        raise PruneError("batches must be several inputs of forward, such as [batch]")
+    readers = [*_readers(blended.plan.structure, blended.plan.pruned)]
+    with training_mode(blended, False), torch.no_grad(), _listening(blended.model, readers):
+        for batch in batches:
+            call(blended, batch)
+    found: dict[int, list[Reading]] = {group: [] for group in blended.plan.pruned}
+    for reader in readers:
+        if reader.count:
+            layer = blended.model.get_submodule(reader.layer.name)
+            found[reader.group].append(reader.reading(layer))
+    return found
+
+
+def _readers(structure: Structure, groups: Iterable[int]) -> Iterator[_Reader]:
+    """Yield a reader for every layer and each group that it reads."""
+    starts = [0, *accumulate(group.width for group in structure.groups)]
+
+    def own(pieces: Pieces) -> Tensor:
+        runs = [torch.arange(p.width).repeat_interleave(p.repeat) + starts[p.group] for p in pieces]
+        return torch.cat(runs)
+
+    for layer in structure.linears.values():
+        read_here = {piece.group for piece in layer.inputs or ()}
+        labels = labels_of(layer.origin or Own(layer.inputs), own) if read_here else None
+        for group in read_here.intersection(groups):
+            assert labels is not None
+            width = structure.groups[group].width
+            yield _Reader(layer, group, labels - starts[group], width)
+
+
+@contextmanager
+def _listening(model: nn.Module, readers: Iterable[_Reader]) -> Iterator[None]:
+    with ExitStack() as hooks:
+        for reader in readers:
+            layer = model.get_submodule(reader.layer.name)
+            hook = layer.register_forward_pre_hook(reader.add, with_kwargs=True)
+            hooks.callback(hook.remove)
+        yield
+
+
+class _Reader:
+    """Sums over the channels of a group that a layer reads, in float64 on the CPU.
+
+    Args:
+        layer: The layer.
+        group: The group.
+        channels: The channel of the group at each entry of the layer's input; others than those
+            in [0, width) belong to other groups.
+        width: Number of channels of the group.
+    """
+
+    def __init__(self, layer: LinearLayer, group: int, channels: Tensor, width: int) -> None:
+        self.layer, self.group, self.width = layer, group, width
+        inside = ((channels >= 0) & (channels < width)).nonzero()[:, 0]
+        order = channels[inside].argsort(stable=True)
+        self.present, counts = channels[inside].unique(return_counts=True)
+        repeat = int(counts.max())
+        assert (counts == repeat).all(), "a channel is read as often as any other"
+        self.entries = inside[order].view(-1, repeat)
+        self.first = torch.zeros(len(self.present), dtype=torch.double)
+        self.second = torch.zeros(len(self.present), len(self.present), dtype=torch.double)
+        self.count = 0
+
+    def add(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Add what the layer is about to read."""
+        x = tensors((args, kwargs))[0].movedim(self.layer.dim, -1).flatten(0, -2)
+        samples = x[:, self.entries.to(x.device)].transpose(1, 2).flatten(0, 1).double()
+        self.first += samples.sum(0).cpu()
+        self.second += (samples.T @ samples).cpu()
+        self.count += len(samples)
+
+    def reading(self, layer: nn.Module) -> Reading:
+        """Return what has been read, and what the layer makes of it."""
+        mean = self.first / self.count
+        covariance = self.second / self.count - torch.outer(mean, mean)
+        rows = _rows_by_input(layer)
+        block = torch.arange(len(rows)) // (len(rows) // self.layer.groups)
+        weights = torch.zeros_like(covariance)
+        for entries in self.entries.T:
+            same = block[entries][:, None] == block[entries]
+            weights += (rows[entries] @ rows[entries].T) * same
+        return Reading(self._placed(covariance), self._placed(weights))
+
+    def _placed(self, matrix: Tensor) -> Tensor:
+        """Return a matrix of the channels that are read, at their places among all."""
+        placed = matrix.new_zeros(self.width, self.width)
+        placed[self.present[:, None], self.present] = matrix
+        return placed
+
+
+def _rows_by_input(layer: nn.Module) -> Tensor:
+    """Return a layer's weight as a (C, n) matrix, a row an input channel, float64 on the CPU."""
+    weight, groups = layer.weight, int(getattr(layer, "groups", 1))
+    assert isinstance(weight, Tensor)
+    weight = weight.detach().double().cpu()
+    if getattr(layer, "transposed", False):
+        return weight.flatten(1)
+    blocks: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+    return blocks.flatten(0, 1).flatten(1)
