@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -44,41 +46,53 @@ def within_budget(
     Raises:
         PruneError: The stages before use it up, or how long they are depends on a metric.
     """
+    limit, cost = budget.train_macs, _Counter(config, dense, plans[-1], stages).cost
     if budget.epochs is not None:
-        total, cost = float(budget.epochs), _one
-    else:
-        assert budget.train_macs is not None
-        total, cost = budget.train_macs, _Counter(config, dense, plans[-1], stages).cost
-    before, last = _epochs(config, plans)
-    spent = sum(cost(what) for what in before)
-    epochs = int((total - spent) // sum(cost(what) for what in last))
-    if epochs < 1:
-        raise PruneError(
-            f"budget (={total:.4g}) is used up before the last stage, by {len(before)} epochs "
-            f"(={spent:.4g})"
+        limit, cost = budget.epochs, _one
+    assert limit is not None
+    views = getattr(config.data, "views", None) or math.inf
+
+    def total(epochs: int) -> float:
+        return sum(
+            cost(what, i >= views)
+            for stage in _stages(config, plans, epochs)
+            for i, what in enumerate(stage)
         )
+
+    if total(1) > limit:
+        raise PruneError(
+            f"budget (={limit:.4g}) is used up before the last stage ends: with one epoch of that, "
+            f"the pruning costs {total(1):.4g}"
+        )
+    high = 2
+    while total(high) <= limit:
+        high *= 2
+    epochs = bisect_right(range(high), limit, lo=1, key=total) - 1
     return replace(config, prune=_with_last(config.prune, epochs))
 
 
-def _one(what: What) -> float:
+def _one(what: What, again: bool) -> float:
     return 1.0
 
 
-def _epochs(config: RunConfig, plans: Sequence[Plan]) -> tuple[list[What], list[What]]:
-    """Return what happens in each epoch before the last stage, and in one epoch of the latter."""
+def _stages(config: RunConfig, plans: Sequence[Plan], epochs: int) -> list[list[What]]:
+    """Return what each epoch of each stage trains, the last stage having so many epochs."""
     settings = config.prune
-    before: list[What] = ["sparsify"] * (settings.sparsify.epochs if settings.sparsify else 0)
+    stages: list[list[What]] = [
+        ["sparsify"] * (settings.sparsify.epochs if settings.sparsify else 0)
+    ]
     if settings.levels is not None:
         if any(isinstance(hold, Plateau) for hold in (settings.hold, settings.final_hold)):
             raise PruneError(f"budget: hold (={settings.hold}) must be a number of epochs")
-        once = settings if settings.finetune else replace(settings, final_hold=1)
-        before += list(once.schedule(settings.direction(config.metric)))
+        now = settings if settings.finetune else _with_last(settings, epochs)
+        stages.append([*now.schedule(settings.direction(config.metric))])
     if settings.finetune:
-        return before, list(plans)
+        for plan in plans:
+            stages.append([plan] * epochs)
+        return stages
     if settings.levels is None:
         raise PruneError("budget: nothing is trained: set finetune, or levels")
-    number = 1 + len(settings.restarts)
-    return before[:-number], before[-number:]
+    return stages
 
 
 def _with_last(settings: PruneConfig, epochs: int) -> PruneConfig:
@@ -94,13 +108,14 @@ class _Counter:
         self.config, self.dense, self.planned, self.stages = config, dense, planned, stages
         self.known: dict[Any, float] = {}
 
-    def cost(self, what: What) -> float:
-        """Return the cost of an epoch."""
+    def cost(self, what: What, again: bool) -> float:
+        """Return the cost of an epoch, whose very images the stage has seen before or not."""
         key = _kind(what), self._is_frozen(what)
-        if key not in self.known:
+        if (*key, again) not in self.known:
             task = student_task(self.config.prune_task, self.dense, self._model(what))
-            self.known[key] = float(self.stages.epoch_macs(task))
-        return self.known[key]
+            for seen in (False, True)[: 1 + again]:
+                self.known[*key, seen] = float(self.stages.epoch_macs(task))
+        return self.known[*key, again]
 
     def _model(self, what: What) -> nn.Module:
         if what == "sparsify":

@@ -8,7 +8,7 @@ the collapse folds into the next layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from branchprune.calls import copied, tensors
 from branchprune.ends import Expand
 from branchprune.errors import PruneError
 from branchprune.matching import mismatch
+from branchprune.memory import Memory
 
 
 class Teacher:
@@ -30,19 +31,30 @@ class Teacher:
 
     Args:
         network: The network to copy.
+        remembers: Whether an example that comes again, the same to the last bit, gets the output
+            that it got the first time, which then costs nothing.
 
     Attributes:
         network: The copy.
+        memory: The outputs, if it remembers.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, remembers: bool = False) -> None:
         self.network = copied(network).eval().requires_grad_(False)
+        self.memory = Memory() if remembers else None
 
-    def __call__(self, x: Tensor, layers: Iterable[str] = ()) -> tuple[Any, dict[str, Tensor]]:
+    def __call__(self, x: Tensor, layers: Sequence[str] = ()) -> tuple[Any, dict[str, Tensor]]:
         """Return the output for an input, and what some layers read to compute it, by layer."""
         network, read = self.network.to(x.device), dict[str, Tensor]()
+        if self.memory is not None and not layers:
+            return self.memory.recall(x, self._output), read
         with torch.no_grad(), _reading(network, layers, read):
             return network(x), read
+
+    def _output(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = self.network(x)
+        return output
 
 
 @contextmanager
@@ -84,7 +96,7 @@ def learn_from(
     """
     with _features(student) if features else nullcontext(dict[str, Tensor]()) as narrow:
         output = student(x)
-    expected, wide = teacher(x, narrow)
+    expected, wide = teacher(x, [*narrow])
     terms = [_term(student, name, narrow[name], wide[name]) for name in narrow]
     return output, expected, torch.stack(terms).mean() if terms else x.new_zeros(())
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch; no two pairs of small numbers share one."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+def epoch_seed(*numbers: int) -> int:
+    """Return the seed of an epoch, or of a part of it; no two rows of small numbers share one."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Batches:
         channels_last: Memory format of the images.
         augmentation: What happens to training images. The border of `padding` is `mean`: 0 in the
             normalised input.
-        seed: Returns the seed of the epoch that begins; asked when its first batch is.
+        seeds: Returns the seed of the epoch that begins and, if the same crops and flips come
+            again, that of those (else None); asked when the first batch is.
     """
 
     images: Tensor
@@ -82,7 +83,7 @@ class Batches:
     crop: tuple[int, int]
     channels_last: bool = False
     augmentation: Augmentation | None = None
-    seed: Callable[[], int] = int
+    seeds: Callable[[], tuple[int, int | None]] = lambda: (0, None)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.size)
@@ -102,8 +103,8 @@ class Batches:
             yield self._batch(clean, clean, None if self.labels is None else self.labels[part])
 
     def _augmented(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
-        seed = self.seed()
-        epoch = self._draw(augmentation, seed)
+        seed, view = self.seeds()
+        epoch = self._draw(augmentation, seed, view)
         generator = torch.Generator(self.images.device).manual_seed(seed)
         for start in range(0, len(self) * self.size, self.size):
             part = epoch.part(start, start + self.size)
@@ -116,17 +117,21 @@ class Batches:
                 inputs, clean, None if self.labels is None else self.labels[part.order]
             )
 
-    def _draw(self, augmentation: Augmentation, seed: int) -> _Epoch:
+    def _draw(self, augmentation: Augmentation, seed: int, view: int | None) -> _Epoch:
         generator = torch.Generator().manual_seed(seed)
         n, padding = len(self.images), augmentation.padding
         order = torch.randperm(n, generator=generator)
+        if view is not None:
+            generator.manual_seed(view)
         mirrored = torch.rand(n, generator=generator) < (0.5 if augmentation.flip else 0.0)
         top, left = (
             torch.randint(whole + 2 * padding - part + 1, (n,), generator=generator) - padding
             for whole, part in zip(self.images.shape[2:], self.crop, strict=True)
         )
-        device = self.images.device
-        return _Epoch(*(drawn.to(device) for drawn in (order, top, left, mirrored)))
+        drawn = (top, left, mirrored)
+        if view is not None:  # an image looks the same whenever its turn is
+            drawn = (top[order], left[order], mirrored[order])
+        return _Epoch(*(values.to(self.images.device) for values in (order, *drawn)))
 
     def _cropped(self, part: _Epoch, border: bool) -> Tensor:
         """Return the normalised crops (n, C, h, w): one gather, in which a flip costs nothing."""

@@ -41,7 +41,7 @@ class Task(LightningModule, ABC):
         feature_weight: Weight of the distance between what the branches of a blended model
             compute and what the network as it is when the task is made computes at the same
             places; see `learn_from`. Training only.
-        taught: Whether the output of that network is needed, too: `teach` returns it.
+        teacher: That network, where its output is needed, too; None: where its features are.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Task(LightningModule, ABC):
         cycle_epochs: int | None = None,
         patience: int = 5,
         feature_weight: float = 0.0,
-        taught: bool = False,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         if learning_rate <= 0:
@@ -72,7 +72,7 @@ class Task(LightningModule, ABC):
         if not 0 <= feature_weight < math.inf:
             raise PruneError(f"feature_weight (={feature_weight}) must be a weight of at least 0")
         self.feature_weight = feature_weight
-        self.teacher = Teacher(model) if taught or feature_weight else None
+        self.teacher = teacher or (Teacher(model) if feature_weight else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the model's output."""
@@ -129,12 +129,22 @@ class Task(LightningModule, ABC):
 
     def teach(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the network's output, its teacher's, and what its features add to the loss."""
-        assert self.teacher is not None, "neither taught nor feature_weight"
+        assert self.teacher is not None, "neither a teacher nor feature_weight"
         features = self.feature_weight > 0
         output, expected, distance = learn_from(self.teacher, self.model, x, features)
         if features:
             self.log_epoch("loss/features", distance, len(x))
         return output, expected, self.feature_weight * distance
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the teacher remembers."""
+        if self.teacher is not None and self.teacher.memory is not None:
+            checkpoint["teacher"] = self.teacher.memory.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the teacher remember what it did."""
+        if self.teacher is not None and self.teacher.memory is not None:
+            self.teacher.memory.load_state_dict(checkpoint["teacher"], self.device)
 
     def log_epoch(self, name: str, value: Tensor, size: int) -> None:
         """Log the mean over an epoch."""
@@ -149,6 +159,9 @@ class ClassificationTask(Task):
         teacher_weight: Weight of the distance to the logits of the network as it is when the task
             is made, against that of the cross-entropy; 0: no distillation. Training only.
         temperature: Temperature of the distillation; None: a regression on the logits.
+        remember: The teacher keeps its logits for every example that it has seen, in memory and in
+            checkpoints, and gives them again: worth it where examples come again the same, as with
+            the `views` of a data module. Not while it teaches features.
         optimizer: See `Task`.
         learning_rate: See `Task`.
         weight_decay: See `Task`.
@@ -164,6 +177,7 @@ class ClassificationTask(Task):
         model: nn.Module,
         teacher_weight: float = 0.0,
         temperature: float | None = 4.0,
+        remember: bool = False,
         optimizer: Literal["sgd", "adam"] = "sgd",
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
@@ -183,7 +197,7 @@ class ClassificationTask(Task):
             cycle_epochs,
             patience,
             feature_weight,
-            taught=teacher_weight > 0,
+            Teacher(model, remember) if teacher_weight else None,
         )
         if not 0 <= teacher_weight <= 1:
             raise PruneError(f"teacher_weight (={teacher_weight}) must be in [0, 1]")
