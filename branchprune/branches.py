@@ -142,7 +142,8 @@ def _choose(
 ) -> Tensor:
     structure = blended.plan.structure
     group, planned = structure.groups[index], blended.plan.groups[index]
-    scores = criterion(group_weights(blended.model, structure, index, model, readings))
+    weights = group_weights(blended.model, structure, index, model, readings, planned.kept)
+    scores = criterion(weights)
     if not isinstance(scores, Tensor) or scores.shape != (group.width,):
         shape = tuple(getattr(scores, "shape", ()))
         raise PruneError(f"init returned scores of shape {shape} for {group.name} ({group.width},)")

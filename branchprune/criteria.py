@@ -33,6 +33,7 @@ class GroupWeights:
         norm_gradients: The gradient of each of `norms`, None where there is none.
         bias_gradients: The gradient of each of `biases`, None where there is none.
         readings: What layers read of the channels, where `attach` was given batches.
+        kept: How many channels will be kept.
     """
 
     name: str
@@ -44,6 +45,7 @@ class GroupWeights:
     norm_gradients: tuple[Tensor | None, ...] = ()
     bias_gradients: tuple[Tensor | None, ...] = ()
     readings: tuple[Reading, ...] = ()
+    kept: int = 0
 
 
 Criterion = Callable[[GroupWeights], Tensor]
@@ -168,6 +170,7 @@ def group_weights(
     index: int,
     graded: nn.Module,
     readings: Sequence[Reading] = (),
+    kept: int = 0,
 ) -> GroupWeights:
     """Collect the weights that make the channels of a group.
 
@@ -177,6 +180,7 @@ def group_weights(
         index: The group.
         graded: The same model with the gradients, which copies lack.
         readings: What layers read of the group.
+        kept: How many of its channels will be kept.
     """
     producers, norms, biases = [], [], []
     producer_gradients, norm_gradients, bias_gradients = [], [], []
@@ -213,6 +217,7 @@ def group_weights(
         *(tuple(producers), tuple(norms), tuple(biases)),
         *(tuple(producer_gradients), tuple(norm_gradients), tuple(bias_gradients)),
         tuple(readings),
+        kept,
     )
 
 

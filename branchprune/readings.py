@@ -97,11 +97,11 @@ class _Reader:
     def __init__(self, layer: LinearLayer, group: int, channels: Tensor, width: int) -> None:
         self.layer, self.group, self.width = layer, group, width
         inside = ((channels >= 0) & (channels < width)).nonzero()[:, 0]
-        order = channels[inside].argsort(stable=True)
+        inside = inside[channels[inside].argsort(stable=True)]
         self.present, counts = channels[inside].unique(return_counts=True)
-        repeat = int(counts.max())
-        assert (counts == repeat).all(), "a channel is read as often as any other"
-        self.entries = inside[order].view(-1, repeat)
+        ends = counts.cumsum(0)
+        times = torch.arange(int(counts.min()))  # as often as all are there
+        self.entries = inside[(ends - counts)[:, None] + times]
         self.first = torch.zeros(len(self.present), dtype=torch.double)
         self.second = torch.zeros(len(self.present), len(self.present), dtype=torch.double)
         self.count = 0

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from branchprune.criteria import GroupWeights
 from branchprune.errors import PruneError
+from branchprune.readings import Reading
 
 
 def reconstruction(group: GroupWeights) -> Tensor:
@@ -24,7 +25,8 @@ def reconstruction(group: GroupWeights) -> Tensor:
         group: The weights, with readings.
 
     Returns:
-        The scores, shape (C,): the earlier picked, the higher.
+        The scores, shape (C,): the earlier picked, the higher, of as many as are kept; of the
+        others, what they would still explain.
 
     Raises:
         PruneError: There are no readings.
@@ -34,28 +36,50 @@ def reconstruction(group: GroupWeights) -> Tensor:
             f"init 'reconstruction' needs batches that reach what reads {group.name}: give attach "
             "batches of training inputs"
         )
-    residuals = [reading.covariance.clone() for reading in group.readings]
-    made = [_root(reading.weights) @ reading.covariance for reading in group.readings]
-    least = [1e-10 * float(residual.diagonal().mean()) for residual in residuals]
-    totals = [max(float((r.weights * r.covariance).sum()), 1e-300) for r in group.readings]
+    parts = [_Residual(reading) for reading in group.readings]
     scores = torch.zeros(group.width, dtype=torch.double)
-    for place in range(group.width, 0, -1):
-        gains = torch.zeros(group.width, dtype=torch.double)
-        for residual, m, size, total in zip(residuals, made, least, totals, strict=True):
-            variance = residual.diagonal()
-            gains += torch.where(variance > size, m.square().sum(0) / variance, 0) / total
+    for place in range(group.kept):
+        gains = torch.stack([part.gains() for part in parts]).sum(0)
         pick = int(torch.where(scores > 0, -1, gains).argmax())
-        scores[pick] = place
-        for residual, m, size in zip(residuals, made, least, strict=True):
-            if residual[pick, pick] > size:
-                row = residual[pick] / residual[pick, pick]
-                m -= torch.outer(m[:, pick], row)
-                residual -= torch.outer(residual[:, pick].clone(), row)
-    return scores
+        scores[pick] = group.width - place
+        for part in parts:
+            part.pick(pick)
+    rest = torch.stack([part.gains() for part in parts]).sum(0)
+    return torch.where(scores > 0, scores, rest / (1 + rest.max()))
 
 
-def _root(matrix: Tensor) -> Tensor:
-    """Return R with `Rᵀ R` a symmetric positive semidefinite matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    root: Tensor = values.clamp_min(0).sqrt()[:, None] * vectors.T
-    return root
+class _Residual:
+    """What of a reading does not follow from the channels that are picked.
+
+    R is the covariance given those. `R = Σ − Ω Ωᵀ` with a column of Ω for each of them, and of R
+    itself only the diagonals of R and `R M R` are kept (Farahat et al., 2013).
+
+    Args:
+        reading: Σ, the covariance, and M, the weights.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.covariance, self.weights = reading.covariance, reading.weights
+        made = self.covariance @ self.weights
+        self.size = max(float(made.trace()), 1e-300)
+        self.variance = self.covariance.diagonal().clone()
+        self.least = 1e-10 * float(self.variance.mean())
+        self.made = (made * self.covariance).sum(1)
+        self.omega = self.covariance.new_empty(len(self.variance), 0)
+
+    def gains(self) -> Tensor:
+        """Return what each channel would explain, as a share of all, shape (C,)."""
+        known = self.variance > self.least
+        return torch.where(known, self.made.clamp_min(0) / self.variance, 0) / self.size
+
+    def pick(self, channel: int) -> None:
+        """Pick a channel; nothing changes if it follows from those that are."""
+        if self.variance[channel] <= self.least:
+            return
+        column = self.covariance[:, channel] - self.omega @ self.omega[channel]
+        column /= column[channel].clamp_min(self.least).sqrt()
+        weighted = self.weights @ column
+        made = self.covariance @ weighted - self.omega @ (self.omega.T @ weighted)
+        self.made += column * (column * (column @ weighted) - 2 * made)
+        self.variance -= column.square()
+        self.omega = torch.cat([self.omega, column[:, None]], 1)
