@@ -32,7 +32,7 @@ def test_alpha_1_is_the_model(case: Case) -> None:
 
 
 def check_collapse(case: Case, plan: bp.Plan, init: str = "l1") -> None:
-    blended = bp.attach(case.model, plan, init)
+    blended = bp.attach(case.model, plan, init, batches=[case.x])
     scramble(blended, seed=3)
     blended.alpha = 0
     small, other = bp.collapse(blended), spelled_out(blended)
@@ -64,7 +64,7 @@ def test_collapse_is_exact(case: Case, init: str) -> None:
 
 
 @settings(max_examples=20)
-@given(cases(), st.sampled_from(["geometric_median", "taylor"]))
+@given(cases(), st.sampled_from(["geometric_median", "taylor", "reconstruction"]))
 def test_collapse_is_exact_from_every_start(case: Case, init: str) -> None:
     case.double().model.eval()
     seeded(case.model, case.x).square().sum().backward()
