@@ -22,6 +22,7 @@ from branchprune.ends import Expand
 from branchprune.errors import PruneError
 from branchprune.matching import mismatch
 from branchprune.memory import Memory
+from branchprune.mixup import Mixup
 
 
 class Teacher:
@@ -76,7 +77,11 @@ def _reading(network: nn.Module, layers: Iterable[str], read: dict[str, Tensor])
 
 
 def learn_from(
-    teacher: Teacher, student: nn.Module, x: Tensor, features: bool = False
+    teacher: Teacher,
+    student: nn.Module,
+    x: Tensor,
+    features: bool = False,
+    mix: Mixup | None = None,
 ) -> tuple[Any, Any, Tensor]:
     """Let a student and its teacher see the same input.
 
@@ -85,6 +90,8 @@ def learn_from(
         student: A blended model, or any network without `features`.
         x: The input.
         features: Whether to compare the features of the branches, too.
+        mix: How to mix the input for the student, and what the teacher makes of it; without
+            features.
 
     Returns:
         The output of the student, that of the teacher, and the mean of `‖B ũ − u‖² / ‖u‖²` over
@@ -95,8 +102,9 @@ def learn_from(
         PruneError: `features` of a student that has no branches.
     """
     with _features(student) if features else nullcontext(dict[str, Tensor]()) as narrow:
-        output = student(x)
+        output = student(mix(x) if mix else x)
     expected, wide = teacher(x, [*narrow])
+    expected = mix(expected) if mix else expected
     terms = [_term(student, name, narrow[name], wide[name]) for name in narrow]
     return output, expected, torch.stack(terms).mean() if terms else x.new_zeros(())
 

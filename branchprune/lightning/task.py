@@ -1,0 +1,155 @@
+"""The base of training tasks: a model, its optimizer, and what it learns from its teacher."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+
+from branchprune.errors import PruneError
+from branchprune.mixup import Mixup
+from branchprune.teaching import Teacher, learn_from
+
+Batch = tuple[Tensor, Tensor]
+Stage = Literal["train", "val", "test"]
+Decay = Literal["cosine", "constant", "plateau"]
+
+
+class Task(LightningModule, ABC):
+    """A model with its optimizer; subclasses say what is lost and measured.
+
+    Args:
+        model: The network.
+        optimizer: "sgd" (Nesterov momentum 0.9) or "adam".
+        learning_rate: Learning rate at the start of a cycle.
+        weight_decay: Weight decay.
+        undecayed: Patterns of parameter names without weight decay, such as "*.expand.*" and
+            "*.reduce.*", the linear ends of the branches.
+        schedule: The learning rate falls to 0 along a "cosine", stays "constant", or is divided by
+            10 at a "plateau": where the validation loss has not fallen for `patience` epochs.
+        cycle_epochs: Length of the cosine; None: the whole training.
+        patience: See `schedule`.
+        feature_weight: Weight of the distance between what the branches of a blended model
+            compute and what the network as it is when the task is made computes at the same
+            places; see `learn_from`. Training only.
+        teacher: That network, where its output is needed, too; None: where its features are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        learning_rate: float = 0.1,
+        weight_decay: float = 5e-4,
+        undecayed: Sequence[str] = (),
+        schedule: Decay = "cosine",
+        cycle_epochs: int | None = None,
+        patience: int = 5,
+        feature_weight: float = 0.0,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0:
+            raise PruneError(f"learning_rate (={learning_rate}) must be positive")
+        if optimizer not in ("sgd", "adam"):
+            raise PruneError(f"optimizer (={optimizer!r}) must be 'sgd' or 'adam'")
+        if schedule not in ("cosine", "constant", "plateau"):
+            raise PruneError(f"schedule (={schedule!r}) must be 'cosine', 'constant' or 'plateau'")
+        self.model = model
+        self.optimizer, self.learning_rate = optimizer, learning_rate
+        self.weight_decay, self.undecayed = weight_decay, tuple(undecayed)
+        self.schedule = schedule
+        self.cycle_epochs, self.patience = cycle_epochs, patience
+        if not 0 <= feature_weight < math.inf:
+            raise PruneError(f"feature_weight (={feature_weight}) must be a weight of at least 0")
+        self.feature_weight = feature_weight
+        self.teacher = teacher or (Teacher(model) if feature_weight else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's output."""
+        output: Tensor = self.model(x)
+        return output
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer and what moves its learning rate, epoch by epoch."""
+        optimizer = self._optimizer()
+        if self.schedule == "cosine":
+            epochs = self.cycle_epochs or self.trainer.max_epochs or 1
+            return [optimizer], [CosineAnnealingLR(optimizer, max(1, epochs))]
+        if self.schedule == "plateau":
+            plateau = ReduceLROnPlateau(optimizer, patience=self.patience)
+            return [optimizer], [{"scheduler": plateau, "monitor": "loss/val"}]
+        return optimizer
+
+    def _optimizer(self) -> Optimizer:
+        settings: Any = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if next(self.parameters()).is_cuda:
+            settings["fused"] = True
+        if self.optimizer == "adam":
+            return torch.optim.Adam(self._parameter_groups(), **settings)
+        return torch.optim.SGD(self._parameter_groups(), momentum=0.9, nesterov=True, **settings)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters with weight decay, and those without."""
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            spared = any(fnmatchcase(name, pattern) for pattern in self.undecayed)
+            (others if spared else decayed).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    @abstractmethod
+    def step(self, batch: Batch, stage: Stage) -> Tensor:
+        """Log what is measured on a batch and return its loss."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a training batch."""
+        return self.step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a validation batch."""
+        self.step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a test batch."""
+        self.step(batch, "test")
+
+    def teach(self, x: Tensor, mix: Mixup | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the network's output, its teacher's, and what its features add to the loss.
+
+        Args:
+            x: The input.
+            mix: How to mix it for the network; the teacher's output is mixed alike.
+        """
+        assert self.teacher is not None, "neither a teacher nor feature_weight"
+        features = self.feature_weight > 0
+        output, expected, distance = learn_from(self.teacher, self.model, x, features, mix)
+        if features:
+            self.log_epoch("loss/features", distance, len(x))
+        return output, expected, self.feature_weight * distance
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the teacher remembers."""
+        if self.teacher is not None and self.teacher.memory is not None:
+            checkpoint["teacher"] = self.teacher.memory.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the teacher remember what it did."""
+        if self.teacher is not None and self.teacher.memory is not None:
+            self.teacher.memory.load_state_dict(checkpoint["teacher"], self.device)
+
+    def log_epoch(self, name: str, value: Tensor, size: int) -> None:
+        """Log the mean over an epoch."""
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=size)
