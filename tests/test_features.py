@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from models import relative, resnet, scramble, vgg
 from test_distillation import command
 from test_lightning import loader, network, trainer
-from test_matching import X, blended_of, chain, gradients
+from test_matching import X, blended_of, both_paths, chain, gradients
 from test_training_options import TinyVGG
 from torch import Tensor, nn
 
@@ -22,26 +21,6 @@ from branchprune.lightning import BranchPruning, ClassificationTask, Reconstruct
 from branchprune.teaching import Teacher, learn_from
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
-
-
-def spelled_out(blended: bp.Blended, alphas: tuple[float, float]) -> tuple[Tensor, list[Tensor]]:
-    """Compute `chain` and what its branches offer to the layers 4 and 7."""
-    net, twin = blended.model, blended.twin.get_submodule("1")
-    a = [blended.reduce.get_submodule(name).weights[0] for name in ("0", "4")]
-    b = [blended.expand.get_submodule(name).weights[0] for name in ("4", "7")]
-    z = F.conv2d(X, net[0].weight, net[0].bias, padding=1)
-    norm = (None, None, net[1].weight, net[1].bias, True)
-    wide = F.max_pool2d(F.batch_norm(z, *norm).relu(), 2)
-    z = torch.einsum("kc,nchw->nkhw", a[0], z)
-    norm = (None, None, twin.weight, twin.bias, True)
-    branch = F.max_pool2d(F.batch_norm(z, *norm).relu(), 2)
-    first = torch.einsum("ck,nkhw->nchw", b[0], branch)
-    x = alphas[0] * wide + (1 - alphas[0]) * first
-    z = F.conv2d(x, net[4].weight, net[4].bias, padding=1)
-    wide, branch = z.tanh(), torch.einsum("kc,nchw->nkhw", a[1], z).tanh()
-    second = torch.einsum("ck,nkhw->nchw", b[1], branch)
-    x = alphas[1] * wide + (1 - alphas[1]) * second
-    return F.linear(x.flatten(1), net[7].weight, net[7].bias), [first, second]
 
 
 def read_by(teacher: nn.Sequential) -> list[Tensor]:
@@ -58,9 +37,9 @@ def test_the_distance_and_its_gradient_are_those_of_the_formula(
     teacher = scramble(chain().double(), seed=9)
     blended = blended_of(chain())
     blended.alpha = {"0": alphas[0], "4": alphas[1]}
-    output, branches = spelled_out(blended, alphas)
-    pairs = zip(branches, read_by(teacher), alphas, strict=True)
-    terms = [(b - u).square().sum() / u.square().sum() for b, u, alpha in pairs if alpha < 1]
+    output, paths = both_paths(blended, alphas)
+    ends = zip(paths, read_by(teacher), alphas, strict=True)
+    terms = [(b - u).square().sum() / u.square().sum() for (b, _), u, alpha in ends if alpha < 1]
     expected = sum(terms, torch.zeros(())) / max(len(terms), 1)
     found, told, distance = learn_from(Teacher(teacher), blended, X, features=True)
     assert relative(output, found) < 1e-12

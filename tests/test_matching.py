@@ -32,8 +32,10 @@ def blended_of(model: nn.Module, **options: Any) -> bp.Blended:
     return scramble(blended, seed=6).train()
 
 
-def spelled_out(blended: bp.Blended, alphas: tuple[float, float]) -> tuple[Tensor, list[Tensor]]:
-    """Compute `chain` and each end's mismatch with plain torch, every matrix as it is written."""
+def both_paths(
+    blended: bp.Blended, alphas: tuple[float, float]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Compute `chain`, and at each end branch and wide path, every matrix as it is written."""
     net, twin = blended.model, blended.twin.get_submodule("1")
     a = [blended.reduce.get_submodule(name).weights[0] for name in ("0", "4")]
     b = [blended.expand.get_submodule(name).weights[0] for name in ("4", "7")]
@@ -43,16 +45,21 @@ def spelled_out(blended: bp.Blended, alphas: tuple[float, float]) -> tuple[Tenso
     z = torch.einsum("kc,nchw->nkhw", a[0], z)
     norm = (None, None, twin.weight, twin.bias, True)
     branch = F.max_pool2d(F.batch_norm(z, *norm).relu(), 2)
-    terms = []
-    branch = torch.einsum("ck,nkhw->nchw", b[0], branch)
-    terms.append((branch - wide.detach()).square().sum() / wide.detach().square().sum())
-    x = alphas[0] * wide + (1 - alphas[0]) * branch
+    pairs = [(torch.einsum("ck,nkhw->nchw", b[0], branch), wide)]
+    x = alphas[0] * wide + (1 - alphas[0]) * pairs[0][0]
     z = F.conv2d(x, net[4].weight, net[4].bias, padding=1)
     wide, branch = z.tanh(), torch.einsum("kc,nchw->nkhw", a[1], z).tanh()
-    branch = torch.einsum("ck,nkhw->nchw", b[1], branch)
-    terms.append((branch - wide.detach()).square().sum() / wide.detach().square().sum())
-    x = alphas[1] * wide + (1 - alphas[1]) * branch
-    return F.linear(x.flatten(1), net[7].weight, net[7].bias), terms
+    pairs.append((torch.einsum("ck,nkhw->nchw", b[1], branch), wide))
+    x = alphas[1] * wide + (1 - alphas[1]) * pairs[1][0]
+    return F.linear(x.flatten(1), net[7].weight, net[7].bias), pairs
+
+
+def spelled_out(blended: bp.Blended, alphas: tuple[float, float]) -> tuple[Tensor, list[Tensor]]:
+    """Compute `chain` and each end's mismatch."""
+    output, pairs = both_paths(blended, alphas)
+    wides = [wide.detach() for _, wide in pairs]
+    missed = [(b - u).square().sum() for (b, _), u in zip(pairs, wides, strict=True)]
+    return output, [m / u.square().sum() for m, u in zip(missed, wides, strict=True)]
 
 
 def gradients(loss: Tensor, blended: bp.Blended) -> list[Tensor]:
