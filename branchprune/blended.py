@@ -122,7 +122,7 @@ class Blended(nn.Module):
     def branch_features(self) -> Iterator[dict[str, Tensor]]:
         """Collect the twin's tensor that each `expand` reads, for a `with` block, by its name.
 
-        Those of the last forward pass; none for groups at α = 1.
+        Those of the last forward pass; none where all channels are of groups at α = 1.
         """
         self._features = found = dict[str, Tensor]()
         try:
@@ -166,12 +166,12 @@ class Blended(nn.Module):
         self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_programs", "_run", "_compiled")
+        left_out = ("_programs", "_run", "_compiled", "_features")
         return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
-        self._programs, self._compiled = {}, None
+        self._programs, self._compiled, self._features = {}, None, None
         self._refresh()
 
     def _refresh(self) -> None:

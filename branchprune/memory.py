@@ -30,6 +30,7 @@ class Memory:
             PruneError: It does not return a tensor with an output an example.
         """
         keys = fingerprints(x).tolist()
+        self.outputs = self.outputs.to(x.device)
         new = [i for i, key in enumerate(keys) if key not in self.places]
         if new:
             some = x if len(new) == len(x) else x[new]
@@ -57,10 +58,10 @@ class Memory:
         keys = torch.tensor([*self.places], dtype=torch.long)
         return {"keys": keys, "outputs": self.outputs[: len(keys)].cpu().clone()}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember what a checkpoint holds."""
         self.places = {key: place for place, key in enumerate(state["keys"].tolist())}
-        self.outputs = state["outputs"].to(device)
+        self.outputs = state["outputs"]
 
 
 def fingerprints(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from branchprune.errors import PruneError
 from branchprune.gradients import accumulate_gradients
 from branchprune.lightning import Vitals
 from branchprune.lightning.averaging import averaging
+from branchprune.lightning.task import Task
 from branchprune.narrowing import Narrowed, choose_narrowing, reset
 from branchprune.planning import Plan, plan
 from branchprune.sparsifying import make_penalty, sparsify
@@ -76,6 +77,8 @@ class Pruning:
             raise PruneError(f"pruner (={settings.pruner!r}) blends nothing: levels: null")
         if settings.pruner is not None and settings.fit:
             raise PruneError(f"fit (={settings.fit}): pruner (={settings.pruner!r}) fits nothing")
+        if settings.init == "reconstruction" and not settings.calibration:
+            raise PruneError("init (='reconstruction') sees calibration (=0) batches: set some")
         self.config, self.example = config, example
         self.narrowing = choose_narrowing(config, example)
 
@@ -93,10 +96,11 @@ class Pruning:
 
     def _check_features(self, task: LightningModule) -> None:
         settings, weight = self.config.prune, getattr(task, "feature_weight", 0)
-        if weight and (settings.levels is None or settings.finetune or settings.sparsify):
+        others = settings.finetune or settings.sparsify or settings.rounds
+        if weight and (settings.levels is None or others):
             raise PruneError(
-                f"prune.task.feature_weight (={weight}): only branches learn features, so levels "
-                "must be given, and finetune and sparsify be null"
+                f"prune.task.feature_weight (={weight}): only branches learn features, and of a "
+                "dense model, so levels must be given, and finetune, sparsify and rounds be null"
             )
 
     def prune(self, dense: nn.Module, stages: Stages, score: float) -> Pruned:
@@ -133,6 +137,8 @@ class Pruning:
         if batches:
             wide = copied(wide)
             task = student_task(self.config.prune_task, dense, wide)
+            if isinstance(task, Task):
+                task.feature_weight = 0.0  # the wide model has no branches
             state = {name: value.clone() for name, value in wide.state_dict().items()}
             accumulate_gradients(task, self.config.data, batches)
             wide.load_state_dict(state)  # the norms' statistics have moved

@@ -33,8 +33,8 @@ def reconstruction(group: GroupWeights) -> Tensor:
     """
     if not group.readings:
         raise PruneError(
-            f"init 'reconstruction' needs batches that reach what reads {group.name}: give attach "
-            "batches of training inputs"
+            f"init 'reconstruction' needs batches that reach what reads {group.name} in "
+            "evaluation: give attach batches of training inputs, or leave it out with `exclude`"
         )
     parts = [_Residual(reading) for reading in group.readings]
     scores = torch.zeros(group.width, dtype=torch.double)

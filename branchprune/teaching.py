@@ -118,5 +118,7 @@ def _features(student: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
 
 def _term(student: nn.Module, name: str, narrow: Tensor, wide: Tensor) -> Tensor:
     end = student.get_submodule(f"expand.{name}")
-    assert isinstance(end, Expand)
-    return mismatch(end, narrow, wide, [piece.branch is not None for piece in end.pieces])
+    assert isinstance(end, Expand) and isinstance(student, Blended)
+    alphas = [*student.alpha.values()]
+    live = [piece.branch is not None and alphas[piece.branch] < 1 for piece in end.pieces]
+    return mismatch(end, narrow, wide, live)

@@ -95,6 +95,29 @@ def test_outside_the_block_nothing_is_collected() -> None:
     assert not narrow
 
 
+def test_channels_whose_turn_has_not_come_are_not_taught() -> None:
+    """One tensor joins channels of both groups; those at α = 1 count nothing."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(14, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.c(torch.cat([self.a(x), self.b(x)], 1))
+            return y
+
+    model = scramble(Joined().double())
+    blended = scramble(bp.attach(model, bp.plan(model, X)), seed=6).train()
+    blended.alpha = {"a": 0.5}
+    _, _, distance = learn_from(Teacher(model), blended, X, features=True)
+    narrow = torch.einsum("kc,nchw->nkhw", blended.reduce.a.weights[0], blended.model.a(X))
+    branch = torch.einsum("ck,nkhw->nchw", blended.expand.c.weights[0], narrow)
+    wide = model.a(X)
+    expected = (branch - wide).square().sum() / wide.square().sum()
+    assert float(distance.detach()) == pytest.approx(float(expected.detach()), rel=1e-10)
+
+
 def test_a_model_without_branches_is_refused() -> None:
     model = chain().double()
     with pytest.raises(bp.PruneError, match="Sequential has no branches"):
@@ -162,6 +185,7 @@ def test_compiled_code_collects_the_same() -> None:
         ({"prune.levels": "null", "prune.finetune.epochs": "1"}, "only branches learn features"),
         ({"prune.levels": "[0.0]", "prune.finetune.epochs": "1"}, "only branches learn features"),
         ({"prune.levels": "[0.0]", "prune.sparsify.epochs": "1"}, "only branches learn features"),
+        ({"prune.levels": "[0.0]", "prune.rounds.count": "2"}, "only branches learn features"),
         ({"task.init_args.feature_weight": "1.0", "dense.epochs": "1"}, "has no branches"),
     ],
 )
@@ -180,6 +204,7 @@ def test_what_has_no_branches_is_refused_before_training(
 def test_a_run_learns_features_to_its_end(tmp_path: Path) -> None:
     torch.save(TinyVGG().state_dict(), tmp_path / "dense.pt")
     options = {"prune.levels": "[0.5, 0.0]", "prune.mixing": "group", "prune.average": "0.5"}
+    options |= {"prune.init": "taylor", "prune.calibration": "1"}
     task = '{"feature_weight": 1.0, "teacher_weight": 0.5}'
     assert (
         main(

@@ -40,7 +40,7 @@ def test_what_is_known_is_not_asked_again() -> None:
         assert torch.equal(memory.recall(part, function), 2 * part.flatten(1))
     assert function.asked == [4, 2, 2, 2]
     again = Memory()
-    again.load_state_dict(memory.state_dict(), x.device)
+    again.load_state_dict(memory.state_dict())
     assert torch.equal(again.recall(x.flip(0), Counting()), 2 * x.flip(0).flatten(1))
     later = torch.randn(50, 3, 2, 2)
     assert torch.equal(again.recall(later, function), 2 * later.flatten(1))
@@ -114,6 +114,21 @@ def test_views_come_again_in_any_order(views: int) -> None:
     if views > 1:
         both = shown[0].keys() & shown[1].keys()
         assert any(shown[0][label] != shown[1][label] for label in both)
+
+
+def test_noise_does_not_come_again() -> None:
+    with pytest.raises(bp.PruneError, match=r"noise \(=0.1\): views \(=2\)"):
+        Given(noise=0.1, views=2)
+
+
+def test_a_checkpoint_without_memory_is_loaded(tmp_path: Path) -> None:
+    run = trainer(1)
+    run.fit(ClassificationTask(network()), loader(), loader())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    task = ClassificationTask(network(), teacher_weight=0.5, remember=True)
+    trainer(2).fit(task, loader(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert task.teacher is not None and task.teacher.memory is not None
+    assert len(task.teacher.memory.places) == sum(len(x) for x, _ in loader())
 
 
 class OneView(Tiny):

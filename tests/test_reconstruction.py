@@ -210,4 +210,4 @@ def test_a_run_starts_from_it(
     assert main(command(tmp_path, **task, **options)) == 0
     options["prune.calibration"] = "0"
     assert main(command(tmp_path, output=str(tmp_path / "other"), **task, **options)) == 2
-    assert "needs batches" in capsys.readouterr().err
+    assert "calibration (=0)" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def epoch_seed(*numbers: int) -> int:
-    """Return the seed of an epoch, or of a part of it; no two rows of small numbers share one."""
+    """Return the seed of an epoch; two rows of as many small numbers do not share one."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 

@@ -40,8 +40,8 @@ class InMemory(LightningDataModule, ABC):
         noise: Standard deviation of normal noise on training inputs, after crop and flip, in units
             of the grey value of [0, 1]; a target has none.
         views: Every training image has so many crops and flips, which come one after another, an
-            epoch each, again and again; None: new ones in every epoch. A teacher that remembers
-            what it said of each has to say it once.
+            epoch each, again and again, without noise; None: new ones in every epoch. A teacher
+            that remembers what it said of each has to say it once.
         limit_train: Use only so many training images, by class as all of them; for small
             experiments. What is held out for validation does not change.
         image_size: Resize all images once, such that their shorter side has so many pixels
@@ -90,6 +90,8 @@ class InMemory(LightningDataModule, ABC):
         at_least("views", views, 1)
         at_least("limit_train", limit_train, 1)
         at_least("image_size", image_size, 1)
+        if noise and views is not None:
+            raise PruneError(f"noise (={noise}): views (={views}) with noise do not come again")
         if not 0 < val_fraction < 1:
             raise PruneError(f"val_fraction (={val_fraction}) must be in (0, 1)")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

@@ -147,8 +147,8 @@ class Task(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the teacher remember what it did."""
-        if self.teacher is not None and self.teacher.memory is not None:
-            self.teacher.memory.load_state_dict(checkpoint["teacher"], self.device)
+        if self.teacher is not None and self.teacher.memory is not None and "teacher" in checkpoint:
+            self.teacher.memory.load_state_dict(checkpoint["teacher"])
 
     def log_epoch(self, name: str, value: Tensor, size: int) -> None:
         """Log the mean over an epoch."""
