@@ -114,8 +114,8 @@ def _notes(results: Results) -> str:
         "Test scores of the small models: mean ± sample standard deviation of n seeds; the best at "
         "the last budget first. *Compute*: multiply-adds of all training steps behind the dense "
         f"training, those of a teacher included, as a multiple of the dense training's{dense}. "
-        "Gradients for a criterion and least squares are not in it, nor in the budgets: a few "
-        "epochs of the small model."
+        "What a criterion sees of the data and least squares are not in it, nor in the budgets: a "
+        "few epochs of the small model."
     )
     others = f" {results.others} more lines are of runs that the configuration does not name."
     return note + (others if results.others else "")
