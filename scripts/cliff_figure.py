@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from figure_parts import STYLE, finish
@@ -21,7 +22,7 @@ from branchprune.compare_results import Results
 from branchprune.errors import PruneError
 
 ROOT = Path(__file__).resolve().parents[1]
-COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 PANELS = {"val": "blended model", "branch": "branch alone"}
 
 
@@ -48,7 +49,7 @@ def cliff(results: Results) -> Figure:
     figure = Figure((8.4, 3.8))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
-        for colour, outcome in zip(COLOURS, results.outcomes(), strict=False):
+        for colour, outcome in zip(cycle(COLOURS), results.outcomes(), strict=False):
             curves = [scores_by_level(run, key) for run in outcome.lines]
             xs, means, lows, highs = _spread(outcome.method, curves)
             axes.plot(xs, means, color=colour, marker="o", ms=2.5, label=outcome.method)
