@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from branchprune import schedules
 from branchprune.baselines import Pruner
 from branchprune.branches import INITS, Init
 from branchprune.errors import PruneError
+from branchprune.importing import function_at
 from branchprune.mixing import Mixing
 from branchprune.schedules import Mode, Plateau, Schedule
 
@@ -238,21 +238,10 @@ class PruneConfig:
         """Return what `attach` takes as `init`."""
         if self.init in ("random", *INITS):
             return self.init
-        module, _, name = self.init.rpartition(".")
-        if not module:
+        if "." not in self.init:
             known = ", ".join(("random", *INITS))
             raise PruneError(f"init (={self.init!r}) must be one of {known}, or an import path")
-        try:
-            return _checked(getattr(importlib.import_module(module), name), self.init)
-        except (ImportError, ValueError, AttributeError) as error:
-            raise PruneError(f"init (={self.init!r}) cannot be imported: {error}") from error
-
-
-def _checked(value: Any, name: str) -> Init:
-    if not callable(value):
-        raise PruneError(f"init (={name!r}) is not a function")
-    criterion: Init = value
-    return criterion
+        return function_at(self.init, "init")
 
 
 def _levels(value: dict[str, float] | list[float]) -> tuple[float, ...]:

@@ -2,19 +2,23 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pytorch_lightning import Callback, LightningDataModule
 from test_lightning import loader, network, trainer
 
 import branchprune as bp
 from branchprune.cli import main
+from branchprune.config import parse
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.metrics_table import read_metrics
 from branchprune.models import VGG
 from branchprune.settings import MetricConfig, PruneConfig
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
 
@@ -285,3 +289,41 @@ def test_a_run_reports_the_blended_model_that_was_collapsed(tmp_path):
     assert found["blended_at_zero"] == pytest.approx(found["small"], rel=1e-4)
     last = result["curve"][-1]["branch"]
     assert last != pytest.approx(found["small"], rel=1e-3)  # else nothing was compared
+
+
+def test_an_optimizer_can_be_any_class_of_a_configuration(tmp_path):
+    settings = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+    settings["prune"]["task"] = {
+        "optimizer": "torch.optim.RMSprop",
+        "optimizer_args": {"momentum": 0.5},
+        "learning_rate": 0.03,
+        "weight_decay": 0.01,
+        "undecayed": ["*.expand.*"],
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    config = parse([str(path)])
+    model = VGG([[8, 8]], 10)
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8)))
+    task = config.prune_task(blended)
+    task.schedule = "constant"
+    optimizer = task.configure_optimizers()
+    assert type(optimizer) is torch.optim.RMSprop
+    ends = {id(p) for name, p in blended.named_parameters() if ".expand." in f".{name}"}
+    assert len(ends) > 0
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decays == {id(p): 0.0 if id(p) in ends else 0.01 for p in blended.parameters()}
+    assert {(g["lr"], g["momentum"]) for g in optimizer.param_groups} == {(0.03, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "sgdd"}, r"optimizer \(='sgdd'\) must be 'sgd', 'adam' or an import path"),
+        ({"optimizer": "torch.optim.Nix"}, r"optimizer \(='torch.optim.Nix'\) cannot be imported"),
+        ({"optimizer_args": {"nix": 1}}, r"optimizer_args \(=\{'nix': 1\}\): .*'nix'"),
+    ],
+)
+def test_an_optimizer_that_is_none_is_refused(options, message):
+    with pytest.raises(bp.PruneError, match=message):
+        ClassificationTask(network(), **options, schedule="constant").configure_optimizers()

@@ -8,19 +8,24 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from branchprune.errors import PruneError
+from branchprune.importing import function_at
 from branchprune.mixup import Mixup
 from branchprune.teaching import Teacher, learn_from
 
 Batch = tuple[Tensor, Tensor]
 Stage = Literal["train", "val", "test"]
 Decay = Literal["cosine", "constant", "plateau"]
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("torch.optim.SGD", {"momentum": 0.9, "nesterov": True}),
+    "adam": ("torch.optim.Adam", {"betas": (0.9, 0.999)}),
+}
+"""Import paths of optimizers by name, and what they are made with."""
 
 
 class Task(LightningModule, ABC):
@@ -28,7 +33,9 @@ class Task(LightningModule, ABC):
 
     Args:
         model: The network.
-        optimizer: "sgd" (Nesterov momentum 0.9) or "adam".
+        optimizer: "sgd" (Nesterov momentum 0.9), "adam", or the import path of a class, such as
+            "timm.optim.Muon".
+        optimizer_args: What else the optimizer takes, besides `lr` and `weight_decay`.
         learning_rate: Learning rate at the start of a cycle.
         weight_decay: Weight decay.
         undecayed: Patterns of parameter names without weight decay, such as "*.expand.*" and
@@ -46,7 +53,8 @@ class Task(LightningModule, ABC):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Literal["sgd", "adam"] = "sgd",
+        optimizer: str = "sgd",
+        optimizer_args: dict[str, Any] | None = None,
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
         undecayed: Sequence[str] = (),
@@ -59,12 +67,14 @@ class Task(LightningModule, ABC):
         super().__init__()
         if learning_rate <= 0:
             raise PruneError(f"learning_rate (={learning_rate}) must be positive")
-        if optimizer not in ("sgd", "adam"):
-            raise PruneError(f"optimizer (={optimizer!r}) must be 'sgd' or 'adam'")
+        if optimizer not in OPTIMIZERS and "." not in optimizer:
+            known = ", ".join(map(repr, OPTIMIZERS))
+            raise PruneError(f"optimizer (={optimizer!r}) must be {known} or an import path")
         if schedule not in ("cosine", "constant", "plateau"):
             raise PruneError(f"schedule (={schedule!r}) must be 'cosine', 'constant' or 'plateau'")
         self.model = model
-        self.optimizer, self.learning_rate = optimizer, learning_rate
+        self.optimizer, self.optimizer_args = optimizer, dict(optimizer_args or {})
+        self.learning_rate = learning_rate
         self.weight_decay, self.undecayed = weight_decay, tuple(undecayed)
         self.schedule = schedule
         self.cycle_epochs, self.patience = cycle_epochs, patience
@@ -90,12 +100,19 @@ class Task(LightningModule, ABC):
         return optimizer
 
     def _optimizer(self) -> Optimizer:
-        settings: Any = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
-        if next(self.parameters()).is_cuda:
+        path, own = OPTIMIZERS.get(self.optimizer, (self.optimizer, {}))
+        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        settings = own | self.optimizer_args | settings
+        if own and next(self.parameters()).is_cuda:
             settings["fused"] = True
-        if self.optimizer == "adam":
-            return torch.optim.Adam(self._parameter_groups(), **settings)
-        return torch.optim.SGD(self._parameter_groups(), momentum=0.9, nesterov=True, **settings)
+        make = function_at(path, "optimizer")
+        try:
+            optimizer: Optimizer = make(self._parameter_groups(), **settings)
+        except (TypeError, ValueError) as error:
+            raise PruneError(
+                f"optimizer (={self.optimizer!r}), optimizer_args (={self.optimizer_args}): {error}"
+            ) from error
+        return optimizer
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters with weight decay, and those without."""

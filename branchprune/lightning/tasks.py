@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class ClassificationTask(Task):
         mixup: α of mixup (Zhang et al., 2018), 0 for none: training examples, their classes and
             the teacher's logits for them are mixed two by two, with shares from Beta(α, α).
         optimizer: See `Task`.
+        optimizer_args: See `Task`.
         learning_rate: See `Task`.
         weight_decay: See `Task`.
         undecayed: See `Task`.
@@ -47,7 +48,8 @@ class ClassificationTask(Task):
         temperature: float | None = 4.0,
         remember: bool = False,
         mixup: float = 0.0,
-        optimizer: Literal["sgd", "adam"] = "sgd",
+        optimizer: str = "sgd",
+        optimizer_args: dict[str, Any] | None = None,
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
         undecayed: Sequence[str] = (),
@@ -59,6 +61,7 @@ class ClassificationTask(Task):
         super().__init__(
             model,
             optimizer,
+            optimizer_args,
             learning_rate,
             weight_decay,
             undecayed,
@@ -122,6 +125,7 @@ class ReconstructionTask(Task):
         ssim_weight: Weight of 1 − SSIM.
         window: Size of the SSIM window in pixels.
         optimizer: See `Task`.
+        optimizer_args: See `Task`.
         learning_rate: See `Task`.
         weight_decay: See `Task`.
         undecayed: See `Task`.
@@ -137,7 +141,8 @@ class ReconstructionTask(Task):
         l1_weight: float = 1.0,
         ssim_weight: float = 1.0,
         window: int = 11,
-        optimizer: Literal["sgd", "adam"] = "adam",
+        optimizer: str = "adam",
+        optimizer_args: dict[str, Any] | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         undecayed: Sequence[str] = (),
@@ -149,6 +154,7 @@ class ReconstructionTask(Task):
         super().__init__(
             model,
             optimizer,
+            optimizer_args,
             learning_rate,
             weight_decay,
             undecayed,

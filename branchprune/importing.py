@@ -1,0 +1,29 @@
+"""What a configuration names by its import path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pkgutil import resolve_name
+from typing import Any
+
+from branchprune.errors import PruneError
+
+
+def function_at(path: str, argument: str) -> Callable[..., Any]:
+    """Return a function or class by its import path, such as "timm.optim.Muon".
+
+    Args:
+        path: The import path.
+        argument: What it was given as, for the message of an error.
+
+    Raises:
+        PruneError: It cannot be imported, or cannot be called.
+    """
+    try:
+        found = resolve_name(path)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise PruneError(f"{argument} (={path!r}) cannot be imported: {error}") from error
+    if not callable(found):
+        raise PruneError(f"{argument} (={path!r}) is not a function")
+    function: Callable[..., Any] = found
+    return function
