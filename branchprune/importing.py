@@ -10,7 +10,7 @@ from branchprune.errors import PruneError
 
 
 def function_at(path: str, argument: str) -> Callable[..., Any]:
-    """Return a function or class by its import path, such as "timm.optim.Muon".
+    """Return a function or class by its import path, such as "torch.optim.AdamW".
 
     Args:
         path: The import path.

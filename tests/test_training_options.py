@@ -319,7 +319,10 @@ def test_an_optimizer_can_be_any_class_of_a_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "sgdd"}, r"optimizer \(='sgdd'\) must be 'sgd', 'adam' or an import path"),
+        (
+            {"optimizer": "sgdd"},
+            r"optimizer \(='sgdd'\) must be 'sgd', 'adam', 'muon' or an import path",
+        ),
         ({"optimizer": "torch.optim.Nix"}, r"optimizer \(='torch.optim.Nix'\) cannot be imported"),
         ({"optimizer_args": {"nix": 1}}, r"optimizer_args \(=\{'nix': 1\}\): .*'nix'"),
     ],

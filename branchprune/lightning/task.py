@@ -23,7 +23,8 @@ Stage = Literal["train", "val", "test"]
 Decay = Literal["cosine", "constant", "plateau"]
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("torch.optim.SGD", {"momentum": 0.9, "nesterov": True}),
-    "adam": ("torch.optim.Adam", {"betas": (0.9, 0.999)}),
+    "adam": ("torch.optim.Adam", {}),
+    "muon": ("branchprune.lightning.muon.Muon", {}),
 }
 """Import paths of optimizers by name, and what they are made with."""
 
@@ -33,8 +34,8 @@ class Task(LightningModule, ABC):
 
     Args:
         model: The network.
-        optimizer: "sgd" (Nesterov momentum 0.9), "adam", or the import path of a class, such as
-            "timm.optim.Muon".
+        optimizer: "sgd" (Nesterov momentum 0.9), "adam", "muon" (see `branchprune.lightning.muon`),
+            or the import path of a class, such as "torch.optim.AdamW".
         optimizer_args: What else the optimizer takes, besides `lr` and `weight_decay`.
         learning_rate: Learning rate at the start of a cycle.
         weight_decay: Weight decay.
@@ -103,7 +104,7 @@ class Task(LightningModule, ABC):
         path, own = OPTIMIZERS.get(self.optimizer, (self.optimizer, {}))
         settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         settings = own | self.optimizer_args | settings
-        if own and next(self.parameters()).is_cuda:
+        if self.optimizer in ("sgd", "adam") and next(self.parameters()).is_cuda:
             settings["fused"] = True
         make = function_at(path, "optimizer")
         try:
