@@ -53,9 +53,9 @@ class Run:
     def files(self, preset: str, overlays: Sequence[Path] = ()) -> list[Path]:
         """Return the configuration files, the later of which override the earlier."""
         folder = CONFIGS / self.experiment
-        files = [CONFIGS / f"{self.experiment}.yaml", folder / f"{preset}.yaml"]
-        if self.variant:
-            files += [folder / f"{self.variant}.yaml", folder / f"{self.variant}.{preset}.yaml"]
+        changes = [] if self.variant == "ours" else ["blended"]  # from which all others differ
+        changes += [preset, self.variant, f"{self.variant}.{preset}"]
+        files = [CONFIGS / f"{self.experiment}.yaml", *(folder / f"{c}.yaml" for c in changes)]
         return [*(file for file in files if file.exists()), *overlays]
 
     def key(self, preset: str, overlays: Sequence[Path] = ()) -> tuple[Any, ...]:

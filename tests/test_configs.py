@@ -29,11 +29,11 @@ def combinations():
     for name in EXPERIMENTS:
         base, folder = CONFIGS / f"{name}.yaml", CONFIGS / name
         for path in sorted(folder.glob("*.yaml")):
-            cpu = [] if path.stem == "cpu" or ".cpu" in path.name else [folder / "cpu.yaml"]
-            before = (
-                [folder / f"{path.stem.removesuffix('.cpu')}.yaml"] if ".cpu" in path.name else []
-            )
-            yield pytest.param(name, [base, *cpu, *before, path], id=f"{name}-{path.stem}")
+            changed = path.stem.removesuffix(".cpu")
+            before = [] if changed in ("cpu", "ours") else ["blended"]
+            before += ["cpu", *([changed] if path.stem != changed else [])]
+            files = [file for b in before if (file := folder / f"{b}.yaml").exists()]
+            yield pytest.param(name, [base, *files, path], id=f"{name}-{path.stem}")
 
 
 def comparisons():

@@ -328,7 +328,7 @@ def test_failures_are_reported(how, world, monkeypatch, capsys):
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 @pytest.mark.parametrize("job", reproduce.all_runs(1), ids=lambda job: job.name)
 def test_the_configuration_of_every_job_parses(job, preset):
-    if job.variant:
+    if job.variant not in ("", "ours"):
         assert (reproduce.CONFIGS / job.experiment / f"{job.variant}.yaml").exists()
     files = [part for file in job.files(preset) for part in ("--config", str(file))]
     config = make_parser().parse_args([*files, "--output", "unused", "--seed", str(job.seed)])
@@ -369,8 +369,11 @@ def test_the_settings_that_variants_change_arrive():
     assert config("multiplicative", "paper").prune.levels == {"multiplicative": 0.05}
     assert config("three_stage", "cpu").prune.finetune.epochs == 4
     assert config("three_stage", "paper").prune.finetune.epochs == 10
+    blended = config("", "cpu").prune
+    assert (blended.levels, blended.finetune, blended.init) == ({"steps": 0.1}, None, "random")
     ours = config("ours", "cpu").prune
-    assert (ours.levels, ours.hold, ours.final_hold) == ([0.0], 1, 29)
-    assert config("ours", "paper").prune.final_hold == 100
+    assert (ours.levels, ours.finetune.epochs, ours.init) == (None, 29, "reconstruction")
+    assert config("ours", "paper").prune.finetune.epochs == 200
+    assert config("ours", "paper").prune.task["optimizer"] == "muon"
     task = config("regression", "paper").prune.task
     assert task["teacher_weight"] == 1.0 and task["temperature"] is None
