@@ -84,6 +84,19 @@ def test_steps_do_not_depend_on_the_scale_of_the_loss_or_the_weights():
         assert torch.allclose(a, b, atol=2e-4 * float(a.norm()))
 
 
+def test_zeros_do_not_stay_zeros_and_no_gradient_moves_nothing():
+    model = network()
+    nn.init.zeros_(model[0].weight)
+    model[2] = nn.Sequential(nn.Flatten(), nn.Identity())
+    zero, still = model[0].weight, nn.Parameter(torch.ones(2, 2, 1, 1))
+    still.grad = torch.zeros_like(still)
+    optimizer = Muon([zero, still], lr=0.1)
+    model(torch.randn(5, 3, 6, 6)).square().mean().backward()
+    optimizer.step()
+    assert float(zero.detach().norm()) == pytest.approx(0.05, rel=1e-4)
+    assert torch.equal(still, torch.ones_like(still))
+
+
 def test_a_negative_number_is_refused():
     with pytest.raises(bp.PruneError, match=r"relative_step \(=-1\) must not be negative"):
         Muon(network().parameters(), relative_step=-1)

@@ -85,7 +85,9 @@ class Muon(Optimizer):
         change, length = gradient.add(buffer, alpha=momentum), group["lr"]
         if convolution:
             change = orthogonalised(change.flatten(1), group["iterations"]).view(weight.shape)
-            length *= group["relative_step"] * weight.norm() / change.norm().clamp_min(1e-12)
+            size = weight.norm()
+            size = torch.where(size > 0, size, 1)  # as in LAMB: else zeros would stay for ever
+            length *= group["relative_step"] * size / change.norm().clamp_min(1e-12)
         weight.sub_(length * change)
 
 
