@@ -21,6 +21,7 @@ from branchprune.errors import PruneError
 from branchprune.json_lines import read_object, write_whole
 from branchprune.lightning import Vitals
 from branchprune.lightning.quiet import quiet_lightning
+from branchprune.lightning.task import Task
 from branchprune.methods import Pruned, Pruning
 from branchprune.metrics_table import read_metrics
 from branchprune.planning import Plan
@@ -154,7 +155,11 @@ class _Run:
                 "set prune.task.feature_weight"
             )
         logged = self.stages.judge(task, batches=1)["val"]
-        self.stages.judge(config.prune_task(config.model), batches=1)
+        prune_task = config.prune_task(config.model)
+        self.stages.judge(prune_task, batches=1)
+        for each in (task, prune_task):
+            if isinstance(each, Task):
+                each.make_optimizer()
         monitor = config.prune.monitor
         if monitor and monitor not in {*logged, *(f"{name}_branch" for name in logged)}:
             raise PruneError(f"monitor (={monitor!r}) is not logged by the task")

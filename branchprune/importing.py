@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pkgutil import resolve_name
+from importlib import import_module
 from typing import Any
 
 from branchprune.errors import PruneError
@@ -19,8 +19,9 @@ def function_at(path: str, argument: str) -> Callable[..., Any]:
     Raises:
         PruneError: It cannot be imported, or cannot be called.
     """
+    module, _, name = path.rpartition(".")
     try:
-        found = resolve_name(path)
+        found = getattr(import_module(module), name)
     except (ImportError, ValueError, AttributeError) as error:
         raise PruneError(f"{argument} (={path!r}) cannot be imported: {error}") from error
     if not callable(found):

@@ -84,17 +84,40 @@ def test_steps_do_not_depend_on_the_scale_of_the_loss_or_the_weights():
         assert torch.allclose(a, b, atol=2e-4 * float(a.norm()))
 
 
-def test_zeros_do_not_stay_zeros_and_no_gradient_moves_nothing():
-    model = network()
-    nn.init.zeros_(model[0].weight)
-    model[2] = nn.Sequential(nn.Flatten(), nn.Identity())
-    zero, still = model[0].weight, nn.Parameter(torch.ones(2, 2, 1, 1))
-    still.grad = torch.zeros_like(still)
-    optimizer = Muon([zero, still], lr=0.1)
-    model(torch.randn(5, 3, 6, 6)).square().mean().backward()
+def test_zeros_do_not_stay_zeros():
+    weight = nn.Parameter(torch.zeros(4, 3, 3, 3))
+    optimizer = Muon([weight], lr=0.1)
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     optimizer.step()
-    assert float(zero.detach().norm()) == pytest.approx(0.05, rel=1e-4)
-    assert torch.equal(still, torch.ones_like(still))
+    assert float(weight.detach().norm()) == pytest.approx(0.05 * 1e-4 * 108**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_gets_no_gradient_stays_where_it_is(dtype):
+    weight = nn.Parameter(torch.ones(2, 2, 1, 1, dtype=dtype))
+    optimizer = Muon([weight], lr=0.1)
+    weight.grad = torch.tensor([[1.0, 0.0], [0.0, -0.5]], dtype=dtype).view_as(weight)
+    optimizer.step()
+    moved = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    for _ in range(3):
+        optimizer.step()
+    assert torch.equal(weight, moved) and not torch.equal(moved, torch.ones_like(moved))
+
+
+def test_a_learning_rate_in_a_tensor_stays_as_it_is():
+    rate, weight = torch.tensor(0.1), nn.Parameter(torch.ones(2, 2, 1, 1))
+    optimizer = Muon([weight], lr=rate)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert float(rate) == float(torch.tensor(0.1))
+
+
+def test_a_sparse_gradient_is_refused():
+    table = nn.Embedding(5, 2, sparse=True)
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(bp.PruneError, match=r"gradient of shape \[5, 2\] is sparse"):
+        Muon(table.parameters()).step()
 
 
 def test_a_negative_number_is_refused():

@@ -324,9 +324,33 @@ def test_an_optimizer_can_be_any_class_of_a_configuration(tmp_path):
             r"optimizer \(='sgdd'\) must be 'sgd', 'adam', 'muon' or an import path",
         ),
         ({"optimizer": "torch.optim.Nix"}, r"optimizer \(='torch.optim.Nix'\) cannot be imported"),
+        ({"optimizer_args": {"lr": 1}}, r"optimizer_args.lr \(=1\): the task has learning_rate"),
         ({"optimizer_args": {"nix": 1}}, r"optimizer_args \(=\{'nix': 1\}\): .*'nix'"),
     ],
 )
 def test_an_optimizer_that_is_none_is_refused(options, message):
     with pytest.raises(bp.PruneError, match=message):
         ClassificationTask(network(), **options, schedule="constant").configure_optimizers()
+
+
+def test_an_optimizer_is_checked_before_anything_is_trained(tmp_path, capsys):
+    settings = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+    settings["prune"]["task"] = {"optimizer": "muon", "optimizer_args": {"nix": 1}}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    assert main(["run", str(path), "--output", str(tmp_path / "run")]) != 0
+    assert "optimizer (='muon'), optimizer_args (={'nix': 1})" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_function_counts_not_the_module_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "scores_of_mine").mkdir()
+    (tmp_path / "scores_of_mine/__init__.py").write_text("from scores_of_mine.score import score")
+    (tmp_path / "scores_of_mine/score.py").write_text("def score(group):\n    return 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert PruneConfig(init="scores_of_mine.score").criterion()(None) == 1
+    (tmp_path / "broken_of_mine.py").write_text("import a_library_that_is_missing")
+    with pytest.raises(bp.PruneError, match="No module named 'a_library_that_is_missing'"):
+        PruneConfig(init="broken_of_mine.score").criterion()

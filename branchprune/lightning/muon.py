@@ -15,6 +15,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the polynomial that brings singular values near 1 (Jordan et al., 2024)."""
 
 
+LEAST = 1e-4
+"""Size of an entry up to which a convolution's weights count as that large: zeros can move, too."""
+
+
 class Muon(Optimizer):
     """Orthogonalised momentum for convolutions, SGD with Nesterov momentum for all else.
 
@@ -34,7 +38,7 @@ class Muon(Optimizer):
         iterations: Of the orthogonalisation (Newton-Schulz).
 
     Raises:
-        PruneError: A number is negative.
+        PruneError: A number is negative; a gradient is sparse.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for weight in group["params"]:
+                if weight.grad is not None and weight.grad.is_sparse:
+                    raise PruneError(f"Muon: a gradient of shape {[*weight.shape]} is sparse")
                 if weight.grad is not None:
                     self._move(weight, weight.grad, group)
         return loss
@@ -84,10 +90,10 @@ class Muon(Optimizer):
         buffer.mul_(momentum).add_(gradient)
         change, length = gradient.add(buffer, alpha=momentum), group["lr"]
         if convolution:
-            change = orthogonalised(change.flatten(1), group["iterations"]).view(weight.shape)
-            size = weight.norm()
-            size = torch.where(size > 0, size, 1)  # as in LAMB: else zeros would stay for ever
-            length *= group["relative_step"] * size / change.norm().clamp_min(1e-12)
+            change = orthogonalised(change.flatten(1).float(), group["iterations"])
+            change = change.view(weight.shape) * (gradient != 0).any()  # nothing learnt, no step
+            size = weight.norm().clamp_min(LEAST * weight.numel() ** 0.5)
+            length = length * group["relative_step"] * size / change.norm().clamp_min(1e-12)
         weight.sub_(length * change)
 
 

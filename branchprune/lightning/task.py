@@ -75,6 +75,12 @@ class Task(LightningModule, ABC):
             raise PruneError(f"schedule (={schedule!r}) must be 'cosine', 'constant' or 'plateau'")
         self.model = model
         self.optimizer, self.optimizer_args = optimizer, dict(optimizer_args or {})
+        for name in ("lr", "weight_decay"):
+            if name in self.optimizer_args:
+                raise PruneError(
+                    f"optimizer_args.{name} (={self.optimizer_args[name]}): the task has "
+                    "learning_rate and weight_decay"
+                )
         self.learning_rate = learning_rate
         self.weight_decay, self.undecayed = weight_decay, tuple(undecayed)
         self.schedule = schedule
@@ -91,7 +97,7 @@ class Task(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and what moves its learning rate, epoch by epoch."""
-        optimizer = self._optimizer()
+        optimizer = self.make_optimizer()
         if self.schedule == "cosine":
             epochs = self.cycle_epochs or self.trainer.max_epochs or 1
             return [optimizer], [CosineAnnealingLR(optimizer, max(1, epochs))]
@@ -100,12 +106,18 @@ class Task(LightningModule, ABC):
             return [optimizer], [{"scheduler": plateau, "monitor": "loss/val"}]
         return optimizer
 
-    def _optimizer(self) -> Optimizer:
+    def make_optimizer(self) -> Optimizer:
+        """Return a new optimizer of all parameters.
+
+        Raises:
+            PruneError: There is no such optimizer, or it does not take its arguments.
+        """
         path, own = OPTIMIZERS.get(self.optimizer, (self.optimizer, {}))
         settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         settings = own | self.optimizer_args | settings
-        if self.optimizer in ("sgd", "adam") and next(self.parameters()).is_cuda:
-            settings["fused"] = True
+        fusable = self.optimizer in ("sgd", "adam") and "foreach" not in settings
+        if fusable and next(self.parameters()).is_cuda:
+            settings.setdefault("fused", True)
         make = function_at(path, "optimizer")
         try:
             optimizer: Optimizer = make(self._parameter_groups(), **settings)
