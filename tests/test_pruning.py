@@ -354,7 +354,7 @@ def test_some_parameters_are_spared_weight_decay():
     task = ClassificationTask(
         TinyVGG(), weight_decay=0.1, undecayed=["*.bias", "model.features.1.*"]
     )
-    decayed, spared = task._optimizer().param_groups
+    decayed, spared = task.make_optimizer().param_groups
     names = {id(p): name for name, p in task.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     found = {names[id(p)] for p in spared["params"]}
