@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, seed_everything
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from branchprune import environment
 from branchprune.artifact import save
-from branchprune.calls import copied
 from branchprune.checkpoints import load_weights
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
@@ -23,15 +21,12 @@ from branchprune.lightning import Vitals
 from branchprune.lightning.quiet import quiet_lightning
 from branchprune.lightning.task import Task
 from branchprune.methods import Pruned, Pruning
-from branchprune.metrics_table import read_metrics
-from branchprune.planning import Plan
-from branchprune.profiling import count_params, measure_latency, peak_memory
+from branchprune.outcome import outcome
 from branchprune.report import write_report
 from branchprune.results import add_line
 from branchprune.runfolder import check_folder, make_folder
 from branchprune.stages import Stages
 from branchprune.unwritable import unwritable_named
-from branchprune.verification import TOLERANCE
 
 
 def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
@@ -128,7 +123,17 @@ class _Run:
         dense = self._train_dense()
         pruned = self._prune(dense, method)
         with self.console.status("measuring the dense and the small model"):
-            result = self._result(dense, pruned)
+            result = outcome(
+                self.config,
+                self.command,
+                self.commit,
+                self.stages.records,
+                self.scores,
+                self.tested,
+                dense,
+                pruned,
+                self._images("test"),
+            )
         write_whole(self.config.output / "result.json", json.dumps(result, indent=1))
         return result
 
@@ -219,86 +224,3 @@ class _Run:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, scores)
                 logger.save()
-
-    def _result(self, dense: nn.Module, pruned: Pruned) -> dict[str, Any]:
-        config, metric = self.config, self.config.metric
-        _check_size(pruned)
-        batch = self._images("test")
-        records = self.stages.records
-        epochs = {name: record["epochs"] for name, record in records.items()}
-        seconds = {name: record["seconds"] for name, record in records.items()}
-        return {
-            "experiment": config.name,
-            "method": config.method,
-            "preset": config.preset,
-            "dataset": config.dataset,
-            "command": self.command,
-            "seed": config.seed,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "hardware": environment.hardware(config.accelerator),
-            "commit": self.commit,
-            "versions": environment.versions(),
-            "configuration": config.text,
-            "recalibrate": config.prune.recalibrate,
-            "metric": {
-                "column": metric.val,
-                "label": metric.label,
-                "mode": metric.mode,
-                "format": metric.format,
-            },
-            "scores": self.scores,
-            "test": self.tested,
-            "cost": {
-                "dense": self._cost("dense", dense, pruned.plan, batch),
-                "small": self._cost("small", pruned.small.cpu(), pruned.plan, batch),
-            },
-            "collapse": {
-                "relative_error": pruned.collapse_error,
-                "tolerance": TOLERANCE,
-                "relative_error_own_dtype": pruned.own_dtype_error,
-            },
-            "plan": pruned.plan.as_dict(),
-            "rounds": pruned.rounds,
-            "curve": self._curve(),
-            "stages": records,
-            "epochs": _dense_and_prune(epochs),
-            "seconds": _dense_and_prune(seconds),
-        }
-
-    def _curve(self) -> list[dict[str, float]]:
-        """Return α (the mean of all groups), validation metric and learning rate by epoch."""
-        path = self.config.output / "prune" / "metrics.csv"
-        metric = self.config.metric.val
-        columns = {"val": metric, "branch": f"{metric}_branch", "lr": "lr"}
-        curve = []
-        for row in read_metrics(path) if path.exists() else []:
-            alphas = [value for name, value in row.items() if name.startswith("alpha/")]
-            point = {key: row[column] for key, column in columns.items() if column in row}
-            if alphas and "val" in point:
-                curve.append({"epoch": row["epoch"], "alpha": sum(alphas) / len(alphas), **point})
-        return curve
-
-    def _cost(self, which: str, model: nn.Module, plan: Plan, batch: Tensor) -> dict[str, Any]:
-        """Measure a model on the run's device: latency, memory, size of its file."""
-        device = environment.device_of(self.config.accelerator)
-        model, batch = copied(model).to(device), batch.to(device)  # a copy is not compiled
-        cost = asdict(plan.before if which == "dense" else plan.after)
-        return cost | {
-            "file_bytes": (self.config.output / f"{which}.safetensors").stat().st_size,
-            "latency": asdict(measure_latency(model, batch)),
-            "peak_memory_bytes": peak_memory(model, batch),
-        }
-
-
-def _check_size(pruned: Pruned) -> None:
-    """Raise if the plan, of which everything is reported, is not that of the small model."""
-    planned = pruned.plan.after.params
-    found = count_params(pruned.small.get_submodule(pruned.plan.structure.inside))
-    if found != planned:
-        raise PruneError(f"the small model has {found} parameters, and its plan says {planned}")
-
-
-def _dense_and_prune(values: dict[str, float]) -> dict[str, float]:
-    """Add up what stages took, the dense training apart."""
-    dense = values.get("dense", 0)
-    return {"dense": dense, "prune": round(sum(values.values()) - dense, 1)}

@@ -1,0 +1,134 @@
+"""What a run came to: everything that its result.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import Tensor, nn
+
+from branchprune import environment
+from branchprune.calls import copied
+from branchprune.config import RunConfig
+from branchprune.errors import PruneError
+from branchprune.methods import Pruned
+from branchprune.metrics_table import read_metrics
+from branchprune.planning import Plan
+from branchprune.profiling import count_params, measure_latency, peak_memory
+from branchprune.verification import TOLERANCE
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def outcome(
+    config: RunConfig,
+    command: str,
+    commit: str | None,
+    records: Mapping[str, dict[str, Any]],
+    scores: Scores,
+    tested: Scores,
+    dense: nn.Module,
+    pruned: Pruned,
+    batch: Tensor,
+) -> dict[str, Any]:
+    """Measure both models of a run, and return that with all that is known of it.
+
+    Args:
+        config: What was done.
+        command: The command line.
+        commit: The commit of the code as the run began; None: not known.
+        records: Epochs, seconds and more of each stage of training.
+        scores: The metric of each model: "val", and of some "test".
+        tested: All that was logged in the test of each model.
+        dense: The dense model.
+        pruned: The small model, and how it came about.
+        batch: Test inputs, on which latency and memory are measured.
+
+    Raises:
+        PruneError: The small model is not as large as its plan says.
+    """
+    metric = config.metric
+    _check_size(pruned)
+    epochs = {name: record["epochs"] for name, record in records.items()}
+    seconds = {name: record["seconds"] for name, record in records.items()}
+    return {
+        "experiment": config.name,
+        "method": config.method,
+        "preset": config.preset,
+        "dataset": config.dataset,
+        "command": command,
+        "seed": config.seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": environment.hardware(config.accelerator),
+        "commit": commit,
+        "versions": environment.versions(),
+        "configuration": config.text,
+        "recalibrate": config.prune.recalibrate,
+        "metric": {
+            "column": metric.val,
+            "label": metric.label,
+            "mode": metric.mode,
+            "format": metric.format,
+        },
+        "scores": scores,
+        "test": tested,
+        "cost": {
+            "dense": _cost(config, "dense", dense, pruned.plan, batch),
+            "small": _cost(config, "small", pruned.small.cpu(), pruned.plan, batch),
+        },
+        "collapse": {
+            "relative_error": pruned.collapse_error,
+            "tolerance": TOLERANCE,
+            "relative_error_own_dtype": pruned.own_dtype_error,
+        },
+        "plan": pruned.plan.as_dict(),
+        "rounds": pruned.rounds,
+        "curve": _curve(config),
+        "stages": records,
+        "epochs": _dense_and_prune(epochs),
+        "seconds": _dense_and_prune(seconds),
+    }
+
+
+def _curve(config: RunConfig) -> list[dict[str, float]]:
+    """Return α (the mean of all groups), validation metric and learning rate by epoch."""
+    path = config.output / "prune" / "metrics.csv"
+    metric = config.metric.val
+    columns = {"val": metric, "branch": f"{metric}_branch", "lr": "lr"}
+    curve = []
+    for row in read_metrics(path) if path.exists() else []:
+        alphas = [value for name, value in row.items() if name.startswith("alpha/")]
+        point = {key: row[column] for key, column in columns.items() if column in row}
+        if alphas and "val" in point:
+            curve.append({"epoch": row["epoch"], "alpha": sum(alphas) / len(alphas), **point})
+    return curve
+
+
+def _cost(
+    config: RunConfig, which: str, model: nn.Module, plan: Plan, batch: Tensor
+) -> dict[str, Any]:
+    """Measure a model on the run's device: latency, memory, size of its file."""
+    device = environment.device_of(config.accelerator)
+    model, batch = copied(model).to(device), batch.to(device)  # a copy is not compiled
+    cost = asdict(plan.before if which == "dense" else plan.after)
+    return cost | {
+        "file_bytes": (config.output / f"{which}.safetensors").stat().st_size,
+        "latency": asdict(measure_latency(model, batch)),
+        "peak_memory_bytes": peak_memory(model, batch),
+    }
+
+
+def _check_size(pruned: Pruned) -> None:
+    """Raise if the plan, of which everything is reported, is not that of the small model."""
+    planned = pruned.plan.after.params
+    found = count_params(pruned.small.get_submodule(pruned.plan.structure.inside))
+    if found != planned:
+        raise PruneError(f"the small model has {found} parameters, and its plan says {planned}")
+
+
+def _dense_and_prune(values: dict[str, float]) -> dict[str, float]:
+    """Add up what stages took, the dense training apart."""
+    dense = values.get("dense", 0)
+    return {"dense": dense, "prune": round(sum(values.values()) - dense, 1)}
