@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,11 +49,10 @@ def within_budget(
     if budget.epochs is not None:
         limit, cost = budget.epochs, _one
     assert limit is not None
-    views = getattr(config.data, "views", None) or math.inf
 
     def total(epochs: int) -> float:
         return sum(
-            cost(what, i >= views)
+            cost(what, i)
             for stage in _stages(config, plans, epochs)
             for i, what in enumerate(stage)
         )
@@ -71,7 +69,7 @@ def within_budget(
     return replace(config, prune=_with_last(config.prune, epochs))
 
 
-def _one(what: What, again: bool) -> float:
+def _one(what: What, before: int) -> float:
     return 1.0
 
 
@@ -106,16 +104,17 @@ class _Counter:
 
     def __init__(self, config: RunConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
         self.config, self.dense, self.planned, self.stages = config, dense, planned, stages
-        self.known: dict[Any, float] = {}
+        self.known: dict[Any, list[float]] = {}
 
-    def cost(self, what: What, again: bool) -> float:
-        """Return the cost of an epoch, whose very images the stage has seen before or not."""
+    def cost(self, what: What, before: int) -> float:
+        """Return the cost of an epoch, before which the stage had so many others."""
         key = _kind(what), self._is_frozen(what)
-        if (*key, again) not in self.known:
+        if key not in self.known:
             task = student_task(self.config.prune_task, self.dense, self._model(what))
-            for seen in (False, True)[: 1 + again]:
-                self.known[*key, seen] = float(self.stages.epoch_macs(task))
-        return self.known[*key, again]
+            memory = getattr(getattr(task, "teacher", None), "memory", None)
+            kinds = 1 if memory is None else memory.looks + 1
+            self.known[key] = [float(self.stages.epoch_macs(task)) for _ in range(kinds)]
+        return self.known[key][min(before, len(self.known[key]) - 1)]
 
     def _model(self, what: What) -> nn.Module:
         if what == "sparsify":

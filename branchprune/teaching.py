@@ -32,23 +32,31 @@ class Teacher:
 
     Args:
         network: The network to copy.
-        remembers: Whether an example that comes again, the same to the last bit, gets the output
-            that it got the first time, which then costs nothing.
+        looks: How many times to look at an example, each time as it is then; after that the mean of
+            what came out is what the teacher says of it, which costs nothing. None: every time.
 
     Attributes:
         network: The copy.
-        memory: The outputs, if it remembers.
+        memory: What came out, if it does not look every time.
     """
 
-    def __init__(self, network: nn.Module, remembers: bool = False) -> None:
+    def __init__(self, network: nn.Module, looks: int | None = None) -> None:
         self.network = copied(network).eval().requires_grad_(False)
-        self.memory = Memory() if remembers else None
+        self.memory = None if looks is None else Memory(looks)
 
-    def __call__(self, x: Tensor, layers: Sequence[str] = ()) -> tuple[Any, dict[str, Tensor]]:
-        """Return the output for an input, and what some layers read to compute it, by layer."""
+    def __call__(
+        self, x: Tensor, layers: Sequence[str] = (), numbers: Tensor | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return the output for an input, and what some layers read to compute it, by layer.
+
+        Args:
+            x: The input.
+            layers: Names of layers.
+            numbers: Which examples these are, int64 (N,), for a teacher that remembers.
+        """
         network, read = self.network.to(x.device), dict[str, Tensor]()
-        if self.memory is not None and not layers:
-            return self.memory.recall(x, self._output), read
+        if self.memory is not None and numbers is not None and not layers:
+            return self.memory.recall(x, numbers, self._output), read
         with torch.no_grad(), _reading(network, layers, read):
             return network(x), read
 
@@ -82,6 +90,7 @@ def learn_from(
     x: Tensor,
     features: bool = False,
     mix: Mixup | None = None,
+    numbers: Tensor | None = None,
 ) -> tuple[Any, Any, Tensor]:
     """Let a student and its teacher see the same input.
 
@@ -92,6 +101,7 @@ def learn_from(
         features: Whether to compare the features of the branches, too.
         mix: How to mix the input for the student, and what the teacher makes of it; without
             features.
+        numbers: Which examples these are, int64 (N,), for a teacher that remembers.
 
     Returns:
         The output of the student, that of the teacher, and the mean of `‖B ũ − u‖² / ‖u‖²` over
@@ -103,7 +113,7 @@ def learn_from(
     """
     with _features(student) if features else nullcontext(dict[str, Tensor]()) as narrow:
         output = student(mix(x) if mix else x)
-    expected, wide = teacher(x, [*narrow])
+    expected, wide = teacher(x, [*narrow], numbers)
     expected = mix(expected) if mix else expected
     terms = [_term(student, name, narrow[name], wide[name]) for name in narrow]
     return output, expected, torch.stack(terms).mean() if terms else x.new_zeros(())

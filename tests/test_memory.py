@@ -1,25 +1,33 @@
-"""A teacher that remembers, and views that come again."""
+"""A teacher that remembers what it said of the first views of each example."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from given_images import ALL, Given, attach
+from given_images import ALL, Given
 from test_lightning import loader, network, trainer
 from test_pruning import CONFIG, Seen
 from test_training_options import Tiny
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.json_lines import read_lines
 from branchprune.lightning import ClassificationTask, TrainingCost
-from branchprune.memory import Memory, fingerprints
+from branchprune.memory import Memory
 from branchprune.teaching import Teacher
+
+
+def numbered(shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+    """The examples of `loader`, with their numbers."""
+    dataset = loader().dataset
+    assert isinstance(dataset, TensorDataset)
+    count = torch.arange(len(dataset))
+    return DataLoader(TensorDataset(*dataset.tensors, count), batch_size=8, shuffle=shuffle)
 
 
 class Counting:
@@ -33,113 +41,110 @@ class Counting:
         return 2 * x.flatten(1)
 
 
-def test_what_is_known_is_not_asked_again() -> None:
-    memory, function = Memory(), Counting()
-    x = torch.randn(9, 3, 2, 2)
-    for part in (x[:4], x[2:6], x[:6].flip(0), x[[8, 8, 0]], x, x):
-        assert torch.equal(memory.recall(part, function), 2 * part.flatten(1))
-    assert function.asked == [4, 2, 2, 2]
-    again = Memory()
-    again.load_state_dict(memory.state_dict())
-    assert torch.equal(again.recall(x.flip(0), Counting()), 2 * x.flip(0).flatten(1))
-    later = torch.randn(50, 3, 2, 2)
-    assert torch.equal(again.recall(later, function), 2 * later.flatten(1))
-    assert torch.equal(again.recall(x, function), 2 * x.flatten(1))
-    assert function.asked == [4, 2, 2, 2, 50]
+def test_after_so_many_views_the_mean_is_recalled() -> None:
+    generator, memory, function = torch.Generator().manual_seed(0), Memory(3), Counting()
+    said: dict[int, list[Tensor]] = {}
+    computed = 0
+    for step in range(40):
+        numbers = torch.randperm(9 if step < 20 else 30, generator=generator)[:4]
+        x = torch.randn(4, 3, 2, 2, generator=generator)
+        found = memory.recall(x, numbers, function)
+        for number, view, output in zip(numbers.tolist(), x, found, strict=True):
+            known = said.setdefault(number, [])
+            if len(known) < 3:
+                known.append(2 * view.flatten())
+                computed += 1
+                assert torch.equal(output, known[-1])
+            else:
+                assert torch.allclose(output, sum(known) / 3, atol=1e-6)  # type: ignore[arg-type]
+        if step % 7 == 0:  # as a checkpoint does
+            state, memory = memory.state_dict(), Memory(3)
+            memory.load_state_dict(state)
+    assert sum(function.asked) == computed < 4 * 40
+    assert min(len(views) for views in said.values()) < 3
 
 
-def test_the_last_bit_and_the_place_of_a_value_count_and_the_layout_does_not() -> None:
-    x = torch.randn(64, 3, 4, 4)
-    changed = torch.nextafter(x, x + 1)
-    one = torch.where(
-        torch.arange(48).view(3, 4, 4) == torch.arange(48)[:, None, None, None], changed[0], x[0]
-    )
-    moved = torch.stack([x[0].flatten().roll(k).view(3, 4, 4) for k in range(48)])
-    keys = fingerprints(torch.cat([x, one, moved[1:]])).tolist()
-    assert len({*keys}) == len(keys) == 64 + 48 + 47
-    other = x.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(fingerprints(other), fingerprints(x))
-    assert torch.equal(fingerprints(x[5:7]), fingerprints(x)[5:7])
+def test_an_example_may_come_twice_in_a_batch() -> None:
+    memory, x = Memory(1), torch.randn(3, 2)
+    assert torch.equal(memory.recall(x, torch.tensor([5, 5, 0]), Counting()), 2 * x)
+    again = memory.recall(torch.zeros(2, 2), torch.tensor([0, 5]), Counting())
+    assert torch.allclose(again, torch.stack([2 * x[2], x[0] + x[1]]))
 
 
 def test_outputs_that_are_none_of_an_example_are_refused() -> None:
     with pytest.raises(bp.PruneError, match="an output for each of 4"):
-        Memory().recall(torch.randn(4, 2), lambda x: x.sum())
+        Memory(1).recall(torch.randn(4, 2), torch.arange(4), lambda x: x.sum())
 
 
-def test_a_teacher_that_remembers_says_the_same() -> None:
-    model, x = network(), torch.randn(6, 1, 8, 8)
-    plain, remembering = Teacher(model), Teacher(model, remembers=True)
-    for _ in range(2):
-        assert torch.equal(plain(x)[0], remembering(x)[0])
-    nn.init.zeros_(remembering.network.classifier.weight)
-    assert torch.equal(plain(x)[0], remembering(x)[0])  # nothing is computed
-    assert not torch.equal(plain(x + 1)[0], remembering(x + 1)[0])
+def test_a_teacher_that_remembers_looks_at_first() -> None:
+    model, views, which = network(), torch.randn(3, 6, 1, 8, 8), torch.arange(6)
+    plain, remembering = Teacher(model), Teacher(model, looks=2)
+    said = [plain(x)[0] for x in views]
+    for x, expected in zip(views[:2], said[:2], strict=True):
+        assert torch.equal(remembering(x, numbers=which)[0], expected)
+    nn.init.zeros_(remembering.network.classifier.weight)  # nothing is computed any more
+    recalled = remembering(views[2], numbers=which.flip(0))[0]
+    assert torch.allclose(recalled, ((said[0] + said[1]) / 2).flip(0), atol=1e-6)
 
 
-def test_the_multiply_adds_of_a_teacher_are_spent_once() -> None:
-    """The batches of the loader are the same in every epoch."""
+def test_the_multiply_adds_of_a_teacher_are_spent_on_its_looks() -> None:
     costs = {}
-    for remember in (False, True):
+    for remember in (None, 2):
         cost = TrainingCost()
         task = ClassificationTask(
             network(), teacher_weight=0.5, remember=remember, learning_rate=0.01
         )
-        run = trainer(4, cost)
-        run.fit(task, loader(), loader())
+        trainer(5, cost).fit(task, numbered(shuffle=True), loader())
         costs[remember] = cost.macs
     forward = bp.plan(network(), next(iter(loader()))[0][:1]).before.macs
     images = sum(len(x) for x, _ in loader())
-    assert costs[False] - costs[True] == 3 * forward * images
+    assert costs[None] - costs[2] == 3 * forward * images
 
 
-@pytest.mark.parametrize("views", [1, 3])
-def test_views_come_again_in_any_order(views: int) -> None:
-    data = Given(**(ALL | {"noise": 0.0}), views=views)
-    shown: list[dict[int, set[bytes]]] = []
-    order = []
-    for epoch in range(2 * views):
-        attach(data, epoch)
-        batches = [*data.train_dataloader()]
-        labels = torch.cat([y for _, y in batches]).tolist()
-        images = torch.cat([x for x, _ in batches])
-        order.append(labels)
-        found: dict[int, set[bytes]] = {}
-        for image, label in zip(images, labels, strict=True):
-            found.setdefault(label, set()).add(image.numpy().tobytes())
-        shown.append(found)
-    assert all(a != b for a, b in pairwise(order))
-    for first, again in zip(shown, shown[views:], strict=False):
-        assert all(first[label] == again[label] for label in first.keys() & again.keys())
-    if views > 1:
-        both = shown[0].keys() & shown[1].keys()
-        assert any(shown[0][label] != shown[1][label] for label in both)
+def test_batches_without_numbers_are_refused() -> None:
+    task = ClassificationTask(network(), teacher_weight=0.5, remember=2)
+    with pytest.raises(bp.PruneError, match=r"remember \(=2\): .* third entry"):
+        trainer(1).fit(task, loader(), loader())
+    with pytest.raises(bp.PruneError, match=r"remember \(=0\)"):
+        ClassificationTask(network(), teacher_weight=0.5, remember=0)
 
 
-def test_noise_does_not_come_again() -> None:
-    with pytest.raises(bp.PruneError, match=r"noise \(=0.1\): views \(=2\)"):
-        Given(noise=0.1, views=2)
+@pytest.mark.parametrize("labels", ["own", None])
+def test_numbers_of_images_are_their_places(labels: str | None) -> None:
+    data = Given(**ALL, labels=labels, numbered=True)
+    plain = Given(**ALL, labels=labels)
+    plain.given = data.given
+    data.seed = plain.seed
+    seen = []
+    for batch, (inputs, targets) in zip(
+        data.train_dataloader(), plain.train_dataloader(), strict=True
+    ):
+        assert torch.equal(batch[0], inputs) and torch.equal(batch[1], targets)
+        seen += batch[2].tolist()
+        if labels:
+            assert torch.equal(batch[1], batch[2])
+    assert sorted(seen) == [*range(40)]
+    assert {len(batch) for batch in (*data.val_dataloader(), *data.test_dataloader())} == {2}
 
 
 def test_a_checkpoint_without_memory_is_loaded(tmp_path: Path) -> None:
     run = trainer(1)
     run.fit(ClassificationTask(network()), loader(), loader())
     run.save_checkpoint(tmp_path / "last.ckpt")
-    task = ClassificationTask(network(), teacher_weight=0.5, remember=True)
-    trainer(2).fit(task, loader(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    task = ClassificationTask(network(), teacher_weight=0.5, remember=1)
+    trainer(2).fit(task, numbered(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert task.teacher is not None and task.teacher.memory is not None
-    assert len(task.teacher.memory.places) == sum(len(x) for x, _ in loader())
+    assert int(task.teacher.memory.counts.sum()) == sum(len(x) for x, _ in loader())
 
 
-class OneView(Tiny):
-    views = 1
+class Numbered(Tiny):
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return numbered()
 
 
 def settings(text: str) -> str:
-    return (
-        CONFIG.replace("Tiny}", "OneView}").replace("test_training_options.One", "test_memory.One")
-        + text
-    )
+    data = "data: {class_path: test_memory.Numbered}"
+    return CONFIG.replace("data: {class_path: test_training_options.Tiny}", data) + text
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,7 @@ def settings(text: str) -> str:
 def test_a_budget_knows_what_is_remembered(text: str, tmp_path: Path) -> None:
     """As `test_a_budget_of_multiply_adds_is_kept_and_used`."""
     Seen.seen = []
-    task = "task: {teacher_weight: 0.5, remember: true}"
+    task = "task: {teacher_weight: 0.5, remember: 2}"
     lines: list[dict[str, Any]] = []
     for macs in ("3.0e+7", "3.6e+7"):
         config = tmp_path / f"{macs}.yaml"
@@ -162,17 +167,17 @@ def test_a_budget_knows_what_is_remembered(text: str, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_what_the_teacher_remembers(tmp_path: Path) -> None:
-    task = ClassificationTask(network(), teacher_weight=0.5, remember=True)
+    task = ClassificationTask(network(), teacher_weight=0.5, remember=2)
     run = trainer(1)
-    run.fit(task, loader(), loader())
+    run.fit(task, numbered(), loader())
     run.save_checkpoint(tmp_path / "last.ckpt")
-    resumed = ClassificationTask(network(), teacher_weight=0.5, remember=True)
+    resumed = ClassificationTask(network(), teacher_weight=0.5, remember=2)
     cost = TrainingCost()
     trainer(2, cost).fit(
-        resumed, loader(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+        resumed, numbered(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
     )
     assert task.teacher is not None and resumed.teacher is not None
     first, second = task.teacher.memory, resumed.teacher.memory
     assert first is not None and second is not None
-    assert first.places == second.places
-    assert torch.equal(first.state_dict()["outputs"], second.state_dict()["outputs"])
+    assert second.counts[:24].eq(2).all() and first.counts[:24].eq(1).all()
+    assert torch.allclose(second.sums[:24], 2 * first.sums[:24])

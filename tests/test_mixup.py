@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_distillation import Losses, distance, randomised
 from test_lightning import loader, network, trainer
+from test_memory import numbered
 
 import branchprune as bp
 from branchprune.lightning import ClassificationTask
@@ -32,9 +33,9 @@ def test_shares_are_of_the_beta_distribution_and_partners_are_all() -> None:
     assert len({tuple(mix.partner.tolist()) for mix in drawn}) == 120
 
 
-@pytest.mark.parametrize(("weight", "remember"), [(0.0, False), (0.6, False), (0.6, True)])
+@pytest.mark.parametrize(("weight", "remember"), [(0.0, None), (0.6, None), (0.6, 1)])
 def test_training_loss_is_that_of_the_mixture(
-    weight: float, remember: bool, monkeypatch: pytest.MonkeyPatch
+    weight: float, remember: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher's logits are mixed, those of the images as they are; nothing else is."""
     share = 0.7
@@ -50,7 +51,7 @@ def test_training_loss_is_that_of_the_mixture(
     task.model = student = randomised(2)
     losses = Losses()
     run = trainer(2, losses)
-    run.fit(task, loader(), loader())
+    run.fit(task, numbered(), loader())
     expected = []
     with torch.no_grad():
         for x, y in [*loader(), *loader()]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 
-def epoch_seed(*numbers: int) -> int:
-    """Return the seed of an epoch; two rows of as many small numbers do not share one."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch; no two pairs of small numbers share one."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Batches:
         channels_last: Memory format of the images.
         augmentation: What happens to training images. The border of `padding` is `mean`: 0 in the
             normalised input.
-        seeds: Returns the seed of the epoch that begins and, if the same crops and flips come
-            again, that of those (else None); asked when the first batch is.
+        seed: Returns the seed of the epoch that begins; asked when its first batch is.
+        numbered: Training batches have a third entry, which images these are: int64 (n,).
     """
 
     images: Tensor
@@ -83,18 +83,19 @@ class Batches:
     crop: tuple[int, int]
     channels_last: bool = False
     augmentation: Augmentation | None = None
-    seeds: Callable[[], tuple[int, int | None]] = lambda: (0, None)
+    seed: Callable[[], int] = int
+    numbered: bool = False
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.size)
         return full + (self.augmentation is None and rest > 0)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         if self.augmentation is None:
             return self._in_order()
         return self._augmented(self.augmentation)
 
-    def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _in_order(self) -> Iterator[tuple[Tensor, ...]]:
         (height, width), (h, w) = self.images.shape[2:], self.crop
         top, left = (height - h) // 2, (width - w) // 2
         for start in range(0, len(self.images), self.size):
@@ -102,9 +103,9 @@ class Batches:
             clean = self._normalised(self.images[part, :, top : top + h, left : left + w])
             yield self._batch(clean, clean, None if self.labels is None else self.labels[part])
 
-    def _augmented(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
-        seed, view = self.seeds()
-        epoch = self._draw(augmentation, seed, view)
+    def _augmented(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, ...]]:
+        seed = self.seed()
+        epoch = self._draw(augmentation, seed)
         generator = torch.Generator(self.images.device).manual_seed(seed)
         for start in range(0, len(self) * self.size, self.size):
             part = epoch.part(start, start + self.size)
@@ -113,25 +114,21 @@ class Batches:
             if augmentation.noise:
                 normal = torch.empty_like(clean).normal_(generator=generator)
                 inputs = clean + normal * (augmentation.noise / self.std[:, None, None])
-            yield self._batch(
-                inputs, clean, None if self.labels is None else self.labels[part.order]
-            )
+            labels = None if self.labels is None else self.labels[part.order]
+            batch = self._batch(inputs, clean, labels)
+            yield (*batch, part.order) if self.numbered else batch
 
-    def _draw(self, augmentation: Augmentation, seed: int, view: int | None) -> _Epoch:
+    def _draw(self, augmentation: Augmentation, seed: int) -> _Epoch:
         generator = torch.Generator().manual_seed(seed)
         n, padding = len(self.images), augmentation.padding
         order = torch.randperm(n, generator=generator)
-        if view is not None:
-            generator.manual_seed(view)
         mirrored = torch.rand(n, generator=generator) < (0.5 if augmentation.flip else 0.0)
         top, left = (
             torch.randint(whole + 2 * padding - part + 1, (n,), generator=generator) - padding
             for whole, part in zip(self.images.shape[2:], self.crop, strict=True)
         )
-        drawn = (top, left, mirrored)
-        if view is not None:  # an image looks the same whenever its turn is
-            drawn = (top[order], left[order], mirrored[order])
-        return _Epoch(*(values.to(self.images.device) for values in (order, *drawn)))
+        device = self.images.device
+        return _Epoch(*(drawn.to(device) for drawn in (order, top, left, mirrored)))
 
     def _cropped(self, part: _Epoch, border: bool) -> Tensor:
         """Return the normalised crops (n, C, h, w): one gather, in which a flip costs nothing."""

@@ -39,9 +39,8 @@ class InMemory(LightningDataModule, ABC):
         flip: Mirror half of the training images left to right.
         noise: Standard deviation of normal noise on training inputs, after crop and flip, in units
             of the grey value of [0, 1]; a target has none.
-        views: Every training image has so many crops and flips, which come one after another, an
-            epoch each, again and again, without noise; None: new ones in every epoch. A teacher
-            that remembers what it said of each has to say it once.
+        numbered: Training batches have a third entry: which of the training images these are, (n,),
+            for a teacher that remembers what it said of each.
         limit_train: Use only so many training images, by class as all of them; for small
             experiments. What is held out for validation does not change.
         image_size: Resize all images once, such that their shorter side has so many pixels
@@ -75,7 +74,7 @@ class InMemory(LightningDataModule, ABC):
         crop_padding: int = 0,
         flip: bool = False,
         noise: float = 0.0,
-        views: int | None = None,
+        numbered: bool = False,
         limit_train: int | None = None,
         image_size: int | None = None,
         channels_last: bool = False,
@@ -87,19 +86,16 @@ class InMemory(LightningDataModule, ABC):
         at_least("seed", seed, 0)
         at_least("crop_padding", crop_padding, 0)
         at_least("noise", noise, 0)
-        at_least("views", views, 1)
         at_least("limit_train", limit_train, 1)
         at_least("image_size", image_size, 1)
-        if noise and views is not None:
-            raise PruneError(f"noise (={noise}): views (={views}) with noise do not come again")
         if not 0 < val_fraction < 1:
             raise PruneError(f"val_fraction (={val_fraction}) must be in (0, 1)")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.seed = torch.initial_seed() if seed is None else seed
         self.augmentation = Augmentation(crop_padding, flip, noise)
-        self.views, self.limit_train, self.image_size = views, limit_train, image_size
-        self.channels_last = channels_last
+        self.limit_train, self.image_size = limit_train, image_size
+        self.numbered, self.channels_last = numbered, channels_last
         self.classes: list[str] = []
         self.splits: Splits = {}
         self.epochs_begun = 0
@@ -164,7 +160,8 @@ class InMemory(LightningDataModule, ABC):
             (self.crop_size or height, self.crop_size or width),
             self.channels_last,
             augmentation,
-            self._epoch_seeds,
+            self._epoch_seed,
+            self.numbered and augmentation is not None,
         )
 
     def _on_device(self, split: str) -> tuple[Tensor, Tensor | None]:
@@ -178,15 +175,14 @@ class InMemory(LightningDataModule, ABC):
         self.splits[split] = images.to(device), labels if labels is None else labels.to(device)
         return self.splits[split]
 
-    def _epoch_seeds(self) -> tuple[int, int | None]:
-        """Return the seeds of the epoch that begins: its own, and that of the view."""
+    def _epoch_seed(self) -> int:
+        """Return the seed of the epoch that begins."""
         epoch = self.epochs_begun
         if self.trainer is not None:
             epoch = self.trainer.current_epoch
         else:
             self.epochs_begun += 1
-        view = None if self.views is None else epoch_seed(self.seed, epoch % self.views, 1)
-        return epoch_seed(self.seed, epoch), view
+        return epoch_seed(self.seed, epoch)
 
 
 def at_least(name: str, value: float | None, least: int) -> None:

@@ -18,7 +18,7 @@ from branchprune.importing import function_at
 from branchprune.mixup import Mixup
 from branchprune.teaching import Teacher, learn_from
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 Stage = Literal["train", "val", "test"]
 Decay = Literal["cosine", "constant", "plateau"]
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -156,16 +156,19 @@ class Task(LightningModule, ABC):
         """Measure a test batch."""
         self.step(batch, "test")
 
-    def teach(self, x: Tensor, mix: Mixup | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def teach(
+        self, x: Tensor, mix: Mixup | None = None, numbers: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the network's output, its teacher's, and what its features add to the loss.
 
         Args:
             x: The input.
             mix: How to mix it for the network; the teacher's output is mixed alike.
+            numbers: Which examples these are, int64 (N,), for a teacher that remembers.
         """
         assert self.teacher is not None, "neither a teacher nor feature_weight"
         features = self.feature_weight > 0
-        output, expected, distance = learn_from(self.teacher, self.model, x, features, mix)
+        output, expected, distance = learn_from(self.teacher, self.model, x, features, mix, numbers)
         if features:
             self.log_epoch("loss/features", distance, len(x))
         return output, expected, self.feature_weight * distance

@@ -25,9 +25,10 @@ class ClassificationTask(Task):
         teacher_weight: Weight of the distance to the logits of the network as it is when the task
             is made, against that of the cross-entropy; 0: no distillation. Training only.
         temperature: Temperature of the distillation; None: a regression on the logits.
-        remember: The teacher keeps its logits for every example that it has seen, in memory and in
-            checkpoints, and gives them again: worth it where examples come again the same, as with
-            the `views` of a data module. Not while it teaches features.
+        remember: The teacher looks at every example so many times, in as many views, and teaches
+            the mean of those logits from then on, which costs nothing; None: it always looks. The
+            third entry of a training batch must say which examples these are, int64 (N,) from 0,
+            as that of our data modules does if `numbered`. Not while it teaches features.
         mixup: α of mixup (Zhang et al., 2018), 0 for none: training examples, their classes and
             the teacher's logits for them are mixed two by two, with shares from Beta(α, α).
         optimizer: See `Task`.
@@ -46,7 +47,7 @@ class ClassificationTask(Task):
         model: nn.Module,
         teacher_weight: float = 0.0,
         temperature: float | None = 4.0,
-        remember: bool = False,
+        remember: int | None = None,
         mixup: float = 0.0,
         optimizer: str = "sgd",
         optimizer_args: dict[str, Any] | None = None,
@@ -77,6 +78,8 @@ class ClassificationTask(Task):
             raise PruneError(f"temperature (={temperature}) must be positive, or None")
         if not 0 <= mixup < math.inf:
             raise PruneError(f"mixup (={mixup}) must be a number of at least 0")
+        if remember is not None and remember < 1:
+            raise PruneError(f"remember (={remember}) must be at least 1, or None")
         if mixup and feature_weight:
             raise PruneError(
                 f"mixup (={mixup}) and feature_weight (={feature_weight}): the features of a "
@@ -86,9 +89,9 @@ class ClassificationTask(Task):
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Return the loss of images (N, C, H, W) and classes (N,)."""
-        images, labels = batch
+        images, labels, *numbers = batch
         if stage == "train":
-            logits, loss = self._lesson(images, labels)
+            logits, loss = self._lesson(images, labels, *numbers)
         else:
             logits = self(images)
             loss = cross_entropy(logits, labels)
@@ -98,13 +101,20 @@ class ClassificationTask(Task):
             self.log_epoch(f"metric/{stage}_acc", accuracy, len(images))
         return loss
 
-    def _lesson(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _lesson(
+        self, images: Tensor, labels: Tensor, numbers: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the logits in training, and what is lost."""
         mix = Mixup.draw(self.mixup, images) if self.mixup else None
         if self.teacher is None:
             logits = self(mix(images) if mix else images)
             return logits, self._missed(logits, labels, mix)
-        logits, expected, features = self.teach(images, mix)
+        if self.teacher.memory is not None and numbers is None:
+            raise PruneError(
+                f"remember (={self.teacher.memory.looks}): training batches must have a third "
+                "entry, which examples these are; data modules of branchprune have it if numbered"
+            )
+        logits, expected, features = self.teach(images, mix, numbers)
         distance = distillation(logits, expected, self.temperature)
         loss = torch.lerp(self._missed(logits, labels, mix), distance, self.teacher_weight)
         return logits, loss + features
@@ -167,7 +177,7 @@ class ReconstructionTask(Task):
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Return the loss of reconstructing targets (N, C, H, W) from images."""
-        images, targets = batch
+        images, targets, *_ = batch
         if stage == "train" and self.teacher is not None:
             output, _, features = self.teach(images)
             loss: Tensor = self.loss(output, targets) + features
