@@ -132,7 +132,7 @@ class _Run:
                 self.tested,
                 dense,
                 pruned,
-                self._images("test"),
+                _images(self._batch("test")),
             )
         write_whole(self.config.output / "result.json", json.dumps(result, indent=1))
         return result
@@ -145,7 +145,8 @@ class _Run:
         if config.dense.checkpoint is not None:
             load_weights(config.model, config.dense.checkpoint)
         config.data.setup("fit")
-        method = Pruning(config, self._images("train")[:1].cpu())
+        batch = self._batch("train")
+        method = Pruning(config, _images(batch)[:1].cpu())
         planned = method.check()
         task = config.task(config.model)
         weight, start = getattr(task, "teacher_weight", 0), config.dense.checkpoint
@@ -165,20 +166,18 @@ class _Run:
         for each in (task, prune_task):
             if isinstance(each, Task):
                 each.make_optimizer()
+                each.check_batch(batch)
         monitor = config.prune.monitor
         if monitor and monitor not in {*logged, *(f"{name}_branch" for name in logged)}:
             raise PruneError(f"monitor (={monitor!r}) is not logged by the task")
         self.console.print(str(planned), highlight=False, soft_wrap=True, markup=False)
         return method
 
-    def _images(self, split: Literal["train", "test"]) -> Tensor:
+    def _batch(self, split: Literal["train", "test"]) -> Any:
         data = self.config.data
         data.setup("test" if split == "test" else "fit")
         loader = data.train_dataloader() if split == "train" else data.test_dataloader()
-        batch = next(iter(loader))
-        images = batch[0] if isinstance(batch, list | tuple) else batch
-        assert isinstance(images, Tensor)
-        return images
+        return next(iter(loader))
 
     def _train_dense(self) -> nn.Module:
         config, path = self.config, self.config.output / "dense.safetensors"
@@ -224,3 +223,9 @@ class _Run:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, scores)
                 logger.save()
+
+
+def _images(batch: Any) -> Tensor:
+    images = batch[0] if isinstance(batch, list | tuple) else batch
+    assert isinstance(images, Tensor)
+    return images

@@ -333,15 +333,23 @@ def test_an_optimizer_that_is_none_is_refused(options, message):
         ClassificationTask(network(), **options, schedule="constant").configure_optimizers()
 
 
-def test_an_optimizer_is_checked_before_anything_is_trained(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            {"optimizer": "muon", "optimizer_args": {"nix": 1}},
+            "optimizer (='muon'), optimizer_args (={'nix': 1})",
+        ),
+        ({"teacher_weight": 0.5, "remember": 3}, "remember (=3): training batches must have"),
+    ],
+)
+def test_a_task_is_checked_before_anything_is_trained(task, message, tmp_path, capsys):
     settings = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
-    settings["prune"]["task"] = {"optimizer": "muon", "optimizer_args": {"nix": 1}}
+    settings["prune"]["task"] = task
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings))
     assert main(["run", str(path), "--output", str(tmp_path / "run")]) != 0
-    assert "optimizer (='muon'), optimizer_args (={'nix': 1})" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
 
 

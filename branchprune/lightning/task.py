@@ -140,6 +140,9 @@ class Task(LightningModule, ABC):
         ]
         return [group for group in groups if group["params"]]
 
+    def check_batch(self, batch: Batch) -> None:
+        """Raise PruneError for a training batch without what the task needs; here none is."""
+
     @abstractmethod
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Log what is measured on a batch and return its loss."""

@@ -87,10 +87,20 @@ class ClassificationTask(Task):
             )
         self.teacher_weight, self.temperature, self.mixup = teacher_weight, temperature, mixup
 
+    def check_batch(self, batch: Batch) -> None:
+        """Raise PruneError for a batch without numbers, if the teacher remembers."""
+        memory = None if self.teacher is None else self.teacher.memory
+        if memory is not None and len(batch) < 3:
+            raise PruneError(
+                f"remember (={memory.looks}): training batches must have a third entry, which "
+                "examples these are; data modules of branchprune have it if numbered"
+            )
+
     def step(self, batch: Batch, stage: Stage) -> Tensor:
-        """Return the loss of images (N, C, H, W) and classes (N,)."""
+        """Return the loss of images (N, C, H, W) and classes (N,), and maybe numbers (N,)."""
         images, labels, *numbers = batch
         if stage == "train":
+            self.check_batch(batch)
             logits, loss = self._lesson(images, labels, *numbers)
         else:
             logits = self(images)
@@ -109,11 +119,6 @@ class ClassificationTask(Task):
         if self.teacher is None:
             logits = self(mix(images) if mix else images)
             return logits, self._missed(logits, labels, mix)
-        if self.teacher.memory is not None and numbers is None:
-            raise PruneError(
-                f"remember (={self.teacher.memory.looks}): training batches must have a third "
-                "entry, which examples these are; data modules of branchprune have it if numbered"
-            )
         logits, expected, features = self.teach(images, mix, numbers)
         distance = distillation(logits, expected, self.temperature)
         loss = torch.lerp(self._missed(logits, labels, mix), distance, self.teacher_weight)
