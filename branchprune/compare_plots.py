@@ -106,7 +106,8 @@ def _side_by_side(axes: Axes, places: Places, methods: Sequence[str], percent: b
     """Return places at which marks that are nearly at one stand side by side.
 
     The best method stands on the left: then the lines that lead to the names on the right cross
-    no mark of another. Below four or more it is written what their place is.
+    no mark of another. Places nearby keep marks closer together, so that the order of places is
+    that shown. Below four or more it is written what their place is.
     """
     low, high = axes.get_xlim()
     groups: list[list[Key]] = []
@@ -116,18 +117,25 @@ def _side_by_side(axes: Axes, places: Places, methods: Sequence[str], percent: b
         groups[-1].append(key)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    step = ASIDE * (high - low) / (72 * figure.get_figwidth() * axes.get_position().width)
+    widest = ASIDE * (high - low) / (72 * figure.get_figwidth() * axes.get_position().width)
+    middles = [sum(places[key] for key in group) / len(group) for group in groups]
     shown: dict[Key, float] = {}
-    for group in groups:
+    written = 0
+    for group, middle in zip(groups, middles, strict=True):
         names = sorted({method for method, _ in group}, key=methods.index)
-        middle = sum(places[key] for key in group) / len(group)
+        near = min(
+            (abs(middle - other) for other in middles if other != middle), default=high - low
+        )
+        step = min(widest, 0.8 * near / len(names))
         for method, budget in group:
             aside = step * (names.index(method) - (len(names) - 1) / 2)
             shown[method, budget] = aside + (middle if len(names) > 1 else places[method, budget])
         if len(names) > 3:
             text = f"all ≈ {_percent(middle) if percent else f'{middle:.2f}'}"
+            place = (middle, 0.015 + 0.025 * (written % 2))
             where = axes.get_xaxis_transform()
-            axes.text(middle, 0.015, text, fontsize=8, ha="center", color=MUTED, transform=where)
+            axes.text(*place, text, fontsize=8, ha="center", color=MUTED, transform=where)
+            written += 1
     return shown
 
 

@@ -486,10 +486,16 @@ def test_marks_at_one_place_stand_side_by_side():
     axes = Figure().subplots()
     axes.set_xlim(0, 1)
     places = {("a", "x"): 0.5, ("b", "x"): 0.5, ("a", "y"): 0.2, ("b", "y"): 0.8}
+    near = {"x": 0.20, "y": 0.22}
     shown = compare_plots._side_by_side(axes, places, ["b", "a"], percent=True)
     assert shown["b", "x"] < 0.5 < shown["a", "x"]
     assert shown["b", "x"] + shown["a", "x"] == pytest.approx(1)
     assert (shown["a", "y"], shown["b", "y"]) == (0.2, 0.8)
+    crowded = {(name, budget): place for name in "abcdefgh" for budget, place in near.items()}
+    shown = compare_plots._side_by_side(axes, crowded, "abcdefgh", percent=False)
+    assert max(shown[n, "x"] for n in "abcdefgh") < min(shown[n, "y"] for n in "abcdefgh")
+    assert sum(shown[n, "y"] for n in "abcdefgh") / 8 == pytest.approx(0.22)
+    assert [text.get_text() for text in axes.texts] == ["all ≈ 0.20", "all ≈ 0.22"]
 
 
 def test_plots_show_every_mark(world):
