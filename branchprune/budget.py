@@ -14,6 +14,7 @@ from branchprune.calls import copied
 from branchprune.collapsing import collapse
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
+from branchprune.lightning.task import Task
 from branchprune.planning import Plan
 from branchprune.schedules import Plateau
 from branchprune.settings import BudgetConfig, PruneConfig
@@ -33,7 +34,8 @@ def within_budget(
     """Return the configuration with a last stage as long as the budget allows.
 
     That is the fine-tuning if there is one, else what α = 0 is held. What an epoch costs is
-    counted in one training step of each kind.
+    counted in one training step of each kind; what a teacher that remembers looks at later, because
+    the first epochs left it out to have full batches, is not in it.
 
     Args:
         config: The configuration of the run.
@@ -104,17 +106,22 @@ class _Counter:
 
     def __init__(self, config: RunConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
         self.config, self.dense, self.planned, self.stages = config, dense, planned, stages
-        self.known: dict[Any, list[float]] = {}
+        self.known: dict[Any, tuple[int, float, float]] = {}
 
     def cost(self, what: What, before: int) -> float:
         """Return the cost of an epoch, before which the stage had so many others."""
         key = _kind(what), self._is_frozen(what)
         if key not in self.known:
             task = student_task(self.config.prune_task, self.dense, self._model(what))
-            memory = getattr(getattr(task, "teacher", None), "memory", None)
-            kinds = 1 if memory is None else memory.looks + 1
-            self.known[key] = [float(self.stages.epoch_macs(task)) for _ in range(kinds)]
-        return self.known[key][min(before, len(self.known[key]) - 1)]
+            looking = later = float(self.stages.epoch_macs(task))
+            memory = task.teacher.memory if isinstance(task, Task) and task.teacher else None
+            looks = 0 if memory is None else memory.looks
+            if memory is not None:
+                memory.looks = 0  # it has seen enough
+                later = float(self.stages.epoch_macs(task))
+            self.known[key] = looks, looking, later
+        looks, looking, later = self.known[key]
+        return looking if before < looks else later
 
     def _model(self, what: What) -> nn.Module:
         if what == "sparsify":

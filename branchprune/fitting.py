@@ -126,8 +126,8 @@ def _run(blended: Blended, alpha: float, inputs: Inputs) -> Any:
         return blended.run(part, *args, **kwargs)
     except (TypeError, RuntimeError, ValueError) as error:
         raise PruneError(
-            "batches must be inputs of forward, a tuple meaning several arguments, and large "
-            f"enough for BatchNorm; of a loader of pairs take `(x for x, _ in loader)`: {error}"
+            "batches must be inputs of forward, a tuple meaning several arguments, and large enough "
+            f"for BatchNorm; of a loader of pairs take `(batch[0] for batch in loader)`: {error}"
         ) from error
 
 

@@ -13,17 +13,25 @@ from branchprune.errors import PruneError
 class Memory:
     """The mean of a function's outputs for the first views of each example.
 
+    It holds an output, as float32, for every number up to the highest, and again as many.
+
     Args:
         looks: How many views of an example the function is asked for.
 
     Attributes:
         counts: How many it was asked for by now, int64 (examples,).
-        sums: The sum of what it gave, float32 (examples, …).
+        sums: The sum of what it gave, float32 (examples, …); None before it gave anything.
+
+    Raises:
+        PruneError: `looks` is less than 1.
     """
 
     def __init__(self, looks: int) -> None:
+        if looks < 1:
+            raise PruneError(f"looks (={looks}) must be at least 1")
         self.looks = looks
-        self.counts, self.sums = torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        self.counts = torch.zeros(0, dtype=torch.long)
+        self.sums: Tensor | None = None
 
     def recall(self, x: Tensor, numbers: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Return a function's outputs, or their mean where it was asked often enough.
@@ -39,38 +47,44 @@ class Memory:
         """
         self._make_room(int(numbers.max()) + 1, x.device)
         new = self.counts[numbers] < self.looks
-        known = self.counts[numbers].clamp(min=1)
-        if not new.any():
-            return self.sums[numbers] / _like(known, self.sums)
+        if self.sums is not None and not new.any():
+            return self._mean(numbers, self.sums)
         outputs, asked = function(x if new.all() else x[new]), int(new.sum())
         if not isinstance(outputs, Tensor) or outputs.shape[:1] != (asked,):
             raise PruneError(f"a teacher that remembers must give an output for each of {asked}")
         outputs = outputs.float()
-        if self.sums.dim() == 1:
+        if self.sums is None:
             self.sums = outputs.new_zeros(len(self.counts), *outputs.shape[1:])
-        said = self.sums[numbers] / _like(known, self.sums)
+        said = self._mean(numbers, self.sums)
         said[new] = outputs
         self.sums.index_add_(0, numbers[new], outputs)
         self.counts.index_add_(0, numbers[new], torch.ones_like(numbers[new]))
         return said
 
     def _make_room(self, examples: int, device: torch.device) -> None:
-        self.counts, self.sums = self.counts.to(device), self.sums.to(device)
         more = max(examples, 2 * len(self.counts)) - len(self.counts)
-        if examples > len(self.counts):
-            self.counts, self.sums = (
-                torch.cat([known, known.new_zeros(more, *known.shape[1:])])
-                for known in (self.counts, self.sums)
-            )
+        if examples <= len(self.counts):
+            more = 0
+        self.counts = _longer(self.counts.to(device), more)
+        if self.sums is not None:
+            self.sums = _longer(self.sums.to(device), more)
+
+    def _mean(self, numbers: Tensor, sums: Tensor) -> Tensor:
+        counts = self.counts[numbers].clamp(min=1)
+        return sums[numbers] / counts.view(-1, *[1] * (sums.dim() - 1))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is kept, for a checkpoint."""
-        return {"counts": self.counts.cpu().clone(), "sums": self.sums.cpu().clone()}
+        kept = {"counts": self.counts} | ({} if self.sums is None else {"sums": self.sums})
+        return {name: value.cpu().clone() for name, value in kept.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Remember what a checkpoint holds."""
-        self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
+        kept = {name: value.clone() for name, value in state.items()}
+        self.counts, self.sums = kept["counts"], kept.get("sums")
 
 
-def _like(counts: Tensor, sums: Tensor) -> Tensor:
-    return counts.view(-1, *[1] * (sums.dim() - 1))
+def _longer(values: Tensor, more: int) -> Tensor:
+    if not more:
+        return values
+    return torch.cat([values, values.new_zeros(more, *values.shape[1:])])

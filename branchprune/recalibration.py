@@ -78,7 +78,7 @@ class _Calls(nn.Module):
         except (TypeError, RuntimeError, PruneError) as error:
             raise PruneError(
                 "batches must be inputs of forward, a tuple meaning several arguments; of a loader "
-                f"of pairs take `(x for x, _ in loader)`: {error}"
+                f"of pairs take `(batch[0] for batch in loader)`: {error}"
             ) from error
         except ValueError as error:
             raise PruneError(f"batches hold one that BatchNorm cannot use: {error}") from error

@@ -53,9 +53,14 @@ class Teacher:
             x: The input.
             layers: Names of layers.
             numbers: Which examples these are, int64 (N,), for a teacher that remembers.
+
+        Raises:
+            PruneError: It remembers, and is not told which examples these are.
         """
         network, read = self.network.to(x.device), dict[str, Tensor]()
-        if self.memory is not None and numbers is not None and not layers:
+        if self.memory is not None and not layers:
+            if numbers is None:
+                raise PruneError("a teacher that remembers must be told the numbers of examples")
             return self.memory.recall(x, numbers, self._output), read
         with torch.no_grad(), _reading(network, layers, read):
             return network(x), read

@@ -496,6 +496,7 @@ def test_marks_at_one_place_stand_side_by_side():
     assert max(shown[n, "x"] for n in "abcdefgh") < min(shown[n, "y"] for n in "abcdefgh")
     assert sum(shown[n, "y"] for n in "abcdefgh") / 8 == pytest.approx(0.22)
     assert [text.get_text() for text in axes.texts] == ["all ≈ 0.20", "all ≈ 0.22"]
+    assert len({text.get_position()[1] for text in axes.texts}) == 2
 
 
 def test_plots_show_every_mark(world):

@@ -71,6 +71,15 @@ def test_an_example_may_come_twice_in_a_batch() -> None:
     assert torch.allclose(again, torch.stack([2 * x[2], x[0] + x[1]]))
 
 
+def test_an_output_may_be_a_number() -> None:
+    memory, x = Memory(2), torch.randn(3, 4, 5)
+    for views in x[:2]:
+        for i in range(4):
+            memory.recall(views[i : i + 1], torch.tensor([i]), lambda view: view.sum(1))
+    mean = memory.recall(x[2], torch.arange(4), Counting())
+    assert torch.allclose(mean, x[:2].sum(2).mean(0), atol=1e-6)
+
+
 def test_outputs_that_are_none_of_an_example_are_refused() -> None:
     with pytest.raises(bp.PruneError, match="an output for each of 4"):
         Memory(1).recall(torch.randn(4, 2), torch.arange(4), lambda x: x.sum())
@@ -105,8 +114,27 @@ def test_batches_without_numbers_are_refused() -> None:
     task = ClassificationTask(network(), teacher_weight=0.5, remember=2)
     with pytest.raises(bp.PruneError, match=r"remember \(=2\): .* third entry"):
         trainer(1).fit(task, loader(), loader())
-    with pytest.raises(bp.PruneError, match=r"remember \(=0\)"):
-        ClassificationTask(network(), teacher_weight=0.5, remember=0)
+    x, y = next(iter(loader()))
+    task.check_batch((x, y, torch.arange(len(x)), torch.ones(len(x))))
+    for wrong in (torch.arange(len(x)) - 1, torch.ones(len(x)), torch.arange(3), ["a"] * len(x)):
+        with pytest.raises(bp.PruneError, match=r"remember \(=2\)"):
+            task.check_batch((x, y, wrong))  # type: ignore[arg-type]
+    with pytest.raises(bp.PruneError, match="told the numbers"):
+        Teacher(network(), looks=2)(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remember": 0, "teacher_weight": 0.5}, r"remember \(=0\)"),
+        ({"remember": -1, "teacher_weight": 0.5}, r"looks \(=-1\)"),
+        ({"remember": 2}, r"teacher_weight \(=0.0\)"),
+        ({"remember": 2, "teacher_weight": 0.5, "feature_weight": 1.0}, r"feature_weight \(=1.0\)"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(bp.PruneError, match=message):
+        ClassificationTask(network(), **options)
 
 
 @pytest.mark.parametrize("labels", ["own", None])
@@ -139,7 +167,7 @@ def test_a_checkpoint_without_memory_is_loaded(tmp_path: Path) -> None:
 
 class Numbered(Tiny):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return numbered()
+        return numbered(shuffle=True)
 
 
 def settings(text: str) -> str:
@@ -172,12 +200,12 @@ def test_a_checkpoint_holds_what_the_teacher_remembers(tmp_path: Path) -> None:
     run.fit(task, numbered(), loader())
     run.save_checkpoint(tmp_path / "last.ckpt")
     resumed = ClassificationTask(network(), teacher_weight=0.5, remember=2)
-    cost = TrainingCost()
-    trainer(2, cost).fit(
+    trainer(2).fit(
         resumed, numbered(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
     )
     assert task.teacher is not None and resumed.teacher is not None
     first, second = task.teacher.memory, resumed.teacher.memory
     assert first is not None and second is not None
+    assert first.sums is not None and second.sums is not None
     assert second.counts[:24].eq(2).all() and first.counts[:24].eq(1).all()
     assert torch.allclose(second.sums[:24], 2 * first.sums[:24])

@@ -147,6 +147,11 @@ class Task(LightningModule, ABC):
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Log what is measured on a batch and return its loss."""
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Check the first batch of an epoch."""
+        if batch_idx == 0:
+            self.check_batch(batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a training batch."""
         return self.step(batch, "train")

@@ -28,7 +28,8 @@ class ClassificationTask(Task):
         remember: The teacher looks at every example so many times, in as many views, and teaches
             the mean of those logits from then on, which costs nothing; None: it always looks. The
             third entry of a training batch must say which examples these are, int64 (N,) from 0,
-            as that of our data modules does if `numbered`. Not while it teaches features.
+            the same as long as the task lives, as that of an `InMemory` does if `numbered`. The
+            logits are kept as float32, in checkpoints, too. Without `feature_weight`.
         mixup: α of mixup (Zhang et al., 2018), 0 for none: training examples, their classes and
             the teacher's logits for them are mixed two by two, with shares from Beta(α, α).
         optimizer: See `Task`.
@@ -70,7 +71,7 @@ class ClassificationTask(Task):
             cycle_epochs,
             patience,
             feature_weight,
-            Teacher(model, remember) if teacher_weight else None,
+            Teacher(model, remember or None) if teacher_weight else None,
         )
         if not 0 <= teacher_weight <= 1:
             raise PruneError(f"teacher_weight (={teacher_weight}) must be in [0, 1]")
@@ -78,8 +79,11 @@ class ClassificationTask(Task):
             raise PruneError(f"temperature (={temperature}) must be positive, or None")
         if not 0 <= mixup < math.inf:
             raise PruneError(f"mixup (={mixup}) must be a number of at least 0")
-        if remember is not None and remember < 1:
-            raise PruneError(f"remember (={remember}) must be at least 1, or None")
+        if remember is not None and (remember < 1 or not teacher_weight or feature_weight):
+            raise PruneError(
+                f"remember (={remember}) must be at least 1, with a teacher_weight "
+                f"(={teacher_weight}) and without feature_weight (={feature_weight})"
+            )
         if mixup and feature_weight:
             raise PruneError(
                 f"mixup (={mixup}) and feature_weight (={feature_weight}): the features of a "
@@ -90,18 +94,26 @@ class ClassificationTask(Task):
     def check_batch(self, batch: Batch) -> None:
         """Raise PruneError for a batch without numbers, if the teacher remembers."""
         memory = None if self.teacher is None else self.teacher.memory
-        if memory is not None and len(batch) < 3:
+        if memory is None:
+            return
+        numbers = batch[2] if len(batch) > 2 else None
+        if (
+            not isinstance(numbers, Tensor)
+            or numbers.dtype != torch.long
+            or numbers.shape != batch[1].shape
+            or numbers.min() < 0
+        ):
             raise PruneError(
-                f"remember (={memory.looks}): training batches must have a third entry, which "
-                "examples these are; data modules of branchprune have it if numbered"
+                f"remember (={memory.looks}): training batches must have a third entry, int64 "
+                f"(N,) from 0, which examples these are (numbered: true, of images in memory); "
+                f"this is {numbers if numbers is None else type(numbers).__name__}"
             )
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Return the loss of images (N, C, H, W) and classes (N,), and maybe numbers (N,)."""
         images, labels, *numbers = batch
         if stage == "train":
-            self.check_batch(batch)
-            logits, loss = self._lesson(images, labels, *numbers)
+            logits, loss = self._lesson(images, labels, *numbers[:1])
         else:
             logits = self(images)
             loss = cross_entropy(logits, labels)
