@@ -126,8 +126,9 @@ def _run(blended: Blended, alpha: float, inputs: Inputs) -> Any:
         return blended.run(part, *args, **kwargs)
     except (TypeError, RuntimeError, ValueError) as error:
         raise PruneError(
-            "batches must be inputs of forward, a tuple meaning several arguments, and large enough "
-            f"for BatchNorm; of a loader of pairs take `(batch[0] for batch in loader)`: {error}"
+            "batches must be inputs of forward, a tuple meaning several arguments, and large "
+            "enough for BatchNorm; of a loader of pairs take `(batch[0] for batch in loader)`: "
+            f"{error}"
         ) from error
 
 
