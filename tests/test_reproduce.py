@@ -372,8 +372,9 @@ def test_the_settings_that_variants_change_arrive():
     blended = config("", "cpu").prune
     assert (blended.levels, blended.finetune, blended.init) == ({"steps": 0.1}, None, "random")
     ours = config("ours", "cpu").prune
-    assert (ours.levels, ours.finetune.epochs, ours.init) == (None, 29, "reconstruction")
-    assert config("ours", "paper").prune.finetune.epochs == 200
-    assert config("ours", "paper").prune.task["optimizer"] == "muon"
+    assert (ours.levels, ours.finetune.epochs, ours.init) == (None, 80, "reconstruction")
+    assert config("ours", "paper").prune.finetune.epochs == 400
+    task = config("ours", "paper").prune.task
+    assert (task["optimizer"], task["remember"]) == ("muon", 8)
     task = config("regression", "paper").prune.task
     assert task["teacher_weight"] == 1.0 and task["temperature"] is None
