@@ -115,9 +115,9 @@ class _Counter:
             task = student_task(self.config.prune_task, self.dense, self._model(what))
             looking = later = float(self.stages.epoch_macs(task))
             memory = task.teacher.memory if isinstance(task, Task) and task.teacher else None
-            looks = 0 if memory is None else memory.looks
+            looks = 0
             if memory is not None:
-                memory.looks = 0  # it has seen enough
+                looks, memory.looks = memory.looks, 0  # it has seen enough
                 later = float(self.stages.epoch_macs(task))
             self.known[key] = looks, looking, later
         looks, looking, later = self.known[key]

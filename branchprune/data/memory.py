@@ -161,7 +161,7 @@ class InMemory(LightningDataModule, ABC):
             self.channels_last,
             augmentation,
             self._epoch_seed,
-            self.numbered and augmentation is not None,
+            self.numbered,
         )
 
     def _on_device(self, split: str) -> tuple[Tensor, Tensor | None]:
