@@ -117,7 +117,8 @@ class _Counter:
             memory = task.teacher.memory if isinstance(task, Task) and task.teacher else None
             looks = 0
             if memory is not None:
-                looks, memory.looks = memory.looks, 0  # it has seen enough
+                looks = memory.looks
+                memory.close()
                 later = float(self.stages.epoch_macs(task))
             self.known[key] = looks, looking, later
         looks, looking, later = self.known[key]

@@ -93,14 +93,19 @@ def outcome(
 
 
 def _curve(config: RunConfig) -> list[dict[str, float]]:
-    """Return α (the mean of all groups), validation metric and learning rate by epoch."""
+    """Return α (the mean of all groups), scores, learning rate and mean share by epoch."""
     path = config.output / "prune" / "metrics.csv"
     metric = config.metric.val
     columns = {"val": metric, "branch": f"{metric}_branch", "lr": "lr"}
     curve = []
     for row in read_metrics(path) if path.exists() else []:
-        alphas = [value for name, value in row.items() if name.startswith("alpha/")]
+        alphas, shares = (
+            [value for name, value in row.items() if name.startswith(tag)]
+            for tag in ("alpha/", "share/")
+        )
         point = {key: row[column] for key, column in columns.items() if column in row}
+        if shares:
+            point["share"] = sum(shares) / len(shares)
         if alphas and "val" in point:
             curve.append({"epoch": row["epoch"], "alpha": sum(alphas) / len(alphas), **point})
     return curve

@@ -1,8 +1,10 @@
-"""Draw the cliff at α = 0: the blended model and the branch alone over α.
+"""Draw the cliff at α = 0: the blended model, the branch alone, and what is read of it, over α.
 
     python scripts/cliff_figure.py configs/compare/cliff_vgg7_16px.yaml
 
-Scores are those of the validation, at the last epoch of each level; bands span the seeds.
+Scores are those of the validation, at the last epoch of each level; bands span the seeds. The share
+of the branch in what layers read is a mean over the layers; where both paths are of one size it is
+1 − α.
 """
 
 from __future__ import annotations
@@ -23,18 +25,19 @@ from branchprune.errors import PruneError
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-PANELS = {"val": "blended model", "branch": "branch alone"}
+PANELS = {"val": "blended model", "branch": "branch alone", "share": "share of the branch"}
 
 
-def scores_by_level(run: Line, key: str) -> dict[float, float]:
-    """Return the score at the last epoch of each level of α.
+def values_by_level(run: Line, key: str) -> dict[float, float]:
+    """Return a value at the last epoch of each level of α.
 
     Args:
         run: A line of results.
-        key: "val": of the blended model; "branch": of the branch alone, which at α = 0 is the
-            same.
+        key: "val": the score of the blended model; "branch": that of the branch alone, which at
+            α = 0 is the same; "share": the mean of its shares, which α = 0 has not.
     """
-    return {round(p["alpha"], 6): p.get(key, p["val"]) for p in run["curve"]}
+    points = ({"branch": p["val"], **p} for p in run["curve"])
+    return {round(p["alpha"], 6): p[key] for p in points if key in p}
 
 
 def cliff(results: Results) -> Figure:
@@ -46,19 +49,23 @@ def cliff(results: Results) -> Figure:
     Raises:
         PruneError: A run did not blend.
     """
-    figure = Figure((8.4, 3.8))
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = Figure((11.4, 3.8))
+    panels = figure.subplots(1, 3)
+    panels[1].sharey(panels[0])
     for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
         for colour, outcome in zip(cycle(COLOURS), results.outcomes(), strict=False):
-            curves = [scores_by_level(run, key) for run in outcome.lines]
+            curves = [values_by_level(run, key) for run in outcome.lines]
             xs, means, lows, highs = _spread(outcome.method, curves)
             axes.plot(xs, means, color=colour, marker="o", ms=2.5, label=outcome.method)
             axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, lw=0)
-        dense = [run["val"]["dense"] for run in results.lines]
-        axes.axhline(sum(dense) / len(dense), color="#666666", lw=1, ls="--", label="dense model")
         axes.set(title=title, xlabel="α")
         axes.invert_xaxis()
+    dense = [run["val"]["dense"] for run in results.lines]
+    for axes in panels[:2]:
+        axes.axhline(sum(dense) / len(dense), color="#666666", lw=1, ls="--", label="dense model")
     panels[0].set(ylabel=f"validation {results.comparison.metric.label}")
+    panels[2].plot([1, 0], [0, 1], color="#666666", lw=1, ls=":", label="paths of one size")
+    panels[2].set(ylabel="share of what layers read")
     finish(figure, panels, results.lines)
     return figure
 

@@ -15,8 +15,11 @@ def line(method, seed, scores):
     """A line of results with two epochs a level; scores are those of the last."""
     curve = []
     for alpha, val, branch in scores:
-        curve.append({"epoch": len(curve), "alpha": alpha, "val": 0.01, "branch": 0.02})
-        curve.append({"epoch": len(curve), "alpha": alpha, "val": val, "branch": branch})
+        curve.append(
+            {"epoch": len(curve), "alpha": alpha, "val": 0.01, "branch": 0.02, "share": 0.9}
+        )
+        last = {"val": val, "branch": branch, "share": branch / 2}
+        curve.append({"epoch": len(curve), "alpha": alpha, **last})
     curve.append({"epoch": len(curve), "alpha": 0.0, "val": scores[-1][2]})
     return {
         **{"experiment": "compare/cliff_vgg7_16px", "preset": "equal epochs", "seed": seed},
@@ -47,12 +50,14 @@ def test_last_epochs_of_the_levels_and_the_span_of_the_seeds(figure, tmp_path):
     from branchprune import compare_config, compare_results
 
     drawn = figure.cliff(compare_results.read(compare_config.read(CONFIG), results))
-    for axes, means in zip(drawn.axes, ((0.65, 0.55, 0.3), (0.2, 0.3, 0.3)), strict=True):
-        first, second, dense = axes.get_lines()
-        assert first.get_xdata() == pytest.approx([0.5, 0.1, 0.0])
-        assert first.get_ydata() == pytest.approx(means)
+    means = [(0.65, 0.55, 0.3), (0.2, 0.3, 0.3), (0.1, 0.15)]
+    references = [(0.75, 0.75), (0.75, 0.75), (0, 1)]
+    for axes, expected, line_of in zip(drawn.axes, means, references, strict=True):
+        first, second, reference = axes.get_lines()
+        assert first.get_xdata() == pytest.approx([0.5, 0.1, 0.0][: len(expected)])
+        assert first.get_ydata() == pytest.approx(expected)
         assert (first.get_label(), second.get_label()) == ("weighted sum", "drawn by group")
-        assert dense.get_ydata() == pytest.approx([0.75, 0.75])
+        assert reference.get_ydata() == pytest.approx(line_of)
         assert axes.xaxis_inverted()
 
 

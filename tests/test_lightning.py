@@ -247,6 +247,9 @@ def test_tensorboard_has_every_curve_and_one_chart_of_all_alphas(tmp_path):
     expected = {*groups, "loss/train", "loss/val", "metric/val_acc", "metric/val_acc_branch"}
     assert expected | {"lr", "cost/macs"} <= tags
     assert [e.value for e in events.Scalars(groups[0])] == [0.5, 0.0]
+    shares = [tag for tag in tags if tag.startswith("share/")]
+    assert len(shares) == len(groups)
+    assert all([0 < e.value < 1 for e in events.Scalars(tag)] == [True] for tag in shares)
     assert events.Scalars("cost/macs")[-1].value == pruning.plan.after.macs
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")

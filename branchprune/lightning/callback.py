@@ -28,6 +28,7 @@ from branchprune.mixing import Mixing, check_mixing
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
 from branchprune.schedules import Plateau, Schedule
+from branchprune.shares import branch_shares
 
 
 class BranchPruning(Vitals):
@@ -40,8 +41,9 @@ class BranchPruning(Vitals):
     ```
 
     At every validation each metric `name` is logged a second time as `name_branch`: that of the
-    branch alone, with α forced to 0. The callback works with LightningModules of
-    `pytorch_lightning` and of `lightning.pytorch`.
+    branch alone, with α forced to 0. While 0 < α < 1, "share/<layer>" is how much of what layers
+    read comes from the branch (see `branch_shares`), in the last training batch. The callback
+    works with LightningModules of `pytorch_lightning` and of `lightning.pytorch`.
 
     Args:
         schedule: α over the epochs.
@@ -64,7 +66,7 @@ class BranchPruning(Vitals):
         thaw_at: α at and below which the original layers learn: 1: from the start; None: never.
         recalibrate: Number of recent training batches from which BatchNorm takes its statistics
             when the branch alone is validated; 0: those of the blend, which make the branch look
-            far worse than it is.
+            far worse than it is, and no shares are logged.
         compile: Use torch.compile.
         collapse: Collapse at the end.
 
@@ -244,11 +246,16 @@ class BranchPruning(Vitals):
         return count_macs(blended, example, blended.part) // batch
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the branch alone."""
+        """Validate the branch alone, and measure its shares."""
         if self.blended is None or trainer.sanity_checking or self.small is not None:
             return
         for name, value in validate_branch(trainer, pl_module, self.blended, self.recent).items():
             pl_module.log(f"{name}_branch", value, batch_size=1)
+        if self.recent.inputs:
+            with trainer.precision_plugin.val_step_context():
+                shares = branch_shares(self.blended, self.recent.inputs[-1])
+            for name, share in shares.items():
+                pl_module.log(f"share/{name}", share, batch_size=1)
 
     def where(self) -> str:
         """Say what α is."""
