@@ -93,7 +93,7 @@ def outcome(
 
 
 def _curve(config: RunConfig) -> list[dict[str, float]]:
-    """Return α (the mean of all groups), scores, learning rate and mean share by epoch."""
+    """Return α (the mean of all groups), scores, learning rate, mean and least share by epoch."""
     path = config.output / "prune" / "metrics.csv"
     metric = config.metric.val
     columns = {"val": metric, "branch": f"{metric}_branch", "lr": "lr"}
@@ -105,7 +105,7 @@ def _curve(config: RunConfig) -> list[dict[str, float]]:
         )
         point = {key: row[column] for key, column in columns.items() if column in row}
         if shares:
-            point["share"] = sum(shares) / len(shares)
+            point |= {"share": sum(shares) / len(shares), "least_share": min(shares)}
         if alphas and "val" in point:
             curve.append({"epoch": row["epoch"], "alpha": sum(alphas) / len(alphas), **point})
     return curve

@@ -3,8 +3,8 @@
     python scripts/cliff_figure.py configs/compare/cliff_vgg7_16px.yaml
 
 Scores are those of the validation, at the last epoch of each level; bands span the seeds. The share
-of the branch in what layers read is a mean over the layers; where both paths are of one size it is
-1 − α.
+of the branch in what layers read is that of the layer that has least; where both paths are of one
+size it is 1 − α.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from branchprune.errors import PruneError
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-PANELS = {"val": "blended model", "branch": "branch alone", "share": "share of the branch"}
+PANELS = {
+    "val": "blended model",
+    "branch": "branch alone",
+    "least_share": "least share of the branch",
+}
 
 
 def values_by_level(run: Line, key: str) -> dict[float, float]:
@@ -34,7 +38,7 @@ def values_by_level(run: Line, key: str) -> dict[float, float]:
     Args:
         run: A line of results.
         key: "val": the score of the blended model; "branch": that of the branch alone, which at
-            α = 0 is the same; "share": the mean of its shares, which α = 0 has not.
+            α = 0 is the same; "least_share": its share where that is least, which α = 0 has not.
     """
     points = ({"branch": p["val"], **p} for p in run["curve"])
     return {round(p["alpha"], 6): p[key] for p in points if key in p}
@@ -65,7 +69,6 @@ def cliff(results: Results) -> Figure:
         axes.axhline(sum(dense) / len(dense), color="#666666", lw=1, ls="--", label="dense model")
     panels[0].set(ylabel=f"validation {results.comparison.metric.label}")
     panels[2].plot([1, 0], [0, 1], color="#666666", lw=1, ls=":", label="paths of one size")
-    panels[2].set(ylabel="share of what layers read")
     finish(figure, panels, results.lines)
     return figure
 

@@ -16,9 +16,9 @@ def line(method, seed, scores):
     curve = []
     for alpha, val, branch in scores:
         curve.append(
-            {"epoch": len(curve), "alpha": alpha, "val": 0.01, "branch": 0.02, "share": 0.9}
+            {"epoch": len(curve), "alpha": alpha, "val": 0.01, "branch": 0.02, "least_share": 0.9}
         )
-        last = {"val": val, "branch": branch, "share": branch / 2}
+        last = {"val": val, "branch": branch, "least_share": branch / 2}
         curve.append({"epoch": len(curve), "alpha": alpha, **last})
     curve.append({"epoch": len(curve), "alpha": 0.0, "val": scores[-1][2]})
     return {

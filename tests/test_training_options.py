@@ -289,6 +289,13 @@ def test_a_run_reports_the_blended_model_that_was_collapsed(tmp_path):
     assert found["blended_at_zero"] == pytest.approx(found["small"], rel=1e-4)
     last = result["curve"][-1]["branch"]
     assert last != pytest.approx(found["small"], rel=1e-3)  # else nothing was compared
+    rows = read_metrics(tmp_path / "run" / "prune" / "metrics.csv")
+    shares = [[value for tag, value in row.items() if tag.startswith("share/")] for row in rows]
+    between = [values for values in shares if values]
+    points = [point for point in result["curve"] if "share" in point]
+    assert [p["least_share"] for p in points] == pytest.approx([*map(min, between)])
+    assert [p["share"] for p in points] == pytest.approx([sum(v) / len(v) for v in between])
+    assert points and all(0 < point["alpha"] < 1 for point in points)
 
 
 def test_an_optimizer_can_be_any_class_of_a_configuration(tmp_path):
