@@ -77,7 +77,8 @@ def _cells(results: Results, found: Mapping[str, Outcome]) -> list[str]:
             continue
         spread = "" if each.deviation is None else f" ± {number(each.deviation, metric, digits)}"
         cells.append(f"{number(each.mean, metric, digits)}{spread} ({len(each.lines)})")
-        cells.append(NOTHING if each.compute is None else f"{each.compute:.2f}×")
+        absolute = f"{each.average('train_macs'):.3g}"
+        cells.append(absolute if each.compute is None else f"{each.compute:.2f}×")
     return cells
 
 
@@ -109,11 +110,14 @@ def _safe(text: str) -> str:
 
 def _notes(results: Results) -> str:
     macs = results.dense_macs
-    dense = f": {macs:.3g} in {results.trained['record']['epochs']} epochs" if macs else ""
+    dense = ""
+    if macs:
+        epochs = results.trained["record"]["epochs"]
+        dense = f", as a multiple of the dense training's: {macs:.3g} in {epochs} epochs"
     note = (
         "Test scores of the small models: mean ± sample standard deviation of n seeds; the best at "
         "the last budget first. *Compute*: multiply-adds of all training steps behind the dense "
-        f"training, those of a teacher included, as a multiple of the dense training's{dense}. "
+        f"training, those of a teacher included{dense}. "
         "What a criterion sees of the data and least squares are not in it, nor in the budgets: a "
         "few epochs of the small model."
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, seed_everything
@@ -16,7 +17,7 @@ from branchprune.errors import PruneError
 from branchprune.settings import DenseConfig, MetricConfig, PruneConfig
 
 TaskFactory = Callable[[nn.Module], LightningModule]
-
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 COMMANDS = {
     "run": "Train, prune, collapse, verify, benchmark, report.",
@@ -56,7 +57,9 @@ def make_parser(command: str = "run") -> ArgumentParser:
     parser.add_argument(
         "--accelerator", type=str, default="auto", help="Device, as Lightning names it"
     )
-    parser.add_argument("--precision", type=str, default="32-true", help="As Lightning names it")
+    parser.add_argument(
+        "--precision", type=Precision, default="32-true", help="As Lightning names it"
+    )
     parser.add_argument("--compile", type=bool, default=False, help="Use torch.compile")
     parser.add_subclass_arguments(nn.Module, "model", required=True, help="The network")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="The data")
@@ -83,7 +86,7 @@ class RunConfig:
         seed: Seed of all random numbers.
         fast: Two batches an epoch, one epoch a level: a dry run.
         accelerator: Device, as Lightning names it.
-        precision: Precision, as Lightning names it.
+        precision: As Lightning names it; weights are float32.
         compile: Whether to use torch.compile.
         model: The network.
         data: The data module.
@@ -105,7 +108,7 @@ class RunConfig:
     seed: int
     fast: bool
     accelerator: str
-    precision: str
+    precision: Precision
     compile: bool
     model: nn.Module
     data: LightningDataModule

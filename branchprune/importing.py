@@ -22,7 +22,7 @@ def function_at(path: str, argument: str) -> Callable[..., Any]:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
         raise PruneError(f"{argument} (={path!r}) cannot be imported: {error}") from error
     if not callable(found):
         raise PruneError(f"{argument} (={path!r}) is not a function")

@@ -23,12 +23,12 @@ class Memory:
         sums: The sum of what it gave, float32 (examples, …); None before it gave anything.
 
     Raises:
-        PruneError: `looks` is less than 1.
+        PruneError: `looks` is not a whole number of at least 1.
     """
 
     def __init__(self, looks: int) -> None:
-        if looks < 1:
-            raise PruneError(f"looks (={looks}) must be at least 1")
+        if isinstance(looks, bool) or not isinstance(looks, int) or looks < 1:
+            raise PruneError(f"looks (={looks!r}) must be a whole number of at least 1")
         self.looks = looks
         self.counts = torch.zeros(0, dtype=torch.long)
         self.sums: Tensor | None = None
@@ -51,7 +51,11 @@ class Memory:
             return self._mean(numbers, self.sums)
         outputs, asked = function(x if new.all() else x[new]), int(new.sum())
         if not isinstance(outputs, Tensor) or outputs.shape[:1] != (asked,):
-            raise PruneError(f"a teacher that remembers must give an output for each of {asked}")
+            got = [*outputs.shape] if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise PruneError(
+                f"looks (={self.looks}): what is remembered must be a tensor with an output for "
+                f"each of {asked} examples, not {got}"
+            )
         outputs = outputs.float()
         if self.sums is None:
             self.sums = outputs.new_zeros(len(self.counts), *outputs.shape[1:])

@@ -37,8 +37,7 @@ def branch_shares(blended: Blended, example: Example) -> dict[str, float]:
         Shares in [0, 1], by the name in `blended.expand`: that of the first layer that reads the
         tensor. Without those at which every α is 0 or 1, and those of which both paths are 0.
     """
-    eager = torch.compiler.set_stance("force_eager")  # compiled code has no hooks
-    with _measured(blended) as sizes, training_mode(blended, False), eager:
+    with _measured(blended) as sizes, training_mode(blended, False), _eager():
         call(blended, example)
     totals = {
         name: [sum(path) ** 0.5 for path in zip(*found, strict=True)]
@@ -48,6 +47,13 @@ def branch_shares(blended: Blended, example: Example) -> dict[str, float]:
     return {
         name: branch / (branch + wide) for name, (branch, wide) in totals.items() if branch + wide
     }
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run compiled code as it was written, for a `with` block: compiled code has no hooks."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

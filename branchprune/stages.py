@@ -111,7 +111,7 @@ class Stages:
             max_epochs=epochs,
             accelerator=config.accelerator,
             devices=1,
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=config.precision,
             logger=loggers,
             callbacks=callbacks,
             limit_train_batches=2 if config.fast else None,
@@ -130,7 +130,7 @@ class Stages:
             max_steps=1,
             accelerator=config.accelerator,
             devices=1,
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=config.precision,
             callbacks=[cost],
             limit_val_batches=0,
             logger=False,
@@ -159,7 +159,7 @@ class Stages:
             judge = Trainer(
                 accelerator=config.accelerator,
                 devices=1,
-                precision=config.precision,  # type: ignore[arg-type]
+                precision=config.precision,
                 logger=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,

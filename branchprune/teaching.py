@@ -60,7 +60,10 @@ class Teacher:
         network, read = self.network.to(x.device), dict[str, Tensor]()
         if self.memory is not None and not layers:
             if numbers is None:
-                raise PruneError("a teacher that remembers must be told the numbers of examples")
+                raise PruneError(
+                    f"numbers (=None): a teacher with looks (={self.memory.looks}) must be told "
+                    "which examples these are"
+                )
             return self.memory.recall(x, numbers, self._output), read
         with torch.no_grad(), _reading(network, layers, read):
             return network(x), read

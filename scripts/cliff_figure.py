@@ -24,7 +24,7 @@ from branchprune.compare_results import Results
 from branchprune.errors import PruneError
 
 ROOT = Path(__file__).resolve().parents[1]
-COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#882255")
 PANELS = {
     "val": "blended model",
     "branch": "branch alone",
@@ -59,7 +59,7 @@ def cliff(results: Results) -> Figure:
     for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
         for colour, outcome in zip(cycle(COLOURS), results.outcomes(), strict=False):
             curves = [values_by_level(run, key) for run in outcome.lines]
-            xs, means, lows, highs = _spread(outcome.method, curves)
+            xs, means, lows, highs = _spread(outcome.method, key, curves)
             axes.plot(xs, means, color=colour, marker="o", ms=2.5, label=outcome.method)
             axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, lw=0)
         axes.set(title=title, xlabel="α")
@@ -73,11 +73,11 @@ def cliff(results: Results) -> Figure:
     return figure
 
 
-def _spread(method: str, curves: Sequence[Mapping[float, float]]) -> list[list[float]]:
+def _spread(method: str, key: str, curves: Sequence[Mapping[float, float]]) -> list[list[float]]:
     """Return the levels of α, and mean, least and largest score at each."""
     levels = sorted({level for curve in curves for level in curve}, reverse=True)
     if not levels:
-        raise PruneError(f"{method} has no curve: it does not blend")
+        raise PruneError(f"{method} has no {key} in its curves: it does not blend, or did long ago")
     columns = [[curve[level] for curve in curves if level in curve] for level in levels]
     return [levels, *([f(x) for x in columns] for f in (lambda x: sum(x) / len(x), min, max))]
 

@@ -66,7 +66,7 @@ def test_a_run_that_does_not_blend_is_named(figure, tmp_path):
     results.write_text(
         json.dumps(line("weighted sum", 0, [(0.5, 0.7, 0.1)]) | {"curve": []}) + "\n"
     )
-    with pytest.raises(PruneError, match="weighted sum has no curve"):
+    with pytest.raises(PruneError, match="weighted sum has no val in its curves"):
         figure.main([str(CONFIG), "--results", str(results), "--output", str(tmp_path / "c.png")])
     with pytest.raises(SystemExit, match="no results of cliff_vgg7_16px"):
         figure.main([str(CONFIG), "--results", str(tmp_path / "none.jsonl")])

@@ -238,7 +238,8 @@ def test_optimizer_holds_the_blended_parameters():
 def test_tensorboard_has_every_curve_and_one_chart_of_all_alphas(tmp_path):
     logger = pytorch_lightning.loggers.TensorBoardLogger(tmp_path, name="", version="run")
     table = pytorch_lightning.loggers.CSVLogger(tmp_path, name="", version="run")
-    pruning = BranchPruning(bp.Schedule((0.5, 0.0)), example=torch.randn(2, 1, 8, 8))
+    schedule, example = bp.Schedule((0.5, 0.0)), torch.randn(2, 1, 8, 8)
+    pruning = BranchPruning(schedule, example=example, recalibrate=0)
     run = trainer(2, pruning, logger=[logger, table])
     run.fit(ClassificationTask(network()), loader(), loader(seed=1))
     events = EventAccumulator(str(tmp_path / "run")).Reload()

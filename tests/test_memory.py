@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from given_images import ALL, Given
+from pytorch_lightning import Trainer
 from test_lightning import loader, network, trainer
 from test_pruning import CONFIG, Seen
 from test_training_options import Tiny
@@ -119,15 +120,24 @@ def test_batches_without_numbers_are_refused() -> None:
     for wrong in (torch.arange(len(x)) - 1, torch.ones(len(x)), torch.arange(3), ["a"] * len(x)):
         with pytest.raises(bp.PruneError, match=r"remember \(=2\)"):
             task.check_batch((x, y, wrong))  # type: ignore[arg-type]
-    with pytest.raises(bp.PruneError, match="told the numbers"):
+    with pytest.raises(bp.PruneError, match=r"numbers \(=None\): .* looks \(=2\)"):
         Teacher(network(), looks=2)(x)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = ClassificationTask(network(), teacher_weight=0.5, remember=2)
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    with pytest.raises(bp.PruneError, match=r"remember \(=2\): there are 2 processes"):
+        trainer(1).fit(task, numbered(), loader())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"remember": 0, "teacher_weight": 0.5}, r"remember \(=0\)"),
-        ({"remember": -1, "teacher_weight": 0.5}, r"looks \(=-1\)"),
+        ({"remember": -1, "teacher_weight": 0.5}, r"remember \(=-1\)"),
+        ({"remember": True, "teacher_weight": 0.5}, r"remember \(=True\)"),
+        ({"remember": 2.5, "teacher_weight": 0.5}, r"remember \(=2.5\)"),
         ({"remember": 2}, r"teacher_weight \(=0.0\)"),
         ({"remember": 2, "teacher_weight": 0.5, "feature_weight": 1.0}, r"feature_weight \(=1.0\)"),
     ],

@@ -66,7 +66,7 @@ class BranchPruning(Vitals):
         thaw_at: α at and below which the original layers learn: 1: from the start; None: never.
         recalibrate: Number of recent training batches from which BatchNorm takes its statistics
             when the branch alone is validated; 0: those of the blend, which make the branch look
-            far worse than it is, and no shares are logged.
+            far worse than it is.
         compile: Use torch.compile.
         collapse: Collapse at the end.
 
@@ -133,7 +133,7 @@ class BranchPruning(Vitals):
         self.best = BestWeights(restore_best) if restore_best else None
         self.thaw_at = thaw_at
         self.new_level = False
-        self.recent = RecentInputs(recalibrate)
+        self.recalibrate, self.recent = recalibrate, RecentInputs(max(recalibrate, 1))
         if (self._waits() or restore_best) and monitor is None:
             raise PruneError("monitor (=None) must name a metric: it decides how levels end")
         if "loss" in (monitor or "") and any(hold.mode == "max" for hold in self._waits()):
@@ -249,7 +249,8 @@ class BranchPruning(Vitals):
         """Validate the branch alone, and measure its shares."""
         if self.blended is None or trainer.sanity_checking or self.small is not None:
             return
-        for name, value in validate_branch(trainer, pl_module, self.blended, self.recent).items():
+        recent = self.recent.inputs if self.recalibrate else ()
+        for name, value in validate_branch(trainer, pl_module, self.blended, recent).items():
             pl_module.log(f"{name}_branch", value, batch_size=1)
         if self.recent.inputs:
             with trainer.precision_plugin.val_step_context():

@@ -29,7 +29,8 @@ class ClassificationTask(Task):
             the mean of those logits from then on, which costs nothing; None: it always looks. The
             third entry of a training batch must say which examples these are, int64 (N,) from 0,
             the same as long as the task lives, as that of an `InMemory` does if `numbered`. The
-            logits are kept as float32, in checkpoints, too. Without `feature_weight`.
+            logits are kept as float32, in checkpoints, too. Without `feature_weight`, and in one
+            process.
         mixup: α of mixup (Zhang et al., 2018), 0 for none: training examples, their classes and
             the teacher's logits for them are mixed two by two, with shares from Beta(α, α).
         optimizer: See `Task`.
@@ -60,6 +61,10 @@ class ClassificationTask(Task):
         patience: int = 5,
         feature_weight: float = 0.0,
     ) -> None:
+        if remember is not None and (
+            isinstance(remember, bool) or not isinstance(remember, int) or remember < 1
+        ):
+            raise PruneError(f"remember (={remember!r}) must be a whole number of at least 1")
         super().__init__(
             model,
             optimizer,
@@ -71,7 +76,7 @@ class ClassificationTask(Task):
             cycle_epochs,
             patience,
             feature_weight,
-            Teacher(model, remember or None) if teacher_weight else None,
+            Teacher(model, remember) if teacher_weight else None,
         )
         if not 0 <= teacher_weight <= 1:
             raise PruneError(f"teacher_weight (={teacher_weight}) must be in [0, 1]")
@@ -79,10 +84,10 @@ class ClassificationTask(Task):
             raise PruneError(f"temperature (={temperature}) must be positive, or None")
         if not 0 <= mixup < math.inf:
             raise PruneError(f"mixup (={mixup}) must be a number of at least 0")
-        if remember is not None and (remember < 1 or not teacher_weight or feature_weight):
+        if remember and (not teacher_weight or feature_weight):
             raise PruneError(
-                f"remember (={remember}) must be at least 1, with a teacher_weight "
-                f"(={teacher_weight}) and without feature_weight (={feature_weight})"
+                f"remember (={remember}) needs a teacher_weight (={teacher_weight}), and no "
+                f"feature_weight (={feature_weight})"
             )
         if mixup and feature_weight:
             raise PruneError(
@@ -90,6 +95,14 @@ class ClassificationTask(Task):
                 "mixture are not known"
             )
         self.teacher_weight, self.temperature, self.mixup = teacher_weight, temperature, mixup
+
+    def on_fit_start(self) -> None:
+        """Refuse several processes, of which each would remember what it alone has seen."""
+        memory = None if self.teacher is None else self.teacher.memory
+        if memory is not None and self.trainer.world_size > 1:
+            raise PruneError(
+                f"remember (={memory.looks}): there are {self.trainer.world_size} processes"
+            )
 
     def check_batch(self, batch: Batch) -> None:
         """Raise PruneError for a batch without numbers, if the teacher remembers."""

@@ -13,7 +13,8 @@ class TrainingCost(Callback):
     """Log "cost/train_macs" (so far, forward and backward) and "cost/loader_share" every epoch.
 
     The multiply-adds of convolutions and matrix products are counted in the first step of an
-    epoch, which stands for the others.
+    epoch, which stands for the others. So what is drawn for each step is an estimate, and so is a
+    teacher that remembers, where it looks at what full batches left out before.
 
     Attributes:
         macs: Multiply-adds of the training so far.
