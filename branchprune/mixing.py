@@ -2,8 +2,8 @@
 
 With a weighted sum the wide path can make up for a small α, if only because a norm behind what
 reads the sum undoes its scale; where either path is drawn, with probability α for the wide one, it
-cannot. Random numbers come from torch's
-generator on the CPU, whatever the device; compiled code may turn a seed into other numbers.
+cannot. Random numbers come from torch's generator on the CPU, whatever the device; compiled code
+may turn a seed into other numbers.
 """
 
 from __future__ import annotations
