@@ -186,12 +186,17 @@ def _names(axes: Axes, results: Results, shown: Places, gap: float) -> None:
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return rising places at least a gap apart, near those wanted."""
+    """Return rising places at least a gap apart, near those wanted and none above 1."""
     up, down = [*wanted], [*wanted]
     for i in range(1, len(wanted)):
         up[i] = max(up[i], up[i - 1] + gap)
         down[-i - 1] = min(down[-i - 1], down[-i] - gap)
-    return [(high + low) / 2 for high, low in zip(up, down, strict=True)]
+    placed = [(high + low) / 2 for high, low in zip(up, down, strict=True)]
+    highest = 1.0
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], highest)
+        highest = placed[i] - gap
+    return placed
 
 
 def _legend(figure: Figure, results: Results) -> None:

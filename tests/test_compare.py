@@ -478,6 +478,9 @@ def test_names_beside_a_plot_keep_apart_and_in_order():
         if (np.diff(wanted) > 0.05).all():
             assert placed == pytest.approx(wanted)
         assert np.abs(placed - wanted).max() <= 0.05 * n
+        assert placed.max() <= 1
+    crowded = np.array(compare_plots._spread([0.95, 0.96, 0.97, 0.98], 0.05))
+    assert crowded == pytest.approx([0.85, 0.9, 0.95, 1])
 
 
 def test_marks_at_one_place_stand_side_by_side():
