@@ -15,6 +15,7 @@ from branchprune.collapsing import collapse
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.lightning.task import Task
+from branchprune.lightning.thawing import originals_learn
 from branchprune.planning import Plan
 from branchprune.schedules import Plateau
 from branchprune.settings import BudgetConfig, PruneConfig
@@ -144,9 +145,8 @@ class _Counter:
         """Return whether the original layers do not learn."""
         if not isinstance(what, float | dict):
             return False
-        highest = max(what.values()) if isinstance(what, dict) else what
-        thaw_at = self.config.prune.thaw_at
-        return thaw_at is None or highest > thaw_at
+        alphas = what.values() if isinstance(what, dict) else [what]
+        return not originals_learn(self.config.prune.thaw_at, alphas)
 
 
 def _kind(what: What) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, at_least_one
 
 
 class Memory:
@@ -27,8 +27,7 @@ class Memory:
     """
 
     def __init__(self, looks: int) -> None:
-        if isinstance(looks, bool) or not isinstance(looks, int) or looks < 1:
-            raise PruneError(f"looks (={looks!r}) must be a whole number of at least 1")
+        at_least_one("looks", looks)
         self.looks = looks
         self.counts = torch.zeros(0, dtype=torch.long)
         self.sums: Tensor | None = None

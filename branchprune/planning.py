@@ -11,7 +11,7 @@ from torch import nn
 
 from branchprune.calls import Example, copied, inputs_of
 from branchprune.costs import Cost, costs, macs_shares
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, at_least_one
 from branchprune.structure import ChannelGroup, Structure
 from branchprune.structuring import analyse
 from branchprune.trace import check_model
@@ -152,8 +152,7 @@ def plan(
     for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
-    if not isinstance(multiple_of, int) or multiple_of < 1:
-        raise PruneError(f"multiple_of (={multiple_of}) must be a whole number of at least 1")
+    at_least_one("multiple_of", multiple_of)
     exclude, opaque = _names("exclude", exclude), _names("opaque", opaque)
     check_model(model)
     names = {name for name, _ in model.named_modules()}

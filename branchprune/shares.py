@@ -37,6 +37,8 @@ def branch_shares(blended: Blended, example: Example) -> dict[str, float]:
         Shares in [0, 1], by the name in `blended.expand`: that of the first layer that reads the
         tensor. Without those at which every α is 0 or 1, and those of which both paths are 0.
     """
+    if not any(0 < alpha < 1 for alpha in blended.alpha.values()):
+        return {}
     with _measured(blended) as sizes, training_mode(blended, False), _eager():
         call(blended, example)
     totals = {

@@ -77,7 +77,7 @@ def _spread(method: str, key: str, curves: Sequence[Mapping[float, float]]) -> l
     """Return the levels of α, and mean, least and largest score at each."""
     levels = sorted({level for curve in curves for level in curve}, reverse=True)
     if not levels:
-        raise PruneError(f"{method} has no {key} in its curves: it does not blend, or did long ago")
+        raise PruneError(f"{method} has no {key} in its curves: it does not blend, or is too old")
     columns = [[curve[level] for curve in curves if level in curve] for level in levels]
     return [levels, *([f(x) for x in columns] for f in (lambda x: sum(x) / len(x), min, max))]
 

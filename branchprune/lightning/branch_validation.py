@@ -1,4 +1,4 @@
-"""Validating the branch alone: the module's own validation with every α forced to 0.
+"""Validating the branch: the module's own validation with every α forced to 0, and its shares.
 
 The blended metric says little about the branch, since the wide path can make up for a small α.
 """
@@ -6,7 +6,7 @@ The blended metric says little about the branch, since the wide path can make up
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from branchprune.blended import Blended
 from branchprune.calls import Example
+from branchprune.shares import branch_shares
 
 
 def validate_branch(
@@ -60,6 +61,20 @@ def validate_branch(
         collected.begin(None)
         module.on_validation_epoch_end()
         return collected.means()
+
+
+def last_shares(trainer: Trainer, blended: Blended, recent: Sequence[Example]) -> dict[str, float]:
+    """Return `branch_shares` of the last of some training inputs; none without any.
+
+    Args:
+        trainer: The trainer that validates, which says the precision.
+        blended: The blended model.
+        recent: The inputs.
+    """
+    if not recent:
+        return {}
+    with trainer.precision_plugin.val_step_context():
+        return branch_shares(blended, recent[-1])
 
 
 def _loaders(trainer: Trainer) -> list[Any]:

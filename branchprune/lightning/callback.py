@@ -16,19 +16,19 @@ from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.fitting import fit_expand
 from branchprune.lightning.best import BestWeights
-from branchprune.lightning.branch_validation import validate_branch
+from branchprune.lightning.branch_validation import last_shares, validate_branch
 from branchprune.lightning.charts import add_charts
 from branchprune.lightning.examples import find_example, first_inputs
 from branchprune.lightning.graft import Graft
 from branchprune.lightning.learning_rates import LearningRates
 from branchprune.lightning.optimizers import check_optimizers
 from branchprune.lightning.recent import RecentInputs
+from branchprune.lightning.thawing import Thawing
 from branchprune.lightning.vitals import Vitals
 from branchprune.mixing import Mixing, check_mixing
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
 from branchprune.schedules import Plateau, Schedule
-from branchprune.shares import branch_shares
 
 
 class BranchPruning(Vitals):
@@ -107,8 +107,7 @@ class BranchPruning(Vitals):
     ) -> None:
         if restore_best not in (None, "max", "min"):
             raise PruneError(f"restore_best (={restore_best!r}) must be 'max', 'min' or None")
-        if thaw_at is not None and not 0 <= thaw_at <= 1:
-            raise PruneError(f"thaw_at (={thaw_at}) must be in [0, 1], or None")
+        self.thawing = Thawing(thaw_at)
         if thaw_at != 1 and schedule.levels[0] == 1:
             raise PruneError(f"thaw_at (={thaw_at}): nothing learns at the first level, alpha = 1")
         if learning_rate not in ("keep", "restart"):
@@ -131,7 +130,6 @@ class BranchPruning(Vitals):
         self.monitor, self.learning_rate = monitor, learning_rate
         self.compiles, self.collapses = compile, collapse
         self.best = BestWeights(restore_best) if restore_best else None
-        self.thaw_at = thaw_at
         self.new_level = False
         self.recalibrate, self.recent = recalibrate, RecentInputs(max(recalibrate, 1))
         if (self._waits() or restore_best) and monitor is None:
@@ -158,7 +156,7 @@ class BranchPruning(Vitals):
         self.blended.alpha = self.schedule.alpha
         if self.compiles:
             self.blended.compile()
-        self._learning = [p for p in self.blended.model.parameters() if p.requires_grad]
+        self.thawing.begin(self.blended.model)
         self._graft.insert(self.blended)
         self.macs = 0
 
@@ -203,8 +201,7 @@ class BranchPruning(Vitals):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the recent inputs; what was to learn may learn again."""
         self.recent.stop()
-        for parameter in self._learning:
-            parameter.requires_grad_(True)
+        self.thawing.end()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -222,10 +219,7 @@ class BranchPruning(Vitals):
         self.recent.forget()
         blended = self._blended
         before, blended.alpha = blended.alpha, self.schedule.alpha
-        if self.thaw_at != 1:
-            highest = max(blended.alpha.values())
-            for parameter in self._learning:
-                parameter.requires_grad_(self.thaw_at is not None and highest <= self.thaw_at)
+        self.thawing.move(blended.alpha.values())
         if blended.alpha != before or not self.macs:
             self.macs = self._count_macs()
         for name, alpha in blended.alpha.items():
@@ -252,11 +246,8 @@ class BranchPruning(Vitals):
         recent = self.recent.inputs if self.recalibrate else ()
         for name, value in validate_branch(trainer, pl_module, self.blended, recent).items():
             pl_module.log(f"{name}_branch", value, batch_size=1)
-        if self.recent.inputs:
-            with trainer.precision_plugin.val_step_context():
-                shares = branch_shares(self.blended, self.recent.inputs[-1])
-            for name, share in shares.items():
-                pl_module.log(f"share/{name}", share, batch_size=1)
+        for name, value in last_shares(trainer, self.blended, self.recent.inputs).items():
+            pl_module.log(f"share/{name}", value, batch_size=1)
 
     def where(self) -> str:
         """Say what α is."""

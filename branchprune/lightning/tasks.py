@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, at_least_one
 from branchprune.lightning.task import Batch, Decay, Stage, Task
 from branchprune.losses import L1SSIM, distillation
 from branchprune.mixup import Mixup
@@ -61,10 +61,8 @@ class ClassificationTask(Task):
         patience: int = 5,
         feature_weight: float = 0.0,
     ) -> None:
-        if remember is not None and (
-            isinstance(remember, bool) or not isinstance(remember, int) or remember < 1
-        ):
-            raise PruneError(f"remember (={remember!r}) must be a whole number of at least 1")
+        if remember is not None:
+            at_least_one("remember", remember)
         super().__init__(
             model,
             optimizer,

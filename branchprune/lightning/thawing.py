@@ -1,0 +1,53 @@
+"""When the original layers learn: from the start, once α is small enough, or never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from branchprune.errors import PruneError
+
+
+def originals_learn(thaw_at: float | None, alphas: Iterable[float]) -> bool:
+    """Return whether the original layers learn while groups have these α.
+
+    Args:
+        thaw_at: See `BranchPruning`.
+        alphas: α of each group.
+    """
+    return thaw_at is not None and max(alphas) <= thaw_at
+
+
+class Thawing:
+    """Freezes the original layers, and lets those learn again that did before.
+
+    Args:
+        thaw_at: See `BranchPruning`.
+
+    Raises:
+        PruneError: `thaw_at` is no α.
+    """
+
+    def __init__(self, thaw_at: float | None) -> None:
+        if thaw_at is not None and not 0 <= thaw_at <= 1:
+            raise PruneError(f"thaw_at (={thaw_at}) must be in [0, 1], or None")
+        self.thaw_at = thaw_at
+        self.parameters: list[nn.Parameter] = []
+
+    def begin(self, original: nn.Module) -> None:
+        """Note which parameters learn."""
+        self.parameters = [p for p in original.parameters() if p.requires_grad]
+
+    def move(self, alphas: Iterable[float]) -> None:
+        """Freeze the original layers or let them learn, as α says."""
+        if self.thaw_at != 1:
+            self._set(originals_learn(self.thaw_at, alphas))
+
+    def end(self) -> None:
+        """Let everything learn that did when this began."""
+        self._set(True)
+
+    def _set(self, learn: bool) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(learn)
