@@ -12,7 +12,7 @@ small   = bp.collapse(blended)
 from importlib.metadata import version
 
 from branchprune import rules
-from branchprune.artifact import load, save
+from branchprune.artifacts.serialization import load, save
 from branchprune.blended import Blended
 from branchprune.branches import attach
 from branchprune.collapsing import collapse

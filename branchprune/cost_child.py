@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from branchprune import environment
-from branchprune.artifact import load
+from branchprune.artifacts.serialization import load
 from branchprune.errors import PruneError
 from branchprune.models import VGG, Autoencoder
 from branchprune.profiling import count_params, measure_latency

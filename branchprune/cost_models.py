@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from branchprune.artifact import save
+from branchprune.artifacts.serialization import save
 from branchprune.branches import attach
 from branchprune.collapsing import collapse
 from branchprune.cost_child import CLASSES, check_numbers

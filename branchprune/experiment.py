@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from branchprune import environment
-from branchprune.artifact import save
+from branchprune.artifacts.serialization import save
 from branchprune.checkpoints import load_weights
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError

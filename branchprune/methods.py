@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from branchprune.artifact import save
+from branchprune.artifacts.serialization import save
 from branchprune.budget import within_budget
 from branchprune.calls import copied
 from branchprune.checkpoints import load_weights

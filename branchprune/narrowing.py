@@ -9,7 +9,7 @@ from typing import Protocol
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from branchprune.artifact import save
+from branchprune.artifacts.serialization import save
 from branchprune.baselines import Pruner, prune_by
 from branchprune.branches import Init, attach
 from branchprune.checkpoints import load_weights

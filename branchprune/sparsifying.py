@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from branchprune.artifact import save
+from branchprune.artifacts.serialization import save
 from branchprune.baselines import make_pruner
 from branchprune.calls import copied
 from branchprune.checkpoints import load_weights

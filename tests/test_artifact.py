@@ -188,7 +188,7 @@ def test_failed_save_leaves_the_old_file(small, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("branchprune.artifact.save_file", full)
+    monkeypatch.setattr("branchprune.artifacts.serialization.save_file", full)
     with pytest.raises(bp.PruneError, match="No space"):
         bp.save(make_model(), path)
     assert path.read_bytes() == before

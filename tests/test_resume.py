@@ -402,7 +402,7 @@ def test_a_full_disk_is_named_where_the_weights_are_written(tmp_path, monkeypatc
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("branchprune.artifact.save_file", full)
+    monkeypatch.setattr("branchprune.artifacts.serialization.save_file", full)
     monkeypatch.setattr(Killed, "at", -1)
     (tmp_path / "config.yaml").write_text(CONFIG)
     arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]

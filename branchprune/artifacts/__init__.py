@@ -1,0 +1,1 @@
+"""Files that hold a model: weights, and the widths they belong to."""
