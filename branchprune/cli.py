@@ -105,19 +105,19 @@ def _report(args: list[str], console: Console) -> None:
 
 
 def _bench(args: list[str], console: Console) -> None:
-    from branchprune.bench import main as bench
+    from branchprune.benchmarks.bench import main as bench
 
     bench(args, console)
 
 
 def _cost(args: list[str], console: Console) -> None:
-    from branchprune.cost import main as cost
+    from branchprune.benchmarks.cost import main as cost
 
     cost(args, console)
 
 
 def _zoo(args: list[str], console: Console) -> int:
-    from branchprune.zoo import main as zoo
+    from branchprune.benchmarks.zoo import main as zoo
 
     return zoo(args, console)
 

@@ -50,7 +50,7 @@ from torchvision import models  # type: ignore[import-untyped]
 
 import branchprune as bp
 from branchprune import environment
-from branchprune.bench import Row
+from branchprune.benchmarks.bench import Row
 
 PROC = Path("/proc/self")
 NAMES = {

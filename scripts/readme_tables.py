@@ -12,7 +12,7 @@ from typing import Any
 from paper_tables import FILES, NOTHING, Paper, folded, paper_table, read_results
 
 from branchprune import compare_config, compare_results, compare_table
-from branchprune.zoo_table import markdown_summary, read_csv
+from branchprune.benchmarks.zoo_table import markdown_summary, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"

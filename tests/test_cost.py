@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 import branchprune as bp
-from branchprune import cost, cost_child, cost_models, cost_table
-from branchprune.cost_child import Row
+from branchprune.benchmarks import cost, cost_child, cost_models, cost_table
+from branchprune.benchmarks.cost_child import Row
 from branchprune.models import VGG, Autoencoder
 
 STAGES, SHAPE = [[32, 32], [64]], (3, 8, 8)

@@ -215,7 +215,7 @@ def measured(variant, image_s, memory, faster, smaller):
 def cost():
     from dataclasses import asdict
 
-    from branchprune.cost import Options
+    from branchprune.benchmarks.cost import Options
 
     options = {key: value for key, value in asdict(Options()).items() if key != "output"}
     dense = measured("dense", 0.004, 2**30, 1.0, 1.0)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from branchprune.bench import main as bench
-from branchprune.bench import ratios
+from branchprune.benchmarks.bench import main as bench
+from branchprune.benchmarks.bench import ratios
 from branchprune.models import VGG
 from branchprune.profiling import count_macs, count_params, measure_latency, peak_memory
 
@@ -49,7 +49,7 @@ def test_latency_reports_its_setting():
 
 def test_ratios_alternate_and_divide(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr("branchprune.bench.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("branchprune.benchmarks.bench.time.perf_counter", lambda: next(clock))
 
     def slow():
         next(clock), next(clock)

@@ -1,6 +1,6 @@
 """Coverage: every model of a library is planned, blended and collapsed, with nothing set by hand.
 
-Each model has a fresh process of its own (`python -m branchprune.zoo`), which gives its memory
+Each model has a fresh process of its own (`python -m branchprune.benchmarks.zoo`), which gives its memory
 back and whose end, whatever the cause, ends nothing else.
 """
 
@@ -27,7 +27,10 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from branchprune import environment, zoo_table
+from branchprune import environment
+from branchprune.benchmarks import zoo_table
+from branchprune.benchmarks.zoo_models import LIBRARIES
+from branchprune.benchmarks.zoo_table import Row
 from branchprune.blended import Blended
 from branchprune.branches import attach
 from branchprune.calls import call, tensors, training_mode
@@ -35,8 +38,6 @@ from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs, count_params
-from branchprune.zoo_models import LIBRARIES
-from branchprune.zoo_table import Row
 
 LARGEST_ENDS = 150_000_000
 """Entries of the linear ends that a model is given at once; above it is pruned in rounds."""
@@ -120,7 +121,14 @@ def _blank_rows(options: Options) -> dict[zoo_table.Key, Row]:
 
 def run_apart(row: Row, timeout: float) -> Row:
     """Measure a model in a process of its own, for some seconds; return how far it came."""
-    command = [sys.executable, "-W", "ignore", "-m", "branchprune.zoo", json.dumps(asdict(row))]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "branchprune.benchmarks.zoo",
+        json.dumps(asdict(row)),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
         output, error = done.stdout, zoo_table.failure(done.returncode, done.stderr)

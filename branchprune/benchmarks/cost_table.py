@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from branchprune.cost_child import Row
+from branchprune.benchmarks.cost_child import Row
 
 Quartiles = tuple[float, float, float]
 

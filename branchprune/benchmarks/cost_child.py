@@ -1,6 +1,6 @@
 """One measurement of `branchprune cost`, in a process of its own that does nothing else.
 
-`python -m branchprune.cost_child '<a Row as JSON>'` prints the row, filled in, as a line of JSON.
+`python -m branchprune.benchmarks.cost_child '<a Row as JSON>'` prints the row, filled in, as a line of JSON.
 The model is built at its own widths and read from a file, so that a process that measures a small
 model has never held the dense one.
 """
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from branchprune import environment
 from branchprune.artifacts.serialization import load
+from branchprune.benchmarks.zoo_table import one_line
 from branchprune.errors import PruneError
 from branchprune.models import VGG, Autoencoder
 from branchprune.profiling import count_params, measure_latency
-from branchprune.zoo_table import one_line
 
 CLASSES: Mapping[str, type[nn.Module]] = {"VGG": VGG, "Autoencoder": Autoencoder}
 PROC = Path("/proc/self")

@@ -4,7 +4,7 @@ The widths are those of the paper (table 1, figure 5): each convolution keeps 22
 A third variant rounds the widths to multiples of 8. Numbers are float32 with torch's defaults (TF32
 in convolutions on a GPU).
 
-Each measurement has a process of its own (`branchprune.cost_child`). Dense and small take turns,
+Each measurement has a process of its own (`branchprune.benchmarks.cost_child`). Dense and small take turns,
 and small models are compared with the dense one of the same turn. Memory is, on a CPU, what the
 process grows by from before the model is built (torch.compile on a CPU: with what compiling it
 took), and on a GPU the peak of torch's allocator.
@@ -37,12 +37,12 @@ from rich.console import Console
 
 from branchprune import environment
 from branchprune.arguments import files_as_options
-from branchprune.cost_child import Row
-from branchprune.cost_models import MODELS, VARIANTS, prepare
-from branchprune.cost_table import summarize, table
+from branchprune.benchmarks.cost_child import Row
+from branchprune.benchmarks.cost_models import MODELS, VARIANTS, prepare
+from branchprune.benchmarks.cost_table import summarize, table
+from branchprune.benchmarks.zoo_table import failure
 from branchprune.errors import PruneError
 from branchprune.json_lines import append_line, parse_lines, write_whole
-from branchprune.zoo_table import failure
 
 
 @dataclass
@@ -177,7 +177,7 @@ def _blank_rows(
 
 def run_apart(row: Row, file: Path, timeout: float) -> Row:
     """Measure in a process of its own, for some seconds; return what was found, or the error."""
-    command = [sys.executable, "-W", "ignore", "-m", "branchprune.cost_child"]
+    command = [sys.executable, "-W", "ignore", "-m", "branchprune.benchmarks.cost_child"]
     command += [json.dumps(asdict(row)), str(file)]
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if row.device == "cpu" else {}
     try:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from branchprune.artifacts.serialization import save
+from branchprune.benchmarks.cost_child import CLASSES, check_numbers
 from branchprune.branches import attach
 from branchprune.collapsing import collapse
-from branchprune.cost_child import CLASSES, check_numbers
 from branchprune.planning import plan
 
 

@@ -1,0 +1,1 @@
+"""What models cost: latency, memory, training, and the zoo of public networks."""
