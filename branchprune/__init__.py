@@ -13,15 +13,15 @@ from importlib.metadata import version
 
 from branchprune import rules
 from branchprune.artifacts.serialization import load, save
-from branchprune.blended import Blended
-from branchprune.branches import attach
+from branchprune.blending.attach import attach
+from branchprune.blending.blended import Blended
+from branchprune.blending.fit_expand import fit_expand
+from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
 from branchprune.collapsing import collapse
 from branchprune.criteria import GroupWeights
 from branchprune.errors import PruneError
-from branchprune.fitting import fit_expand
 from branchprune.planning import Plan, plan
 from branchprune.rulebook import teach
-from branchprune.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
 
 __version__ = version("branchprune")
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from branchprune.branches import attach
+from branchprune.blending.attach import attach
+from branchprune.blending.schedules import Plateau
 from branchprune.calls import copied
 from branchprune.collapsing import collapse
 from branchprune.config import RunConfig
@@ -17,7 +18,6 @@ from branchprune.errors import PruneError
 from branchprune.lightning.task import Task
 from branchprune.lightning.thawing import originals_learn
 from branchprune.planning import Plan
-from branchprune.schedules import Plateau
 from branchprune.settings import BudgetConfig, PruneConfig
 from branchprune.stages import Stages, student_task
 

@@ -7,12 +7,12 @@ from operator import attrgetter
 
 from torch import Tensor, nn
 
-from branchprune.blended import Blended, set_path, updates
-from branchprune.ends import Expand, LinearEnd, Reduce
+from branchprune.blending.blended import Blended, set_path, updates
+from branchprune.blending.float64 import exact as exact_tensor
+from branchprune.blending.float64 import sharing_copy, widen
+from branchprune.blending.projections import Expand, LinearEnd, Reduce
 from branchprune.errors import PruneError
 from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
-from branchprune.precision import exact as exact_tensor
-from branchprune.precision import sharing_copy, widen
 from branchprune.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
 from branchprune.verification import called_modules, folds, verify
 from branchprune.widths import set_linear_width

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import save
 from branchprune.baselines import Pruner, prune_by
-from branchprune.branches import Init, attach
+from branchprune.blending.attach import Init, attach
+from branchprune.blending.fit_expand import fit_expand
+from branchprune.blending.schedules import Schedule
 from branchprune.checkpoints import load_weights
 from branchprune.collapsing import collapse_with_error
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
-from branchprune.fitting import fit_expand
 from branchprune.lightning import BranchPruning
 from branchprune.lightning.averaging import averaging
 from branchprune.lightning.examples import training_inputs
 from branchprune.planning import Plan
-from branchprune.schedules import Schedule
 from branchprune.stages import Stages, student_task
 from branchprune.verification import own_dtype_error
 

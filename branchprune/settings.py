@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from branchprune import schedules
 from branchprune.baselines import Pruner
-from branchprune.branches import INITS, Init
+from branchprune.blending import schedules
+from branchprune.blending.attach import INITS, Init
+from branchprune.blending.path_sampling import Mixing
+from branchprune.blending.schedules import Mode, Plateau, Schedule
 from branchprune.errors import PruneError
 from branchprune.importing import function_at
-from branchprune.mixing import Mixing
-from branchprune.schedules import Mode, Plateau, Schedule
 
 LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {
     "steps": schedules.steps,

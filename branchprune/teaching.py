@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
+from branchprune.blending.feature_matching import mismatch
+from branchprune.blending.projections import Expand
 from branchprune.calls import copied, tensors
-from branchprune.ends import Expand
 from branchprune.errors import PruneError
-from branchprune.matching import mismatch
 from branchprune.memory import Memory
 from branchprune.mixup import Mixup
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
+from branchprune.blending.float64 import KeepsFloat64, widened
+from branchprune.blending.projections import LinearEnd
 from branchprune.calls import Example, call, tensors, training_mode, without_constants
-from branchprune.ends import LinearEnd
 from branchprune.errors import PruneError
-from branchprune.precision import KeepsFloat64, widened
 from branchprune.structure import LinearLayer, Pieces
 
 TOLERANCE = 1e-10

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import branchprune as bp
-from branchprune.ends import LinearEnd
+from branchprune.blending.projections import LinearEnd
 
 
 class Net(nn.Module):

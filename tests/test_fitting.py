@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import branchprune as bp
-from branchprune.ends import LinearEnd
+from branchprune.blending.projections import LinearEnd
 
 BATCHES = [
     torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(s), dtype=torch.float64)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models import Between, counted_macs, matrix, relative
 from torch import Tensor, nn
 
-from branchprune.ends import EndPiece, Expand, Reduce, apply_folded, map_channels
+from branchprune.blending.projections import EndPiece, Expand, Reduce, apply_folded, map_channels
 from branchprune.folding import flush_subnormals, fold_bias, fold_weight
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
 from branchprune.widths import set_sizes, sizes
 

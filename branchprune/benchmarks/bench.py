@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune import environment
-from branchprune.branches import attach
+from branchprune.blending.attach import attach
 from branchprune.collapsing import collapse
 from branchprune.errors import PruneError
 from branchprune.models import VGG
@@ -155,7 +155,7 @@ def _training_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[
 
 def _macs_as_defined(blended: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
     """Return the multiply-adds of a training step in which no linear end is folded."""
-    from branchprune.blended import Blended
+    from branchprune.blending.blended import Blended
 
     assert isinstance(blended, Blended)
     program = blended.program(training=True, fold=False)

@@ -31,8 +31,8 @@ from branchprune import environment
 from branchprune.benchmarks import zoo_table
 from branchprune.benchmarks.zoo_models import LIBRARIES
 from branchprune.benchmarks.zoo_table import Row
-from branchprune.blended import Blended
-from branchprune.branches import attach
+from branchprune.blending.attach import attach
+from branchprune.blending.blended import Blended
 from branchprune.calls import call, tensors, training_mode
 from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
 
 Batch = tuple[Tensor, Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
 
 

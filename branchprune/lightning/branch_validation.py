@@ -16,9 +16,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import nn
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
+from branchprune.blending.branch_shares import branch_shares
 from branchprune.calls import Example
-from branchprune.shares import branch_shares
 
 
 def validate_branch(

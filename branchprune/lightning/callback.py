@@ -9,12 +9,14 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
-from branchprune.blended import Blended
-from branchprune.branches import Init, attach
+from branchprune.blending.attach import Init, attach
+from branchprune.blending.blended import Blended
+from branchprune.blending.fit_expand import fit_expand
+from branchprune.blending.path_sampling import Mixing, check_mixing
+from branchprune.blending.schedules import Plateau, Schedule
 from branchprune.calls import Example, tensors
 from branchprune.collapsing import collapse_with_error
 from branchprune.errors import PruneError
-from branchprune.fitting import fit_expand
 from branchprune.lightning.best import BestWeights
 from branchprune.lightning.branch_validation import last_shares, validate_branch
 from branchprune.lightning.charts import add_charts
@@ -25,10 +27,8 @@ from branchprune.lightning.optimizers import check_optimizers
 from branchprune.lightning.recent import RecentInputs
 from branchprune.lightning.thawing import Thawing
 from branchprune.lightning.vitals import Vitals
-from branchprune.mixing import Mixing, check_mixing
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
-from branchprune.schedules import Plateau, Schedule
 
 
 class BranchPruning(Vitals):

@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
 from branchprune.rules import CONVOLUTIONS, TRANSPOSED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytorch_lightning import Trainer
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
 from branchprune.calls import Example
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from branchprune.blending.bn_recalibration import recalibrated
+from branchprune.blending.codegen import Program, compile_program
+from branchprune.blending.path_sampling import Mixing, drawn_together
 from branchprune.calls import Example, example_inputs
 from branchprune.errors import PruneError
-from branchprune.mixing import Mixing, drawn_together
 from branchprune.planning import Plan
-from branchprune.program import Program, compile_program
-from branchprune.recalibration import recalibrated
 from branchprune.structure import Structure
 from branchprune.trace import differing_modules
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
 from branchprune.calls import (
     Example,
     call,

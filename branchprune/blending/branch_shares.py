@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from branchprune.blended import Blended
+from branchprune.blending.blended import Blended
+from branchprune.blending.projections import Expand
 from branchprune.calls import Example, call, training_mode
-from branchprune.ends import Expand
 
 Sizes = dict[str, list[tuple[float, float]]]
 

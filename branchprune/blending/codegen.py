@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx
 
-from branchprune.ends import apply_folded
-from branchprune.matching import mismatch, pulled, record
-from branchprune.mixing import Mixing, along_examples, drawn, drawn_for_each_example
+from branchprune.blending.feature_matching import mismatch, pulled, record
+from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
+from branchprune.blending.projections import apply_folded
 from branchprune.structure import LinearLayer, Pieces, Structure
 
 Program = Callable[..., Any]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from branchprune.ends import Expand
+from branchprune.blending.projections import Expand
 
 
 def mismatch(expand: Expand, narrow: Tensor, wide: Tensor, live: Sequence[bool]) -> Tensor:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from branchprune.blended import Blended, updates
+from branchprune.blending.blended import Blended, updates
+from branchprune.blending.bn_recalibration import Inputs
+from branchprune.blending.projections import EndPiece, Expand
 from branchprune.calls import Example, example_inputs, on_device, tensors
-from branchprune.ends import EndPiece, Expand
 from branchprune.errors import PruneError
-from branchprune.recalibration import Inputs
 
 
 def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4) -> Blended:

@@ -9,7 +9,10 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from branchprune.blended import Blended, set_path, updates
+from branchprune.blending.attach_check import check_outputs
+from branchprune.blending.blended import Blended, set_path, updates
+from branchprune.blending.path_sampling import Mixing, check_mixing
+from branchprune.blending.projections import EndPiece, Expand, Reduce
 from branchprune.calls import Example, copied
 from branchprune.criteria import (
     Criterion,
@@ -22,10 +25,7 @@ from branchprune.criteria import (
     select,
     taylor,
 )
-from branchprune.ends import EndPiece, Expand, Reduce
-from branchprune.equality import check_outputs
 from branchprune.errors import PruneError
-from branchprune.mixing import Mixing, check_mixing
 from branchprune.origins import Origin, Own, index_of
 from branchprune.planning import Plan
 from branchprune.readings import Reading, read
