@@ -12,7 +12,7 @@ from torch import nn
 from branchprune.blending.attach import attach
 from branchprune.blending.schedules import Plateau
 from branchprune.calls import copied
-from branchprune.collapsing import collapse
+from branchprune.collapsing.collapse import collapse
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.lightning.task import Task

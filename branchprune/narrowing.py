@@ -15,7 +15,8 @@ from branchprune.blending.attach import Init, attach
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.schedules import Schedule
 from branchprune.checkpoints import load_weights
-from branchprune.collapsing import collapse_with_error
+from branchprune.collapsing.collapse import collapse_with_error
+from branchprune.collapsing.collapse_check import own_dtype_error
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.lightning import BranchPruning
@@ -23,7 +24,6 @@ from branchprune.lightning.averaging import averaging
 from branchprune.lightning.examples import training_inputs
 from branchprune.planning import Plan
 from branchprune.stages import Stages, student_task
-from branchprune.verification import own_dtype_error
 
 
 @dataclass

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from branchprune import environment
 from branchprune.calls import copied
+from branchprune.collapsing.collapse_check import TOLERANCE
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.methods import Pruned
 from branchprune.metrics_table import read_metrics
 from branchprune.planning import Plan
 from branchprune.profiling import count_params, measure_latency, peak_memory
-from branchprune.verification import TOLERANCE
 
 Scores = Mapping[str, Mapping[str, float]]
 

@@ -601,7 +601,7 @@ def test_an_optimizer_from_before_attach_is_refused() -> None:
 
 
 def test_a_wrong_collapse_is_noticed_and_the_layer_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from branchprune import collapsing
+    from branchprune.collapsing.collapse import collapse as collapsing
 
     fold = collapsing.fold_weight
 
@@ -628,7 +628,7 @@ def test_nan_in_the_branch_is_refused() -> None:
 
 
 def test_a_constant_example_still_checks_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    from branchprune import collapsing
+    from branchprune.collapsing.collapse import collapse as collapsing
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 3))
     blended = bp.attach(model, bp.plan(model, torch.zeros(2, 3, 8, 8)))

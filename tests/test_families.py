@@ -16,7 +16,7 @@ from torchvision.models import get_model
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 import branchprune as bp
-from branchprune.collapsing import collapse_with_error
+from branchprune.collapsing.collapse import collapse_with_error
 
 EXACT = 1e-10
 OUTPUT = "it is an output of the model"

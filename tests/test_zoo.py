@@ -172,7 +172,7 @@ def test_check_of_the_collapse_can_fail(monkeypatch):
     def wrong(module, bias, reduce):
         return 1.0001 * fold_bias(module, bias, reduce)
 
-    monkeypatch.setattr("branchprune.collapsing.fold_bias", wrong)
+    monkeypatch.setattr("branchprune.collapsing.collapse.fold_bias", wrong)
     with pytest.raises(bp.PruneError, match="not exact"):
         zoo.measure(row := squeezenet(), lambda _: None)
     assert row.stage == "collapse" and not row.exact and row.collapse_error is None

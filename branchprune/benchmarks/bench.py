@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune import environment
 from branchprune.blending.attach import attach
-from branchprune.collapsing import collapse
+from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.models import VGG
 from branchprune.planning import plan

@@ -17,7 +17,7 @@ from torch import nn
 from branchprune.artifacts.serialization import save
 from branchprune.benchmarks.cost_child import CLASSES, check_numbers
 from branchprune.blending.attach import attach
-from branchprune.collapsing import collapse
+from branchprune.collapsing.collapse import collapse
 from branchprune.planning import plan
 
 

@@ -34,7 +34,7 @@ from branchprune.benchmarks.zoo_table import Row
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.calls import call, tensors, training_mode
-from branchprune.collapsing import collapse_with_error
+from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs, count_params

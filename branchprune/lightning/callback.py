@@ -15,7 +15,7 @@ from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.path_sampling import Mixing, check_mixing
 from branchprune.blending.schedules import Plateau, Schedule
 from branchprune.calls import Example, tensors
-from branchprune.collapsing import collapse_with_error
+from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.lightning.best import BestWeights
 from branchprune.lightning.branch_validation import last_shares, validate_branch

@@ -11,10 +11,10 @@ from branchprune.blending.blended import Blended, set_path, updates
 from branchprune.blending.float64 import exact as exact_tensor
 from branchprune.blending.float64 import sharing_copy, widen
 from branchprune.blending.projections import Expand, LinearEnd, Reduce
+from branchprune.collapsing.collapse_check import called_modules, folds, verify
 from branchprune.errors import PruneError
 from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
-from branchprune.verification import called_modules, folds, verify
 from branchprune.widths import set_linear_width
 
 
