@@ -18,7 +18,7 @@ from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
 from branchprune.collapsing.collapse import collapse
-from branchprune.criteria import GroupWeights
+from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
 from branchprune.planning import Plan, plan
 from branchprune.rulebook import teach

@@ -17,7 +17,7 @@ from models import Net, counted_macs, relative, resnet, scramble, spelled_out, v
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.criteria import GroupWeights, bn_scale, geometric_median, l1, l2, taylor
+from branchprune.criteria.scores import GroupWeights, bn_scale, geometric_median, l1, l2, taylor
 
 IMAGE = (2, 3, 8, 8)
 

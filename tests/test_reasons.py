@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.calls import tensors
-from branchprune.criteria import rows_by_output
+from branchprune.criteria.scores import rows_by_output
 
 IMAGE = (2, 3, 8, 8)
 MIXES = "it mixes the channel dimension with others"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.cli import main
-from branchprune.criteria import GroupWeights
-from branchprune.readings import Reading, read
-from branchprune.reconstruction import reconstruction
+from branchprune.criteria.column_selection import reconstruction
+from branchprune.criteria.input_statistics import Reading, read
+from branchprune.criteria.scores import GroupWeights
 
 GENERATOR = torch.Generator().manual_seed(4)
 X = torch.randn(6, 3, 8, 8, generator=GENERATOR, dtype=torch.float64)

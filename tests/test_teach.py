@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import branchprune as bp
 from branchprune import rulebook
-from branchprune.criteria import GroupWeights
+from branchprune.criteria.scores import GroupWeights
 
 IMAGE = (2, 3, 8, 8)
 

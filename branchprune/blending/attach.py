@@ -14,7 +14,9 @@ from branchprune.blending.blended import Blended, set_path, updates
 from branchprune.blending.path_sampling import Mixing, check_mixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
 from branchprune.calls import Example, copied
-from branchprune.criteria import (
+from branchprune.criteria.column_selection import reconstruction
+from branchprune.criteria.input_statistics import Reading, read
+from branchprune.criteria.scores import (
     Criterion,
     bn_scale,
     geometric_median,
@@ -28,8 +30,6 @@ from branchprune.criteria import (
 from branchprune.errors import PruneError
 from branchprune.origins import Origin, Own, index_of
 from branchprune.planning import Plan
-from branchprune.readings import Reading, read
-from branchprune.reconstruction import reconstruction
 from branchprune.structure import ChannelParameter, LinearLayer, Piece, Pieces
 from branchprune.widths import describe, narrow_channelwise
 

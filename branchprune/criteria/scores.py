@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from branchprune.criteria.input_statistics import Reading
 from branchprune.errors import PruneError
-from branchprune.readings import Reading
 from branchprune.structure import Piece, Pieces, Structure
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from branchprune.criteria import GroupWeights
+from branchprune.criteria.input_statistics import Reading
+from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
-from branchprune.readings import Reading
 
 
 def reconstruction(group: GroupWeights) -> Tensor:

@@ -1,0 +1,1 @@
+"""Which channels stay: scores of channels, and what they are computed from."""
