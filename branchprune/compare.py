@@ -20,8 +20,8 @@ from branchprune import compare_config, compare_results, compare_table
 from branchprune.compare_config import Comparison, Run
 from branchprune.compare_results import Results
 from branchprune.errors import PruneError
-from branchprune.jobs import Job, JobRunner, shown
-from branchprune.json_lines import read_object, write_whole
+from branchprune.experiments.files import read_object, write_whole
+from branchprune.experiments.jobs import Job, JobRunner, shown
 
 COMMAND = [sys.executable, "-m", "branchprune.cli"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from branchprune.compare_config import Comparison, Run
 from branchprune.errors import PruneError
-from branchprune.json_lines import read_lines, read_object
+from branchprune.experiments.files import read_lines, read_object
 
 Line = Mapping[str, Any]
 

@@ -12,8 +12,8 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, seed_everything
 from torch import nn
 
-from branchprune.arguments import files_as_options
 from branchprune.errors import PruneError
+from branchprune.experiments.arguments import files_as_options
 from branchprune.settings import DenseConfig, MetricConfig, PruneConfig
 
 TaskFactory = Callable[[nn.Module], LightningModule]

@@ -11,12 +11,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune import environment
 from branchprune.artifacts.serialization import save
 from branchprune.checkpoints import load_weights
 from branchprune.config import RunConfig
 from branchprune.errors import PruneError
-from branchprune.json_lines import read_object, write_whole
+from branchprune.experiments import environment
+from branchprune.experiments.files import read_object, write_whole
 from branchprune.lightning import Vitals
 from branchprune.lightning.quiet import quiet_lightning
 from branchprune.lightning.task import Task

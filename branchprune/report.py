@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from branchprune import plots
 from branchprune.errors import PruneError
-from branchprune.json_lines import write_whole
-from branchprune.metrics_table import read_metrics
+from branchprune.experiments.files import write_whole
+from branchprune.experiments.metrics_csv import read_metrics
 
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from branchprune.errors import PruneError
-from branchprune.json_lines import append_line, read_lines
+from branchprune.experiments.files import append_line, read_lines
 
 COPIED = ("experiment", "method", "preset", "seed", "dataset", "hardware", "versions", "commit")
 ROUND = ("val", "kept", "channels", "params", "macs")

@@ -17,10 +17,10 @@ from torch import nn
 
 from branchprune.config import RunConfig, TaskFactory
 from branchprune.errors import PruneError
-from branchprune.json_lines import read_object, write_whole
+from branchprune.experiments.files import read_object, write_whole
+from branchprune.experiments.metrics_csv import earlier_rows, table_text
 from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
 from branchprune.lightning.epoch_checkpoint import find_checkpoint
-from branchprune.metrics_table import earlier_rows, table_text
 
 Split = Literal["val", "test"]
 

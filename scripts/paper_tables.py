@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from branchprune.json_lines import read_lines
+from branchprune.experiments.files import read_lines
 
 Line = Mapping[str, Any]
 Paper = Mapping[str, Any]

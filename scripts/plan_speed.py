@@ -49,8 +49,8 @@ from torch import Tensor, nn
 from torchvision import models  # type: ignore[import-untyped]
 
 import branchprune as bp
-from branchprune import environment
 from branchprune.benchmarks.bench import Row
+from branchprune.experiments import environment
 
 PROC = Path("/proc/self")
 NAMES = {

@@ -22,8 +22,8 @@ from typing import Any
 
 from branchprune.config import parse
 from branchprune.errors import PruneError
-from branchprune.jobs import Job, JobRunner, shown
-from branchprune.json_lines import read_lines
+from branchprune.experiments.files import read_lines
+from branchprune.experiments.jobs import Job, JobRunner, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -236,7 +236,7 @@ def test_the_time_is_over_and_the_next_call_goes_on(world, monkeypatch, capsys):
     def sleep(seconds):
         timer.append(1e9 if hanging in world.names() else 0)
 
-    from branchprune import jobs
+    from branchprune.experiments import jobs
 
     with monkeypatch.context() as patch:
         patch.setattr(jobs.time, "sleep", sleep)

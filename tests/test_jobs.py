@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from branchprune import jobs
-from branchprune.jobs import Job, JobRunner, shown
+from branchprune.experiments import jobs
+from branchprune.experiments.jobs import Job, JobRunner, shown
 
 PROGRAM = """
 import json, os, signal, sys, time
@@ -157,7 +157,7 @@ def test_a_job_that_does_not_end_is_killed():
 
 def test_a_caller_that_is_terminated_ends_its_jobs(world):
     code = (
-        "import sys; from pathlib import Path; from branchprune.jobs import Job, JobRunner\n"
+        "import sys; from pathlib import Path; from branchprune.experiments.jobs import Job, JobRunner\n"
         "command = [sys.executable, *sys.argv[1:]]\n"
         "runner = JobRunner(Path('logs'), 1, 1, 1e6, Path.cwd(), print)\n"
         "runner.run([Job('a', lambda: command, lambda: False)])"

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
 from branchprune.cli import main
-from branchprune.json_lines import read_lines
+from branchprune.experiments.files import read_lines
 from branchprune.lightning import ClassificationTask, TrainingCost
 from branchprune.memory import Memory
 from branchprune.teaching import Teacher

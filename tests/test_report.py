@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from branchprune.errors import PruneError
-from branchprune.metrics_table import read_metrics
+from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.plots import alpha_courses, blending
 from branchprune.report import write_report
 

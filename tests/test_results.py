@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from branchprune.errors import PruneError
-from branchprune.json_lines import read_lines
+from branchprune.experiments.files import read_lines
 from branchprune.results import COPIED, add_line, make_line
 
 COST = {"channels": 8, "params": 100, "macs": 1000, "latency": {}, "peak_memory_bytes": 4}

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from branchprune import environment
 from branchprune.cli import main
+from branchprune.experiments import environment
 from branchprune.lightning import ClassificationTask, TrainingCost
 from branchprune.lightning.epoch_checkpoint import find_checkpoint
 from branchprune.profiling import measure_latency

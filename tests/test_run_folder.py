@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import branchprune as bp
-from branchprune import environment
-from branchprune.json_lines import append_line, read_lines, read_object, write_whole
+from branchprune.experiments import environment
+from branchprune.experiments.files import append_line, read_lines, read_object, write_whole
 from branchprune.runfolder import check_folder
 
 

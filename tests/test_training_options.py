@@ -13,8 +13,8 @@ from test_lightning import loader, network, trainer
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.config import parse
+from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.lightning import BranchPruning, ClassificationTask
-from branchprune.metrics_table import read_metrics
 from branchprune.models import VGG
 from branchprune.settings import MetricConfig, PruneConfig
 

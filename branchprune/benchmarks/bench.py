@@ -22,10 +22,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from branchprune import environment
 from branchprune.blending.attach import attach
 from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
+from branchprune.experiments import environment
 from branchprune.models import VGG
 from branchprune.planning import plan
 

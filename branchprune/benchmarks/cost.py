@@ -35,14 +35,14 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
-from branchprune import environment
-from branchprune.arguments import files_as_options
 from branchprune.benchmarks.cost_child import Row
 from branchprune.benchmarks.cost_models import MODELS, VARIANTS, prepare
 from branchprune.benchmarks.cost_table import summarize, table
 from branchprune.benchmarks.zoo_table import failure
 from branchprune.errors import PruneError
-from branchprune.json_lines import append_line, parse_lines, write_whole
+from branchprune.experiments import environment
+from branchprune.experiments.arguments import files_as_options
+from branchprune.experiments.files import append_line, parse_lines, write_whole
 
 
 @dataclass

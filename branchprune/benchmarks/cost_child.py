@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune import environment
 from branchprune.artifacts.serialization import load
 from branchprune.benchmarks.zoo_table import one_line
 from branchprune.errors import PruneError
+from branchprune.experiments import environment
 from branchprune.models import VGG, Autoencoder
 from branchprune.profiling import count_params, measure_latency
 

@@ -27,7 +27,6 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from branchprune import environment
 from branchprune.benchmarks import zoo_table
 from branchprune.benchmarks.zoo_models import LIBRARIES
 from branchprune.benchmarks.zoo_table import Row
@@ -36,6 +35,7 @@ from branchprune.blending.blended import Blended
 from branchprune.calls import call, tensors, training_mode
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
+from branchprune.experiments import environment
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs, count_params
 

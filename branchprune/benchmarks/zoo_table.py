@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from branchprune.json_lines import append_line, parse_lines, write_whole
+from branchprune.experiments.files import append_line, parse_lines, write_whole
 from branchprune.planning import Plan
 
 LAST_FAMILIES = ("segmentation", "video")
