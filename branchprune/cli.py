@@ -91,7 +91,7 @@ def _configuration(command: str, args: list[str]) -> RunConfig | None:
 
 
 def _compare(args: list[str], console: Console) -> int:
-    from branchprune.compare import main as compare
+    from branchprune.experiments.compare.compare import main as compare
 
     return compare(args, console)
 

@@ -19,9 +19,10 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from paper_tables import Line
 
-from branchprune import compare_config, compare_results
-from branchprune.compare_results import Results
 from branchprune.errors import PruneError
+from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare import results as compare_results
+from branchprune.experiments.compare.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#882255")

@@ -11,8 +11,10 @@ from typing import Any
 
 from paper_tables import FILES, NOTHING, Paper, folded, paper_table, read_results
 
-from branchprune import compare_config, compare_results, compare_table
 from branchprune.benchmarks.zoo_table import markdown_summary, read_csv
+from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare import results as compare_results
+from branchprune.experiments.compare import table as compare_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"

@@ -47,7 +47,8 @@ def test_last_epochs_of_the_levels_and_the_span_of_the_seeds(figure, tmp_path):
     output = tmp_path / "cliff.png"
     figure.main([str(CONFIG), "--results", str(results), "--output", str(output)])
     assert output.read_bytes().startswith(b"\x89PNG")
-    from branchprune import compare_config, compare_results
+    from branchprune.experiments.compare import config as compare_config
+    from branchprune.experiments.compare import results as compare_results
 
     drawn = figure.cliff(compare_results.read(compare_config.read(CONFIG), results))
     means = [(0.65, 0.55, 0.3), (0.2, 0.3, 0.3), (0.1, 0.15)]

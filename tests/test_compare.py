@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from branchprune import compare, compare_config, compare_plots
 from branchprune.cli import main
 from branchprune.errors import PruneError
+from branchprune.experiments.compare import compare
+from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare import plots as compare_plots
 
 MACS = 123_456_789_012
 PROGRAM = """
@@ -504,7 +506,7 @@ def test_marks_at_one_place_stand_side_by_side():
 
 def test_plots_show_every_mark(world):
     """The marks in the figure are the means, at the MACs that are left."""
-    from branchprune import compare_results
+    from branchprune.experiments.compare import results as compare_results
 
     scores = [("L1 + fine-tuning", "equal epochs", 0, 0.5), ("ours", "equal compute", 0, 0.6)]
     world.write([scores[0]], macs_removed=0.75)

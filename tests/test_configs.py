@@ -11,10 +11,10 @@ import yaml
 from PIL import Image
 
 import branchprune as bp
-from branchprune import compare_config
 from branchprune.cli import main
-from branchprune.compare_config import Budget
 from branchprune.config import make_parser
+from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare.config import Budget
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = ("vgg16_cifar10", "autoencoder_carla")

@@ -16,10 +16,12 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 
-from branchprune import compare_config, compare_results, compare_table
-from branchprune.compare_config import Comparison, Run
-from branchprune.compare_results import Results
 from branchprune.errors import PruneError
+from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare import results as compare_results
+from branchprune.experiments.compare import table as compare_table
+from branchprune.experiments.compare.config import Comparison, Run
+from branchprune.experiments.compare.results import Results
 from branchprune.experiments.files import read_object, write_whole
 from branchprune.experiments.jobs import Job, JobRunner, shown
 
@@ -161,7 +163,7 @@ class _Comparing:
         if not results.lines:
             self.say(f"no results in {self.results}")
             return
-        from branchprune.compare_plots import draw
+        from branchprune.experiments.compare.plots import draw
 
         self.output.mkdir(parents=True, exist_ok=True)
         table = compare_table.markdown(results)

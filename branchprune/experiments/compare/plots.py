@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from branchprune.compare_results import Outcome, Results
+from branchprune.experiments.compare.results import Outcome, Results
 
 INK, MUTED = "#1f1f1f", "#666666"
 COLOURS = (

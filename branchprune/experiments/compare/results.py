@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from branchprune.compare_config import Comparison, Run
 from branchprune.errors import PruneError
+from branchprune.experiments.compare.config import Comparison, Run
 from branchprune.experiments.files import read_lines, read_object
 
 Line = Mapping[str, Any]

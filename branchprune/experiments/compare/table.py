@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 
-from branchprune.compare_results import Outcome, Results
+from branchprune.experiments.compare.results import Outcome, Results
 from branchprune.settings import MetricConfig
 
 NOTHING = "–"

@@ -1,0 +1,1 @@
+"""Many runs from one dense model, at equal budgets."""
