@@ -14,7 +14,7 @@ from rich.table import Table
 from branchprune.errors import PruneError
 
 if TYPE_CHECKING:
-    from branchprune.config import RunConfig
+    from branchprune.experiments.run.config import RunConfig
 
 USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
        branchprune dense CONFIG.yaml [--option value ...]
@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str], console: Console) -> None:
-    from branchprune.experiment import run
+    from branchprune.experiments.run.experiment import run
 
     config = _configuration("run", args)
     if config is None:
@@ -72,7 +72,7 @@ def _run(args: list[str], console: Console) -> None:
 
 
 def _dense(args: list[str], console: Console) -> None:
-    from branchprune.experiment import train_dense
+    from branchprune.experiments.run.experiment import train_dense
 
     config = _configuration("dense", args)
     if config is not None:
@@ -81,7 +81,7 @@ def _dense(args: list[str], console: Console) -> None:
 
 def _configuration(command: str, args: list[str]) -> RunConfig | None:
     """Return the configuration of a run; None where help was shown instead."""
-    from branchprune.config import help_text, parse
+    from branchprune.experiments.run.config import help_text, parse
 
     if not args or {"-h", "--help"} & set(args):
         print(help_text(command))

@@ -20,10 +20,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from branchprune.config import parse
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_lines
 from branchprune.experiments.jobs import Job, JobRunner, shown
+from branchprune.experiments.run.config import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

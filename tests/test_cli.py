@@ -270,7 +270,7 @@ def test_stored_configuration_replaces_nothing(tiny, capsys):
 
 
 def test_plateau_follows_the_direction_of_the_metric():
-    from branchprune.settings import PruneConfig
+    from branchprune.experiments.run.settings import PruneConfig
 
     config = PruneConfig(hold=bp.Plateau(max_epochs=3), final_hold=bp.Plateau(max_epochs=4))
     schedule = config.schedule("min")

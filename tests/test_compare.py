@@ -185,7 +185,7 @@ def test_the_commands(world):
 
 
 def test_a_run_understands_the_command(world):
-    from branchprune.config import make_parser
+    from branchprune.experiments.run.config import make_parser
 
     assert world.go("--seeds", "0") == 0
     digits = Path(__file__).parents[1] / "configs" / "digits.yaml"

@@ -217,7 +217,7 @@ def test_a_whole_run(tmp_path, monkeypatch):
         measured.append(model._compiled_call_impl)
         return measure_latency(model, x, seconds=0.01)
 
-    monkeypatch.setattr("branchprune.outcome.measure_latency", watch)
+    monkeypatch.setattr("branchprune.experiments.run.result.measure_latency", watch)
     results = []
     for compiles in ("false", "true"):
         arguments = ["run", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / compiles)]

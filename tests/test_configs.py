@@ -12,9 +12,9 @@ from PIL import Image
 
 import branchprune as bp
 from branchprune.cli import main
-from branchprune.config import make_parser
 from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare.config import Budget
+from branchprune.experiments.run.config import make_parser
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = ("vgg16_cifar10", "autoencoder_carla")

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 import branchprune as bp
 from branchprune.cli import main
+from branchprune.experiments.run.stages import student_task
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.losses import distillation
-from branchprune.stages import student_task
 from branchprune.teaching import Teacher
 
 EXAMPLE = torch.randn(2, 1, 8, 8)

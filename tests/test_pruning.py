@@ -12,13 +12,13 @@ from test_training_options import TinyVGG
 from torch import nn
 
 import branchprune as bp
-from branchprune.baselines import make_pruner, prune_by
 from branchprune.cli import main
+from branchprune.experiments.run.results_file import read_lines
+from branchprune.experiments.run.settings import SparsifyConfig
+from branchprune.experiments.run.shrinking import reset
+from branchprune.experiments.run.sparsity_training import ScalePenalty, make_penalty
+from branchprune.experiments.run.torch_pruning import make_pruner, prune_by
 from branchprune.lightning import BranchPruning, ClassificationTask
-from branchprune.narrowing import reset
-from branchprune.results import read_lines
-from branchprune.settings import SparsifyConfig
-from branchprune.sparsifying import ScalePenalty, make_penalty
 
 EXAMPLE = torch.randn(1, 1, 8, 8)
 CONFIG = """
@@ -196,7 +196,7 @@ def test_a_criterion_is_given_the_gradients_of_training_batches(monkeypatch, go)
         found.append((copy.deepcopy(model), [p.grad.clone() for p in model.parameters()]))
         return bp.attach(model, planned, init, **options)
 
-    monkeypatch.setattr("branchprune.narrowing.attach", spy)
+    monkeypatch.setattr("branchprune.experiments.run.shrinking.attach", spy)
     folder, _, _ = go(AT_ONCE.replace("levels", "calibration: 2, levels"))
     [(model, gradients)] = found
     dense = bp.load(TinyVGG(), folder / "dense.safetensors")

@@ -136,7 +136,7 @@ def test_operations_are_taught_as_the_readme_says(monkeypatch):
 
 
 def test_configuration_in_the_readme_has_only_keys_that_exist():
-    from branchprune.config import make_parser
+    from branchprune.experiments.run.config import make_parser
 
     text = blocks("yaml")[0].replace("my_package.MyNet", "branchprune.models.VGG")
     text = text.replace("my_package.MyDataModule", "branchprune.data.Digits")

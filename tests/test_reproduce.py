@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from branchprune.config import make_parser
 from branchprune.experiments import jobs
+from branchprune.experiments.run.config import make_parser
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")

@@ -7,7 +7,7 @@ import pytest
 
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_lines
-from branchprune.results import COPIED, add_line, make_line
+from branchprune.experiments.run.results_file import COPIED, add_line, make_line
 
 COST = {"channels": 8, "params": 100, "macs": 1000, "latency": {}, "peak_memory_bytes": 4}
 TEST = {

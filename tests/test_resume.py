@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from branchprune.cli import main
 from branchprune.experiments import environment
+from branchprune.experiments.run.results_file import read_lines
 from branchprune.lightning import ClassificationTask, TrainingCost
 from branchprune.lightning.epoch_checkpoint import find_checkpoint
 from branchprune.profiling import measure_latency
-from branchprune.results import read_lines
 
 CONFIG = """
 name: killed
@@ -130,7 +130,7 @@ def go(base: Path, name: str, *options: str, kill: int = -1, more: str = "") -> 
     arguments += ["--config", str(extra)] if more else []
     with pytest.MonkeyPatch.context() as patch:
         quick = partial(measure_latency, seconds=0.01)
-        patch.setattr("branchprune.outcome.measure_latency", quick)
+        patch.setattr("branchprune.experiments.run.result.measure_latency", quick)
         if kill > 0:
             with pytest.raises(Kill):
                 main(arguments)
@@ -503,7 +503,7 @@ def test_rounds_end_where_nothing_can_shrink(run):
 
 def test_a_plan_that_is_not_that_of_the_small_model_is_refused(run, monkeypatch, capsys, tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    monkeypatch.setattr("branchprune.outcome.count_params", lambda model: 7)
+    monkeypatch.setattr("branchprune.experiments.run.result.count_params", lambda model: 7)
     monkeypatch.setattr(Killed, "at", -1)
     assert main(["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]) == 2
     assert "the small model has 7 parameters, and its plan says 243" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch
 import branchprune as bp
 from branchprune.experiments import environment
 from branchprune.experiments.files import append_line, read_lines, read_object, write_whole
-from branchprune.runfolder import check_folder
+from branchprune.experiments.run.folder import check_folder
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):

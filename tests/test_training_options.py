@@ -12,11 +12,11 @@ from test_lightning import loader, network, trainer
 
 import branchprune as bp
 from branchprune.cli import main
-from branchprune.config import parse
 from branchprune.experiments.metrics_csv import read_metrics
+from branchprune.experiments.run.config import parse
+from branchprune.experiments.run.settings import MetricConfig, PruneConfig
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
-from branchprune.settings import MetricConfig, PruneConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXAMPLE = torch.randn(2, 1, 8, 8)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from branchprune.errors import PruneError
-from branchprune.settings import MetricConfig
+from branchprune.experiments.run.settings import MetricConfig
 
 KEYS = ("name", "base", "seeds", "budgets", "methods")
 

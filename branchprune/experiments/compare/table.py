@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from branchprune.experiments.compare.results import Outcome, Results
-from branchprune.settings import MetricConfig
+from branchprune.experiments.run.settings import MetricConfig
 
 NOTHING = "–"
 

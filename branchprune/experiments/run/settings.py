@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from branchprune.baselines import Pruner
 from branchprune.blending import schedules
 from branchprune.blending.attach import INITS, Init
 from branchprune.blending.path_sampling import Mixing
 from branchprune.blending.schedules import Mode, Plateau, Schedule
 from branchprune.errors import PruneError
+from branchprune.experiments.run.torch_pruning import Pruner
 from branchprune.importing import function_at
 
 LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {

@@ -11,15 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from branchprune.artifacts.serialization import save
-from branchprune.baselines import make_pruner
 from branchprune.calls import copied
-from branchprune.checkpoints import load_weights
-from branchprune.config import RunConfig
 from branchprune.errors import PruneError
+from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.load_weights import load_weights
+from branchprune.experiments.run.settings import SparsifyConfig
+from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.experiments.run.torch_pruning import make_pruner
 from branchprune.lightning import Vitals
 from branchprune.planning import Plan
-from branchprune.settings import SparsifyConfig
-from branchprune.stages import Stages, student_task
 
 
 class Penalty(Protocol):

@@ -13,13 +13,13 @@ from branchprune.blending.attach import attach
 from branchprune.blending.schedules import Plateau
 from branchprune.calls import copied
 from branchprune.collapsing.collapse import collapse
-from branchprune.config import RunConfig
 from branchprune.errors import PruneError
+from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.settings import BudgetConfig, PruneConfig
+from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.lightning.task import Task
 from branchprune.lightning.thawing import originals_learn
 from branchprune.planning import Plan
-from branchprune.settings import BudgetConfig, PruneConfig
-from branchprune.stages import Stages, student_task
 
 What = float | dict[str, float] | Literal["sparsify"] | Plan
 """What an epoch trains: a blended model at an α, the wide one, or the small one of a plan."""

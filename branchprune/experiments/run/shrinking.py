@@ -10,20 +10,20 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import save
-from branchprune.baselines import Pruner, prune_by
 from branchprune.blending.attach import Init, attach
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.schedules import Schedule
-from branchprune.checkpoints import load_weights
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.collapsing.collapse_check import own_dtype_error
-from branchprune.config import RunConfig
 from branchprune.errors import PruneError
+from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.load_weights import load_weights
+from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.experiments.run.torch_pruning import Pruner, prune_by
 from branchprune.lightning import BranchPruning
 from branchprune.lightning.averaging import averaging
 from branchprune.lightning.examples import training_inputs
 from branchprune.planning import Plan
-from branchprune.stages import Stages, student_task
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import nn
 
 from branchprune.errors import PruneError
 from branchprune.experiments.arguments import files_as_options
-from branchprune.settings import DenseConfig, MetricConfig, PruneConfig
+from branchprune.experiments.run.settings import DenseConfig, MetricConfig, PruneConfig
 
 TaskFactory = Callable[[nn.Module], LightningModule]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]

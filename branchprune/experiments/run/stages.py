@@ -15,10 +15,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 from torch import nn
 
-from branchprune.config import RunConfig, TaskFactory
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_object, write_whole
 from branchprune.experiments.metrics_csv import earlier_rows, table_text
+from branchprune.experiments.run.config import RunConfig, TaskFactory
 from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
 from branchprune.lightning.epoch_checkpoint import find_checkpoint
 

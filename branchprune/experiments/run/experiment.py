@@ -12,20 +12,20 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import save
-from branchprune.checkpoints import load_weights
-from branchprune.config import RunConfig
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, write_whole
+from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.folder import check_folder, make_folder
+from branchprune.experiments.run.load_weights import load_weights
+from branchprune.experiments.run.pipeline import Pruned, Pruning
+from branchprune.experiments.run.result import outcome
+from branchprune.experiments.run.results_file import add_line
+from branchprune.experiments.run.stages import Stages
 from branchprune.lightning import Vitals
 from branchprune.lightning.quiet import quiet_lightning
 from branchprune.lightning.task import Task
-from branchprune.methods import Pruned, Pruning
-from branchprune.outcome import outcome
 from branchprune.report import write_report
-from branchprune.results import add_line
-from branchprune.runfolder import check_folder, make_folder
-from branchprune.stages import Stages
 from branchprune.unwritable import unwritable_named
 
 

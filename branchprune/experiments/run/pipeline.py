@@ -10,19 +10,19 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import save
-from branchprune.budget import within_budget
 from branchprune.calls import copied
-from branchprune.checkpoints import load_weights
-from branchprune.config import RunConfig
 from branchprune.errors import PruneError
-from branchprune.gradients import accumulate_gradients
+from branchprune.experiments.run.budget import within_budget
+from branchprune.experiments.run.calibration_gradients import accumulate_gradients
+from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.load_weights import load_weights
+from branchprune.experiments.run.shrinking import Narrowed, choose_narrowing, reset
+from branchprune.experiments.run.sparsity_training import make_penalty, sparsify
+from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.lightning import Vitals
 from branchprune.lightning.averaging import averaging
 from branchprune.lightning.task import Task
-from branchprune.narrowing import Narrowed, choose_narrowing, reset
 from branchprune.planning import Plan, plan
-from branchprune.sparsifying import make_penalty, sparsify
-from branchprune.stages import Stages, student_task
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""One run: dense training, pruning, collapse, check, measurements."""
