@@ -67,7 +67,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("branchprune.lightning.training_cost.time", clock)
+    monkeypatch.setattr("branchprune.experiments.run.callbacks.training_cost.time", clock)
     return clock
 
 

@@ -15,6 +15,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, write_whole
+from branchprune.experiments.run.callbacks.quiet import quiet_lightning
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
@@ -23,7 +24,6 @@ from branchprune.experiments.run.result import outcome
 from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning import Vitals
-from branchprune.lightning.quiet import quiet_lightning
 from branchprune.lightning.task import Task
 from branchprune.report import write_report
 from branchprune.unwritable import unwritable_named

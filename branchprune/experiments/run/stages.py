@@ -18,9 +18,9 @@ from torch import nn
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_object, write_whole
 from branchprune.experiments.metrics_csv import earlier_rows, table_text
+from branchprune.experiments.run.callbacks.epoch_checkpoint import find_checkpoint
 from branchprune.experiments.run.config import RunConfig, TaskFactory
 from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
-from branchprune.lightning.epoch_checkpoint import find_checkpoint
 
 Split = Literal["val", "test"]
 

@@ -1,0 +1,1 @@
+"""Lightning callbacks of a run's stages: checkpoints, progress, cost, images."""
