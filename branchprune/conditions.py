@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from branchprune.calls import own_buffers
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import own_buffers
 
 MACHINERY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
 """Folders whose code is not a user's."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from branchprune.structure import Pieces, Structure
+from branchprune.graph.structure import Pieces, Structure
 
 
 @dataclass(frozen=True)

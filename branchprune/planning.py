@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from branchprune.calls import Example, copied, inputs_of
 from branchprune.costs import Cost, costs, macs_shares
 from branchprune.errors import PruneError, at_least_one
-from branchprune.structure import ChannelGroup, Structure
-from branchprune.structuring import analyse
+from branchprune.graph.build import analyse
+from branchprune.graph.inputs import Example, copied, inputs_of
+from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.trace import check_model
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from branchprune.channels import resolve
-from branchprune.folding import fold_bias, fold_weight
-from branchprune.widths import narrow_channelwise, set_linear_width
+from branchprune.graph.channels import resolve
+from branchprune.graph.folding import fold_bias, fold_weight
+from branchprune.graph.layers import narrow_channelwise, set_linear_width
 
 if TYPE_CHECKING:
-    from branchprune.analysis import Analysis
+    from branchprune.graph.state import Analysis
 
 TOLERANCE = 1e-9
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from branchprune.calls import Example, call, tensors, training_mode
+from branchprune.graph.inputs import Example, call, tensors, training_mode
 
 
 @dataclass(frozen=True)

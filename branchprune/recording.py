@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from branchprune.calls import Example, example_inputs, on_device, own_buffers, training_mode
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import Example, example_inputs, on_device, own_buffers, training_mode
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

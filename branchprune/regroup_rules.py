@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from branchprune.channels import Layout, cut, fused, resolve, unify
-from branchprune.origins import Cut, Joined
+from branchprune.graph.channels import Layout, cut, fused, resolve, unify
+from branchprune.graph.nodes import measured, measured_tensor
+from branchprune.graph.provenance import Cut, Joined
 from branchprune.rules import Known
-from branchprune.sizes import measured, measured_tensor
 
 if TYPE_CHECKING:
-    from branchprune.analysis import Analysis
+    from branchprune.graph.state import Analysis
 
 
 def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:

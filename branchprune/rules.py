@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx, nn
 
-from branchprune.channels import Channels, Layout, Segment, resolve, unify
 from branchprune.errors import PruneError
-from branchprune.origins import Joined
+from branchprune.graph.channels import Channels, Layout, Segment, resolve, unify
+from branchprune.graph.provenance import Joined
 
 if TYPE_CHECKING:
-    from branchprune.analysis import Analysis
+    from branchprune.graph.state import Analysis
 
 Known = Layout | tuple[Layout | None, ...] | None
 """What is known of a value: where a tensor's channels are, or those of each tensor in a tuple."""

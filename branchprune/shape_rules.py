@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from branchprune.channels import Layout, unify
+from branchprune.graph.channels import Layout, unify
 
 if TYPE_CHECKING:
-    from branchprune.analysis import Analysis
+    from branchprune.graph.state import Analysis
 
 
 def permute(analysis: Analysis, node: fx.Node) -> Layout | None:

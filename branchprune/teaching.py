@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from branchprune.blending.blended import Blended
 from branchprune.blending.feature_matching import mismatch
 from branchprune.blending.projections import Expand
-from branchprune.calls import copied, tensors
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import copied, tensors
 from branchprune.memory import Memory
 from branchprune.mixup import Mixup
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from branchprune.calls import Example, example_inputs, own_generators, training_mode
 from branchprune.conditions import (
     MACHINERY,
     Conditions,
@@ -27,6 +26,7 @@ from branchprune.conditions import (
 )
 from branchprune.errors import PruneError
 from branchprune.factories import recorded_factories
+from branchprune.graph.inputs import Example, example_inputs, own_generators, training_mode
 from branchprune.hidden_effects import (
     Attributes,
     Draws,

@@ -14,7 +14,7 @@ from models import Between, counted_macs, matrix, relative
 from torch import Tensor, nn
 
 from branchprune.blending.projections import EndPiece, Expand, Reduce, apply_folded, map_channels
-from branchprune.folding import flush_subnormals, fold_bias, fold_weight
+from branchprune.graph.folding import flush_subnormals, fold_bias, fold_weight
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "Conv1d": (nn.Conv1d(8, 12, 3, padding=1), (2, 8, 7)),

@@ -12,7 +12,7 @@ from random_networks import Case, planned
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.structuring import analyse
+from branchprune.graph.build import analyse
 
 
 class Chain(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import branchprune as bp
-from branchprune.calls import tensors
+from branchprune.graph.inputs import tensors
 
 IMAGE = (2, 3, 8, 8)
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]

@@ -15,8 +15,8 @@ from test_plan import FROZEN
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.calls import tensors
 from branchprune.criteria.scores import rows_by_output
+from branchprune.graph.inputs import tensors
 
 IMAGE = (2, 3, 8, 8)
 MIXES = "it mixes the channel dimension with others"

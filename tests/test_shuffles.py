@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.criteria.scores import select
-from branchprune.origins import Cut, Interleaved, Joined, Origin, Own, Repeated, index_of
+from branchprune.graph.provenance import Cut, Interleaved, Joined, Origin, Own, Repeated, index_of
 
 Tree = tuple[Origin, Tensor, Tensor]
 """A recipe, and the labels of the wide and of the narrow entries that it makes."""

@@ -18,7 +18,7 @@ import branchprune as bp
 from branchprune.benchmarks import zoo, zoo_models, zoo_table
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.cli import main
-from branchprune.folding import fold_bias
+from branchprune.graph.folding import fold_bias
 
 MODELS = {"squeezenet1_1": "squeezenet", "shufflenet_v2_x0_5": "shufflenetv2"}
 ROOT = Path(__file__).parents[1]

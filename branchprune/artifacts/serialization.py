@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
-from branchprune.widths import set_sizes, sizes
+from branchprune.graph.layers import set_sizes, sizes
 
 FORMAT = "branchprune/1"
 

@@ -32,10 +32,10 @@ from branchprune.benchmarks.zoo_models import LIBRARIES
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
-from branchprune.calls import call, tensors, training_mode
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
+from branchprune.graph.inputs import call, tensors, training_mode
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs, count_params
 

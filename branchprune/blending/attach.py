@@ -13,7 +13,6 @@ from branchprune.blending.attach_check import check_outputs
 from branchprune.blending.blended import Blended, set_path, updates
 from branchprune.blending.path_sampling import Mixing, check_mixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
-from branchprune.calls import Example, copied
 from branchprune.criteria.column_selection import reconstruction
 from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.scores import (
@@ -28,10 +27,11 @@ from branchprune.criteria.scores import (
     taylor,
 )
 from branchprune.errors import PruneError
-from branchprune.origins import Origin, Own, index_of
+from branchprune.graph.inputs import Example, copied
+from branchprune.graph.layers import describe, narrow_channelwise
+from branchprune.graph.provenance import Origin, Own, index_of
+from branchprune.graph.structure import ChannelParameter, LinearLayer, Piece, Pieces
 from branchprune.planning import Plan
-from branchprune.structure import ChannelParameter, LinearLayer, Piece, Pieces
-from branchprune.widths import describe, narrow_channelwise
 
 Init = str | Criterion
 INITS: dict[str, Criterion] = {

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
-from branchprune.calls import (
+from branchprune.errors import PruneError
+from branchprune.graph.inputs import (
     Example,
     call,
     tensors,
@@ -20,7 +21,6 @@ from branchprune.calls import (
     untouched,
     without_constants,
 )
-from branchprune.errors import PruneError
 from branchprune.trace import WHERE
 
 MOST_GRADIENTS = 50_000_000

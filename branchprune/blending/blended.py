@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from branchprune.blending.bn_recalibration import recalibrated
 from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.path_sampling import Mixing, drawn_together
-from branchprune.calls import Example, example_inputs
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import Example, example_inputs
+from branchprune.graph.structure import Structure
 from branchprune.planning import Plan
-from branchprune.structure import Structure
 from branchprune.trace import differing_modules
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
 from branchprune.blending.projections import Expand
-from branchprune.calls import Example, call, training_mode
+from branchprune.graph.inputs import Example, call, training_mode
 
 Sizes = dict[str, list[tuple[float, float]]]
 

@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from branchprune.blending.blended import Blended, updates
 from branchprune.blending.bn_recalibration import Inputs
 from branchprune.blending.projections import EndPiece, Expand
-from branchprune.calls import Example, example_inputs, on_device, tensors
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import Example, example_inputs, on_device, tensors
 
 
 def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4) -> Blended:

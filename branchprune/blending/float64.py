@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from branchprune.calls import tensors
+from branchprune.graph.inputs import tensors
 
 WIDE = torch.float64
 Module = TypeVar("Module", bound=nn.Module)

@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from branchprune.calls import tensors
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import tensors
 
 Mixing = Literal["sum", "group", "step", "sample"]
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from branchprune.folding import Fold, fold_bias, fold_weight
+from branchprune.graph.folding import Fold, fold_bias, fold_weight
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 

@@ -13,9 +13,9 @@ from branchprune.blending.float64 import sharing_copy, widen
 from branchprune.blending.projections import Expand, LinearEnd, Reduce
 from branchprune.collapsing.collapse_check import called_modules, folds, verify
 from branchprune.errors import PruneError
-from branchprune.folding import Fold, flush_subnormals, fold_bias, fold_weight
-from branchprune.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
-from branchprune.widths import set_linear_width
+from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
+from branchprune.graph.layers import set_linear_width
+from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
 
 
 def collapse(blended: Blended) -> nn.Module:

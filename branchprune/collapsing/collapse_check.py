@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_map_only
 from branchprune.blending.blended import Blended
 from branchprune.blending.float64 import KeepsFloat64, widened
 from branchprune.blending.projections import LinearEnd
-from branchprune.calls import Example, call, tensors, training_mode, without_constants
 from branchprune.errors import PruneError
-from branchprune.structure import LinearLayer, Pieces
+from branchprune.graph.inputs import Example, call, tensors, training_mode, without_constants
+from branchprune.graph.structure import LinearLayer, Pieces
 
 TOLERANCE = 1e-10
 FLOOR = 1e-3

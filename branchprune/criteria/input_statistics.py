@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
-from branchprune.calls import Example, call, tensors, training_mode
 from branchprune.errors import PruneError
-from branchprune.origins import Own, labels_of
-from branchprune.structure import LinearLayer, Pieces, Structure
+from branchprune.graph.inputs import Example, call, tensors, training_mode
+from branchprune.graph.provenance import Own, labels_of
+from branchprune.graph.structure import LinearLayer, Pieces, Structure
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from branchprune.criteria.input_statistics import Reading
 from branchprune.errors import PruneError
-from branchprune.structure import Piece, Pieces, Structure
+from branchprune.graph.structure import Piece, Pieces, Structure
 
 
 @dataclass(frozen=True)

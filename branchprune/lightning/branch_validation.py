@@ -18,7 +18,7 @@ from torch import nn
 
 from branchprune.blending.blended import Blended
 from branchprune.blending.branch_shares import branch_shares
-from branchprune.calls import Example
+from branchprune.graph.inputs import Example
 
 
 def validate_branch(

@@ -14,9 +14,9 @@ from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.path_sampling import Mixing, check_mixing
 from branchprune.blending.schedules import Plateau, Schedule
-from branchprune.calls import Example, tensors
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import Example, tensors
 from branchprune.lightning.best import BestWeights
 from branchprune.lightning.branch_validation import last_shares, validate_branch
 from branchprune.lightning.charts import add_charts

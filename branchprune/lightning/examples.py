@@ -8,8 +8,8 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from branchprune.calls import Example
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import Example
 
 
 def find_example(trainer: Trainer, module: LightningModule) -> Example:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from branchprune.blending.blended import Blended
-from branchprune.calls import Example
+from branchprune.graph.inputs import Example
 
 
 class RecentInputs:

@@ -11,12 +11,12 @@ from torch import nn
 
 from branchprune.blending.attach import attach
 from branchprune.blending.schedules import Plateau
-from branchprune.calls import copied
 from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.settings import BudgetConfig, PruneConfig
 from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.graph.inputs import copied
 from branchprune.lightning.task import Task
 from branchprune.lightning.thawing import originals_learn
 from branchprune.planning import Plan

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
-from branchprune.calls import on_device
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import on_device
 
 
 def accumulate_gradients(task: LightningModule, data: LightningDataModule, batches: int) -> None:

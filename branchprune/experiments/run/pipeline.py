@@ -10,7 +10,6 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import save
-from branchprune.calls import copied
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import within_budget
 from branchprune.experiments.run.calibration_gradients import accumulate_gradients
@@ -19,6 +18,7 @@ from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Narrowed, choose_narrowing, reset
 from branchprune.experiments.run.sparsity_training import make_penalty, sparsify
 from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.graph.inputs import copied
 from branchprune.lightning import Vitals
 from branchprune.lightning.averaging import averaging
 from branchprune.lightning.task import Task

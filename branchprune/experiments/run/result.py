@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from branchprune.calls import copied
 from branchprune.collapsing.collapse_check import TOLERANCE
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.pipeline import Pruned
+from branchprune.graph.inputs import copied
 from branchprune.planning import Plan
 from branchprune.profiling import count_params, measure_latency, peak_memory
 

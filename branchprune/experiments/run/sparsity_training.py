@@ -11,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from branchprune.artifacts.serialization import save
-from branchprune.calls import copied
 from branchprune.errors import PruneError
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.settings import SparsifyConfig
 from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.experiments.run.torch_pruning import make_pruner
+from branchprune.graph.inputs import copied
 from branchprune.lightning import Vitals
 from branchprune.planning import Plan
 

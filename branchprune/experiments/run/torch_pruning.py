@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from branchprune.calls import copied, example_inputs, on_device
 from branchprune.errors import PruneError
+from branchprune.graph.inputs import copied, example_inputs, on_device
 from branchprune.planning import Plan
 
 Pruner = Literal["magnitude", "group_norm"]

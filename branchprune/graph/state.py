@@ -10,16 +10,16 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from branchprune.channels import Channels, Layout, Segment, resolve, unify
 from branchprune.conditions import GUARDS
 from branchprune.errors import PruneError
+from branchprune.graph.channels import Channels, Layout, Segment, resolve, unify
+from branchprune.graph.nodes import sources
 from branchprune.probing import find_fault
 from branchprune.recording import Recorded
 from branchprune.regroup_rules import divide, unbind
 from branchprune.rulebook import rule_of, to_be_checked
 from branchprune.rules import TRANSPOSED, Known
 from branchprune.shape_rules import getitem, size_of
-from branchprune.sizes import sources
 from branchprune.trace import WHERE
 
 WITHOUT_TENSOR = (size_of, divide, unbind, getitem)

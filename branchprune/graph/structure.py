@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from branchprune.origins import Origin
+from branchprune.graph.provenance import Origin
 
 
 @dataclass(frozen=True)

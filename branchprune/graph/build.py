@@ -8,13 +8,13 @@ from operator import attrgetter
 
 from torch import fx, nn
 
-from branchprune.analysis import Analysis, Linear
-from branchprune.calls import Example
-from branchprune.channels import Channels, Layout, Segment, resolve
-from branchprune.obstacles import find_obstacles, find_readable
-from branchprune.origins import Origin, converted
-from branchprune.recording import record
-from branchprune.structure import (
+from branchprune.graph.channels import Channels, Layout, Segment, resolve
+from branchprune.graph.fixed_layers import find_obstacles, find_readable
+from branchprune.graph.inputs import Example
+from branchprune.graph.layers import describe
+from branchprune.graph.provenance import Origin, converted
+from branchprune.graph.state import Analysis, Linear
+from branchprune.graph.structure import (
     ChannelGroup,
     ChannelParameter,
     ChannelTensor,
@@ -24,8 +24,8 @@ from branchprune.structure import (
     Pieces,
     Structure,
 )
+from branchprune.recording import record
 from branchprune.trace import CONSTANT, trace
-from branchprune.widths import describe
 
 
 def analyse(

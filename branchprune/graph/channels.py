@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import gcd, lcm
 
-from branchprune.origins import Interleaved, Origin, Own, Repeated
+from branchprune.graph.provenance import Interleaved, Origin, Own, Repeated
 
 STRATA = 4
 """Parts of a shuffled group that start with equally many channels: cuts in halves and quarters

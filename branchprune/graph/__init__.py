@@ -1,0 +1,1 @@
+"""What is tied to what in a network: channel groups, their producers and consumers."""
