@@ -11,7 +11,6 @@ small   = bp.collapse(blended)
 
 from importlib.metadata import version
 
-from branchprune import rules
 from branchprune.artifacts.serialization import load, save
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
@@ -20,8 +19,9 @@ from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, mu
 from branchprune.collapsing.collapse import collapse
 from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
+from branchprune.graph.rules import basic as rules
+from branchprune.graph.rules.registry import teach
 from branchprune.planning import Plan, plan
-from branchprune.rulebook import teach
 
 __version__ = version("branchprune")
 

@@ -27,6 +27,7 @@ from branchprune.conditions import (
 from branchprune.errors import PruneError
 from branchprune.factories import recorded_factories
 from branchprune.graph.inputs import Example, example_inputs, own_generators, training_mode
+from branchprune.graph.rules.registry import TAUGHT, is_layer
 from branchprune.hidden_effects import (
     Attributes,
     Draws,
@@ -35,7 +36,6 @@ from branchprune.hidden_effects import (
     refuse_lost_gradient,
 )
 from branchprune.inplace import make_out_of_place, refuse_assigned_state
-from branchprune.rulebook import TAUGHT, is_layer
 
 WHERE = "where"
 """Key in the `meta` of a node: the path of the module whose forward it is from."""

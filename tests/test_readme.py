@@ -114,7 +114,7 @@ class Taught(nn.Module):
 
 def test_operations_are_taught_as_the_readme_says(monkeypatch):
     import branchprune as bp
-    from branchprune import rulebook
+    from branchprune.graph.rules import registry as rulebook
 
     for name in ("MODULE_RULES", "FUNCTION_RULES", "TAUGHT"):
         monkeypatch.setattr(rulebook, name, dict(getattr(rulebook, name)))

@@ -13,8 +13,8 @@ from models import relative, scramble, spelled_out
 from torch import Tensor, fx, nn
 
 import branchprune as bp
-from branchprune import rulebook
 from branchprune.criteria.scores import GroupWeights
+from branchprune.graph.rules import registry as rulebook
 
 IMAGE = (2, 3, 8, 8)
 

@@ -14,12 +14,12 @@ from branchprune.conditions import GUARDS
 from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Layout, Segment, resolve, unify
 from branchprune.graph.nodes import sources
-from branchprune.probing import find_fault
+from branchprune.graph.rules.basic import TRANSPOSED, Known
+from branchprune.graph.rules.registry import rule_of, to_be_checked
+from branchprune.graph.rules.regroup import divide, unbind
+from branchprune.graph.rules.shape import getitem, size_of
+from branchprune.graph.rules.trial import find_fault
 from branchprune.recording import Recorded
-from branchprune.regroup_rules import divide, unbind
-from branchprune.rulebook import rule_of, to_be_checked
-from branchprune.rules import TRANSPOSED, Known
-from branchprune.shape_rules import getitem, size_of
 from branchprune.trace import WHERE
 
 WITHOUT_TENSOR = (size_of, divide, unbind, getitem)

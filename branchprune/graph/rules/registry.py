@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from branchprune import regroup_rules, rules, shape_rules
 from branchprune.errors import PruneError
-from branchprune.rules import CONVOLUTIONS, TRANSPOSED, Rule, has_own_forward
+from branchprune.graph.rules import basic as rules
+from branchprune.graph.rules import regroup as regroup_rules
+from branchprune.graph.rules import shape as shape_rules
+from branchprune.graph.rules.basic import CONVOLUTIONS, TRANSPOSED, Rule, has_own_forward
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, nn.Linear), rules.linear),

@@ -11,7 +11,7 @@ from torch import fx, nn
 from branchprune.graph.channels import Layout, cut, fused, resolve, unify
 from branchprune.graph.nodes import measured, measured_tensor
 from branchprune.graph.provenance import Cut, Joined
-from branchprune.rules import Known
+from branchprune.graph.rules.basic import Known
 
 if TYPE_CHECKING:
     from branchprune.graph.state import Analysis
