@@ -14,7 +14,7 @@ from branchprune.errors import PruneError, at_least_one
 from branchprune.graph.build import analyse
 from branchprune.graph.inputs import Example, copied, inputs_of
 from branchprune.graph.structure import ChannelGroup, Structure
-from branchprune.trace import check_model
+from branchprune.graph.tracing.trace import check_model
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from branchprune.blending.path_sampling import Mixing, drawn_together
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs
 from branchprune.graph.structure import Structure
+from branchprune.graph.tracing.trace import differing_modules
 from branchprune.planning import Plan
-from branchprune.trace import differing_modules
 
 
 class Blended(nn.Module):

@@ -24,8 +24,8 @@ from branchprune.graph.structure import (
     Pieces,
     Structure,
 )
-from branchprune.recording import record
-from branchprune.trace import CONSTANT, trace
+from branchprune.graph.tracing.shape_propagation import record
+from branchprune.graph.tracing.trace import CONSTANT, trace
 
 
 def analyse(

@@ -10,7 +10,6 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from branchprune.conditions import GUARDS
 from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Layout, Segment, resolve, unify
 from branchprune.graph.nodes import sources
@@ -19,8 +18,9 @@ from branchprune.graph.rules.registry import rule_of, to_be_checked
 from branchprune.graph.rules.regroup import divide, unbind
 from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.trial import find_fault
-from branchprune.recording import Recorded
-from branchprune.trace import WHERE
+from branchprune.graph.tracing.guards import GUARDS
+from branchprune.graph.tracing.shape_propagation import Recorded
+from branchprune.graph.tracing.trace import WHERE
 
 WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
 """Rules of operations whose result may be something else than a tensor."""

@@ -17,9 +17,9 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from branchprune.conditions import GUARDS, source_line
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import generator_states
+from branchprune.graph.tracing.guards import GUARDS, source_line
 
 Function = torch.autograd.Function
 _COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")

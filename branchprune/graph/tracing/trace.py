@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from branchprune.conditions import (
+from branchprune.errors import PruneError
+from branchprune.graph.inputs import Example, example_inputs, own_generators, training_mode
+from branchprune.graph.rules.registry import TAUGHT, is_layer
+from branchprune.graph.tracing.factories import recorded_factories
+from branchprune.graph.tracing.functionalize import make_out_of_place, refuse_assigned_state
+from branchprune.graph.tracing.guards import (
     MACHINERY,
     Conditions,
     numbers_from_shapes,
@@ -24,18 +29,13 @@ from branchprune.conditions import (
     same_number,
     source_line,
 )
-from branchprune.errors import PruneError
-from branchprune.factories import recorded_factories
-from branchprune.graph.inputs import Example, example_inputs, own_generators, training_mode
-from branchprune.graph.rules.registry import TAUGHT, is_layer
-from branchprune.hidden_effects import (
+from branchprune.graph.tracing.side_effects import (
     Attributes,
     Draws,
     no_autocast,
     recorded_functions,
     refuse_lost_gradient,
 )
-from branchprune.inplace import make_out_of_place, refuse_assigned_state
 
 WHERE = "where"
 """Key in the `meta` of a node: the path of the module whose forward it is from."""

@@ -1,0 +1,1 @@
+"""A graph of a model that is safe to read."""
