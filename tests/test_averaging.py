@@ -13,7 +13,7 @@ from test_training_options import TinyVGG
 
 import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask
-from branchprune.lightning.averaging import WeightAverage
+from branchprune.lightning.ema import WeightAverage
 
 DECAY = 0.7
 trainer = partial(any_trainer, num_sanity_val_steps=0)

@@ -115,7 +115,7 @@ def test_parameters_of_the_module_itself_are_trained_and_put_back(flavour, insid
 
 def test_what_is_moved_stays_one():
     """A cast makes new buffers, as does a move to another device."""
-    from branchprune.lightning.graft import Graft
+    from branchprune.lightning.network_swap import Graft
 
     module, x = make_module(pytorch_lightning), torch.randn(2, 1, 8, 8)
     graft = Graft(module, "")

@@ -6,8 +6,8 @@ from branchprune.experiments.run.callbacks.reconstructions import Reconstruction
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.lightning.adversarial import AdversarialTask
 from branchprune.lightning.callback import BranchPruning
+from branchprune.lightning.loss_guard import Vitals
 from branchprune.lightning.tasks import ClassificationTask, ReconstructionTask
-from branchprune.lightning.vitals import Vitals
 
 __all__ = [
     "AdversarialTask",

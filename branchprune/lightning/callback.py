@@ -17,16 +17,16 @@ from branchprune.blending.schedules import Plateau, Schedule
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, tensors
-from branchprune.lightning.best import BestWeights
+from branchprune.lightning.best_weights import BestWeights
 from branchprune.lightning.branch_validation import last_shares, validate_branch
-from branchprune.lightning.charts import add_charts
-from branchprune.lightning.examples import find_example, first_inputs
-from branchprune.lightning.graft import Graft
-from branchprune.lightning.learning_rates import LearningRates
-from branchprune.lightning.optimizers import check_optimizers
-from branchprune.lightning.recent import RecentInputs
-from branchprune.lightning.thawing import Thawing
-from branchprune.lightning.vitals import Vitals
+from branchprune.lightning.freezing import Thawing
+from branchprune.lightning.loss_guard import Vitals
+from branchprune.lightning.lr_restart import LearningRates
+from branchprune.lightning.network_swap import Graft
+from branchprune.lightning.optimizer_check import check_optimizers
+from branchprune.lightning.recent_inputs import RecentInputs
+from branchprune.lightning.tensorboard_layout import add_charts
+from branchprune.lightning.training_inputs import find_example, first_inputs
 from branchprune.planning import Plan, plan
 from branchprune.profiling import count_macs
 

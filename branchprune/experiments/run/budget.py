@@ -17,8 +17,8 @@ from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.settings import BudgetConfig, PruneConfig
 from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.graph.inputs import copied
+from branchprune.lightning.freezing import originals_learn
 from branchprune.lightning.task import Task
-from branchprune.lightning.thawing import originals_learn
 from branchprune.planning import Plan
 
 What = float | dict[str, float] | Literal["sparsify"] | Plan

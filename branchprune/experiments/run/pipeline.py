@@ -20,7 +20,7 @@ from branchprune.experiments.run.sparsity_training import make_penalty, sparsify
 from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.graph.inputs import copied
 from branchprune.lightning import Vitals
-from branchprune.lightning.averaging import averaging
+from branchprune.lightning.ema import averaging
 from branchprune.lightning.task import Task
 from branchprune.planning import Plan, plan
 

@@ -21,8 +21,8 @@ from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.experiments.run.torch_pruning import Pruner, prune_by
 from branchprune.lightning import BranchPruning
-from branchprune.lightning.averaging import averaging
-from branchprune.lightning.examples import training_inputs
+from branchprune.lightning.ema import averaging
+from branchprune.lightning.training_inputs import training_inputs
 from branchprune.planning import Plan
 
 
