@@ -21,7 +21,7 @@ from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
 from branchprune.graph.rules import basic as rules
 from branchprune.graph.rules.registry import teach
-from branchprune.planning import Plan, plan
+from branchprune.planning.plan import Plan, plan
 
 __version__ = version("branchprune")
 

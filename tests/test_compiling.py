@@ -16,7 +16,7 @@ import branchprune as bp
 from branchprune.cli import main
 from branchprune.lightning import BranchPruning, ClassificationTask, TrainingCost
 from branchprune.models import VGG
-from branchprune.profiling import measure_latency
+from branchprune.planning.profiling import measure_latency
 
 X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -7,7 +7,7 @@ from torch import nn
 from branchprune.benchmarks.bench import main as bench
 from branchprune.benchmarks.bench import ratios
 from branchprune.models import VGG
-from branchprune.profiling import count_macs, count_params, measure_latency, peak_memory
+from branchprune.planning.profiling import count_macs, count_params, measure_latency, peak_memory
 
 
 def test_macs_and_parameters_of_a_convolution_and_a_linear_layer():

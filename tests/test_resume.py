@@ -25,7 +25,7 @@ from branchprune.experiments import environment
 from branchprune.experiments.run.callbacks.epoch_checkpoint import find_checkpoint
 from branchprune.experiments.run.results_file import read_lines
 from branchprune.lightning import ClassificationTask, TrainingCost
-from branchprune.profiling import measure_latency
+from branchprune.planning.profiling import measure_latency
 
 CONFIG = """
 name: killed

@@ -27,7 +27,7 @@ from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.models import VGG
-from branchprune.planning import plan
+from branchprune.planning.plan import plan
 
 Step = Callable[[], object]
 

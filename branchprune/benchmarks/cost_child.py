@@ -26,7 +26,7 @@ from branchprune.benchmarks.zoo_table import one_line
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.models import VGG, Autoencoder
-from branchprune.profiling import count_params, measure_latency
+from branchprune.planning.profiling import count_params, measure_latency
 
 CLASSES: Mapping[str, type[nn.Module]] = {"VGG": VGG, "Autoencoder": Autoencoder}
 PROC = Path("/proc/self")

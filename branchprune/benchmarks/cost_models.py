@@ -18,7 +18,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.benchmarks.cost_child import CLASSES, check_numbers
 from branchprune.blending.attach import attach
 from branchprune.collapsing.collapse import collapse
-from branchprune.planning import plan
+from branchprune.planning.plan import plan
 
 
 def _defaults(cls: str, *names: str) -> dict[str, Any]:

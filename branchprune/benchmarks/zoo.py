@@ -36,8 +36,8 @@ from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.graph.inputs import call, tensors, training_mode
-from branchprune.planning import Plan, plan
-from branchprune.profiling import count_macs, count_params
+from branchprune.planning.plan import Plan, plan
+from branchprune.planning.profiling import count_macs, count_params
 
 LARGEST_ENDS = 150_000_000
 """Entries of the linear ends that a model is given at once; above it is pruned in rounds."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from branchprune.experiments.files import append_line, parse_lines, write_whole
-from branchprune.planning import Plan
+from branchprune.planning.plan import Plan
 
 LAST_FAMILIES = ("segmentation", "video")
 Key = tuple[object, ...]

@@ -31,7 +31,7 @@ from branchprune.graph.inputs import Example, copied
 from branchprune.graph.layers import describe, narrow_channelwise
 from branchprune.graph.provenance import Origin, Own, index_of
 from branchprune.graph.structure import ChannelParameter, LinearLayer, Piece, Pieces
-from branchprune.planning import Plan
+from branchprune.planning.plan import Plan
 
 Init = str | Criterion
 INITS: dict[str, Criterion] = {

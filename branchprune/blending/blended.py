@@ -23,7 +23,7 @@ from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs
 from branchprune.graph.structure import Structure
 from branchprune.graph.tracing.trace import differing_modules
-from branchprune.planning import Plan
+from branchprune.planning.plan import Plan
 
 
 class Blended(nn.Module):

@@ -27,8 +27,8 @@ from branchprune.lightning.optimizer_check import check_optimizers
 from branchprune.lightning.recent_inputs import RecentInputs
 from branchprune.lightning.tensorboard_layout import add_charts
 from branchprune.lightning.training_inputs import find_example, first_inputs
-from branchprune.planning import Plan, plan
-from branchprune.profiling import count_macs
+from branchprune.planning.plan import Plan, plan
+from branchprune.planning.profiling import count_macs
 
 
 class BranchPruning(Vitals):

@@ -19,7 +19,7 @@ from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.graph.inputs import copied
 from branchprune.lightning.freezing import originals_learn
 from branchprune.lightning.task import Task
-from branchprune.planning import Plan
+from branchprune.planning.plan import Plan
 
 What = float | dict[str, float] | Literal["sparsify"] | Plan
 """What an epoch trains: a blended model at an α, the wide one, or the small one of a plan."""

@@ -22,7 +22,7 @@ from branchprune.graph.inputs import copied
 from branchprune.lightning import Vitals
 from branchprune.lightning.ema import averaging
 from branchprune.lightning.task import Task
-from branchprune.planning import Plan, plan
+from branchprune.planning.plan import Plan, plan
 
 
 @dataclass

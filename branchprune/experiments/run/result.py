@@ -16,8 +16,8 @@ from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.pipeline import Pruned
 from branchprune.graph.inputs import copied
-from branchprune.planning import Plan
-from branchprune.profiling import count_params, measure_latency, peak_memory
+from branchprune.planning.plan import Plan
+from branchprune.planning.profiling import count_params, measure_latency, peak_memory
 
 Scores = Mapping[str, Mapping[str, float]]
 

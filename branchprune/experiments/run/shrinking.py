@@ -23,7 +23,7 @@ from branchprune.experiments.run.torch_pruning import Pruner, prune_by
 from branchprune.lightning import BranchPruning
 from branchprune.lightning.ema import averaging
 from branchprune.lightning.training_inputs import training_inputs
-from branchprune.planning import Plan
+from branchprune.planning.plan import Plan
 
 
 @dataclass

@@ -19,7 +19,7 @@ from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.experiments.run.torch_pruning import make_pruner
 from branchprune.graph.inputs import copied
 from branchprune.lightning import Vitals
-from branchprune.planning import Plan
+from branchprune.planning.plan import Plan
 
 
 class Penalty(Protocol):

@@ -9,7 +9,7 @@ from torch import nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import copied, example_inputs, on_device
-from branchprune.planning import Plan
+from branchprune.planning.plan import Plan
 
 Pruner = Literal["magnitude", "group_norm"]
 WIDTHS = ("out_channels", "out_features")

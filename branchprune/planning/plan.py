@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from branchprune.costs import Cost, costs, macs_shares
 from branchprune.errors import PruneError, at_least_one
 from branchprune.graph.build import analyse
 from branchprune.graph.inputs import Example, copied, inputs_of
 from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.graph.tracing.trace import check_model
+from branchprune.planning.costs import Cost, costs, macs_shares
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""From groups of channels to widths, and what those cost."""
