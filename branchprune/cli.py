@@ -97,7 +97,7 @@ def _compare(args: list[str], console: Console) -> int:
 
 
 def _report(args: list[str], console: Console) -> None:
-    from branchprune.report import write_report
+    from branchprune.reports.report import write_report
 
     if len(args) != 1:
         raise PruneError(f"report takes one folder, not {args}")
@@ -124,7 +124,7 @@ def _zoo(args: list[str], console: Console) -> int:
 
 def summary(result: dict[str, Any]) -> Table:
     """Return the table that ends a run: dense against small, as in the report."""
-    from branchprune.report import compare
+    from branchprune.reports.report import compare
 
     table = Table(title=f"{result['experiment']}, seed {result['seed']}")
     table.add_column()

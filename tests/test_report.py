@@ -11,8 +11,8 @@ import pytest
 
 from branchprune.errors import PruneError
 from branchprune.experiments.metrics_csv import read_metrics
-from branchprune.plots import alpha_courses, blending
-from branchprune.report import write_report
+from branchprune.reports.plots import alpha_courses, blending
+from branchprune.reports.report import write_report
 
 Result = dict[str, Any]
 Make = Callable[..., str]

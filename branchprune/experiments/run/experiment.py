@@ -25,7 +25,7 @@ from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning import Vitals
 from branchprune.lightning.task import Task
-from branchprune.report import write_report
+from branchprune.reports.report import write_report
 from branchprune.unwritable import unwritable_named
 
 

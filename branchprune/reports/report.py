@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from branchprune import plots
 from branchprune.errors import PruneError
 from branchprune.experiments.files import write_whole
 from branchprune.experiments.metrics_csv import read_metrics
+from branchprune.reports import plots
 
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {

@@ -1,0 +1,1 @@
+"""Pages, curves and tables made from result files."""
