@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import branchprune as bp
 from branchprune.data import Digits
 from branchprune.lightning import AdversarialTask, BranchPruning, Vitals
-from branchprune.lightning.adversarial import sliced_wasserstein
 from branchprune.models import DCGAN, Discriminator, Generator, UNet
+from branchprune.training.adversarial import sliced_wasserstein
 
 IMAGES = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -16,8 +16,8 @@ import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.run.stages import student_task
 from branchprune.lightning import BranchPruning, ClassificationTask
-from branchprune.losses import distillation
-from branchprune.teaching import Teacher
+from branchprune.training.distillation import Teacher
+from branchprune.training.losses import distillation
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.lightning import BranchPruning, ClassificationTask, ReconstructionTask
-from branchprune.teaching import Teacher, learn_from
+from branchprune.training.distillation import Teacher, learn_from
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
 

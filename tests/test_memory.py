@@ -19,8 +19,8 @@ import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.files import read_lines
 from branchprune.lightning import ClassificationTask, TrainingCost
-from branchprune.memory import Memory
-from branchprune.teaching import Teacher
+from branchprune.training.distillation import Teacher
+from branchprune.training.logit_cache import Memory
 
 
 def numbered(shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:

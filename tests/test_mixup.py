@@ -12,7 +12,7 @@ from test_memory import numbered
 
 import branchprune as bp
 from branchprune.lightning import ClassificationTask
-from branchprune.mixup import Mixup
+from branchprune.training.mixup import Mixup
 
 
 def test_each_example_is_mixed_with_its_partner() -> None:

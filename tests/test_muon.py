@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import branchprune as bp
-from branchprune.lightning.muon import Muon, orthogonalised
+from branchprune.training.muon import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (5, 5)])

@@ -4,10 +4,10 @@ from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoi
 from branchprune.experiments.run.callbacks.progress import StageProgress
 from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
-from branchprune.lightning.adversarial import AdversarialTask
 from branchprune.lightning.callback import BranchPruning
 from branchprune.lightning.loss_guard import Vitals
-from branchprune.lightning.tasks import ClassificationTask, ReconstructionTask
+from branchprune.training.adversarial import AdversarialTask
+from branchprune.training.tasks import ClassificationTask, ReconstructionTask
 
 __all__ = [
     "AdversarialTask",

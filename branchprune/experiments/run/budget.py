@@ -18,8 +18,8 @@ from branchprune.experiments.run.settings import BudgetConfig, PruneConfig
 from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.graph.inputs import copied
 from branchprune.lightning.freezing import originals_learn
-from branchprune.lightning.task import Task
 from branchprune.planning.plan import Plan
+from branchprune.training.task import Task
 
 What = float | dict[str, float] | Literal["sparsify"] | Plan
 """What an epoch trains: a blended model at an α, the wide one, or the small one of a plan."""

@@ -24,8 +24,8 @@ from branchprune.experiments.run.result import outcome
 from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning import Vitals
-from branchprune.lightning.task import Task
 from branchprune.reports.report import write_report
+from branchprune.training.task import Task
 from branchprune.unwritable import unwritable_named
 
 

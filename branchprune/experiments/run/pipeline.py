@@ -21,8 +21,8 @@ from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.graph.inputs import copied
 from branchprune.lightning import Vitals
 from branchprune.lightning.ema import averaging
-from branchprune.lightning.task import Task
 from branchprune.planning.plan import Plan, plan
+from branchprune.training.task import Task
 
 
 @dataclass

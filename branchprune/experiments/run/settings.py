@@ -12,7 +12,7 @@ from branchprune.blending.path_sampling import Mixing
 from branchprune.blending.schedules import Mode, Plateau, Schedule
 from branchprune.errors import PruneError
 from branchprune.experiments.run.torch_pruning import Pruner
-from branchprune.importing import function_at
+from branchprune.training.import_path import function_at
 
 LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {
     "steps": schedules.steps,

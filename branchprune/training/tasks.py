@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from branchprune.errors import PruneError, at_least_one
-from branchprune.lightning.task import Batch, Decay, Stage, Task
-from branchprune.losses import L1SSIM, distillation
-from branchprune.mixup import Mixup
-from branchprune.teaching import Teacher
+from branchprune.training.distillation import Teacher
+from branchprune.training.losses import L1SSIM, distillation
+from branchprune.training.mixup import Mixup
+from branchprune.training.task import Batch, Decay, Stage, Task
 
 
 class ClassificationTask(Task):

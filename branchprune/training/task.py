@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from branchprune.errors import PruneError
-from branchprune.importing import function_at
-from branchprune.mixup import Mixup
-from branchprune.teaching import Teacher, learn_from
+from branchprune.training.distillation import Teacher, learn_from
+from branchprune.training.import_path import function_at
+from branchprune.training.mixup import Mixup
 
 Batch = tuple[Tensor, ...]
 Stage = Literal["train", "val", "test"]
@@ -24,7 +24,7 @@ Decay = Literal["cosine", "constant", "plateau"]
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("torch.optim.SGD", {"momentum": 0.9, "nesterov": True}),
     "adam": ("torch.optim.Adam", {}),
-    "muon": ("branchprune.lightning.muon.Muon", {}),
+    "muon": ("branchprune.training.muon.Muon", {}),
 }
 """Import paths of optimizers by name, and what they are made with."""
 
@@ -34,7 +34,7 @@ class Task(LightningModule, ABC):
 
     Args:
         model: The network.
-        optimizer: "sgd" (Nesterov momentum 0.9), "adam", "muon" (see `branchprune.lightning.muon`),
+        optimizer: "sgd" (Nesterov momentum 0.9), "adam", "muon" (see `branchprune.training.muon`),
             or the import path of a class, such as "torch.optim.AdamW".
         optimizer_args: What else the optimizer takes, besides `lr` and `weight_decay`.
         learning_rate: Learning rate at the start of a cycle.

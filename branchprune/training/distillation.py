@@ -21,8 +21,8 @@ from branchprune.blending.feature_matching import mismatch
 from branchprune.blending.projections import Expand
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import copied, tensors
-from branchprune.memory import Memory
-from branchprune.mixup import Mixup
+from branchprune.training.logit_cache import Memory
+from branchprune.training.mixup import Mixup
 
 
 class Teacher:
