@@ -1,9 +1,20 @@
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+FOLDERS = [
+    str(path) for path in (TESTS, *TESTS.rglob("*")) if path.is_dir() and path.name != "__pycache__"
+]
+sys.path[:0] = FOLDERS  # tests share helpers, and configurations name classes of test modules
+os.environ["PYTHONPATH"] = os.pathsep.join(  # so that child processes find them, too
+    [str(TESTS.parent), *FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 settings.register_profile(
     "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

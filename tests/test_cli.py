@@ -87,7 +87,6 @@ class Breaks(ClassificationTask):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     Path("tiny.yaml").write_text(TINY)
     return lambda *args: main(["run", "tiny.yaml", "--output", "out", *args])
 

@@ -4,10 +4,10 @@ The widths are those of the paper (table 1, figure 5): each convolution keeps 22
 A third variant rounds the widths to multiples of 8. Numbers are float32 with torch's defaults (TF32
 in convolutions on a GPU).
 
-Each measurement has a process of its own (`branchprune.benchmarks.cost_child`). Dense and small take turns,
-and small models are compared with the dense one of the same turn. Memory is, on a CPU, what the
-process grows by from before the model is built (torch.compile on a CPU: with what compiling it
-took), and on a GPU the peak of torch's allocator.
+Each measurement has a process of its own (`branchprune.benchmarks.cost_child`). Dense and small
+take turns, and small models are compared with the dense one of the same turn. Memory is, on a CPU,
+what the process grows by from before the model is built (torch.compile on a CPU: with what
+compiling it took), and on a GPU the peak of torch's allocator.
 
 Options come from YAML files, the later of which override the earlier, and from the command line:
 

@@ -1,8 +1,8 @@
 """One measurement of `branchprune cost`, in a process of its own that does nothing else.
 
-`python -m branchprune.benchmarks.cost_child '<a Row as JSON>'` prints the row, filled in, as a line of JSON.
-The model is built at its own widths and read from a file, so that a process that measures a small
-model has never held the dense one.
+`python -m branchprune.benchmarks.cost_child '<a Row as JSON>'` prints the row, filled in, as a line
+of JSON. The model is built at its own widths and read from a file, so that a process that measures
+a small model has never held the dense one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Coverage: every model of a library is planned, blended and collapsed, with nothing set by hand.
 
-Each model has a fresh process of its own (`python -m branchprune.benchmarks.zoo`), which gives its memory
-back and whose end, whatever the cause, ends nothing else.
+Each model has a fresh process of its own (`python -m branchprune.benchmarks.zoo`), which gives its
+memory back and whose end, whatever the cause, ends nothing else.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def write_report(folder: Path) -> Path:
         PruneError: A file is missing or malformed; the message names it and the key or column.
     """
     result = _read_result(folder / "result.json")
-    loader = PackageLoader("branchprune", "")
+    loader = PackageLoader("branchprune.reports", "")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     page.filters |= {"share": _share, "power": _power, "duration": partial(_scaled, units=_TIMES)}
     page.filters["score"] = partial(_score, form=result["metric"]["format"])

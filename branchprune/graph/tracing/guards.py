@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_map_only
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import own_buffers
 
-MACHINERY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
+_PACKAGE = Path(__file__).parents[2]
+MACHINERY = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, _PACKAGE))
 """Folders whose code is not a user's."""
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 

@@ -12,7 +12,7 @@ import pytest
 from branchprune.experiments import jobs
 from branchprune.experiments.run.config import make_parser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
 reproduce = importlib.util.module_from_spec(SPEC)
 sys.modules["reproduce"] = reproduce

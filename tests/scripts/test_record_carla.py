@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "record_carla.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "record_carla.py"
 
 
 class Strict:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "plan_speed.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "plan_speed.py"
 SMALL = {"model": "squeezenet1_1", "image_size": 32, "memory_model": "squeezenet1_1"}
 
 STANDIN = """

@@ -1,7 +1,6 @@
 """Jobs side by side: order, budget of time, what failed, and what ends with the caller."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -157,17 +156,16 @@ def test_a_job_that_does_not_end_is_killed():
 
 def test_a_caller_that_is_terminated_ends_its_jobs(world):
     code = (
-        "import sys; from pathlib import Path; from branchprune.experiments.jobs import Job, JobRunner\n"
+        "import sys; from pathlib import Path\n"
+        "from branchprune.experiments.jobs import Job, JobRunner\n"
         "command = [sys.executable, *sys.argv[1:]]\n"
         "runner = JobRunner(Path('logs'), 1, 1, 1e6, Path.cwd(), print)\n"
         "runner.run([Job('a', lambda: command, lambda: False)])"
     )
     program = [str(world.path / "program.py"), str(world.path), "a", "hang"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     caller = subprocess.Popen(
         [sys.executable, "-c", code, *program],
         cwd=world.path,
-        env=environment,
         stdout=subprocess.DEVNULL,
     )
     end = time.monotonic() + 60

@@ -18,7 +18,7 @@ from branchprune.experiments.run.settings import MetricConfig, PruneConfig
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
 

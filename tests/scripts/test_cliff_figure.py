@@ -7,7 +7,7 @@ import pytest
 
 from branchprune.errors import PruneError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "compare" / "cliff_vgg7_16px.yaml"
 
 

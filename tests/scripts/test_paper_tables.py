@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 VGG, AUTOENCODER = "vgg16_cifar10", "autoencoder_carla"
 PAPER = json.loads((SCRIPTS / "results" / "paper.json").read_text())
 CPU, GPU = "AMD EPYC, 2 cores", "NVIDIA H200; AMD EPYC, 16 cores"

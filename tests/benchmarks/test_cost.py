@@ -343,7 +343,7 @@ def test_the_table_takes_memory_apart():
     assert found == [["3.0", "–", "300.0", "20.0"], ["3.0", "46.0", "50.0", "–"]]
 
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_the_papers_setting_is_the_default():

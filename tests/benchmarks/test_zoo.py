@@ -21,7 +21,7 @@ from branchprune.cli import main
 from branchprune.graph.folding import fold_bias
 
 MODELS = {"squeezenet1_1": "squeezenet", "shufflenet_v2_x0_5": "shufflenetv2"}
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(folder, *args):
