@@ -11,6 +11,7 @@ small   = bp.collapse(blended)
 
 from importlib.metadata import version
 
+from branchprune import rules
 from branchprune.artifacts.serialization import load, save
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
@@ -19,7 +20,6 @@ from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, mu
 from branchprune.collapsing.collapse import collapse
 from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
-from branchprune.graph.rules import basic as rules
 from branchprune.graph.rules.registry import teach
 from branchprune.planning.plan import Plan, plan
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.blending.attach_check import check_outputs
-from branchprune.blending.blended import Blended, set_path, updates
+from branchprune.blending.blended import Blended, updates
 from branchprune.blending.path_sampling import Mixing, check_mixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
 from branchprune.criteria.column_selection import reconstruction
@@ -28,7 +28,7 @@ from branchprune.criteria.scores import (
 )
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied
-from branchprune.graph.layers import describe, narrow_channelwise
+from branchprune.graph.layers import describe, narrow_channelwise, set_path
 from branchprune.graph.provenance import Origin, Own, index_of
 from branchprune.graph.structure import ChannelParameter, LinearLayer, Piece, Pieces
 from branchprune.planning.plan import Plan

@@ -21,7 +21,7 @@ from branchprune.graph.inputs import (
     untouched,
     without_constants,
 )
-from branchprune.graph.tracing.trace import WHERE
+from branchprune.graph.nodes import WHERE
 
 MOST_GRADIENTS = 50_000_000
 """Parameters up to which gradients are compared too; a larger model would need too much memory."""

@@ -21,6 +21,7 @@ from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.path_sampling import Mixing, drawn_together
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs
+from branchprune.graph.layers import set_path
 from branchprune.graph.structure import Structure
 from branchprune.graph.tracing.trace import differing_modules
 from branchprune.planning.plan import Plan
@@ -270,20 +271,3 @@ def _read_alphas(blended: nn.Module, _: object) -> None:
 def updates(blended: Blended) -> int:
     """Return a count that grows whenever an optimizer changes a parameter."""
     return sum(parameter._version for parameter in blended.parameters())
-
-
-def set_path(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
-    """Put a module, parameter or buffer at a dotted path, making the modules on the way."""
-    *parents, last = path.split(".")
-    for name in parents:
-        if name not in root._modules:
-            root.add_module(name, nn.Module())
-        root = root.get_submodule(name)
-    if isinstance(value, nn.Parameter):
-        root.register_parameter(last, value)
-    elif isinstance(value, Tensor):
-        root.register_buffer(last, value)
-    elif last in root._modules:
-        root._modules[last] = value
-    else:
-        root.add_module(last, value)

@@ -7,14 +7,14 @@ from operator import attrgetter
 
 from torch import Tensor, nn
 
-from branchprune.blending.blended import Blended, set_path, updates
+from branchprune.blending.blended import Blended, updates
 from branchprune.blending.float64 import exact as exact_tensor
 from branchprune.blending.float64 import sharing_copy, widen
 from branchprune.blending.projections import Expand, LinearEnd, Reduce
 from branchprune.collapsing.collapse_check import called_modules, folds, verify
 from branchprune.errors import PruneError
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
-from branchprune.graph.layers import set_linear_width
+from branchprune.graph.layers import set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
 
 

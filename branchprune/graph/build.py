@@ -12,6 +12,7 @@ from branchprune.graph.channels import Channels, Layout, Segment, resolve
 from branchprune.graph.fixed_layers import find_obstacles, find_readable
 from branchprune.graph.inputs import Example
 from branchprune.graph.layers import describe
+from branchprune.graph.nodes import CONSTANT
 from branchprune.graph.provenance import Origin, converted
 from branchprune.graph.state import Analysis, Linear
 from branchprune.graph.structure import (
@@ -25,7 +26,8 @@ from branchprune.graph.structure import (
     Structure,
 )
 from branchprune.graph.tracing.shape_propagation import record
-from branchprune.graph.tracing.trace import CONSTANT, trace
+from branchprune.graph.tracing.trace import trace
+from branchprune.graph.walk import finish, has_effect, walk
 
 
 def analyse(
@@ -49,8 +51,8 @@ def analyse(
     for graph in dict.fromkeys(graphs.values()):
         record(model, graph, example, analysis.recorded)
         analysis.counting = graph is graphs[False]
-        analysis.walk(graph)
-    analysis.finish()
+        walk(analysis, graph)
+    finish(analysis)
     return _structure(analysis, graphs, inside)
 
 
@@ -108,7 +110,7 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) ->
         for training, graph in graphs.items()
     }
     effects = {
-        training: frozenset(node.name for node in graph.nodes if analysis.has_effect(node))
+        training: frozenset(node.name for node in graph.nodes if has_effect(analysis, node))
         for training, graph in graphs.items()
     }
     called = {

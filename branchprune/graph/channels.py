@@ -127,10 +127,19 @@ class Layout:
             segment.channels.strata = STRATA
         return Layout(self.dim, self.segments, None, Interleaved(self.origin, count))
 
+    def require_blocks(self, blocks: int) -> None:
+        """Let every group in the layout keep only widths divisible by a number of blocks."""
+        for segment in resolve(self.segments):
+            segment.channels.blocks = lcm(segment.channels.blocks, blocks)
+
     def freeze(self, reason: str) -> None:
         """Freeze every group in the layout."""
         for segment in self.segments:
             segment.channels.freeze(reason)
+
+
+Known = Layout | tuple[Layout | None, ...] | None
+"""What is known of a value: where a tensor's channels are, or those of each tensor in a tuple."""
 
 
 def resolve(segments: Iterable[Segment]) -> list[Segment]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from branchprune.graph.rules.basic import TRANSPOSED
+from branchprune.graph.layers import TRANSPOSED
 
 Fold = tuple[int, int, Tensor | None]
 """A run of channels in a dimension: how many, how often repeated, and the matrix to fold in."""

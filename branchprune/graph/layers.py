@@ -1,4 +1,4 @@
-"""Sizes of modules: reading them, and giving a module another width in place."""
+"""Modules: their kinds and sizes, giving one another width in place, putting one at a path."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SIZE_ATTRIBUTES = (
     *("in_channels", "out_channels", "groups", "in_features", "out_features"),
     *("num_features", "num_channels", "num_parameters", "normalized_shape", "unflattened_size"),
 )
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether a module of a user's class replaces the forward of its class in torch.nn."""
+    return not str(type(module).forward.__module__).startswith("torch.nn.modules")
 
 
 def sizes(module: nn.Module) -> dict[str, Any]:
@@ -120,3 +127,20 @@ def _narrow_attributes(module: nn.Module, axis: int, times: int, width: int, kep
     if isinstance(shape, tuple | list) and shape[axis] == width:
         narrowed = (*shape[:axis], kept, *shape[axis + 1 :])
         setattr(module, "normalized_shape", narrowed)  # noqa: B010
+
+
+def set_path(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
+    """Put a module, parameter or buffer at a dotted path, making the modules on the way."""
+    *parents, last = path.split(".")
+    for name in parents:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(last, value)
+    elif isinstance(value, Tensor):
+        root.register_buffer(last, value)
+    elif last in root._modules:
+        root._modules[last] = value
+    else:
+        root.add_module(last, value)

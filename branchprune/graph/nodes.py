@@ -1,12 +1,31 @@
-"""Numbers in forward that are sizes of tensors: of which tensor, and of which dimension."""
+"""Nodes of a traced graph: what is recorded of them, and which numbers are sizes of tensors."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
+
+WHERE = "where"
+"""Key in the `meta` of a node: the path of the module whose forward it is from."""
+CONSTANT = "_tensor_constant"
+"""How `torch.fx` names a tensor that forward makes from plain numbers."""
+
+
+@dataclass
+class Recorded:
+    """What is known of the nodes' values for the example.
+
+    Attributes:
+        shapes: Shape of every tensor; None for other values.
+        lengths: Length of every tuple or list.
+    """
+
+    shapes: dict[fx.Node, tuple[int, ...] | None] = field(default_factory=dict)
+    lengths: dict[fx.Node, int] = field(default_factory=dict)
 
 
 def measured_tensor(shape: Any) -> fx.Node | None:

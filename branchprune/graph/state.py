@@ -1,9 +1,8 @@
-"""The walk over the traced graphs that finds what every tensor's channels are made of."""
+"""What the walk over the traced graphs knows so far, and what rules may ask of it and tell it."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 
@@ -11,19 +10,9 @@ import torch
 from torch import fx, nn
 
 from branchprune.errors import PruneError
-from branchprune.graph.channels import Channels, Layout, Segment, resolve, unify
-from branchprune.graph.nodes import sources
-from branchprune.graph.rules.basic import TRANSPOSED, Known
-from branchprune.graph.rules.registry import rule_of, to_be_checked
-from branchprune.graph.rules.regroup import divide, unbind
-from branchprune.graph.rules.shape import getitem, size_of
-from branchprune.graph.rules.trial import find_fault
-from branchprune.graph.tracing.guards import GUARDS
-from branchprune.graph.tracing.shape_propagation import Recorded
-from branchprune.graph.tracing.trace import WHERE
-
-WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
-"""Rules of operations whose result may be something else than a tensor."""
+from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
+from branchprune.graph.layers import TRANSPOSED
+from branchprune.graph.nodes import WHERE, Recorded
 
 
 @dataclass(eq=False)
@@ -191,107 +180,6 @@ class Analysis:
         batch = self.batches.get(self.operand(node), 1)
         return prod(source) // source[dim] * weight.numel() // batch
 
-    def _note_batch(self, node: fx.Node) -> None:
-        """Note of how many examples the node's output is made: the batch of the inputs it reads.
 
-        Where inputs differ, as a mask without a batch, that one counts which the output still has.
-        """
-        size = self.shape(node)[0] if self.is_tensor(node) and len(self.shape(node)) > 1 else None
-        read = [self.batches[n] for n in node.all_input_nodes if n in self.batches]
-        if read:
-            self.batches[node] = size if size in read and size is not None else read[0]
-        elif size and (node.op == "placeholder" or _is_item_of_input(node)):
-            self.batches[node] = size
-
-    def walk(self, graph: fx.Graph) -> None:
-        """Apply the rules to a graph."""
-        for node in graph.nodes:
-            if node.op == "output" or _makes_output(node):
-                self.freeze_inputs(node, "it is an output of the model")
-                continue
-            self._note_batch(node)
-            value = self._apply(node)
-            self.values[node] = value
-            if node.target in GUARDS:
-                self._freeze_measured(node, f"forward asks for its width at {node.args[2]}")
-            if value is None and self.is_tensor(node):
-                self.freeze_inputs(node, f"read by {self.describe(node)}")
-                self._freeze_measured(node, f"its width is a size in {self.describe(node)}")
-
-    def _freeze_measured(self, node: fx.Node, reason: str) -> None:
-        """Freeze groups whose width a node asks for that does not follow it."""
-        for number in node.all_input_nodes:
-            for tensor, dim in () if self.is_tensor(number) else sources(number, self.is_tensor):
-                layout = self.layout(tensor)
-                if layout is not None and layout.dim == dim % len(self.shape(tensor)):
-                    layout.freeze(reason)
-
-    def _apply(self, node: fx.Node) -> Known:
-        if node.op == "get_attr":
-            return self.parameter(node)
-        module = self.module(node) if node.op == "call_module" else None
-        rule, known = rule_of(node, module), list(self.layouts(node.all_input_nodes))
-        if rule is None or (known and not self.is_tensor(node) and rule not in WITHOUT_TENSOR):
-            return self.unknown(node) if known else None
-        value = rule(self, node)
-        if isinstance(value, Layout) and not value.fits(self.shape(node)):
-            return self.unknown(node, "it changes the number of channels")
-        if module is not None:
-            self._freeze_obstacle(node, module, value)
-        return value
-
-    def _freeze_obstacle(self, node: fx.Node, module: nn.Module, value: Known) -> None:
-        """Freeze what a module reads and makes whose weights cannot be replaced one for one."""
-        name = str(node.target)
-        if to_be_checked(module) and name not in self.obstacles:
-            fault = find_fault(module, self, node)
-            if fault is not None:
-                self.obstacles[name] = f"{self.describe(node)} {fault}"
-        obstacle = self.obstacles.get(name)
-        if obstacle is not None:
-            self.freeze_inputs(node, obstacle)
-            for layout in value if isinstance(value, tuple) else (value,):
-                if layout is not None:
-                    layout.freeze(obstacle)
-
-    def has_effect(self, node: fx.Node) -> bool:
-        """Return whether a node that nothing reads may change what it reads."""
-        if node.users or not node.op.startswith("call_"):
-            return False
-        if node.target in GUARDS:
-            return True
-        module = self.module(node) if node.op == "call_module" else None
-        return rule_of(node, module) is None and any(map(self.is_tensor, node.all_input_nodes))
-
-    def finish(self) -> None:
-        """Freeze what no linear layer makes or reads; forget parameters that have no channels."""
-        read = {
-            segment.channels
-            for layer in self.linears.values()
-            for segment in resolve(layer.inputs.segments if layer.inputs else ())
-        }
-        for _, channels in self.channels:
-            for segment in resolve([Segment(channels)]):
-                if segment.channels not in read:
-                    segment.channels.freeze("no layer reads it")
-        for name in [name for name, layout in self.parameters.items() if layout.free]:
-            del self.parameters[name]
-        for layout in self.parameters.values():
-            for segment in resolve(layout.segments):
-                if segment.channels.free:
-                    segment.channels.freeze("not made by a layer")
-        for node, value in self.values.items():
-            if isinstance(value, Layout) and value.free:
-                self.values[node] = None
-
-
-def _is_item_of_input(node: fx.Node) -> bool:
-    """Return whether a node takes a tensor out of an input that is a list or dictionary."""
-    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node.op == "placeholder"
-
-
-def _makes_output(node: fx.Node) -> bool:
-    """Return whether a node builds a named tuple, which models return."""
-    return isinstance(node.target, type) and issubclass(node.target, tuple)
+Rule = Callable[[Analysis, fx.Node], Known]
+"""What an operation does to channels: the layout of a node's output, None where none are known."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
-from branchprune.graph.rules.basic import CONVOLUTIONS, TRANSPOSED
+from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
 
 PRUNABLE = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 

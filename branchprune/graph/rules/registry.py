@@ -14,25 +14,25 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from branchprune.errors import PruneError
-from branchprune.graph.rules import basic as rules
-from branchprune.graph.rules import regroup as regroup_rules
-from branchprune.graph.rules import shape as shape_rules
-from branchprune.graph.rules.basic import CONVOLUTIONS, TRANSPOSED, Rule, has_own_forward
+from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
+from branchprune.graph.rules import elementwise, join, norm, regroup, shape, split
+from branchprune.graph.rules.linear import linear
+from branchprune.graph.state import Rule
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
-    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, nn.Linear), rules.linear),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), rules.norm),
-    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), rules.norm),
-    nn.GroupNorm: rules.group_norm,
-    nn.LayerNorm: rules.layer_norm,
-    nn.RMSNorm: rules.layer_norm,
-    nn.PReLU: rules.prelu,
-    nn.Flatten: regroup_rules.reshape,
-    nn.Unflatten: regroup_rules.unflatten,
-    nn.GLU: regroup_rules.halve,
-    nn.PixelShuffle: regroup_rules.pixel_shuffle,
-    nn.PixelUnshuffle: regroup_rules.pixel_shuffle,
-    nn.ChannelShuffle: regroup_rules.channel_shuffle,
+    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, nn.Linear), linear),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), norm.norm),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), norm.norm),
+    nn.GroupNorm: norm.group_norm,
+    nn.LayerNorm: norm.layer_norm,
+    nn.RMSNorm: norm.layer_norm,
+    nn.PReLU: norm.prelu,
+    nn.Flatten: regroup.reshape,
+    nn.Unflatten: regroup.unflatten,
+    nn.GLU: split.halve,
+    nn.PixelShuffle: regroup.pixel_shuffle,
+    nn.PixelUnshuffle: regroup.pixel_shuffle,
+    nn.ChannelShuffle: regroup.channel_shuffle,
     **dict.fromkeys(
         (
             *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -47,7 +47,7 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
             *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
             *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
         ),
-        rules.same,
+        elementwise.same,
     ),
     **dict.fromkeys(
         (
@@ -57,7 +57,7 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
             *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
             *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
         ),
-        rules.pad,
+        elementwise.pad,
     ),
 }
 
@@ -92,7 +92,7 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
             *("torchvision.ops.stochastic_depth.stochastic_depth", "timm.layers.drop.drop_path"),
             *_POOL_FUNCTIONS,
         ),
-        rules.same,
+        elementwise.same,
     ),
     **dict.fromkeys(
         (
@@ -103,60 +103,60 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
             *(operator.gt, operator.lt, operator.ge, operator.le, operator.eq, operator.ne),
             *(torch.gt, torch.lt, torch.ge, torch.le, torch.eq, torch.ne),
         ),
-        rules.elementwise,
+        elementwise.elementwise,
     ),
-    F.pad: rules.pad,
-    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), rules.concatenate),
-    **dict.fromkeys((F.batch_norm, F.instance_norm), rules.batch_norm),
-    **dict.fromkeys((torch.flatten, torch.reshape, torch.unflatten), regroup_rules.reshape),
-    **dict.fromkeys((torch.chunk, torch.split), regroup_rules.divide),
-    torch.unbind: regroup_rules.unbind,
-    F.glu: regroup_rules.halve,
-    **dict.fromkeys((F.pixel_shuffle, F.pixel_unshuffle), regroup_rules.pixel_shuffle),
-    **dict.fromkeys((torch.channel_shuffle, F.channel_shuffle), regroup_rules.channel_shuffle),
-    torch.stack: shape_rules.stack,
-    torch.permute: shape_rules.permute,
-    **dict.fromkeys((torch.transpose, torch.swapaxes, torch.swapdims), shape_rules.transpose),
-    torch.flip: shape_rules.flip,
-    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin), shape_rules.reduce_dims),
-    torch.unsqueeze: shape_rules.unsqueeze,
-    torch.squeeze: shape_rules.squeeze,
-    operator.getitem: shape_rules.getitem,
-    getattr: shape_rules.size_of,
+    F.pad: elementwise.pad,
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), join.concatenate),
+    **dict.fromkeys((F.batch_norm, F.instance_norm), norm.batch_norm),
+    **dict.fromkeys((torch.flatten, torch.reshape, torch.unflatten), regroup.reshape),
+    **dict.fromkeys((torch.chunk, torch.split), split.divide),
+    torch.unbind: split.unbind,
+    F.glu: split.halve,
+    **dict.fromkeys((F.pixel_shuffle, F.pixel_unshuffle), regroup.pixel_shuffle),
+    **dict.fromkeys((torch.channel_shuffle, F.channel_shuffle), regroup.channel_shuffle),
+    torch.stack: join.stack,
+    torch.permute: shape.permute,
+    **dict.fromkeys((torch.transpose, torch.swapaxes, torch.swapdims), shape.transpose),
+    torch.flip: shape.flip,
+    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin), shape.reduce_dims),
+    torch.unsqueeze: shape.unsqueeze,
+    torch.squeeze: shape.squeeze,
+    operator.getitem: shape.getitem,
+    getattr: shape.size_of,
 }
 
 METHOD_RULES: dict[str, Rule] = {
     **dict.fromkeys(
         "relu sigmoid tanh exp abs sqrt clamp square neg clone contiguous detach sin cos rsqrt log "
         "log1p erf reciprocal nan_to_num".split(),
-        rules.same,
+        elementwise.same,
     ),
-    **dict.fromkeys("to float half double bfloat16 type_as cuda cpu".split(), rules.cast),
+    **dict.fromkeys("to float half double bfloat16 type_as cuda cpu".split(), elementwise.cast),
     **dict.fromkeys(
         "add sub mul div pow expand_as where lerp addcmul masked_fill true_divide gt lt ge le "
         "eq ne".split(),
-        rules.elementwise,
+        elementwise.elementwise,
     ),
-    **dict.fromkeys("view reshape flatten unflatten".split(), regroup_rules.reshape),
-    **dict.fromkeys("chunk split".split(), regroup_rules.divide),
-    "unbind": regroup_rules.unbind,
-    "expand": shape_rules.expand,
-    **dict.fromkeys("view_as reshape_as".split(), regroup_rules.reshape_as),
-    "permute": shape_rules.permute,
-    **dict.fromkeys("transpose swapaxes swapdims".split(), shape_rules.transpose),
-    "flip": shape_rules.flip,
-    "repeat": shape_rules.repeat,
-    **dict.fromkeys("mean sum amax amin".split(), shape_rules.reduce_dims),
-    "unsqueeze": shape_rules.unsqueeze,
-    "squeeze": shape_rules.squeeze,
-    **dict.fromkeys("size dim numel".split(), shape_rules.size_of),
+    **dict.fromkeys("view reshape flatten unflatten".split(), regroup.reshape),
+    **dict.fromkeys("chunk split".split(), split.divide),
+    "unbind": split.unbind,
+    "expand": shape.expand,
+    **dict.fromkeys("view_as reshape_as".split(), regroup.reshape_as),
+    "permute": shape.permute,
+    **dict.fromkeys("transpose swapaxes swapdims".split(), shape.transpose),
+    "flip": shape.flip,
+    "repeat": shape.repeat,
+    **dict.fromkeys("mean sum amax amin".split(), shape.reduce_dims),
+    "unsqueeze": shape.unsqueeze,
+    "squeeze": shape.squeeze,
+    **dict.fromkeys("size dim numel".split(), shape.size_of),
 }
 
 TAUGHT: dict[Callable[..., Any], None] = {}
 """Functions that users have taught, in order; a trace does not look into them."""
 TAUGHT_CLASSES: dict[type[nn.Module], None] = {}
 """Classes of modules that users have taught, in order."""
-_CHECKED = (rules.linear, rules.norm, rules.group_norm, rules.layer_norm, rules.prelu)
+_CHECKED = (linear, norm.norm, norm.group_norm, norm.layer_norm, norm.prelu)
 
 
 def teach(operation: type[nn.Module] | Callable[..., Any], rule: Rule) -> None:
@@ -233,5 +233,5 @@ def to_be_checked(module: nn.Module) -> bool:
     """
     rule = _module_rule(module)
     if _is_taught(module):
-        return rule in (rules.same, rules.channelwise, *_CHECKED)
+        return rule in (elementwise.same, norm.channelwise, *_CHECKED)
     return has_own_forward(module) and rule in _CHECKED

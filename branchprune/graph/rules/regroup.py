@@ -1,20 +1,17 @@
-"""Rules of the operations that split the channel dimension or merge it with others; see `rules`."""
+"""Rules of the operations that merge the channel dimension with others, split or reorder it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx, nn
 
-from branchprune.graph.channels import Layout, cut, fused, resolve, unify
+from branchprune.graph.channels import Layout, fused, resolve, unify
 from branchprune.graph.nodes import measured, measured_tensor
 from branchprune.graph.provenance import Cut, Joined
-from branchprune.graph.rules.basic import Known
-
-if TYPE_CHECKING:
-    from branchprune.graph.state import Analysis
+from branchprune.graph.rules.split import equal_parts
+from branchprune.graph.state import Analysis
 
 
 def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -88,7 +85,7 @@ def regrouped(analysis: Analysis, node: fx.Node, layout: Layout, place: int) -> 
         )
     segments, moved, strand = resolve(layout.segments), layout.moved, None
     if end < high:
-        parts = _equal_parts(analysis, node, layout, high // end)
+        parts = equal_parts(analysis, node, layout, high // end)
         if parts is None:
             return None
         segments, moved = resolve(parts[0].segments), parts[0].moved
@@ -154,78 +151,6 @@ def _requested_sizes(node: fx.Node, rank: int) -> list[Any]:
     return list(sizes) if len(sizes) == rank else anything
 
 
-def divide(analysis: Analysis, node: fx.Node) -> Known:
-    """Chunk and split: along the channels into equal parts, which get the same width."""
-    operand = analysis.operand(node)
-    layout = analysis.layout(operand)
-    if layout is None:
-        return None
-    names = ("chunks", "split_size", "split_size_or_sections")
-    pieces = node.args[1] if len(node.args) > 1 else _keyword(node, names)
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    count = analysis.length(node)
-    if not isinstance(dim, int):
-        return analysis.unknown(node)
-    if dim % len(analysis.shape(operand)) != layout.dim:
-        return (layout,) * count
-    sizes = pieces if isinstance(pieces, list | tuple) else [pieces]
-    named = [size for size in sizes if isinstance(size, int)]
-    if named and getattr(node.target, "__name__", node.target) != "chunk":
-        why = f"it names the size {named[0]}; chunk would follow the width"
-        return analysis.unknown(node, why)
-    return _equal_parts(analysis, node, layout, count)
-
-
-def _keyword(node: fx.Node, names: Iterable[str]) -> Any:
-    return next((node.kwargs[name] for name in names if name in node.kwargs), None)
-
-
-def _equal_parts(
-    analysis: Analysis, node: fx.Node, layout: Layout, count: int
-) -> tuple[Layout, ...] | None:
-    """Cut the channels into equal parts and tie them, so that they stay equal."""
-    parts = cut(layout.segments, layout.size // count) if layout.size % count == 0 else None
-    if parts is None:
-        analysis.unknown(node, "it splits the channels where they cannot be split")
-        return None
-    for part in parts[1:]:
-        unify(parts[0], part, node.name)
-    origins = [layout.moved and Cut(layout.moved, i, count) for i in range(count)]
-    return tuple(
-        Layout(layout.dim, tuple(resolve(part)), None, origin)
-        for part, origin in zip(parts, origins, strict=True)
-    )
-
-
-def unbind(analysis: Analysis, node: fx.Node) -> Known:
-    """Unbind: one tensor for each index of a dimension."""
-    operand = analysis.operand(node)
-    layout = analysis.layout(operand)
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    if layout is None or not isinstance(dim, int):
-        return layout and analysis.unknown(node)
-    dim %= len(analysis.shape(operand))
-    if dim == layout.dim:
-        return analysis.unknown(node, "it splits the channels one by one")
-    return (layout.at(layout.dim - (dim < layout.dim)),) * analysis.length(node)
-
-
-def halve(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """GLU: the first half of a dimension times the sigmoid of the second."""
-    operand = analysis.operand(node)
-    layout = analysis.layout(operand)
-    if layout is None:
-        return None
-    if node.op == "call_module":
-        argument: Any = getattr(analysis.module(node), "dim", -1)
-    else:
-        argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
-    if argument % len(analysis.shape(node)) != layout.dim:
-        return layout
-    parts = _equal_parts(analysis, node, layout, 2)
-    return parts[0] if parts else None
-
-
 def pixel_shuffle(analysis: Analysis, node: fx.Node) -> Layout | None:
     """Pixel shuffle: each run of factor² channels becomes one, kept or dropped together."""
     layout = analysis.layout(analysis.operand(node))
@@ -251,7 +176,7 @@ def channel_shuffle(analysis: Analysis, node: fx.Node) -> Layout | None:
     groups = analysis.module(node).groups if node.op == "call_module" else argument
     if not isinstance(groups, int) or layout.dim != 1:
         return analysis.unknown(node)
-    parts = _equal_parts(analysis, node, layout, groups)
+    parts = equal_parts(analysis, node, layout, groups)
     if parts is None:
         return None
     segments = parts[0].segments * groups

@@ -1,16 +1,13 @@
-"""Rules of the operations that move, drop or add dimensions; see `rules`."""
+"""Rules of the operations that move, drop, add or index dimensions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
-from branchprune.graph.channels import Layout, unify
-
-if TYPE_CHECKING:
-    from branchprune.graph.state import Analysis
+from branchprune.graph.channels import Layout
+from branchprune.graph.state import Analysis
 
 
 def permute(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -148,22 +145,6 @@ def _whole(item: Any, size: int) -> bool:
 
 def size_of(analysis: Analysis, node: fx.Node) -> None:
     """A size, shape, type or device: a value that the twin reads from its own tensors."""
-
-
-def stack(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """Stacking along a new dimension: the inputs are tied."""
-    tensors = node.args[0] if node.args else node.kwargs["tensors"]
-    parts = [n for n in tensors if isinstance(n, fx.Node)] if isinstance(tensors, Iterable) else []
-    known = [layout for _, layout in analysis.layouts(parts)]
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    if not known:
-        return None
-    same = len(known) == len(parts) and all(layout.dim == known[0].dim for layout in known)
-    if not isinstance(dim, int) or not same:
-        return analysis.unknown(node)
-    for layout in known[1:]:
-        unify(known[0].segments, layout.segments, node.name)
-    return known[0].at(known[0].dim + (dim % len(analysis.shape(node)) <= known[0].dim))
 
 
 def expand(analysis: Analysis, node: fx.Node) -> Layout | None:

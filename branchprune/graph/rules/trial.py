@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from math import lcm
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,9 +11,7 @@ from torch import Tensor, fx, nn
 from branchprune.graph.channels import resolve
 from branchprune.graph.folding import fold_bias, fold_weight
 from branchprune.graph.layers import narrow_channelwise, set_linear_width
-
-if TYPE_CHECKING:
-    from branchprune.graph.state import Analysis
+from branchprune.graph.state import Analysis
 
 TOLERANCE = 1e-9
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,21 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs, on_device, own_buffers, training_mode
+from branchprune.graph.nodes import Recorded
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-@dataclass
-class Recorded:
-    """What is known of the nodes' values for the example.
-
-    Attributes:
-        shapes: Shape of every tensor; None for other values.
-        lengths: Length of every tuple or list.
-    """
-
-    shapes: dict[fx.Node, tuple[int, ...] | None] = field(default_factory=dict)
-    lengths: dict[fx.Node, int] = field(default_factory=dict)
 
 
 class _Recorder(fx.Interpreter):

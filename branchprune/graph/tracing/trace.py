@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs, own_generators, training_mode
+from branchprune.graph.nodes import WHERE
 from branchprune.graph.rules.registry import TAUGHT, is_layer
 from branchprune.graph.tracing.factories import recorded_factories
 from branchprune.graph.tracing.functionalize import make_out_of_place, refuse_assigned_state
@@ -36,11 +37,6 @@ from branchprune.graph.tracing.side_effects import (
     recorded_functions,
     refuse_lost_gradient,
 )
-
-WHERE = "where"
-"""Key in the `meta` of a node: the path of the module whose forward it is from."""
-CONSTANT = "_tensor_constant"
-"""How `torch.fx` names a tensor that forward makes from plain numbers."""
 
 
 class _Tracer(fx.Tracer):

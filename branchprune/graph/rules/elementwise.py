@@ -1,0 +1,66 @@
+"""Rules of the operations that work entry by entry: on one tensor, or on several in line."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from branchprune.graph.channels import Layout, unify
+from branchprune.graph.state import Analysis
+
+
+def same(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """An operation on one tensor that treats every channel alike and keeps the dimensions."""
+    if sum(analysis.is_tensor(n) for n in node.all_input_nodes) > 1:
+        return analysis.unknown(node, "it reads a second tensor")
+    return analysis.layout(analysis.operand(node))
+
+
+def cast(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """A change of dtype or device, perhaps to that of a second tensor."""
+    return analysis.layout(analysis.operand(node))
+
+
+def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Padding of the dimensions behind the channels."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    padding = analysis.module(node).padding if node.op == "call_module" else argument
+    if not isinstance(padding, list | tuple):
+        return analysis.unknown(node)
+    if len(analysis.shape(node)) - len(padding) // 2 <= layout.dim:
+        return analysis.unknown(node, "it pads the channels")
+    return layout
+
+
+def opaque(analysis: Analysis, node: fx.Node) -> None:
+    """Something that is not looked into: the widths of what it reads stay."""
+    analysis.unknown(node, "it is opaque")
+
+
+def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Addition, multiplication, …: operands are aligned from the right, as in broadcasting."""
+    operands = [n for n in node.all_input_nodes if analysis.is_tensor(n)]
+    known = list(analysis.layouts(operands))
+    made = [(n, layout) for n, layout in known if not layout.free] or known
+    offsets = {layout.dim - len(analysis.shape(n)) for n, layout in made}
+    if len(offsets) > 1:
+        return analysis.unknown(node, "it combines channels of different dimensions")
+    tied: list[Layout] = []
+    for offset in offsets:
+        for operand in operands:
+            shape = analysis.shape(operand)
+            size = shape[offset] if len(shape) >= -offset else 1
+            layout = analysis.layout(operand) or (
+                analysis.parameter(operand, len(shape) + offset) if size > 1 else None
+            )
+            if layout is not None and layout.dim == len(shape) + offset:
+                tied.append(layout.at(len(analysis.shape(node)) + offset))
+            elif size > 1:
+                analysis.freeze_inputs(node, f"tied by {node.name} to {analysis.stays(operand)}")
+    tied.sort(key=lambda layout: -layout.size)
+    for layout in tied[1:]:
+        if layout.size == tied[0].size:
+            unify(tied[0].segments, layout.segments, node.name)
+    return tied[0] if tied else None

@@ -1,0 +1,88 @@
+"""Rules of modules with one entry a channel in their tensors: norms, PReLU, a user's own."""
+
+from __future__ import annotations
+
+from math import gcd
+
+from torch import fx, nn
+
+from branchprune.graph.channels import Layout, resolve, unify
+from branchprune.graph.layers import has_own_forward
+from branchprune.graph.state import Analysis
+
+
+def norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """BatchNorm and InstanceNorm: one entry a channel in each parameter and buffer."""
+    return analysis.resized(node, _axis(analysis, node))
+
+
+def _axis(analysis: Analysis, node: fx.Node) -> int | None:
+    """Return 0 if the module's parameters count the channels: it acts on dimension 1."""
+    layout = analysis.layout(analysis.operand(node))
+    return 0 if layout is not None and layout.dim == 1 else None
+
+
+def group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """GroupNorm: the kept width must be divisible by its groups."""
+    layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
+    if layout is None or not isinstance(module, nn.GroupNorm):
+        return layout
+    axis = _axis(analysis, node)
+    if module.num_groups > 1 and axis == 0:
+        segments = resolve(layout.segments)
+        if len(segments) != 1:
+            layout.freeze(f"GroupNorm {node.target} normalises channels of several layers together")
+        whole = segments[0].channels.width % module.num_groups == 0
+        divided = 1 if whole else gcd(module.num_groups, segments[0].repeat)
+        layout.require_blocks(module.num_groups // divided)
+    return analysis.resized(node, axis)
+
+
+def layer_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """LayerNorm: narrowed if it normalises over the channels, else left as it is."""
+    layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
+    if layout is None or not isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return layout
+    if has_own_forward(module) and tuple(module.normalized_shape) == (layout.size,):
+        return analysis.resized(node, 0)
+    axis = layout.dim - (len(analysis.shape(node)) - len(module.normalized_shape))
+    if axis < 0:
+        return layout
+    return analysis.resized(node, axis)
+
+
+def prelu(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """PReLU: one slope for all channels, or one a channel."""
+    single = getattr(analysis.module(node), "num_parameters", 1) == 1
+    return analysis.resized(node, None if single else _axis(analysis, node))
+
+
+def channelwise(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """A module that treats every channel alike, or has one entry a channel in each tensor.
+
+    Each of its parameters and buffers either counts the channels in its first dimension or is a
+    single number.
+    """
+    layout, module = analysis.layout(analysis.operand(node)), analysis.module(node)
+    if layout is None:
+        return None
+    saved = module.state_dict()
+    for name, buffer in module.named_buffers():
+        if name not in saved and buffer.shape[:1] == (layout.size,):
+            return analysis.unknown(node, f"its buffer {name} is not saved with the model")
+    sizes = {t.shape[0] for t in saved.values() if t.numel() > 1}
+    return analysis.resized(node, 0 if sizes == {layout.size} else None)
+
+
+def batch_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """The functions batch_norm and instance_norm: their parameters are tied to the channels."""
+    layout = analysis.layout(analysis.operand(node))
+    if layout is None:
+        return None
+    for operand in node.all_input_nodes[1:]:
+        parameter = analysis.layout(operand)
+        if parameter is None and analysis.is_tensor(operand):
+            return analysis.unknown(node, f"the width of {operand.name} stays")
+        if parameter is not None and layout.dim == 1:
+            unify(layout.segments, parameter.segments, node.name)
+    return layout

@@ -1,0 +1,134 @@
+"""The walk over the traced graphs that finds what every tensor's channels are made of."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx, nn
+
+from branchprune.graph.channels import Known, Layout, Segment, resolve
+from branchprune.graph.nodes import sources
+from branchprune.graph.rules.registry import rule_of, to_be_checked
+from branchprune.graph.rules.shape import getitem, size_of
+from branchprune.graph.rules.split import divide, unbind
+from branchprune.graph.rules.trial import find_fault
+from branchprune.graph.state import Analysis
+from branchprune.graph.tracing.guards import GUARDS
+
+WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
+"""Rules of operations whose result may be something else than a tensor."""
+
+
+def walk(analysis: Analysis, graph: fx.Graph) -> None:
+    """Apply the rules to a graph."""
+    for node in graph.nodes:
+        if node.op == "output" or _makes_output(node):
+            analysis.freeze_inputs(node, "it is an output of the model")
+            continue
+        _note_batch(analysis, node)
+        value = _apply(analysis, node)
+        analysis.values[node] = value
+        if node.target in GUARDS:
+            _freeze_measured(analysis, node, f"forward asks for its width at {node.args[2]}")
+        if value is None and analysis.is_tensor(node):
+            analysis.freeze_inputs(node, f"read by {analysis.describe(node)}")
+            _freeze_measured(analysis, node, f"its width is a size in {analysis.describe(node)}")
+
+
+def _note_batch(analysis: Analysis, node: fx.Node) -> None:
+    """Note of how many examples the node's output is made: the batch of the inputs it reads.
+
+    Where inputs differ, as a mask without a batch, that one counts which the output still has.
+    """
+    shape = analysis.shape(node) if analysis.is_tensor(node) else ()
+    size = shape[0] if len(shape) > 1 else None
+    read = [analysis.batches[n] for n in node.all_input_nodes if n in analysis.batches]
+    if read:
+        analysis.batches[node] = size if size in read and size is not None else read[0]
+    elif size and (node.op == "placeholder" or _is_item_of_input(node)):
+        analysis.batches[node] = size
+
+
+def _apply(analysis: Analysis, node: fx.Node) -> Known:
+    if node.op == "get_attr":
+        return analysis.parameter(node)
+    module = analysis.module(node) if node.op == "call_module" else None
+    rule, known = rule_of(node, module), list(analysis.layouts(node.all_input_nodes))
+    if rule is None or (known and not analysis.is_tensor(node) and rule not in WITHOUT_TENSOR):
+        return analysis.unknown(node) if known else None
+    value = rule(analysis, node)
+    if isinstance(value, Layout) and not value.fits(analysis.shape(node)):
+        return analysis.unknown(node, "it changes the number of channels")
+    if module is not None:
+        _freeze_obstacle(analysis, node, module, value)
+    return value
+
+
+def _freeze_obstacle(analysis: Analysis, node: fx.Node, module: nn.Module, value: Known) -> None:
+    """Freeze what a module reads and makes whose weights cannot be replaced one for one."""
+    name = str(node.target)
+    if to_be_checked(module) and name not in analysis.obstacles:
+        fault = find_fault(module, analysis, node)
+        if fault is not None:
+            analysis.obstacles[name] = f"{analysis.describe(node)} {fault}"
+    obstacle = analysis.obstacles.get(name)
+    if obstacle is not None:
+        analysis.freeze_inputs(node, obstacle)
+        for layout in value if isinstance(value, tuple) else (value,):
+            if layout is not None:
+                layout.freeze(obstacle)
+
+
+def _freeze_measured(analysis: Analysis, node: fx.Node, reason: str) -> None:
+    """Freeze groups whose width a node asks for that does not follow it."""
+    for number in node.all_input_nodes:
+        if analysis.is_tensor(number):
+            continue
+        for tensor, dim in sources(number, analysis.is_tensor):
+            layout = analysis.layout(tensor)
+            if layout is not None and layout.dim == dim % len(analysis.shape(tensor)):
+                layout.freeze(reason)
+
+
+def has_effect(analysis: Analysis, node: fx.Node) -> bool:
+    """Return whether a node that nothing reads may change what it reads."""
+    if node.users or not node.op.startswith("call_"):
+        return False
+    if node.target in GUARDS:
+        return True
+    module = analysis.module(node) if node.op == "call_module" else None
+    return rule_of(node, module) is None and any(map(analysis.is_tensor, node.all_input_nodes))
+
+
+def finish(analysis: Analysis) -> None:
+    """Freeze what no linear layer makes or reads; forget parameters that have no channels."""
+    read = {
+        segment.channels
+        for layer in analysis.linears.values()
+        for segment in resolve(layer.inputs.segments if layer.inputs else ())
+    }
+    for _, channels in analysis.channels:
+        for segment in resolve([Segment(channels)]):
+            if segment.channels not in read:
+                segment.channels.freeze("no layer reads it")
+    for name in [name for name, layout in analysis.parameters.items() if layout.free]:
+        del analysis.parameters[name]
+    for layout in analysis.parameters.values():
+        for segment in resolve(layout.segments):
+            if segment.channels.free:
+                segment.channels.freeze("not made by a layer")
+    for node, value in analysis.values.items():
+        if isinstance(value, Layout) and value.free:
+            analysis.values[node] = None
+
+
+def _is_item_of_input(node: fx.Node) -> bool:
+    """Return whether a node takes a tensor out of an input that is a list or dictionary."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "placeholder"
+
+
+def _makes_output(node: fx.Node) -> bool:
+    """Return whether a node builds a named tuple, which models return."""
+    return isinstance(node.target, type) and issubclass(node.target, tuple)
