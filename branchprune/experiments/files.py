@@ -1,17 +1,22 @@
-"""Files that a kill at any moment leaves readable: whole ones, and JSON objects a line."""
+"""Files that a kill or a full disk leaves readable: whole ones, and JSON objects a line."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from safetensors import SafetensorError
 
 from branchprune.errors import PruneError
 
 Parsed = TypeVar("Parsed")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that say of themselves that a file could not be written."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -68,3 +73,26 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise PruneError(f"{path}, line {number}: {text[:40]} is no JSON object")
         lines.append(line)
     return lines
+
+
+@contextmanager
+def unwritable_named(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full or read-only disk in a `with` block into one that names the file.
+
+    Args:
+        folder: Named where the error does not say which file it was.
+
+    Raises:
+        PruneError: Something could not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in UNWRITABLE:
+            raise
+        path = getattr(error, "filename", None) or f"output folder {folder}"
+        reason = getattr(error, "strerror", None) or error
+        raise PruneError(
+            f"{path} cannot be written: {reason}; what was written before is kept "
+            "(--resume continues)"
+        ) from error
