@@ -61,14 +61,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str], console: Console) -> None:
+    from branchprune.experiments.files import unwritable_named
     from branchprune.experiments.run.experiment import run
+    from branchprune.reports.report import write_report
 
     config = _configuration("run", args)
     if config is None:
         return
     result = run(config, shlex.join(["branchprune", "run", *args]), console)
+    report = config.output / "report.html"
+    if not report.exists():
+        with unwritable_named(config.output):
+            write_report(config.output)
     console.print(summary(result))
-    console.print(f"{config.output / 'report.html'}", style="bold")
+    console.print(f"{report}", style="bold")
 
 
 def _dense(args: list[str], console: Console) -> None:

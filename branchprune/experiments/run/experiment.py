@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
-from branchprune.experiments.files import read_object, write_whole
+from branchprune.experiments.files import read_object, unwritable_named, write_whole
 from branchprune.experiments.run.callbacks.quiet import quiet_lightning
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
@@ -24,17 +24,15 @@ from branchprune.experiments.run.result import outcome
 from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning import Vitals
-from branchprune.reports.report import write_report
 from branchprune.training.task import Task
-from branchprune.unwritable import unwritable_named
 
 
 def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
     """Carry out a run and write its folder, or finish one that was broken off.
 
-    The folder holds config.yaml, dense.safetensors, small.safetensors, result.json, report.html
-    and, for each stage of training, metrics.csv, TensorBoard events and last.ckpt. A line is added
-    to the file of results.
+    The folder holds config.yaml, dense.safetensors, small.safetensors, result.json and, for each
+    stage of training, metrics.csv, TensorBoard events and last.ckpt. A line is added to the file of
+    results.
 
     Args:
         config: What to do.
@@ -91,8 +89,6 @@ class _Run:
         result = read_object(output / "result.json") if self.config.resume else None
         if result is None:
             result = self._carry_out()
-        if not (output / "report.html").exists():
-            write_report(output)
         if not self.config.fast:
             add_line(results or output.parent / "results" / f"{self.config.name}.jsonl", result)
         return result
