@@ -97,9 +97,17 @@ def _configuration(command: str, args: list[str]) -> RunConfig | None:
 
 
 def _compare(args: list[str], console: Console) -> int:
-    from branchprune.experiments.compare.compare import main as compare
+    from branchprune.experiments.compare.compare import compare
+    from branchprune.experiments.jobs import shown
+    from branchprune.reports.comparison import write_comparison
 
-    return compare(args, console)
+    compared = compare(args, console)
+    if compared.results.lines:
+        table, plots = write_comparison(compared.results, compared.output)
+        paths = " ".join(shown(path, Path.cwd()) for path in plots)
+        for text in (table, paths):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return int(compared.failed)
 
 
 def _report(args: list[str], console: Console) -> None:

@@ -14,7 +14,7 @@ from paper_tables import FILES, NOTHING, Paper, folded, paper_table, read_result
 from branchprune.benchmarks.zoo_table import markdown_summary, read_csv
 from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare import results as compare_results
-from branchprune.experiments.compare import table as compare_table
+from branchprune.reports import comparison_table as compare_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"

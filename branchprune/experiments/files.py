@@ -76,6 +76,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
+def refusals_named() -> Iterator[None]:
+    """Turn any error of the file system in a `with` block into one that names the file.
+
+    Raises:
+        PruneError: Something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise PruneError(f"{error.filename} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
 def unwritable_named(folder: Path) -> Iterator[None]:
     """Turn the errors of a full or read-only disk in a `with` block into one that names the file.
 

@@ -19,10 +19,9 @@ from rich.console import Console
 from branchprune.errors import PruneError
 from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare import results as compare_results
-from branchprune.experiments.compare import table as compare_table
 from branchprune.experiments.compare.config import Comparison, Run
 from branchprune.experiments.compare.results import Results
-from branchprune.experiments.files import read_object, write_whole
+from branchprune.experiments.files import read_object, refusals_named, write_whole
 from branchprune.experiments.jobs import Job, JobRunner, shown
 
 COMMAND = [sys.executable, "-m", "branchprune.cli"]
@@ -79,8 +78,27 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def main(args: Sequence[str], console: Console) -> int:
-    """Make the runs that are missing, write the table and the plots; return 1 if a run failed.
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison came to.
+
+    Args:
+        results: What its runs found, as far as there are lines.
+        output: The folder for its table and plots.
+        failed: Whether a run failed.
+    """
+
+    results: Results
+    output: Path
+    failed: bool
+
+
+def compare(args: Sequence[str], console: Console) -> Compared:
+    """Make the runs that are missing, and read the results of all.
+
+    Args:
+        args: Arguments of `branchprune compare`.
+        console: Where to show progress.
 
     Raises:
         PruneError: An option or the configuration is wrong, the output cannot be written, or the
@@ -91,12 +109,9 @@ def main(args: Sequence[str], console: Console) -> int:
     except ArgumentError as error:
         raise PruneError(str(error)) from error
     comparing = _Comparing(compare_config.read(options.config), options, console)
-    try:
+    with refusals_named():
         failed = not options.table and comparing.go()
-        comparing.write()
-    except OSError as error:
-        raise PruneError(f"{error.filename} cannot be written: {error.strerror}") from error
-    return int(failed)
+    return Compared(comparing.found(), comparing.output, failed)
 
 
 class _Comparing:
@@ -157,21 +172,12 @@ class _Comparing:
         self.say(f"{len(jobs) - len(missing)} runs are done, {len(missing)} missing")
         return bool(runner.failed)
 
-    def write(self) -> None:
-        """Write and show the table, and draw the plots, from the results alone."""
+    def found(self) -> Results:
+        """Return what all runs found; say so if that is nothing."""
         results = self._read()
         if not results.lines:
             self.say(f"no results in {self.results}")
-            return
-        from branchprune.experiments.compare.plots import draw
-
-        self.output.mkdir(parents=True, exist_ok=True)
-        table = compare_table.markdown(results)
-        write_whole(self.output / "table.md", table)
-        write_whole(self.output / "table.csv", compare_table.csv_text(results))
-        plots = draw(results, self.output)
-        self.say(table)
-        self.say(" ".join(self._shown(path) for path in plots))
+        return results
 
     def _read(self) -> Results:
         return compare_results.read(self.comparison, self.results)
