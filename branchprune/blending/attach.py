@@ -104,7 +104,7 @@ def attach(
     criterion = init if callable(init) else INITS.get(init, random_choice)
     _match(blended, model)
     blended._refresh()
-    readings = read(blended, batches)
+    readings = read(blended.model, plan.structure, plan.pruned, blended, batches)
     chosen = {i: _choose(blended, model, i, criterion, readings[i]) for i in plan.pruned}
     builder = _Builder(blended, chosen, random=init == "random")
     builder.build()

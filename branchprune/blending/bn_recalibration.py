@@ -6,8 +6,9 @@ far worse than it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -48,15 +49,36 @@ def recalibrated(model: nn.Module, inputs: Iterable[Inputs]) -> Iterator[None]:
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
-    momenta = [(m, m.momentum) for m in model.modules() if isinstance(m, _BatchNorm)]
+    norms = batch_norms(model)
     try:
         with torch.no_grad(), training_mode(model, True), torch.random.fork_rng(_gpus(buffers)):
-            update_bn(([call] for call in chain([first], calls)), _Calls(model))
+            reestimate(norms, chain([first], calls), partial(_call, model))
         yield
     finally:
         for owner, name, buffer, value in buffers:
             owner._buffers[name] = buffer.copy_(value)
-        for norm, momentum in momenta:
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the BatchNorm layers of a model."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def reestimate(
+    norms: Sequence[_BatchNorm], inputs: Iterable[Inputs], run: Callable[[Inputs], object]
+) -> None:
+    """Give BatchNorm layers the mean statistics of some inputs; every momentum stays what it was.
+
+    Args:
+        norms: The layers; they are put into training mode.
+        inputs: Arguments of the calls to make.
+        run: Makes a call, which passes through the layers.
+    """
+    momenta = [norm.momentum for norm in norms]
+    try:
+        update_bn(([call] for call in inputs), _Calls(norms, run))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
 
@@ -65,20 +87,24 @@ def _gpus(buffers: Sequence[tuple[nn.Module, str, Tensor, Tensor]]) -> list[torc
 
 
 class _Calls(nn.Module):
-    """Calls a model with the arguments of one recorded call."""
+    """Makes one call after the other; only the layers that are to be estimated are in it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, norms: Sequence[_BatchNorm], run: Callable[[Inputs], object]) -> None:
         super().__init__()
-        self.model = model
+        self.norms, self.run = nn.ModuleList(norms), run
 
-    def forward(self, call: Inputs) -> Any:
-        args, kwargs = call
-        try:
-            return self.model(*args, **kwargs)
-        except (TypeError, RuntimeError, PruneError) as error:
-            raise PruneError(
-                "batches must be inputs of forward, a tuple meaning several arguments; of a loader "
-                f"of pairs take `(batch[0] for batch in loader)`: {error}"
-            ) from error
-        except ValueError as error:
-            raise PruneError(f"batches hold one that BatchNorm cannot use: {error}") from error
+    def forward(self, call: Inputs) -> object:
+        return self.run(call)
+
+
+def _call(model: nn.Module, inputs: Inputs) -> object:
+    args, kwargs = inputs
+    try:
+        return model(*args, **kwargs)
+    except (TypeError, RuntimeError, PruneError) as error:
+        raise PruneError(
+            "batches must be inputs of forward, a tuple meaning several arguments; of a loader "
+            f"of pairs take `(batch[0] for batch in loader)`: {error}"
+        ) from error
+    except ValueError as error:
+        raise PruneError(f"batches hold one that BatchNorm cannot use: {error}") from error

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchprune.blending.blended import Blended, updates
-from branchprune.blending.bn_recalibration import Inputs
+from branchprune.blending.bn_recalibration import Inputs, batch_norms, reestimate
 from branchprune.blending.projections import EndPiece, Expand
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs, on_device, tensors
@@ -60,11 +59,11 @@ def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4
     if not inputs:
         raise PruneError("batches is empty: the ends are fitted on at least one")
     fitted = copy.deepcopy(blended)
-    norms = [norm for norm in fitted.twin.modules() if isinstance(norm, _BatchNorm)]
+    norms = batch_norms(fitted.twin)
     with torch.no_grad(), _calibrating(fitted, norms):
         for end, consumer in _ends(fitted).items():
             _fit(fitted, end, consumer, inputs, ridge)
-        _measure(fitted, norms, inputs)
+        reestimate(norms, inputs, partial(_run, fitted, 0.0))
     fitted.alpha = blended.alpha
     fitted.updates_at_start = updates(fitted)
     return fitted
@@ -197,15 +196,3 @@ def solve(square: Tensor, mixed: Tensor, ridge: float) -> Tensor:
     regular = square + torch.diag_embed(added[:, None].expand(square.shape[:2]))
     solution: Tensor = torch.linalg.lstsq(regular, mixed, driver="gelsd").solution
     return solution.transpose(1, 2)
-
-
-def _measure(blended: Blended, norms: Sequence[_BatchNorm], batches: Sequence[Inputs]) -> None:
-    """Give the branch's BatchNorm the mean statistics of the batches."""
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    for batch in batches:
-        _run(blended, 0.0, batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, call, tensors, training_mode
 from branchprune.graph.provenance import Own, labels_of
@@ -32,26 +31,35 @@ class Reading:
     weights: Tensor
 
 
-def read(blended: Blended, batches: Iterable[Example]) -> dict[int, list[Reading]]:
-    """Return what layers read of every group that shrinks, by the group's index.
+def read(
+    model: nn.Module,
+    structure: Structure,
+    groups: Sequence[int],
+    run: nn.Module,
+    batches: Iterable[Example],
+) -> dict[int, list[Reading]]:
+    """Return what layers read of some channel groups, by the group's index.
 
     Args:
-        blended: A blended model at α = 1; it is left as it is.
-        batches: Inputs, each a tensor, or a tuple or dictionary of arguments.
+        model: The wide layers; they are left as they are.
+        structure: The model's.
+        groups: Indices of the groups.
+        run: What calls those layers, in evaluation mode: the model, or a module around it.
+        batches: Inputs of `run`, each a tensor, or a tuple or dictionary of arguments.
 
     Raises:
         PruneError: `batches` is a single tensor.
     """
     if isinstance(batches, Tensor):
         raise PruneError("batches must be several inputs of forward, such as [batch]")
-    readers = [*_readers(blended.plan.structure, blended.plan.pruned)]
-    with training_mode(blended, False), torch.no_grad(), _listening(blended.model, readers):
+    readers = [*_readers(structure, groups)]
+    with training_mode(run, False), torch.no_grad(), _listening(model, readers):
         for batch in batches:
-            call(blended, batch)
-    found: dict[int, list[Reading]] = {group: [] for group in blended.plan.pruned}
+            call(run, batch)
+    found: dict[int, list[Reading]] = {group: [] for group in groups}
     for reader in readers:
         if reader.count:
-            layer = blended.model.get_submodule(reader.layer.name)
+            layer = model.get_submodule(reader.layer.name)
             found[reader.group].append(reader.reading(layer))
     return found
 

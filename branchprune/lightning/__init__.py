@@ -1,9 +1,5 @@
-"""Lightning: tasks for classification, reconstruction and GANs, and the callback that prunes."""
+"""For a Trainer of your own: the callback that prunes, and tasks that work with it as they are."""
 
-from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoint
-from branchprune.experiments.run.callbacks.progress import StageProgress
-from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
-from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.lightning.callback import BranchPruning
 from branchprune.lightning.loss_guard import Vitals
 from branchprune.training.adversarial import AdversarialTask
@@ -13,10 +9,6 @@ __all__ = [
     "AdversarialTask",
     "BranchPruning",
     "ClassificationTask",
-    "EpochCheckpoint",
     "ReconstructionTask",
-    "Reconstructions",
-    "StageProgress",
-    "TrainingCost",
     "Vitals",
 ]

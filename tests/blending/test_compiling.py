@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import branchprune as bp
 from branchprune.cli import main
-from branchprune.lightning import BranchPruning, ClassificationTask, TrainingCost
+from branchprune.experiments.run.callbacks.training_cost import TrainingCost
+from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
 from branchprune.planning.profiling import measure_latency
 

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.files import read_lines
-from branchprune.lightning import ClassificationTask, TrainingCost
+from branchprune.experiments.run.callbacks.training_cost import TrainingCost
+from branchprune.lightning import ClassificationTask
 from branchprune.training.distillation import Teacher
 from branchprune.training.logit_cache import Memory
 

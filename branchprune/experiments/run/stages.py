@@ -18,9 +18,11 @@ from torch import nn
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_object, write_whole
 from branchprune.experiments.metrics_csv import earlier_rows, table_text
-from branchprune.experiments.run.callbacks.epoch_checkpoint import find_checkpoint
+from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoint, find_checkpoint
+from branchprune.experiments.run.callbacks.progress import StageProgress
+from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
+from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.experiments.run.config import RunConfig, TaskFactory
-from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
 
 Split = Literal["val", "test"]
 

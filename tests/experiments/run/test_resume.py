@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from branchprune.cli import main
 from branchprune.experiments import environment
 from branchprune.experiments.run.callbacks.epoch_checkpoint import find_checkpoint
+from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.experiments.run.results_file import read_lines
-from branchprune.lightning import ClassificationTask, TrainingCost
+from branchprune.lightning import ClassificationTask
 from branchprune.planning.profiling import measure_latency
 
 CONFIG = """

@@ -9,7 +9,8 @@ from test_lightning import loader, network, trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 import branchprune as bp
-from branchprune.lightning import BranchPruning, ClassificationTask, TrainingCost
+from branchprune.experiments.run.callbacks.training_cost import TrainingCost
+from branchprune.lightning import BranchPruning, ClassificationTask
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
