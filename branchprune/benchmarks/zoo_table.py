@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from branchprune.experiments.files import append_line, parse_lines, write_whole
+from branchprune.experiments.markdown import markdown_table
 from branchprune.planning.plan import Plan
 
 LAST_FAMILIES = ("segmentation", "video")
@@ -236,13 +237,6 @@ def origin(rows: Sequence[Row]) -> str:
 
 def _distinct(values: Iterable[str | None]) -> str:
     return " and ".join(sorted({value for value in values if value})) or "unknown"
-
-
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines of cells, the first of them the header, as a Markdown table."""
-    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (lines[0], rule, *lines[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def markdown_summary(rows: Sequence[Row]) -> str:

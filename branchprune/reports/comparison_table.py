@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from branchprune.experiments.compare.results import Outcome, Results
+from branchprune.experiments.markdown import NOTHING, distinct, folded, markdown_table
 from branchprune.experiments.run.settings import MetricConfig
-
-NOTHING = "–"
 
 
 def markdown(results: Results) -> str:
@@ -24,21 +24,17 @@ def markdown(results: Results) -> str:
     header = ["method"]
     for budget in comparison.budgets:
         header += [f"{budget}: {metric.label}{unit} (n)", f"{budget}: compute"]
-    rows = [
-        [_safe(method), *_cells(results, found), _removed(found)]
-        for method, found in ranking.items()
-    ]
+    rows = [[method, *_cells(results, found), _removed(found)] for method, found in ranking.items()]
     dense = number(results.dense(), metric, _digits(results))
     compute = "1.00×" if results.dense_macs else NOTHING
     rows.append(["dense model", *[dense, compute] * len(comparison.budgets), NOTHING])
     header.append("parameters / MACs removed, %")
-    table = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     parts = [
         f"**{comparison.name}, {results.lines[0]['dataset']}**",
-        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        markdown_table([header, *rows]),
         _notes(results),
         *_missing(results),
-        _conditions(results),
+        conditions(results.lines),
         _commands(results),
     ]
     return "\n\n".join(parts) + "\n"
@@ -103,11 +99,6 @@ def _unit(metric: MetricConfig) -> str:
     return ", %" if metric.format == "percent" else ""
 
 
-def _safe(text: str) -> str:
-    """Return text for a cell."""
-    return text.replace("|", "\\|")
-
-
 def _notes(results: Results) -> str:
     macs = results.dense_macs
     dense = ""
@@ -142,21 +133,20 @@ def _missing(results: Results) -> list[str]:
     return [f"Missing: {'; '.join(found)}."] if found else []
 
 
-def _conditions(results: Results) -> str:
-    """Return hardware, versions, commits and the largest error of a collapse."""
-    lines = results.lines
+def conditions(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return hardware, versions, commits and the largest error of a collapse.
+
+    Args:
+        lines: Lines of results.
+    """
     packages = sorted({name for line in lines for name in line["versions"]})
-    versions = [f"{name} {_distinct(x['versions'].get(name) for x in lines)}" for name in packages]
+    versions = [f"{name} {distinct(x['versions'].get(name) for x in lines)}" for name in packages]
     error = max(line["collapse_error"] or 0 for line in lines)
     return (
-        f"{_distinct(line['hardware'] for line in lines)}; {', '.join(versions)}; commit "
-        f"{_distinct(line['commit'] for line in lines)}; largest relative error of a collapse "
+        f"{distinct(line['hardware'] for line in lines)}; {', '.join(versions)}; commit "
+        f"{distinct(line['commit'] for line in lines)}; largest relative error of a collapse "
         f"{error:.1e}."
     )
-
-
-def _distinct(values: Iterable[str | None]) -> str:
-    return " and ".join(dict.fromkeys(value for value in values if value is not None)) or NOTHING
 
 
 def _commands(results: Results) -> str:
@@ -167,4 +157,4 @@ def _commands(results: Results) -> str:
         for budget, each in found.items():
             first = each.lines[0]
             shown += f"# {method}, {budget}, seed {first['seed']}\n{first['command']}\n"
-    return f"<details><summary>Commands</summary>\n\n```\n{shown}```\n\n</details>"
+    return folded("Commands", f"```\n{shown}```")

@@ -1,0 +1,30 @@
+"""Parts of Markdown pages that tables of results are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+NOTHING = "–"
+
+
+def markdown_table(lines: Sequence[Sequence[str]], align: str | None = None) -> str:
+    """Return lines of cells, the first of them the header, as a Markdown table.
+
+    Args:
+        lines: Cells; a vertical bar in one is escaped.
+        align: A letter a column, "l" or "r"; None: the first column left, all others right.
+    """
+    align = "l" + "r" * (len(lines[0]) - 1) if align is None else align
+    rule = [{"l": "---", "r": "---:"}[letter] for letter in align]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (lines[0], rule, *lines[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def folded(summary: str, content: str) -> str:
+    """Return Markdown that is shown at a click on its summary."""
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
+def distinct(values: Iterable[str | None]) -> str:
+    """Return the different values of some results, such as commits, in words."""
+    return " and ".join(dict.fromkeys(value for value in values if value is not None)) or NOTHING
