@@ -24,14 +24,11 @@ bound; the result's `method` says which it is.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -50,9 +47,9 @@ from torchvision import models  # type: ignore[import-untyped]
 
 import branchprune as bp
 from branchprune.benchmarks.bench import Row
+from branchprune.benchmarks.child import forget_peak, resident, run_child
 from branchprune.experiments import environment
 
-PROC = Path("/proc/self")
 NAMES = {
     "plan": "plan",
     "torch_pruning_graph": "Torch-Pruning's graph",
@@ -193,11 +190,13 @@ def measure_memory(options: Options, pruning: ModuleType | None) -> dict[str, An
 
 
 def _child(options: Options, side: str) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).resolve()), f"--probe={side}"]
+    arguments = [str(Path(__file__).resolve()), f"--probe={side}"]
     for key in ("memory_model", "memory_image_size", "threads"):
-        command.append(f"--{key}={getattr(options, key)}")
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        arguments.append(f"--{key}={getattr(options, key)}")
+    lines, error = run_child(arguments)
+    if error is not None:
+        raise bp.PruneError(f"memory of {side} could not be measured: {error}")
+    result: dict[str, Any] = json.loads(lines[-1])
     return result
 
 
@@ -208,38 +207,11 @@ def probe(options: Options) -> dict[str, Any]:
     _run(side, *_tiny(), pruning)
     model, example = _build(options.memory_model, options.memory_image_size)
     held = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    _return_free_memory()
-    method = "VmHWM" if _reset_peak() else "ru_maxrss"
-    before = _peak(method)
+    method = forget_peak()
+    before = resident(method)
     _run(side, model, example, pruning)
-    growth = _peak(method) - before
+    growth = resident(method) - before
     return {"method": method, "model_bytes": sum(held.values()), "growth_bytes": growth}
-
-
-def _return_free_memory() -> None:
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _reset_peak() -> bool:
-    """Set the peak of resident memory to what is resident now, if the kernel can."""
-    try:
-        (PROC / "clear_refs").write_text("5")
-        _peak("VmHWM")
-    except (OSError, StopIteration):
-        return False
-    return True
-
-
-def _peak(method: str) -> int:
-    """Return the peak of resident memory in bytes."""
-    if method == "VmHWM":
-        lines = (PROC / "status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _build(name: str, size: int) -> tuple[nn.Module, Tensor]:

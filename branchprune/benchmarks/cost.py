@@ -17,10 +17,7 @@ Options come from YAML files, the later of which override the earlier, and from 
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -35,10 +32,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
+from branchprune.benchmarks.child import run_child
 from branchprune.benchmarks.cost_child import Row
 from branchprune.benchmarks.cost_models import MODELS, VARIANTS, prepare
 from branchprune.benchmarks.cost_table import summarize, table
-from branchprune.benchmarks.zoo_table import failure
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.arguments import files_as_options
@@ -177,20 +174,13 @@ def _blank_rows(
 
 def run_apart(row: Row, file: Path, timeout: float) -> Row:
     """Measure in a process of its own, for some seconds; return what was found, or the error."""
-    command = [sys.executable, "-W", "ignore", "-m", "branchprune.benchmarks.cost_child"]
-    command += [json.dumps(asdict(row)), str(file)]
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if row.device == "cpu" else {}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, timeout=timeout, check=False, env=os.environ | hidden
-        )
-    except subprocess.TimeoutExpired:
-        return Row(**asdict(row) | {"error": f"took longer than {timeout:g} s"})
-    for line in done.stdout.decode(errors="replace").splitlines():
+    module = ["-W", "ignore", "-m", "branchprune.benchmarks.cost_child"]
+    lines, error = run_child([*module, json.dumps(asdict(row)), str(file)], timeout, hidden)
+    for line in lines:
         if (found := parse(line)) is not None:
             return found
-    error = failure(done.returncode, done.stderr) or "the process printed nothing"
-    return Row(**asdict(row) | {"error": error})
+    return Row(**asdict(row) | {"error": error or "the process printed nothing"})
 
 
 def parse(line: str) -> Row | None:

@@ -7,13 +7,10 @@ a small model has never held the dense one.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
-import resource
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import load
-from branchprune.benchmarks.zoo_table import one_line
+from branchprune.benchmarks.child import forget_peak, one_line, resident
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.models import VGG, Autoencoder
 from branchprune.planning.profiling import count_params, measure_latency
 
 CLASSES: Mapping[str, type[nn.Module]] = {"VGG": VGG, "Autoencoder": Autoencoder}
-PROC = Path("/proc/self")
 SETTINGS = 13
 """So many fields of a row, the first, say what was measured; the others say what was found."""
 
@@ -153,7 +149,7 @@ def _load_code(mode: str) -> None:
     with torch.inference_mode():
         compiled(tiny, mode)(torch.randn(1, 3, 8, 8))
     torch.compiler.reset()
-    _return_free_memory()
+    environment.give_memory_back()
 
 
 def compiled(model: nn.Module, mode: str) -> nn.Module:
@@ -186,36 +182,6 @@ def _gpu_memory(row: Row) -> None:
     row.allocated_bytes = int(torch.cuda.max_memory_allocated())
     row.reserved_bytes = int(torch.cuda.max_memory_reserved())
     row.activations_bytes = row.allocated_bytes - (row.weights_bytes or 0) - (row.input_bytes or 0)
-
-
-def forget_peak() -> str:
-    """Give free memory back and let the peak of resident memory start anew; return its name.
-
-    Linux hands a process the `ru_maxrss` of the one that started it, so VmHWM is preferred.
-    """
-    _return_free_memory()
-    try:
-        (PROC / "clear_refs").write_text("5")
-    except OSError:
-        return "ru_maxrss"
-    return "VmHWM"
-
-
-def _return_free_memory() -> None:
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def resident(what: str) -> int:
-    """Return resident memory in bytes: VmRSS (now), VmHWM or ru_maxrss (the peak)."""
-    status = PROC / "status"
-    if what != "ru_maxrss" and status.exists():
-        lines: Iterable[str] = status.read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(f"{what}:")).split()[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(row: Row, file: Path) -> None:

@@ -7,8 +7,6 @@ memory back and whose end, whatever the cause, ends nothing else.
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from branchprune.benchmarks import zoo_table
+from branchprune.benchmarks.child import one_line, resident, run_child
 from branchprune.benchmarks.zoo_models import LIBRARIES
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.blending.attach import attach
@@ -121,20 +120,9 @@ def _blank_rows(options: Options) -> dict[zoo_table.Key, Row]:
 
 def run_apart(row: Row, timeout: float) -> Row:
     """Measure a model in a process of its own, for some seconds; return how far it came."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "branchprune.benchmarks.zoo",
-        json.dumps(asdict(row)),
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
-        output, error = done.stdout, zoo_table.failure(done.returncode, done.stderr)
-    except subprocess.TimeoutExpired as expired:
-        output, error = expired.stdout or b"", f"took longer than {timeout:g} s"
-    for line in output.decode(errors="replace").splitlines():
+    module = ["-W", "ignore", "-m", "branchprune.benchmarks.zoo"]
+    lines, error = run_child([*module, json.dumps(asdict(row))], timeout)
+    for line in lines:
         row = zoo_table.parse(line) or row
     if error is not None:
         row.error, row.exact = error, False
@@ -292,9 +280,8 @@ def _child(row: Row) -> None:
         measure(row, report)
     except Exception as error:
         name = "" if isinstance(error, PruneError) else f"{type(error).__name__}: "
-        row.error = zoo_table.one_line(f"{name}{error}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    row.peak_memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        row.error = one_line(f"{name}{error}")
+    row.peak_memory = resident("ru_maxrss")
     report(row)
 
 

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import signal
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -126,12 +125,6 @@ class Row:
         )
 
 
-def one_line(error: str) -> str:
-    """Return an error without line breaks and without the folders of one machine."""
-    text = re.sub(r"/\S*?/site-packages/", "", " ".join(error.split()))
-    return re.sub(r"(?<![\w./])(?:/[\w.+-]+)+/(?=[\w.+-])", "", text)[:1000]
-
-
 def kind_of(reason: str, layers: Iterable[str]) -> str:
     """Return a reason without the layers, nodes and numbers that make it one group's own."""
     names = "|".join(re.escape(name) for name in sorted(layers, key=len, reverse=True) if name)
@@ -140,14 +133,6 @@ def kind_of(reason: str, layers: Iterable[str]) -> str:
     reason = re.sub(r" \((?:node|in) [\w.…]+\)", "", reason)
     reason = re.sub(r"(?<=[a-z])(?:_\d+)+(?=_|\b)", "", reason)
     return re.sub(r"(?<![\w(.-])\d+(?:\.\d+)?(?![\w)])", "n", reason)
-
-
-def failure(status: int, stderr: bytes) -> str | None:
-    """Return why a process failed, given its exit status and error output; None if it did not."""
-    if status < 0:
-        return f"ended by {signal.Signals(-status).name}" + ", as without memory" * (status == -9)
-    text = stderr.decode(errors="replace")[-1000:]
-    return one_line(text or f"status {status}") if status else None
 
 
 def parse(line: str) -> Row | None:
