@@ -13,6 +13,7 @@ from rich.table import Table
 
 from branchprune.errors import PruneError
 
+# Each command imports what it needs when it is called: help should not wait for Lightning.
 if TYPE_CHECKING:
     from branchprune.experiments.run.config import RunConfig
 

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.blending.attach import attach
+from branchprune.blending.blended import Blended
 from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
@@ -153,11 +154,8 @@ def _training_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[
     return step, counter.get_total_flops() // 2
 
 
-def _macs_as_defined(blended: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
+def _macs_as_defined(blended: Blended, x: torch.Tensor, y: torch.Tensor) -> int:
     """Return the multiply-adds of a training step in which no linear end is folded."""
-    from branchprune.blending.blended import Blended
-
-    assert isinstance(blended, Blended)
     program = blended.program(training=True, fold=False)
     with FlopCounterMode(display=False) as counter:
         cross_entropy(program(blended, x), y).backward()

@@ -64,7 +64,7 @@ def blending(rows: Rows, metric: Mapping[str, str], dense: float, width: float =
     Values measured after an epoch stand at its end, α over the epoch it was used in.
 
     Args:
-        rows: Epochs of the blending phase, as `metrics_table.read_metrics` returns them.
+        rows: Epochs of the blending phase, as `metrics_csv.read_metrics` returns them.
         metric: Its "column", "label", "mode" ("max" or "min") and "format" ("percent" or "number").
         dense: The dense model's validation score.
         width: Width of the figure in inches.
@@ -93,7 +93,7 @@ def losses(rows: Rows, title: str, width: float = 4.4) -> str:
     """Draw the training and validation loss above the learning rate.
 
     Args:
-        rows: Epochs of one training phase, as `metrics_table.read_metrics` returns them.
+        rows: Epochs of one training phase, as `metrics_csv.read_metrics` returns them.
         title: What the epochs on the x axis are, such as "epochs of blending".
         width: Width of the figure in inches.
 

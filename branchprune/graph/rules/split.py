@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from branchprune.graph.channels import Layout, cut, resolve, unify
+from branchprune.graph.channels import Known, Layout, cut, resolve, unify
 from branchprune.graph.provenance import Cut
-from branchprune.graph.state import Analysis, Known
+from branchprune.graph.state import Analysis
 
 
 def divide(analysis: Analysis, node: fx.Node) -> Known:

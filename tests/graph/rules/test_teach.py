@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 import branchprune as bp
 from branchprune.criteria.scores import GroupWeights
 from branchprune.graph.rules import registry as rulebook
+from branchprune.rules import Analysis, Layout, same
 
 IMAGE = (2, 3, 8, 8)
 
@@ -350,9 +351,9 @@ def test_a_function_that_is_not_looked_into() -> None:
 def test_a_rule_of_ones_own() -> None:
     asked: list[fx.Node] = []
 
-    def halves(analysis: Any, node: fx.Node) -> Any:
+    def halves(analysis: Analysis, node: fx.Node) -> Layout | None:
         asked.append(node)
-        return bp.rules.same(analysis, node) if analysis.shape(node)[1] > 6 else None
+        return same(analysis, node) if analysis.shape(node)[1] > 6 else None
 
     bp.teach(rescaled, halves)
     plan, _ = check_exact(behind(Rescaled()))
