@@ -19,7 +19,7 @@ from branchprune.errors import PruneError
 from branchprune.experiments.files import read_object, write_whole
 from branchprune.experiments.metrics_csv import earlier_rows, table_text
 from branchprune.experiments.run.callbacks.epoch_checkpoint import find_checkpoint
-from branchprune.experiments.run.config import RunConfig, TaskFactory
+from branchprune.experiments.run.settings import RunSettings, TaskFactory
 from branchprune.lightning import EpochCheckpoint, Reconstructions, StageProgress, TrainingCost
 
 Split = Literal["val", "test"]
@@ -36,7 +36,7 @@ class Stages:
             (`train_macs`), share of the time that waited for data (`loader_share`).
     """
 
-    config: RunConfig
+    config: RunSettings
     console: Console
     records: dict[str, dict[str, float]] = field(default_factory=dict)
 
