@@ -24,7 +24,7 @@ task:
   class_path: branchprune.lightning.ClassificationTask
   init_args: {learning_rate: 0.05}
 dense: {epochs: 2}
-prune: {levels: [0.5, 0.0], final_hold: 2}
+prune: {blend: {levels: [0.5, 0.0], final_hold: 2}}
 """
 
 
@@ -178,19 +178,19 @@ class Exploit:
 
 
 BAD = {
-    "wrong key": (["--prune.kep", "0.5"], "prune.kep"),
-    "wrong type": (["--prune.keep", "half"], "prune.keep"),
+    "wrong key": (["--prune.widths.kep", "0.5"], "the nearest is prune.widths.keep"),
+    "wrong type": (["--prune.widths.keep", "half"], "prune.widths.keep"),
     "wrong model argument": (["--model.init_args.widht", "8"], "widht"),
     "model that is not there": (["--model", "nowhere.Net"], "nowhere"),
     "wrong task argument": (["--prune.task", '{"learning_rat": 1}'], "learning_rat"),
-    "keep of 0": (["--prune.keep", "0"], "keep (=0.0)"),
-    "keep above 1": (["--prune.keep", "1.5"], "keep (=1.5)"),
-    "unknown layer": (["--prune.exclude", '["conv9"]'], "conv9"),
-    "levels": (["--prune.levels", '{"sinus": 3}'], "sinus"),
-    "levels that rise": (["--prune.levels", "[0.1, 0.5, 0]"], "fall"),
-    "hold": (["--prune.hold", "0"], "hold (=0)"),
-    "plateau": (["--prune.hold", '{"max_epochs": 0}'], "max_epochs (=0)"),
-    "init": (["--prune.init", "nowhere.scores"], "nowhere.scores"),
+    "keep of 0": (["--prune.widths.keep", "0"], "keep (=0.0)"),
+    "keep above 1": (["--prune.widths.keep", "1.5"], "keep (=1.5)"),
+    "unknown layer": (["--prune.widths.exclude", '["conv9"]'], "conv9"),
+    "levels": (["--prune.blend.levels", '{"sinus": 3}'], "sinus"),
+    "levels that rise": (["--prune.blend.levels", "[0.1, 0.5, 0]"], "fall"),
+    "hold": (["--prune.blend.hold", "0"], "hold (=0)"),
+    "plateau": (["--prune.blend.hold", '{"max_epochs": 0}'], "max_epochs (=0)"),
+    "init": (["--prune.criterion.name", "nowhere.scores"], "nowhere.scores"),
     "nothing to prune": (["--model", "test_cli.Unprunable"], "nothing in the model can be pruned"),
     "no epochs, no checkpoint": (["--dense.epochs", "0"], "dense.epochs (=0)"),
     "checkpoint that is missing": (["--dense.checkpoint", "none.pt"], "none.pt does not exist"),
@@ -199,11 +199,11 @@ BAD = {
     "checkpoint of another model": (["--dense.checkpoint", "other.pt"], "another model"),
     "checkpoint that is no checkpoint": (["--dense.checkpoint", "text.pt"], "no checkpoint"),
     "metric": (["--metric.val", "accuracy"], "metric (='accuracy') is not logged"),
-    "monitor": (["--prune.monitor", "accuracy"], "monitor (='accuracy') is not logged"),
+    "monitor": (["--prune.blend.monitor", "accuracy"], "monitor (='accuracy') is not logged"),
     "no test data": (["--data", "test_cli.Untested"], "test_dataloader"),
     "accelerator": (["--accelerator", "tpu"], "accelerator"),
     "precision": (["--precision", "half"], "precision"),
-    "order": (["--prune.order", '["encoder"]'], "encoder"),
+    "order": (["--prune.blend.order", '["encoder"]'], "encoder"),
 }
 
 
@@ -269,9 +269,9 @@ def test_stored_configuration_replaces_nothing(tiny, capsys):
 
 
 def test_plateau_follows_the_direction_of_the_metric():
-    from branchprune.experiments.run.settings import PruneConfig
+    from branchprune.experiments.run.blend import BlendConfig
 
-    config = PruneConfig(hold=bp.Plateau(max_epochs=3), final_hold=bp.Plateau(max_epochs=4))
+    config = BlendConfig(hold=bp.Plateau(max_epochs=3), final_hold=bp.Plateau(max_epochs=4))
     schedule = config.schedule("min")
     assert schedule.hold == bp.Plateau(max_epochs=3, mode="min")
     assert schedule.final_hold == bp.Plateau(max_epochs=4, mode="min")
@@ -305,7 +305,7 @@ def test_help(capsys):
     assert "branchprune run" in capsys.readouterr().out
     assert main(["run", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "--prune.keep" in text and "fraction of the channels" in text.lower()
+    assert "--prune.widths.keep" in text and "fraction of the channels" in text.lower()
     assert main(["dense", "--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: branchprune dense")
     options = [line for line in text.splitlines() if line.startswith("  --")]

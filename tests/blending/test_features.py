@@ -179,14 +179,17 @@ def test_compiled_code_collects_the_same() -> None:
     torch._dynamo.reset()
 
 
+DENSE = {"dense.epochs": "1", "prune.blend.levels": "[0.0]"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prune.levels": "null", "prune.finetune.epochs": "1"}, "only branches learn features"),
-        ({"prune.levels": "[0.0]", "prune.finetune.epochs": "1"}, "only branches learn features"),
-        ({"prune.levels": "[0.0]", "prune.sparsify.epochs": "1"}, "only branches learn features"),
-        ({"prune.levels": "[0.0]", "prune.rounds.count": "2"}, "only branches learn features"),
-        ({"task.init_args.feature_weight": "1.0", "dense.epochs": "1"}, "has no branches"),
+        ({"prune.cut": "{}", "prune.finetune.epochs": "1"}, "only branches learn features"),
+        ({"prune.blend.levels": "[0.0]", "prune.finetune.epochs": "1"}, "only branches learn features"),
+        ({"prune.blend.levels": "[0.0]", "prune.sparsify.epochs": "1"}, "only branches learn features"),
+        ({"prune.blend.levels": "[0.0]", "prune.rounds.count": "2"}, "only branches learn features"),
+        ({"task.init_args.feature_weight": "1.0", **DENSE}, "has no branches"),
     ],
 )
 def test_what_has_no_branches_is_refused_before_training(
@@ -203,8 +206,9 @@ def test_what_has_no_branches_is_refused_before_training(
 
 def test_a_run_learns_features_to_its_end(tmp_path: Path) -> None:
     torch.save(TinyVGG().state_dict(), tmp_path / "dense.pt")
-    options = {"prune.levels": "[0.5, 0.0]", "prune.mixing": "group", "prune.average": "0.5"}
-    options |= {"prune.init": "taylor", "prune.calibration": "1"}
+    options = {"prune.blend.levels": "[0.5, 0.0]", "prune.blend.mixing": "group"}
+    options |= {"prune.blend.average": "0.5", "prune.criterion.name": "taylor"}
+    options |= {"prune.criterion.calibration": "1"}
     task = '{"feature_weight": 1.0, "teacher_weight": 0.5}'
     assert (
         main(

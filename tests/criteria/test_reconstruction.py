@@ -204,16 +204,18 @@ def test_without_batches_there_is_an_error(batches: object, message: str) -> Non
         bp.attach(model, bp.plan(model, X[:1]), init="reconstruction", batches=batches)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("levels", ["null", "[0.0]"])
+@pytest.mark.parametrize("algorithm", ["cut", "blend"])
 def test_a_run_starts_from_it(
-    levels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(TinyVGG().state_dict(), tmp_path / "dense.pt")
-    options = {"prune.init": "reconstruction", "prune.calibration": "2", "prune.levels": levels}
-    if levels == "null":
-        options["prune.finetune.epochs"] = "1"
+    options = {"prune.criterion.name": "reconstruction", "prune.criterion.calibration": "2"}
+    if algorithm == "cut":
+        options |= {"prune.cut": "{}", "prune.finetune.epochs": "1"}
+    else:
+        options["prune.blend.levels"] = "[0.0]"
     task = {"task": "branchprune.lightning.ClassificationTask"}
     assert main(command(tmp_path, **task, **options)) == 0
-    options["prune.calibration"] = "0"
+    options["prune.criterion.calibration"] = "0"
     assert main(command(tmp_path, output=str(tmp_path / "other"), **task, **options)) == 2
     assert "calibration (=0)" in capsys.readouterr().err

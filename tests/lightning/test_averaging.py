@@ -104,7 +104,9 @@ def test_the_branch_alone_is_that_of_the_average():
     assert len(found) == 2
 
 
-AVERAGED = "prune: {restore_best: false, average: 0.7, finetune: {epochs: 2}}\n"
+AVERAGED = """
+prune: {blend: {restore_best: false, average: 0.7}, finetune: {epochs: 2, average: 0.7}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -124,5 +126,5 @@ def test_a_killed_run_goes_on_with_its_average(kills, whole, tmp_path):
 @pytest.mark.parametrize("text", ["average: 1.5, restore_best: false", "average: 0.9"])
 def test_settings_that_make_no_sense(text, tmp_path, capsys):
     with pytest.raises(AssertionError):
-        go(tmp_path, "run", more=f"prune: {{{text}}}\n")
+        go(tmp_path, "run", more=f"prune: {{blend: {{{text}}}}}\n")
     assert f"average (={text[9:12]})" in " ".join(capsys.readouterr().err.split())

@@ -13,8 +13,10 @@ from test_lightning import loader, network, trainer
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.metrics_csv import read_metrics
+from branchprune.experiments.run.blend import BlendConfig
 from branchprune.experiments.run.config import parse
-from branchprune.experiments.run.settings import MetricConfig, PruneConfig
+from branchprune.experiments.run.criterion import CriterionConfig
+from branchprune.experiments.run.settings import MetricConfig
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
 
@@ -210,7 +212,9 @@ task:
   init_args: {learning_rate: 0.01}
 metric: {val: loss/val, test: loss/test, mode: max, format: number}
 dense: {epochs: 1}
-prune: {levels: [0.5, 0.0], restarts: [0.05], restore_best: true, task: {teacher_weight: 0.5}}
+prune:
+  blend: {levels: [0.5, 0.0], restarts: [0.05], restore_best: true}
+  task: {teacher_weight: 0.5}
 """
 
 
@@ -246,7 +250,7 @@ METRIC = MetricConfig(val="score", mode="min")
     ],
 )
 def test_direction_is_that_of_what_is_monitored(options, expected):
-    settings = PruneConfig(**options)
+    settings = BlendConfig(**options)
     assert settings.direction(METRIC) == expected
     hold = settings.schedule(expected).hold
     assert hold == 1 or hold.mode == expected
@@ -257,7 +261,7 @@ def test_direction_is_that_of_what_is_monitored(options, expected):
 )
 def test_another_metric_needs_a_direction(options):
     with pytest.raises(bp.PruneError, match=r"monitor_mode \(=None\).*\(='accuracy'\)"):
-        PruneConfig(monitor="accuracy", **options).direction(METRIC)
+        BlendConfig(monitor="accuracy", **options).direction(METRIC)
 
 
 def test_a_run_restores_the_best_of_what_it_monitors(tmp_path):
@@ -267,10 +271,10 @@ def test_a_run_restores_the_best_of_what_it_monitors(tmp_path):
         + "seed: 1\n"
     )
     command = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]
-    command += ["--prune.monitor", "loss/val", "--prune.restarts", "[]"]
-    command += ["--prune.final_hold", "6", "--prune.task.learning_rate", "0.3"]
+    command += ["--prune.blend.monitor", "loss/val", "--prune.blend.restarts", "[]"]
+    command += ["--prune.blend.final_hold", "6", "--prune.task.learning_rate", "0.3"]
     assert main(command) == 2
-    assert main([*command, "--prune.monitor_mode", "min"]) == 0
+    assert main([*command, "--prune.blend.monitor_mode", "min"]) == 0
     rows = read_metrics(tmp_path / "run" / "prune" / "metrics.csv")
     losses = [row["loss/val"] for row in rows if row.get("alpha/features.0") == 0]
     assert max(losses) > 1.1 * min(losses)  # which the metric's own direction would restore
@@ -365,7 +369,7 @@ def test_a_function_counts_not_the_module_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "scores_of_mine/__init__.py").write_text("from scores_of_mine.score import score")
     (tmp_path / "scores_of_mine/score.py").write_text("def score(group):\n    return 1")
     monkeypatch.syspath_prepend(tmp_path)
-    assert PruneConfig(init="scores_of_mine.score").criterion()(None) == 1
+    assert CriterionConfig("scores_of_mine.score").init()(None) == 1
     (tmp_path / "broken_of_mine.py").write_text("import a_library_that_is_missing")
     with pytest.raises(bp.PruneError, match="No module named 'a_library_that_is_missing'"):
-        PruneConfig(init="broken_of_mine.score").criterion()
+        CriterionConfig("broken_of_mine.score").init()

@@ -207,9 +207,9 @@ def test_in_rounds_the_dense_model_is_the_teacher(tmp_path):
     Seen.seen.clear()
     dense = TinyVGG()
     torch.save(dense.state_dict(), tmp_path / "dense.pt")
-    options = {"prune.levels": "null", "prune.finetune.epochs": "1", "prune.rounds.count": "2"}
+    options = {"prune.cut": "{}", "prune.finetune.epochs": "1", "prune.rounds.count": "2"}
     options["prune.rounds.max_drop"] = "1.0"
-    assert main(command(tmp_path, prune__keep="0.75", **options)) == 0
+    assert main(command(tmp_path, prune__widths__keep="0.75", **options)) == 0
     assert [widths for *widths, _ in Seen.seen] == [[6, 8], [4, 8]]
     for *_, teacher in Seen.seen:
         assert all(torch.equal(teacher[name], value) for name, value in dense.state_dict().items())
@@ -223,7 +223,7 @@ def test_a_task_that_copies_its_model_cannot_fine_tune_it():
 
 def test_a_dense_training_from_random_weights_has_no_teacher(tmp_path, capsys):
     torch.save(TinyVGG().state_dict(), tmp_path / "dense.pt")
-    own = {"task.init_args.teacher_weight": "0.5", "prune.task": "{}"}
+    own = {"task.init_args.teacher_weight": "0.5", "prune.task": "{}", "prune.cut": "{}"}
     arguments = command(tmp_path, dense__epochs="1", **own)
     at = arguments.index("--dense.checkpoint")
     assert main(arguments[:at] + arguments[at + 2 :]) == 2

@@ -187,7 +187,12 @@ def settings(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "text", ["levels: null, finetune: {}", "levels: [0.5, 0.0]", "levels: [0.5, 0.0], finetune: {}"]
+    "text",
+    [
+        "cut: {}, finetune: {}",
+        "blend: {levels: [0.5, 0.0]}",
+        "blend: {levels: [0.5, 0.0]}, finetune: {}",
+    ],
 )
 def test_a_budget_knows_what_is_remembered(text: str, tmp_path: Path) -> None:
     """As `test_a_budget_of_multiply_adds_is_kept_and_used`."""
@@ -196,7 +201,7 @@ def test_a_budget_knows_what_is_remembered(text: str, tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
     for macs in ("3.0e+7", "3.6e+7"):
         config = tmp_path / f"{macs}.yaml"
-        config.write_text(settings(f"prune: {{{text}, {task}, budget: {{train_macs: {macs}}}}}\n"))
+        config.write_text(settings(f"prune: {{{text}, {task}, cost: {{train_macs: {macs}}}}}\n"))
         assert main(["run", str(config), "--output", str(tmp_path / macs)]) == 0
         lines.append(read_lines(tmp_path / "results" / "tiny.jsonl")[-1])
     last = "finetune" if "finetune" in lines[0]["epochs"] else "prune"

@@ -3,117 +3,109 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
-from branchprune.blending.attach import attach
-from branchprune.blending.schedules import Plateau
-from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
-from branchprune.experiments.run.config import RunConfig
-from branchprune.experiments.run.settings import BudgetConfig, PruneConfig
 from branchprune.experiments.run.stages import Stages, student_task
-from branchprune.graph.inputs import copied
-from branchprune.lightning.freezing import originals_learn
-from branchprune.planning.plan import Plan
 from branchprune.training.task import Task
 
-What = float | dict[str, float] | Literal["sparsify"] | Plan
-"""What an epoch trains: a blended model at an α, the wide one, or the small one of a plan."""
 
+@dataclass
+class CostConfig:
+    """Limit what all of the pruning may cost, by one of two.
 
-def within_budget(
-    config: RunConfig,
-    budget: BudgetConfig,
-    dense: nn.Module,
-    plans: Sequence[Plan],
-    stages: Stages,
-) -> RunConfig:
-    """Return the configuration with a last stage as long as the budget allows.
-
-    That is the fine-tuning if there is one, else what α = 0 is held. What an epoch costs is
-    counted in one training step of each kind; what a teacher that remembers looks at later, because
-    the first epochs left it out to have full batches, is not in it.
+    The last stage takes what the others leave: the fine-tuning, if there is one, else α = 0.
 
     Args:
-        config: The configuration of the run.
-        budget: What all of the pruning may cost.
+        epochs: Epochs, of whatever.
+        train_macs: Multiply-adds of the training, forward and backward.
+    """
+
+    epochs: int | None = None
+    train_macs: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.epochs, self.train_macs) if value is not None]
+        if len(given) != 1 or given[0] <= 0:
+            raise PruneError(
+                f"cost must have one positive number, epochs (={self.epochs}) or "
+                f"train_macs (={self.train_macs})"
+            )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch trains.
+
+    Attributes:
+        kind: Equal for epochs that cost the same.
+        model: Makes the model that is trained.
+    """
+
+    kind: Hashable
+    model: Callable[[], nn.Module]
+
+
+def longest_last_stage(
+    config: CostConfig,
+    stages_with: Callable[[int], Sequence[Sequence[Epoch]]],
+    dense: nn.Module,
+    stages: Stages,
+) -> int:
+    """Return how many epochs the last stage may have.
+
+    What an epoch costs is counted in one training step of each kind; what a teacher that remembers
+    looks at later, because the first epochs left it out to have full batches, is not in it.
+
+    Args:
+        config: What all of the pruning may cost.
+        stages_with: The epochs of each stage, the last of which has so many.
         dense: The trained model.
-        plans: What will have been removed from it after each round; one without rounds.
         stages: Where to train.
 
     Raises:
-        PruneError: The stages before use it up, or how long they are depends on a metric.
+        PruneError: The stages before use it up.
     """
-    limit, cost = budget.train_macs, _Counter(config, dense, plans[-1], stages).cost
-    if budget.epochs is not None:
-        limit, cost = budget.epochs, _one
+    limit, cost = config.train_macs, _Counter(dense, stages).cost
+    if config.epochs is not None:
+        limit, cost = config.epochs, _one
     assert limit is not None
 
     def total(epochs: int) -> float:
         return sum(
-            cost(what, i)
-            for stage in _stages(config, plans, epochs)
-            for i, what in enumerate(stage)
+            cost(epoch, i) for stage in stages_with(epochs) for i, epoch in enumerate(stage)
         )
 
     if total(1) > limit:
         raise PruneError(
-            f"budget (={limit:.4g}) is used up before the last stage ends: with one epoch of that, "
+            f"cost (={limit:.4g}) is used up before the last stage ends: with one epoch of that, "
             f"the pruning costs {total(1):.4g}"
         )
     high = 2
     while total(high) <= limit:
         high *= 2
-    epochs = bisect_right(range(high), limit, lo=1, key=total) - 1
-    return replace(config, prune=_with_last(config.prune, epochs))
+    return bisect_right(range(high), limit, lo=1, key=total) - 1
 
 
-def _one(what: What, before: int) -> float:
+def _one(epoch: Epoch, before: int) -> float:
     return 1.0
-
-
-def _stages(config: RunConfig, plans: Sequence[Plan], epochs: int) -> list[list[What]]:
-    """Return what each epoch of each stage trains, the last stage having so many epochs."""
-    settings = config.prune
-    stages: list[list[What]] = [
-        ["sparsify"] * (settings.sparsify.epochs if settings.sparsify else 0)
-    ]
-    if settings.levels is not None:
-        if any(isinstance(hold, Plateau) for hold in (settings.hold, settings.final_hold)):
-            raise PruneError(f"budget: hold (={settings.hold}) must be a number of epochs")
-        now = settings if settings.finetune else _with_last(settings, epochs)
-        stages.append([*now.schedule(settings.direction(config.metric))])
-    if settings.finetune:
-        for plan in plans:
-            stages.append([plan] * epochs)
-        return stages
-    if settings.levels is None:
-        raise PruneError("budget: nothing is trained: set finetune, or levels")
-    return stages
-
-
-def _with_last(settings: PruneConfig, epochs: int) -> PruneConfig:
-    if settings.finetune:
-        return replace(settings, finetune=replace(settings.finetune, epochs=epochs))
-    return replace(settings, final_hold=epochs)
 
 
 class _Counter:
     """Counts the multiply-adds of an epoch, once for every kind of epoch."""
 
-    def __init__(self, config: RunConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
-        self.config, self.dense, self.planned, self.stages = config, dense, planned, stages
-        self.known: dict[Any, tuple[int, float, float]] = {}
+    def __init__(self, dense: nn.Module, stages: Stages) -> None:
+        self.dense, self.stages = dense, stages
+        self.known: dict[Hashable, tuple[int, float, float]] = {}
 
-    def cost(self, what: What, before: int) -> float:
+    def cost(self, epoch: Epoch, before: int) -> float:
         """Return the cost of an epoch, before which the stage had so many others."""
-        key = _kind(what), self._is_frozen(what)
-        if key not in self.known:
-            task = student_task(self.config.prune_task, self.dense, self._model(what))
+        if epoch.kind not in self.known:
+            make = self.stages.config.prune_task
+            task = student_task(make, self.dense, epoch.model())
             looking = later = float(self.stages.epoch_macs(task))
             memory = task.teacher.memory if isinstance(task, Task) and task.teacher else None
             looks = 0
@@ -121,36 +113,6 @@ class _Counter:
                 looks = memory.looks
                 memory.close()
                 later = float(self.stages.epoch_macs(task))
-            self.known[key] = looks, looking, later
-        looks, looking, later = self.known[key]
+            self.known[epoch.kind] = looks, looking, later
+        looks, looking, later = self.known[epoch.kind]
         return looking if before < looks else later
-
-    def _model(self, what: What) -> nn.Module:
-        if what == "sparsify":
-            return copied(self.dense)
-        if isinstance(what, Plan):
-            blended = attach(self.dense, what)
-            blended.alpha = 0.0
-            return collapse(blended)
-        settings = self.config.prune
-        blended = attach(
-            self.dense, self.planned, mixing=settings.mixing, matching=settings.matching
-        )
-        blended.alpha = what
-        if self._is_frozen(what):
-            blended.model.requires_grad_(False)
-        return blended
-
-    def _is_frozen(self, what: What) -> bool:
-        """Return whether the original layers do not learn."""
-        if not isinstance(what, float | dict):
-            return False
-        alphas = what.values() if isinstance(what, dict) else [what]
-        return not originals_learn(self.config.prune.thaw_at, alphas)
-
-
-def _kind(what: What) -> Any:
-    """Return what epochs have in common that cost the same: α matters only where it is 0 or 1."""
-    if isinstance(what, dict):
-        return tuple((name, _kind(alpha)) for name, alpha in what.items())
-    return 0.5 if isinstance(what, float) and 0 < what < 1 else what

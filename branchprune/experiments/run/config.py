@@ -3,33 +3,82 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from inspect import getdoc
 from pathlib import Path
-from typing import Literal
+from typing import get_args, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
-from pytorch_lightning import LightningDataModule, LightningModule, seed_everything
+from pytorch_lightning import LightningDataModule, seed_everything
 from torch import nn
 
 from branchprune.errors import PruneError
 from branchprune.experiments.arguments import files_as_options
-from branchprune.experiments.run.settings import DenseConfig, MetricConfig, PruneConfig
-
-TaskFactory = Callable[[nn.Module], LightningModule]
-Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+from branchprune.experiments.run.keys import check_keys
+from branchprune.experiments.run.prune_config import PruneConfig
+from branchprune.experiments.run.settings import (
+    DenseConfig,
+    MetricConfig,
+    Precision,
+    RunSettings,
+    TaskFactory,
+)
 
 COMMANDS = {
     "run": "Train, prune, collapse, verify, benchmark, report.",
     "dense": "Train the dense model of a run.",
 }
+SWITCH = "{}: set, with the defaults below; null: not set"
+ONE = "Exactly one of prune.blend, prune.cut and prune.torch_pruning must be set."
+OTHERS = {
+    **dict.fromkeys(("blend", "cut", "torch_pruning"), ONE),
+    "task": "Arguments of the task that differ from those of the dense training",
+}
+
+
+@dataclass
+class RunConfig(RunSettings):
+    """Everything a run needs, checked and built.
+
+    Attributes:
+        prune: The pruning.
+    """
+
+    prune: PruneConfig
 
 
 def make_parser(command: str = "run") -> ArgumentParser:
     """Return the parser of a command that takes the configuration of a run."""
+    parser = _parser_without_pruning(command)
+    parser.add_class_arguments(PruneConfig, "prune")
+    return parser
+
+
+def make_listing(command: str = "run") -> ArgumentParser:
+    """Return a parser for the help, in which each option of each section of `prune` is listed.
+
+    It cannot tell a section that is not set from one of defaults, so it parses nothing.
+    """
+    parser = _parser_without_pruning(command)
+    for name, hint in get_type_hints(PruneConfig).items():
+        kinds = [kind for kind in get_args(hint) or [hint] if is_dataclass(kind)]
+        if not kinds:
+            parser.add_argument(f"--prune.{name}", type=hint, default={}, help=OTHERS[name])
+            continue
+        summary = str(getdoc(kinds[0])).partition("\n")[0].removesuffix(".")
+        group = parser.add_argument_group(f"prune.{name}: {summary}", OTHERS.get(name))
+        if type(None) in get_args(hint):
+            group.add_argument(f"--prune.{name}", metavar="{} | null", help=SWITCH)
+        group.add_class_arguments(kinds[0], f"prune.{name}", as_group=False)
+    return parser
+
+
+def _parser_without_pruning(command: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"branchprune {command}",
+        usage=f"branchprune {command} CONFIG.yaml [CONFIG.yaml ...] [--option value ...]",
         exit_on_error=False,
+        allow_abbrev=False,
         description=COMMANDS[command],
     )
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
@@ -61,73 +110,29 @@ def make_parser(command: str = "run") -> ArgumentParser:
         "--precision", type=Precision, default="32-true", help="As Lightning names it"
     )
     parser.add_argument("--compile", type=bool, default=False, help="Use torch.compile")
-    parser.add_subclass_arguments(nn.Module, "model", required=True, help="The network")
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="The data")
+    for name, base, text in (
+        ("model", nn.Module, "The network"),
+        ("data", LightningDataModule, "The data"),
+    ):
+        parser.add_subclass_arguments(base, name, as_group=False, required=True, help=text)
     parser.add_argument(
         "--task", type=TaskFactory, required=True, help="The LightningModule around the network"
     )
-    for name, kind in (("metric", MetricConfig), ("dense", DenseConfig), ("prune", PruneConfig)):
+    for name, kind in (("metric", MetricConfig), ("dense", DenseConfig)):
         parser.add_class_arguments(kind, name)
     return parser
 
 
-@dataclass
-class RunConfig:
-    """Everything a run needs, checked and built.
-
-    Attributes:
-        name: Name of the experiment.
-        method: Name of the method.
-        preset: Name of the settings.
-        output: Folder to write.
-        results: File to which a finished run adds a line.
-        resume: Continue a run that was broken off.
-        overwrite: Replace an existing folder.
-        seed: Seed of all random numbers.
-        fast: Two batches an epoch, one epoch a level: a dry run.
-        accelerator: Device, as Lightning names it.
-        precision: As Lightning names it; weights are float32.
-        compile: Whether to use torch.compile.
-        model: The network.
-        data: The data module.
-        task: Makes the task of the dense training from a network.
-        prune_task: Makes the task of the pruning.
-        metric: What the run is judged by.
-        dense: The dense training.
-        prune: The pruning.
-        text: The configuration as YAML.
-    """
-
-    name: str
-    method: str
-    preset: str
-    output: Path
-    results: Path | None
-    resume: bool
-    overwrite: bool
-    seed: int
-    fast: bool
-    accelerator: str
-    precision: Precision
-    compile: bool
-    model: nn.Module
-    data: LightningDataModule
-    task: TaskFactory
-    prune_task: TaskFactory
-    metric: MetricConfig
-    dense: DenseConfig
-    prune: PruneConfig
-    text: str
-
-    @property
-    def dataset(self) -> str:
-        """What result lines call the data."""
-        return str(getattr(self.data, "name", "") or type(self.data).__name__)
-
-
 def help_text(command: str) -> str:
     """Return the help of a command, without every module that torch happens to have."""
-    return re.sub(r",\s+known\s+subclasses:[^)]*", "", make_parser(command).format_help())
+    text = re.sub(r",\s+known\s+subclasses:[^)]*", "", make_listing(command).format_help())
+    return re.sub(r"  --prune\S+\.help\n.*\n", "", text)
+
+
+def known_keys() -> set[str]:
+    """Return every key that a configuration can have, and every option."""
+    actions = make_listing()._actions
+    return {option.lstrip("-") for action in actions for option in action.option_strings}
 
 
 def parse(args: list[str]) -> RunConfig:
@@ -140,9 +145,10 @@ def parse(args: list[str]) -> RunConfig:
     Raises:
         PruneError: A key or value is wrong; the key is named.
     """
-    parser = make_parser()
+    args, parser = files_as_options(args), make_parser()
+    check_keys(args, known_keys())
     try:
-        config = parser.parse_args(files_as_options(args))
+        config = parser.parse_args(args)
         config.pop("config", None)
         pruning = config.clone()
         overrides = pruning.prune.task or {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, seed_everything
@@ -163,7 +163,7 @@ class _Run:
             if isinstance(each, Task):
                 each.make_optimizer()
                 each.check_batch(batch)
-        monitor = config.prune.monitor
+        monitor = config.prune.blend and config.prune.blend.monitor
         if monitor and monitor not in {*logged, *(f"{name}_branch" for name in logged)}:
             raise PruneError(f"monitor (={monitor!r}) is not logged by the task")
         self.console.print(str(planned), highlight=False, soft_wrap=True, markup=False)
@@ -213,7 +213,7 @@ class _Run:
     def _log_hyperparameters(self, loggers: list[Any]) -> None:
         """Put the run into TensorBoard's table of hyperparameters, with its final scores."""
         config = self.config
-        settings = asdict(config.prune) | {"name": config.name, "seed": config.seed}
+        settings = config.prune.hyperparameters() | {"name": config.name, "seed": config.seed}
         scores = {f"hp_metric/{name}_val": score["val"] for name, score in self.scores.items()}
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError
-from branchprune.experiments.run.budget import within_budget
+from branchprune.experiments.run.budget import CostConfig, Epoch, longest_last_stage
 from branchprune.experiments.run.calibration_gradients import accumulate_gradients
 from branchprune.experiments.run.config import RunConfig
-from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.shrinking import Narrowed, choose_narrowing, reset
+from branchprune.experiments.run.criterion import CriterionConfig
+from branchprune.experiments.run.finetune import finetune, reset
+from branchprune.experiments.run.rounds import RoundsConfig, shares
+from branchprune.experiments.run.shrinking import Narrowed, Narrowing
 from branchprune.experiments.run.sparsity_training import make_penalty, sparsify
 from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.graph.inputs import copied
-from branchprune.lightning import Vitals
-from branchprune.lightning.ema import averaging
 from branchprune.planning.plan import Plan, plan
 from branchprune.training.task import Task
 
@@ -57,64 +58,47 @@ class Pruning:
     """
 
     def __init__(self, config: RunConfig, example: Tensor) -> None:
-        settings = config.prune
-        rounds = settings.rounds
-        known = rounds is None or (rounds.gradual and rounds.max_drop is None)
-        if settings.budget and rounds and (not known or settings.levels is not None):
-            raise PruneError(
-                f"budget: what rounds cost is not known before, unless gradual (={rounds.gradual}) "
-                f"is true, and max_drop (={rounds.max_drop}) and levels are null"
-            )
-        if settings.budget and settings.budget.train_macs and settings.mixing == "step":
-            raise PruneError(
-                "budget.train_macs: what an epoch costs depends on what mixing (='step') draws"
-            )
-        if settings.finetune and settings.finetune.fresh and settings.levels is not None:
-            raise PruneError(
-                "finetune.fresh (=true) would throw away what is blended: levels: null"
-            )
-        if settings.pruner is not None and settings.levels is not None:
-            raise PruneError(f"pruner (={settings.pruner!r}) blends nothing: levels: null")
-        if settings.pruner is not None and settings.fit:
-            raise PruneError(f"fit (={settings.fit}): pruner (={settings.pruner!r}) fits nothing")
-        if settings.init == "reconstruction" and not settings.calibration:
-            raise PruneError("init (='reconstruction') sees calibration (=0) batches: set some")
-        self.config, self.example = config, example
-        self.narrowing = choose_narrowing(config, example)
+        self.config, self.settings, self.example = config, config.prune, example
+        self.criterion = config.prune.criterion or CriterionConfig()
+        self.narrowing = self._narrowing()
+
+    def _narrowing(self) -> Narrowing:
+        algorithm, widths = self.settings.algorithm, self.settings.widths
+        return algorithm.narrowing(self.config, widths, self.criterion, self.example)
 
     def check(self) -> Plan:
         """Find every mistake that can be found before training, and return the first plan."""
-        model, sparse = self.config.model, self.config.prune.sparsify
+        model, settings = self.config.model, self.settings
         self._check_features(student_task(self.config.prune_task, model, model))
-        planned = self._plan(model)
+        planned = settings.widths.plan(model, self.example)
         self.narrowing.check(planned)
-        if self.config.prune.finetune and self.config.prune.finetune.fresh:
+        if settings.finetune is not None and settings.finetune.fresh:
             copied(model).apply(reset)
-        if sparse is not None:
-            make_penalty(sparse, copied(model), planned)
+        if settings.sparsify is not None:
+            make_penalty(settings.sparsify, copied(model), planned)
+        if settings.cost is not None:
+            self._stages(model, self._plans(model, planned), 1)
         return planned
 
     def _check_features(self, task: LightningModule) -> None:
-        settings, weight = self.config.prune, getattr(task, "feature_weight", 0)
+        settings, weight = self.settings, getattr(task, "feature_weight", 0)
         others = settings.finetune or settings.sparsify or settings.rounds
-        if weight and (settings.levels is None or others):
+        if weight and (settings.blend is None or others):
             raise PruneError(
                 f"prune.task.feature_weight (={weight}): only branches learn features, and of a "
-                "dense model, so levels must be given, and finetune, sparsify and rounds be null"
+                "dense model, so blend must be set, and finetune, sparsify and rounds be null"
             )
 
     def prune(self, dense: nn.Module, stages: Stages, score: float) -> Pruned:
         """Prune a trained model, whose validation score is known."""
-        settings, planned = self.config.prune, self._plan(dense)
-        if settings.budget is not None:
-            plans = self._plans(dense, planned)
-            self.config = within_budget(self.config, settings.budget, dense, plans, stages)
-            self.narrowing = choose_narrowing(self.config, self.example)
+        planned = self.settings.widths.plan(dense, self.example)
+        if self.settings.cost is not None:
+            self._keep_to(self.settings.cost, dense, planned, stages)
         wide = dense
-        if settings.sparsify is not None:
-            wide = sparsify(self.config, settings.sparsify, dense, planned, stages)
-        if settings.rounds is not None:
-            return self._prune_in_rounds(dense, wide, stages, score)
+        if self.settings.sparsify is not None:
+            wide = sparsify(self.settings.sparsify, dense, planned, stages)
+        if self.settings.rounds is not None:
+            return self._prune_in_rounds(self.settings.rounds, dense, wide, stages, score)
         narrowed = self._narrow("prune", dense, wide, planned, stages)
         small = self._finetune("finetune", dense, narrowed.small, stages)
         return Pruned(
@@ -126,13 +110,28 @@ class Pruning:
             loggers=narrowed.loggers,
         )
 
-    def _plan(self, wide: nn.Module) -> Plan:
-        return plan(wide, self.example, **self.config.prune.plan_options())
+    def _keep_to(self, cost: CostConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
+        """Make the last stage as long as the cost allows."""
+        plans = self._plans(dense, planned)
+        stages_with = partial(self._stages, dense, plans)
+        epochs = longest_last_stage(cost, stages_with, dense, stages)
+        self.settings = self.settings.lasting(epochs)
+        self.narrowing = self._narrowing()
+
+    def _stages(self, dense: nn.Module, plans: list[Plan], epochs: int) -> list[Sequence[Epoch]]:
+        """Return what each epoch of each stage trains, the last stage having so many epochs."""
+        settings = self.settings.lasting(epochs)
+        found = [settings.algorithm.to_train(self.config.metric, dense, plans[-1])]
+        if settings.sparsify is not None:
+            found.insert(0, settings.sparsify.to_train(dense))
+        if settings.finetune is not None:
+            found += [settings.finetune.to_train(dense, planned) for planned in plans]
+        return found
 
     def _narrow(
         self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
     ) -> Narrowed:
-        batches = self.config.prune.calibration
+        batches = self.criterion.calibration
         seed_everything(self.config.seed, workers=True, verbose=False)  # a random choice, too
         if batches:
             wide = copied(wide)
@@ -147,76 +146,55 @@ class Pruning:
     def _finetune(
         self, stage: str, dense: nn.Module, small: nn.Module, stages: Stages
     ) -> nn.Module:
-        """Train a small model, or read what an earlier run made of it."""
-        settings, path = (
-            self.config.prune.finetune,
-            self.config.output / stage / "small.safetensors",
-        )
-        if settings is None:
-            return small
-        if stages.finished(stage) is not None:
-            load_weights(small, path)
-            return small
-        if settings.fresh:
-            small.apply(reset)
-        task = student_task(self.config.prune_task, dense, small)
-        if self.config.compile:
-            small.compile()
-        epochs, average = settings.epochs, averaging(self.config.prune.average)
-        stages.fit(stage, task, 1 if self.config.fast else epochs, Vitals(), *average)
-        small = copied(small).cpu()  # a copy is not compiled
-        save(small, path)
-        stages.finish(stage)
-        return small
+        config = self.settings.finetune
+        return small if config is None else finetune(config, stage, dense, small, stages)
 
     def _prune_in_rounds(
-        self, dense: nn.Module, wide: nn.Module, stages: Stages, score: float
+        self, rounds: RoundsConfig, dense: nn.Module, wide: nn.Module, stages: Stages, score: float
     ) -> Pruned:
         """Prune until the validation score has fallen too far, or nothing can shrink further."""
-        settings = self.config.prune.rounds
-        assert settings is not None
         sign = 1 if self.config.metric.mode == "max" else -1
         small, widths = wide, dict[str, int]()
-        rounds: list[dict[str, Any]] = []
-        count = min(2, settings.count) if self.config.fast else settings.count
+        done: list[dict[str, Any]] = []
+        count = min(2, rounds.count) if self.config.fast else rounds.count
         for number in range(1, count + 1):
-            planned = self._plan_round(number, dense, small)
+            planned = self._plan_round(rounds, number, dense, small)
             if planned is None:
                 break
             narrower, found = self._round(number, dense, small, planned, stages)
-            lost = sign * (score - found["val"])
-            kept = settings.max_drop is None or lost <= settings.max_drop
-            rounds.append(found | {"kept": kept})
+            kept = rounds.keeps(sign * (score - found["val"]))
+            done.append(found | {"kept": kept})
             if not kept:
                 break
             small, widths = narrower, widths | found["widths"]
         if not widths:
             raise PruneError(
-                f"round 1 lost more than max_drop (={settings.max_drop}): {score:.4g} -> "
-                f"{rounds[0]['val']:.4g}; keep more than keep (={self.config.prune.keep})"
+                f"round 1 lost more than max_drop (={rounds.max_drop}): {score:.4g} -> "
+                f"{done[0]['val']:.4g}; keep more than keep (={self.settings.widths.keep})"
             )
-        error, own = (max(each[key] for each in rounds) for key in ("collapse_error", "own_error"))
-        return Pruned(small, self._overall(dense, widths), error, own, rounds=rounds)
+        error, own = (max(each[key] for each in done) for key in ("collapse_error", "own_error"))
+        return Pruned(small, self._overall(dense, widths), error, own, rounds=done)
 
     def _plans(self, dense: nn.Module, planned: Plan) -> list[Plan]:
         """Return the plans that lead from the dense model to the end of each round."""
-        rounds = self.config.prune.rounds
+        rounds, widths = self.settings.rounds, self.settings.widths
         if rounds is None:
             return [planned]
-        steps = range(1, rounds.count + 1)
-        shares = [_shares(planned, planned, number / rounds.count) for number in steps]
-        return [self._plan_shares(dense, each) for each in shares]
+        parts = [number / rounds.count for number in range(1, rounds.count + 1)]
+        wanted = [shares(planned, planned, part) for part in parts]
+        return [widths.plan_shares(dense, self.example, each) for each in wanted]
 
-    def _plan_round(self, number: int, dense: nn.Module, wide: nn.Module) -> Plan | None:
+    def _plan_round(
+        self, rounds: RoundsConfig, number: int, dense: nn.Module, wide: nn.Module
+    ) -> Plan | None:
         """Plan a round; None where an earlier one has left nothing that can shrink."""
-        rounds = self.config.prune.rounds
-        assert rounds is not None
+        widths, example = self.settings.widths, self.example
         try:
-            now = self._plan(wide)
+            now = widths.plan(wide, example)
             if not rounds.gradual:
                 return now
-            shares = _shares(self._plan(dense), now, number / rounds.count)
-            return self._plan_shares(wide, shares)
+            wanted = shares(widths.plan(dense, example), now, number / rounds.count)
+            return widths.plan_shares(wide, example, wanted)
         except PruneError:
             if number == 1:
                 raise
@@ -247,30 +225,7 @@ class Pruning:
 
     def _overall(self, dense: nn.Module, widths: dict[str, int]) -> Plan:
         """Return the plan that leads from the dense model to some widths at once."""
-        groups = plan(dense, self.example, **self._without_keep()).groups
-        before = {group.name: group.width for group in groups}
-        return self._plan_shares(dense, {name: w / before[name] for name, w in widths.items()})
-
-    def _plan_shares(self, wide: nn.Module, shares: dict[str, float]) -> Plan:
-        return plan(wide, self.example, shares, **self._without_keep())
-
-    def _without_keep(self) -> dict[str, Any]:
-        options = self.config.prune.plan_options()
-        return {name: options[name] for name in ("exclude", "inside", "opaque")}
-
-
-def _shares(whole: Plan, now: Plan, progress: float) -> dict[str, float]:
-    """Return what to keep of each group as it is now, to have gone a part of the whole way.
-
-    Args:
-        whole: From the dense model to the last round.
-        now: Of the model as it is.
-        progress: The part, in (0, 1]; widths fall by equal factors.
-    """
-    widths = {group.name: group.width for group in now.groups}
-    shares = {}
-    for group in (whole.groups[i] for i in whole.pruned):
-        width = round(group.width * (group.kept / group.width) ** progress)
-        if width < widths[group.name]:
-            shares[group.name] = width / widths[group.name]
-    return shares
+        options = self.settings.widths.where()
+        before = {group.name: group.width for group in plan(dense, self.example, **options).groups}
+        wanted = {name: width / before[name] for name, width in widths.items()}
+        return plan(dense, self.example, wanted, **options)

@@ -65,7 +65,7 @@ def outcome(
         "commit": commit,
         "versions": environment.versions(),
         "configuration": config.text,
-        "recalibrate": config.prune.recalibrate,
+        "recalibrate": config.prune.blend.recalibrate if config.prune.blend else 0,
         "metric": {
             "column": metric.val,
             "label": metric.label,

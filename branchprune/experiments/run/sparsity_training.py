@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -12,14 +14,33 @@ from torch.optim import Optimizer
 
 from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError
-from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.settings import SparsifyConfig
 from branchprune.experiments.run.stages import Stages, student_task
 from branchprune.experiments.run.torch_pruning import make_pruner
 from branchprune.graph.inputs import copied
 from branchprune.lightning import Vitals
 from branchprune.planning.plan import Plan
+
+
+@dataclass
+class SparsifyConfig:
+    """Train the wide model with a penalty, before channels are chosen.
+
+    Args:
+        epochs: Number of epochs.
+        penalty: "bn_scale": the sum of |γ| of all norms (network slimming, Liu et al., 2017), or
+            "group_norm": that of Torch-Pruning's GroupNormPruner (Fang et al., 2023).
+        weight: Weight of the penalty.
+    """
+
+    epochs: int = 10
+    penalty: Literal["bn_scale", "group_norm"] = "bn_scale"
+    weight: float = 1e-4
+
+    def to_train(self, dense: nn.Module) -> list[Epoch]:
+        """Return what each epoch trains: the dense model."""
+        return [Epoch("sparsify", partial(copied, dense))] * self.epochs
 
 
 class Penalty(Protocol):
@@ -87,27 +108,26 @@ class _Regularize(Callback):
 
 
 def sparsify(
-    config: RunConfig, settings: SparsifyConfig, dense: nn.Module, planned: Plan, stages: Stages
+    config: SparsifyConfig, dense: nn.Module, planned: Plan, stages: Stages
 ) -> nn.Module:
     """Return the wide model trained further with a penalty, or what an earlier run made of it.
 
     Args:
-        config: The configuration of the run.
-        settings: How long, and with which penalty.
+        config: How long, and with which penalty.
         dense: The trained model; it is not changed.
         planned: What will be removed.
         stages: Where to train.
     """
-    stage = "sparsify"
-    path, wide = config.output / stage / "wide.safetensors", copied(dense)
+    stage, settings = "sparsify", stages.config
+    path, wide = settings.output / stage / "wide.safetensors", copied(dense)
     if stages.finished(stage) is not None:
         load_weights(wide, path)
         return wide
-    task = student_task(config.prune_task, dense, wide)
-    penalty = make_penalty(settings, wide, planned)
-    if config.compile:
+    task = student_task(settings.prune_task, dense, wide)
+    penalty = make_penalty(config, wide, planned)
+    if settings.compile:
         wide.compile()
-    epochs = 1 if config.fast else settings.epochs
+    epochs = 1 if settings.fast else config.epochs
     stages.fit(stage, task, epochs, Vitals(), _Regularize(penalty))
     wide = copied(wide).cpu()  # a copy is not compiled
     save(wide, path)
@@ -115,8 +135,8 @@ def sparsify(
     return wide
 
 
-def make_penalty(settings: SparsifyConfig, model: nn.Module, planned: Plan) -> Penalty:
+def make_penalty(config: SparsifyConfig, model: nn.Module, planned: Plan) -> Penalty:
     """Return the penalty that a configuration asks for."""
-    if settings.penalty == "bn_scale":
-        return ScalePenalty(model, settings.weight)
-    return GroupNormPenalty(model, planned, settings.weight)
+    if config.penalty == "bn_scale":
+        return ScalePenalty(model, config.weight)
+    return GroupNormPenalty(model, planned, config.weight)

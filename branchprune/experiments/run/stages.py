@@ -22,7 +22,7 @@ from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoi
 from branchprune.experiments.run.callbacks.progress import StageProgress
 from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
-from branchprune.experiments.run.config import RunConfig, TaskFactory
+from branchprune.experiments.run.settings import RunSettings, TaskFactory
 
 Split = Literal["val", "test"]
 
@@ -38,7 +38,7 @@ class Stages:
             (`train_macs`), share of the time that waited for data (`loader_share`).
     """
 
-    config: RunConfig
+    config: RunSettings
     console: Console
     records: dict[str, dict[str, float]] = field(default_factory=dict)
 

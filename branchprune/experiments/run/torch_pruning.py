@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from branchprune.errors import PruneError
+from branchprune.experiments.run.criterion import CriterionConfig
+from branchprune.experiments.run.settings import RunSettings
+from branchprune.experiments.run.shrinking import Narrowed, Untrained
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.widths import WidthsConfig
 from branchprune.graph.inputs import copied, example_inputs, on_device
 from branchprune.planning.plan import Plan
 
 Pruner = Literal["magnitude", "group_norm"]
 WIDTHS = ("out_channels", "out_features")
+
+
+@dataclass
+class TorchPruningConfig(Untrained):
+    """Let Torch-Pruning remove the channels, at the same widths.
+
+    Args:
+        pruner: Its "magnitude" or "group_norm"; each chooses the channels by itself.
+    """
+
+    pruner: Pruner = "magnitude"
+
+    def narrowing(
+        self,
+        settings: RunSettings,
+        widths: WidthsConfig,
+        criterion: CriterionConfig,
+        example: Tensor,
+    ) -> TorchPruning:
+        """Return what carries it out; see `Algorithm`."""
+        return TorchPruning(self.pruner)
+
+
+class TorchPruning:
+    """One of Torch-Pruning's own pruners.
+
+    Args:
+        pruner: Which one.
+    """
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = pruner
+
+    def check(self, planned: Plan) -> None:
+        """Nothing is left to be found; see `Narrowing`."""
+
+    def narrow(
+        self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
+    ) -> Narrowed:
+        """Remove channels; nothing is folded, so there is no error; see `Narrowing`."""
+        return Narrowed(prune_by(self.pruner, wide, planned), planned, 0.0, 0.0)
 
 
 def make_pruner(kind: Pruner, model: nn.Module, planned: Plan, reg: float = 1e-4) -> Any:

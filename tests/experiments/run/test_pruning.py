@@ -13,10 +13,13 @@ from torch import nn
 
 import branchprune as bp
 from branchprune.cli import main
+from branchprune.experiments.run.finetune import reset
 from branchprune.experiments.run.results_file import read_lines
-from branchprune.experiments.run.settings import SparsifyConfig
-from branchprune.experiments.run.shrinking import reset
-from branchprune.experiments.run.sparsity_training import ScalePenalty, make_penalty
+from branchprune.experiments.run.sparsity_training import (
+    ScalePenalty,
+    SparsifyConfig,
+    make_penalty,
+)
 from branchprune.experiments.run.torch_pruning import make_pruner, prune_by
 from branchprune.lightning import BranchPruning, ClassificationTask
 
@@ -29,7 +32,7 @@ task: {class_path: test_pruning.Seen, init_args: {learning_rate: 0.01}}
 metric: {val: loss/val, test: loss/test, mode: min, format: number}
 dense: {epochs: 2}
 """
-AT_ONCE = "prune: {levels: null, finetune: {epochs: 3}}\n"
+AT_ONCE = "prune: {cut: {}, finetune: {epochs: 3}}\n"
 
 
 class OwnParameter(TinyVGG):
@@ -101,7 +104,7 @@ def test_a_fresh_model_has_the_widths_and_nothing_else_of_the_dense_one(go):
 
 
 def test_blending_and_then_fine_tuning_the_small_model(go):
-    folder, line, starts = go("prune: {levels: [0.5, 0.0], finetune: {epochs: 3}}\n")
+    folder, line, starts = go("prune: {blend: {levels: [0.5, 0.0]}, finetune: {epochs: 3}}\n")
     assert line["epochs"] == {"dense": 2, "prune": 2, "finetune": 3}
     blended_end = bp.load(TinyVGG(), folder / "prune" / "small.safetensors")
     assert same(starts[2], blended_end.state_dict())
@@ -112,14 +115,14 @@ def test_blending_and_then_fine_tuning_the_small_model(go):
 @pytest.mark.parametrize(
     ("text", "epochs"),
     [
-        ("prune: {levels: [0.5, 0.2, 0.0], hold: 2, budget: {epochs: 9}}", {"prune": 9}),
-        ("prune: {levels: [0.5, 0.0], restarts: [0.1], budget: {epochs: 9}}", {"prune": 9}),
+        ("prune: {blend: {levels: [0.5, 0.2, 0.0], hold: 2}, cost: {epochs: 9}}", {"prune": 9}),
+        ("prune: {blend: {levels: [0.5, 0.0], restarts: [0.1]}, cost: {epochs: 9}}", {"prune": 9}),
         (
-            "prune: {levels: [0.5, 0.0], finetune: {}, budget: {epochs: 9}}",
+            "prune: {blend: {levels: [0.5, 0.0]}, finetune: {}, cost: {epochs: 9}}",
             {"prune": 2, "finetune": 7},
         ),
         (
-            "prune: {levels: null, sparsify: {epochs: 2}, finetune: {}, budget: {epochs: 9}}",
+            "prune: {cut: {}, sparsify: {epochs: 2}, finetune: {}, cost: {epochs: 9}}",
             {"sparsify": 2, "finetune": 7},
         ),
     ],
@@ -132,21 +135,21 @@ def test_a_budget_of_epochs_is_spent_to_the_last(go, text, epochs):
 @pytest.mark.parametrize(
     "text",
     [
-        "levels: null, finetune: {}",
-        "levels: [0.5, 0.0], hold: 2",
-        "levels: [0.5, 0.2, 0.0], hold: 2, thaw_at: null",
-        "levels: [0.5, 0.2, 0.0], hold: 2, thaw_at: 0.2, mixing: group, matching: 0.5",
-        "levels: [0.5, 0.0], order: [features.0, features.3, features.7]",
-        "levels: [0.5, 0.0], finetune: {}, task: {teacher_weight: 0.5}",
-        "levels: null, sparsify: {epochs: 1}, finetune: {}",
-        "levels: null, finetune: {}, rounds: {gradual: true, count: 2, max_drop: null}",
+        "cut: {}, finetune: {}",
+        "blend: {levels: [0.5, 0.0], hold: 2}",
+        "blend: {levels: [0.5, 0.2, 0.0], hold: 2, thaw_at: null}",
+        "blend: {levels: [0.5, 0.2, 0.0], hold: 2, thaw_at: 0.2, mixing: group, matching: 0.5}",
+        "blend: {levels: [0.5, 0.0], order: [features.0, features.3, features.7]}",
+        "blend: {levels: [0.5, 0.0]}, finetune: {}, task: {teacher_weight: 0.5}",
+        "cut: {}, sparsify: {epochs: 1}, finetune: {}",
+        "cut: {}, finetune: {}, rounds: {gradual: true, count: 2, max_drop: null}",
     ],
 )
 def test_a_budget_of_multiply_adds_is_kept_and_used(go, text):
     """Counted independently: by the whole training, of which the budget has seen single steps."""
-    _, line, _ = go(f"prune: {{{text}, budget: {{train_macs: 3.0e+7}}}}\n")
+    _, line, _ = go(f"prune: {{{text}, cost: {{train_macs: 3.0e+7}}}}\n")
     assert line["train_macs"] <= 3.0e7
-    _, more, _ = go(f"prune: {{{text}, budget: {{train_macs: 3.6e+7}}}}\n", name="more")
+    _, more, _ = go(f"prune: {{{text}, cost: {{train_macs: 3.6e+7}}}}\n", name="more")
     last = "finetune" if "finetune" in line["epochs"] else [*line["epochs"]][-1]
     longer = more["epochs"][last] - line["epochs"][last]
     an_epoch = (more["train_macs"] - line["train_macs"]) / longer
@@ -155,7 +158,7 @@ def test_a_budget_of_multiply_adds_is_kept_and_used(go, text):
 
 def test_gradual_rounds_end_at_the_widths_of_the_plan(go):
     """keep = 0.35 in three equal factors: 0.705, 0.497, 0.35."""
-    text = "levels: null, keep: 0.35, finetune: {}, budget: {epochs: 7}"
+    text = "widths: {keep: 0.35}, cut: {}, finetune: {}, cost: {epochs: 7}"
     _, line, starts = go(
         f"prune: {{{text}, rounds: {{gradual: true, count: 3, max_drop: null}}}}\n"
     )
@@ -169,7 +172,7 @@ def test_gradual_rounds_end_at_the_widths_of_the_plan(go):
 
 
 def test_random_filters_are_filters_of_the_dense_model(go):
-    text = AT_ONCE.replace("levels", "init: branchprune.criteria.scores.random_choice, levels")
+    text = AT_ONCE.replace("cut", "criterion: {name: branchprune.criteria.scores.random_choice}, cut")
     folder, _, starts = go(text)
     dense = bp.load(TinyVGG(), folder / "dense.safetensors").state_dict()["features.0.weight"]
     kept = starts[1]["features.0.weight"]
@@ -196,8 +199,8 @@ def test_a_criterion_is_given_the_gradients_of_training_batches(monkeypatch, go)
         found.append((copy.deepcopy(model), [p.grad.clone() for p in model.parameters()]))
         return bp.attach(model, planned, init, **options)
 
-    monkeypatch.setattr("branchprune.experiments.run.shrinking.attach", spy)
-    folder, _, _ = go(AT_ONCE.replace("levels", "calibration: 2, levels"))
+    monkeypatch.setattr("branchprune.experiments.run.cut.attach", spy)
+    folder, _, _ = go(AT_ONCE.replace("cut", "criterion: {calibration: 2}, cut"))
     [(model, gradients)] = found
     dense = bp.load(TinyVGG(), folder / "dense.safetensors")
     assert same(model.state_dict(), dense.state_dict())
@@ -215,7 +218,7 @@ def fitted(dense):
 
 
 def test_a_removal_is_fitted_to_what_it_replaces(go):
-    folder, _, starts = go(AT_ONCE.replace("levels", "fit: 2, levels"))
+    folder, _, starts = go(AT_ONCE.replace("cut", "criterion: {fit: 2}, cut"))
     expected = fitted(bp.load(TinyVGG(), folder / "dense.safetensors"))
     expected.alpha = 0.0
     assert same(starts[1], bp.collapse(expected).state_dict())
@@ -230,7 +233,7 @@ def test_a_fit_needs_a_data_module():
 
 
 def test_branches_start_from_their_fit(go):
-    folder, _, starts = go("prune: {levels: [0.5, 0.0], fit: 2}\n")
+    folder, _, starts = go("prune: {criterion: {fit: 2}, blend: {levels: [0.5, 0.0]}}\n")
     expected = fitted(bp.load(TinyVGG(), folder / "dense.safetensors"))
     expected.alpha = 0.5
     assert same(starts[1], expected.state_dict())
@@ -239,18 +242,27 @@ def test_branches_start_from_their_fit(go):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("budget: {epochs: 2}, levels: [0.5, 0.2, 0.0]", "budget (=2) is used up"),
-        ("budget: {epochs: 3, train_macs: 1.0e+9}", "one positive number, epochs (=3)"),
-        ("budget: {}", "epochs (=None) or train_macs (=None)"),
-        ("budget: {epochs: 9}, hold: {patience: 2}", "hold (=Plateau("),
-        ("budget: {epochs: 9}, rounds: {}", "gradual (=False)"),
-        ("budget: {epochs: 9}, levels: null", "nothing is trained"),
-        ("finetune: {fresh: true}", "would throw away"),
-        ("mixing: step, budget: {train_macs: 1.0e+9}", "mixing (='step')"),
-        ("pruner: magnitude", "levels: null"),
-        ("pruner: magnitude, levels: null, fit: 2", "fit (=2)"),
-        ("fit: -1", "fit (=-1)"),
-        ("fit: -1, levels: null", "fit (=-1)"),
+        ("cost: {epochs: 2}, blend: {levels: [0.5, 0.2, 0.0]}", "cost (=2) is used up"),
+        ("cost: {epochs: 3, train_macs: 1.0e+9}, cut: {}", "one positive number, epochs (=3)"),
+        ("cost: {}, blend: {}", "epochs (=None) or train_macs (=None)"),
+        ("cost: {epochs: 9}, blend: {hold: {patience: 2}}", "blend.hold (=Plateau("),
+        ("cost: {epochs: 9}, blend: {final_hold: {}}", "blend.final_hold (=Plateau("),
+        ("cost: {epochs: 9}, blend: {hold: {}}, finetune: {}", "blend.hold (=Plateau("),
+        ("cost: {epochs: 9}, cut: {}, finetune: {}, rounds: {}", "gradual (=False)"),
+        ("cost: {epochs: 9}, blend: {}, rounds: {gradual: true, max_drop: null}", "blend is not"),
+        ("cost: {epochs: 9}, cut: {}", "nothing is trained"),
+        ("blend: {}, finetune: {fresh: true}", "would throw away"),
+        ("blend: {mixing: step}, cost: {train_macs: 1.0e+9}", "blend.mixing (='step')"),
+        ("blend: {order: [features.0, features.7]}", "leaves out features.3"),
+        ("blend: {average: 1.5}", "average (=1.5)"),
+        ("cut: {}, finetune: {average: 1.5}", "average (=1.5)"),
+        ("torch_pruning: {}, blend: {}", "and blend and torch_pruning are set"),
+        ("blend: {}, cut: {}", "--prune.blend null"),
+        ("widths: {keep: 0.25}", "none is set"),
+        ("torch_pruning: {}, criterion: {fit: 2}", "--prune.criterion null"),
+        ("criterion: {fit: -1}, blend: {}", "fit (=-1)"),
+        ("criterion: {calibration: -1}, cut: {}", "calibration (=-1)"),
+        ("criterion: {name: l9}, cut: {}", "criterion.name (='l9') must be one of random, l1"),
     ],
 )
 def test_settings_that_contradict_each_other(go, capsys, text, message):
@@ -281,7 +293,7 @@ def test_a_penalty_without_a_norm_to_act_on():
 
 @pytest.mark.parametrize("penalty", ["bn_scale", "group_norm"])
 def test_a_large_penalty_shrinks_what_it_acts_on(go, penalty):
-    text = f"prune: {{levels: null, sparsify: {{epochs: 2, weight: WEIGHT, penalty: {penalty}}}}}\n"
+    text = f"prune: {{cut: {{}}, sparsify: {{epochs: 2, weight: WEIGHT, penalty: {penalty}}}}}\n"
     ends = []
     for weight in ("0.0", "1.0"):
         folder, line, _ = go(text.replace("WEIGHT", weight), name=weight)
@@ -325,7 +337,7 @@ def test_torch_pruning_reaches_the_widths_of_the_plan(kind, keep):
 
 @pytest.mark.parametrize("pruner", ["magnitude", "group_norm"])
 def test_a_run_with_torch_pruning(go, pruner):
-    folder, line, starts = go(AT_ONCE.replace("levels", f"pruner: {pruner}, levels"))
+    folder, line, starts = go(AT_ONCE.replace("cut: {}", f"torch_pruning: {{pruner: {pruner}}}"))
     assert line["epochs"] == {"dense": 2, "finetune": 3}
     dense = bp.load(TinyVGG(), folder / "dense.safetensors")
     expected = prune_by(pruner, dense, bp.plan(dense, EXAMPLE, 0.5))

@@ -37,15 +37,17 @@ task:
   init_args: {learning_rate: 0.05, cycle_epochs: 3}
 dense: {epochs: 2}
 prune:
-  levels: [0.6, 0.3, 0.0]
-  hold: {max_epochs: 2, patience: 2}
-  restarts: [0.02]
-  restore_best: true
-  init: random
-  learning_rate: restart
+  criterion: {name: random}
+  blend:
+    levels: [0.6, 0.3, 0.0]
+    hold: {max_epochs: 2, patience: 2}
+    restarts: [0.02]
+    restore_best: true
+    learning_rate: restart
 """
 ROUNDS = """
-prune: {keep: 0.75, levels: null, finetune: {epochs: 2}, rounds: {count: 3, max_drop: 1.0}}
+prune:
+  {widths: {keep: 0.75}, blend: null, cut: {}, finetune: {epochs: 2}, rounds: {count: 3, max_drop: 1.0}}
 """
 
 
@@ -424,7 +426,7 @@ def test_an_error_that_is_not_one_of_writing_is_not_called_so(tmp_path, monkeypa
 def test_other_settings_are_refused(run, capsys):
     killed = run("killed", kill=23)
     arguments = ["run", str(killed.parent / "config.yaml"), "--output", str(killed), "--resume"]
-    assert main([*arguments, "--prune.keep", "0.25"]) == 2
+    assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
     assert "prune.keep was 0.5 and is 0.25" in capsys.readouterr().err
     assert main([*arguments, "--seed", "4"]) == 2
     assert "seed was 3 and is 4" in capsys.readouterr().err
@@ -462,9 +464,9 @@ def test_a_finished_run_with_other_settings_is_refused(run, capsys):
     lines = whole.parent / "results" / "killed.jsonl"
     before = lines.read_text()
     arguments = ["run", str(whole.parent / "config.yaml"), "--output", str(whole), "--resume"]
-    assert main([*arguments, "--prune.keep", "0.25", "--name", "other"]) == 2
+    assert main([*arguments, "--prune.widths.keep", "0.25", "--name", "other"]) == 2
     assert "name was 'killed' and is 'other'" in capsys.readouterr().err
-    assert main([*arguments, "--prune.keep", "0.25"]) == 2
+    assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
     assert "prune.keep was 0.5 and is 0.25" in capsys.readouterr().err
     assert lines.read_text() == before and len([*lines.parent.iterdir()]) == 1
 

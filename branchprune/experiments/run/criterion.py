@@ -1,0 +1,52 @@
+"""Which channels stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from branchprune.blending.attach import INITS, Init
+from branchprune.errors import PruneError
+from branchprune.training.import_path import function_at
+
+
+@dataclass
+class CriterionConfig:
+    """Choose which channels stay, and what a branch starts from.
+
+    Args:
+        name: "random", the name of a criterion ("l1", …), or its import path.
+        calibration: Training batches that the criterion sees: "taylor" needs their gradients,
+            "reconstruction" what layers read of them.
+        fit: Training batches on which the branch is fitted to what it replaces, by least squares
+            (see `fit_expand`), before it learns or is collapsed; 0: none.
+    """
+
+    name: str = "l1"
+    calibration: int = 0
+    fit: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "fit"):
+            if getattr(self, name) < 0:
+                raise PruneError(
+                    f"criterion.{name} (={getattr(self, name)}) must be a number of batches"
+                )
+        if self.name == "reconstruction" and not self.calibration:
+            raise PruneError(
+                "criterion.name (='reconstruction') sees criterion.calibration (=0) batches: set some"
+            )
+
+    def init(self) -> Init:
+        """Return what `attach` takes as `init`.
+
+        Raises:
+            PruneError: `name` is no criterion.
+        """
+        if self.name in ("random", *INITS):
+            return self.name
+        if "." not in self.name:
+            known = ", ".join(("random", *INITS))
+            raise PruneError(
+                f"criterion.name (={self.name!r}) must be one of {known}, or an import path"
+            )
+        return function_at(self.name, "criterion.name")

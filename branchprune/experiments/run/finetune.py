@@ -1,0 +1,93 @@
+"""Training of the small model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from branchprune.artifacts.serialization import save
+from branchprune.blending.attach import attach
+from branchprune.collapsing.collapse import collapse
+from branchprune.errors import PruneError
+from branchprune.experiments.run.budget import Epoch
+from branchprune.experiments.run.load_weights import load_weights
+from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.graph.inputs import copied
+from branchprune.lightning import Vitals
+from branchprune.lightning.ema import averaging
+from branchprune.planning.plan import Plan
+
+
+@dataclass
+class FinetuneConfig:
+    """Train the small model.
+
+    Args:
+        epochs: Number of epochs.
+        fresh: Start from new random weights: a narrow model from scratch, the control of all.
+        average: Decay of an exponential moving average of the weights over the steps, which is what
+            is validated and kept; 0: none.
+    """
+
+    epochs: int = 10
+    fresh: bool = False
+    average: float = 0.0
+
+    def __post_init__(self) -> None:
+        averaging(self.average)  # finds what is wrong
+
+    def to_train(self, dense: nn.Module, planned: Plan) -> list[Epoch]:
+        """Return what each epoch trains: the small model of a plan."""
+        return [Epoch(planned, partial(_small, dense, planned))] * self.epochs
+
+
+def finetune(
+    config: FinetuneConfig, stage: str, dense: nn.Module, small: nn.Module, stages: Stages
+) -> nn.Module:
+    """Return a small model trained, or what an earlier run made of it.
+
+    Args:
+        config: How long, and from where.
+        stage: Name of the stage.
+        dense: The trained model, a teacher.
+        small: The small model; it is changed.
+        stages: Where to train.
+    """
+    settings = stages.config
+    path = settings.output / stage / "small.safetensors"
+    if stages.finished(stage) is not None:
+        load_weights(small, path)
+        return small
+    if config.fresh:
+        small.apply(reset)
+    task = student_task(settings.prune_task, dense, small)
+    if settings.compile:
+        small.compile()
+    epochs = 1 if settings.fast else config.epochs
+    stages.fit(stage, task, epochs, Vitals(), *averaging(config.average))
+    small = copied(small).cpu()  # a copy is not compiled
+    save(small, path)
+    stages.finish(stage)
+    return small
+
+
+def reset(module: nn.Module) -> None:
+    """Give a module, without its children, new random weights.
+
+    Raises:
+        PruneError: It has parameters, and no `reset_parameters` that would do it.
+    """
+    again = getattr(module, "reset_parameters", None)
+    if again is not None:
+        again()
+    elif next(module.parameters(recurse=False), None) is not None:
+        kind = type(module).__name__
+        raise PruneError(f"finetune.fresh: {kind} has parameters and no reset_parameters()")
+
+
+def _small(dense: nn.Module, planned: Plan) -> nn.Module:
+    blended = attach(dense, planned)
+    blended.alpha = 0.0
+    return collapse(blended)

@@ -1,0 +1,50 @@
+"""Pruning in rounds: remove channels, fine-tune, and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from branchprune.planning.plan import Plan
+
+
+@dataclass
+class RoundsConfig:
+    """Prune in rounds, each from the small model of the one before.
+
+    Args:
+        max_drop: The rounds end when the validation metric of the small model is worse than the
+            dense model's by more than this; that round does not count. Null: after the last.
+        count: The most rounds.
+        gradual: Reach `keep` with the last round, in equal factors, instead of keeping that much
+            in each.
+    """
+
+    max_drop: float | None = 0.04
+    count: int = 30
+    gradual: bool = False
+
+    @property
+    def foreseeable(self) -> bool:
+        """Whether it is known before the training how many there will be, and how wide each."""
+        return self.gradual and self.max_drop is None
+
+    def keeps(self, lost: float) -> bool:
+        """Return whether a round that has lost so much of the metric counts."""
+        return self.max_drop is None or lost <= self.max_drop
+
+
+def shares(whole: Plan, now: Plan, progress: float) -> dict[str, float]:
+    """Return what to keep of each group as it is now, to have gone a part of the whole way.
+
+    Args:
+        whole: From the dense model to the last round.
+        now: Of the model as it is.
+        progress: The part, in (0, 1]; widths fall by equal factors.
+    """
+    widths = {group.name: group.width for group in now.groups}
+    found = {}
+    for group in (whole.groups[i] for i in whole.pruned):
+        width = round(group.width * (group.kept / group.width) ** progress)
+        if width < widths[group.name]:
+            found[group.name] = width / widths[group.name]
+    return found
