@@ -1,10 +1,17 @@
-# `make demo` runs the main job, `make test` the tests; both set up what they need in .venv.
+# `make demo` runs the main job, `make test` the tests; all targets set up what they need in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: help demo test lint wheel clean
+
+help:
+	@echo "make demo    train, prune and report on handwritten digits (1 minute)"
+	@echo "make test    linters, type checks, tests, notebooks"
+	@echo "make lint    linters and type checks alone"
+	@echo "make wheel   a wheel and a source archive, in dist/"
+	@echo "make clean   remove .venv, runs/, build/ and dist/"
 
 demo: $(READY)
 	$(BIN)/branchprune run configs/digits.yaml --overwrite true
@@ -21,6 +28,10 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build
+
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -28,4 +39,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build dist

@@ -9,8 +9,6 @@ small   = bp.collapse(blended)
 ```
 """
 
-from importlib.metadata import version
-
 from branchprune import rules
 from branchprune.artifacts.serialization import load, save
 from branchprune.blending.attach import attach
@@ -23,7 +21,7 @@ from branchprune.errors import PruneError
 from branchprune.graph.rules.registry import teach
 from branchprune.planning.plan import Plan, plan
 
-__version__ = version("branchprune")
+__version__ = "0.1.0"
 
 __all__ = [
     "Blended",

@@ -6,15 +6,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+import torch
 
-from branchprune.errors import PruneError
+from branchprune import __version__
+from branchprune.errors import PruneError, how_to_install
 
-# Each command imports what it needs when it is called: help should not wait for Lightning.
+# Each command imports what it needs, rich included, when it is called: help does not wait for it.
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from branchprune.experiments.run.config import RunConfig
 
 USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
@@ -24,6 +28,7 @@ USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
        branchprune bench [--option value ...]
        branchprune cost [CONFIG.yaml ...] [--option value ...]
        branchprune zoo [--option value ...]
+       branchprune --version
 
 run     train a dense model, prune it, collapse, verify, measure, report
 dense   only train the dense model, with the options of run
@@ -42,10 +47,30 @@ def main(args: Sequence[str] | None = None) -> int:
     `zoo` returns 1 if a model failed, `compare` if a run did.
     """
     args = list(sys.argv[1:] if args is None else args)
-    console = Console()
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        print(version())
+        return 0
+    try:
+        return _command(args)
+    except ModuleNotFoundError as error:
+        if (message := how_to_install(error)) is None:
+            raise
+        print(f"branchprune: error: {message}", file=sys.stderr)
+        return 2
+
+
+def version() -> str:
+    """Return the version of branchprune and of what results depend on."""
+    return f"branchprune {__version__} (torch {torch.__version__}, Python {python_version()})"
+
+
+def _command(args: list[str]) -> int:
+    from rich.console import Console
+
+    console = Console()
     commands = {
         **{"run": _run, "dense": _dense, "compare": _compare, "report": _report},
         **{"bench": _bench, "cost": _cost, "zoo": _zoo},
@@ -139,6 +164,8 @@ def _zoo(args: list[str], console: Console) -> int:
 
 def summary(result: dict[str, Any]) -> Table:
     """Return the table that ends a run: dense against small, as in the report."""
+    from rich.table import Table
+
     from branchprune.reports.report import compare
 
     table = Table(title=f"{result['experiment']}, seed {result['seed']}")

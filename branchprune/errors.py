@@ -1,4 +1,19 @@
-"""The one error class of the library, and a check that many arguments need."""
+"""The one error class of the library, and checks that many of its parts need."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+INSTALL = dict.fromkeys(
+    """PIL jinja2 jsonargparse markupsafe matplotlib numpy pytorch_lightning pytorch_msssim rich
+    sklearn tensorboard torchmetrics torchvision yaml""".split(),
+    "branchprune",
+) | {
+    "timm": "branchprune[zoo]",
+    "torch_pruning": "branchprune[compare]",
+}
+"""What `pip` has to be told, for each package that the core does without."""
 
 
 class PruneError(ValueError):
@@ -12,3 +27,29 @@ def at_least_one(name: str, value: object) -> None:
     """Raise PruneError for an argument that is not a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise PruneError(f"{name} (={value!r}) must be a whole number of at least 1")
+
+
+def optional(package: str, user: str) -> Any:
+    """Import a package that need not be installed.
+
+    Args:
+        package: Its name in an import, one of `INSTALL`.
+        user: What needs it, for the message: an argument and its value.
+
+    Raises:
+        PruneError: It cannot be imported; the message says how to install it.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise PruneError(_missing(package, user, error)) from error
+
+
+def how_to_install(error: ModuleNotFoundError) -> str | None:
+    """Return one line on a package of ours that is missing; None if it is no package of ours."""
+    package = (error.name or "").partition(".")[0]
+    return _missing(package, "this command", error) if package in INSTALL else None
+
+
+def _missing(package: str, user: str, error: ImportError) -> str:
+    return f'{user} needs {package} ({error}): pip install "{INSTALL[package]}"'

@@ -4,7 +4,8 @@
 python scripts/plan_speed.py --output plan_speed.json
 ```
 
-Torch-Pruning is optional (`pip install torch-pruning`); without it only our own rows appear.
+Torch-Pruning is optional (`pip install 'branchprune[compare]'`); without it only our own rows
+appear.
 
 *Seconds.* Both sides get the same model object, in evaluation mode, and the same example. A pair is
 one call of `plan` and one of Torch-Pruning, which changes places with it from pair to pair.
@@ -94,7 +95,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     console, pruning = Console(), torch_pruning()
     if pruning is None:
-        console.print("Torch-Pruning is missing: `pip install torch-pruning` adds its rows.")
+        hint = "`pip install 'branchprune[compare]'` adds its rows."
+        console.print(f"Torch-Pruning is missing: {hint}", markup=False)
     # Memory comes first: a child's ru_maxrss starts from what its parent held.
     memory = measure_memory(options, pruning) if options.memory_runs else None
     seconds = measure_seconds(options, pruning)

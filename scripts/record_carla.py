@@ -2,7 +2,7 @@
 
 ```
 ./CarlaUE4.sh -RenderOffScreen                # the server, CARLA 0.9.x, where it was unpacked
-pip install carla                             # the client; its version should be the server's
+pip install 'branchprune[carla]'              # the client; its version should be the server's
 python scripts/record_carla.py --towns Town01 Town02 --test-towns Town02 --frames 1000
 ```
 
@@ -96,7 +96,7 @@ def _carla() -> Any:
     try:
         return importlib.import_module("carla")
     except ImportError as error:
-        hint = "`pip install carla`, or carla==VERSION with the version of your server"
+        hint = "`pip install 'branchprune[carla]'`, or carla==VERSION with that of your server"
         raise RecordingError(f"CARLA's Python client is missing ({error}): {hint}") from error
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, optional
 from branchprune.graph.layers import set_sizes, sizes
 
 FORMAT = "branchprune/1"
@@ -32,6 +32,7 @@ def save(model: nn.Module, path: str | Path) -> None:
             no tensor.
     """
     path = Path(path)
+    optional("numpy", "safetensors")
     _check_module(model)
     if isinstance(model, Blended):
         raise PruneError("model is blended: collapse it before it is saved")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 from torchvision import models  # type: ignore[import-untyped]
 
-from branchprune.errors import PruneError
+from branchprune.errors import optional
 
 
 def torchvision_families() -> dict[str, str]:
@@ -36,16 +34,15 @@ def torchvision_model(name: str, image_size: int | None) -> tuple[nn.Module, tup
 
 def timm_families() -> dict[str, str]:
     """Return every model of timm with the module it is from."""
-    if find_spec("timm") is None:
-        raise PruneError("library (='timm') is not installed: pip install timm")
-    timm = import_module("timm")
+    timm = optional("timm", "library (='timm')")
     found = {name: timm.models.model_entrypoint(name) for name in timm.list_models()}
     return {name: entry.__module__.split(".")[2] for name, entry in found.items()}
 
 
 def timm_model(name: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
     """Return a model with random weights, and the shape of one example."""
-    model = _sized(import_module("timm").create_model, "img_size", image_size, model_name=name)
+    timm = optional("timm", "library (='timm')")
+    model = _sized(timm.create_model, "img_size", image_size, model_name=name)
     channels, *size = model.default_cfg["input_size"]
     return model, (channels, *([image_size] * 2 if image_size else size))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("branchprune", "torch", "torchvision", "pytorch-lightning")
+from branchprune import __version__
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning")
 WRITTEN = ("scripts/results", "README.md")
 """Tracked files of the checkout that runs and their tables write."""
 
@@ -20,7 +22,7 @@ WRITTEN = ("scripts/results", "README.md")
 def versions() -> dict[str, str]:
     """Return the versions of what matters for a result."""
     found = {name.replace("-", "_"): version(name) for name in PACKAGES}
-    return found | {"python": platform.python_version()}
+    return {"branchprune": __version__, **found, "python": platform.python_version()}
 
 
 def device_of(accelerator: str = "auto") -> torch.device:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from branchprune.errors import PruneError
+
+try:
+    from numpy import random as numpy_random
+except ImportError:  # torch runs without it, and then nothing draws from it
+    numpy_random = None  # type: ignore[assignment]
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -63,27 +68,31 @@ def own_generators(used: Iterable[Tensor]) -> Iterator[None]:
         used: Tensors on the devices whose generators are meant, beside the CPU's.
     """
     devices = {tensor.device for tensor in used if tensor.is_cuda}
-    python, numpy = random.getstate(), np.random.get_state()
+    python = random.getstate()
+    numpy = None if numpy_random is None else numpy_random.get_state()
     try:
         with torch.random.fork_rng(list(devices)):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        if numpy is not None:
+            numpy_random.set_state(numpy)
 
 
 def generator_states() -> dict[str, Any]:
     """Return the states of the random generators, to be compared."""
-    numpy = np.random.get_state(legacy=False)["state"]
-    states = {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "random": random.getstate(),
-        "numpy": (numpy["key"].tobytes(), numpy["pos"]),
-    }
+    states = {"torch": _content(torch.get_rng_state()), "random": random.getstate()}
+    if numpy_random is not None:
+        numpy = numpy_random.get_state(legacy=False)["state"]
+        states["numpy"] = (numpy["key"].tobytes(), numpy["pos"])
     if torch.cuda.is_initialized():
-        cuda = torch.cuda.get_rng_state_all()
-        states["torch.cuda"] = tuple(state.numpy().tobytes() for state in cuda)
+        states["torch.cuda"] = tuple(map(_content, torch.cuda.get_rng_state_all()))
     return states
+
+
+def _content(state: Tensor) -> bytes:
+    """Return the bytes of a tensor on the CPU; `Tensor.numpy` would need NumPy."""
+    return ctypes.string_at(state.data_ptr(), state.nbytes)
 
 
 def without_constants(example: Example) -> Example:

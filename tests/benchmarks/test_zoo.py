@@ -274,8 +274,7 @@ def test_timm_is_asked_for_names_models_and_sizes(monkeypatch):
         list_models=lambda: ["tiny_net"],
         create_model=build,
     )
-    monkeypatch.setattr(zoo_models, "find_spec", lambda name: name == "timm")
-    monkeypatch.setattr(zoo_models, "import_module", {"timm": timm}.__getitem__)
+    monkeypatch.setitem(sys.modules, "timm", timm)
     assert zoo_models.timm_families() == {"tiny_net": "tiny"}
     assert zoo_models.timm_model("tiny_net", None)[1] == (1, 28, 30)
     assert zoo_models.timm_model("tiny_net", 64)[1] == (1, 64, 64)
@@ -290,14 +289,14 @@ BAD = {
     "timeout": (["--timeout", "-1"], "timeout"),
     "image size": (["--image_size", "0"], "image_size"),
     "unknown option": (["--modles", "alexnet"], "modles"),
-    "library that is not installed": (["--library", "timm"], "library (='timm') is not installed"),
+    "library that is not installed": (["--library", "timm"], 'pip install "branchprune[zoo]"'),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_options_are_named(case, tmp_path, capsys, monkeypatch, nothing_runs):
     args, message = BAD[case]
-    monkeypatch.setattr(zoo_models, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "timm", None)
     assert command(tmp_path / "out", *args) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()

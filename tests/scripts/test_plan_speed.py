@@ -62,7 +62,7 @@ def values(result):
 def test_without_torch_pruning_only_our_rows_appear(plan_speed, tmp_path, package, capsys):
     package("raise ImportError")
     result = measured(plan_speed, tmp_path, pairs=1, memory_runs=1)
-    assert "pip install torch-pruning" in " ".join(capsys.readouterr().out.split())
+    assert "pip install 'branchprune[compare]'" in " ".join(capsys.readouterr().out.split())
     assert "torch_pruning" not in result["versions"]
     seconds, memory = result["samples"]["seconds"], result["samples"]["memory"]
     assert {name: len(taken) for name, taken in seconds.items()} == {"plan": 1}

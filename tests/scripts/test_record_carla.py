@@ -370,7 +370,7 @@ def test_a_server_that_does_not_answer(record, monkeypatch, capsys):
 def test_without_the_client_the_message_says_how_to_install_it(record, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "carla", None)
     assert record.run() == 1
-    assert "pip install carla" in capsys.readouterr().err
+    assert "pip install 'branchprune[carla]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,7 @@ def longest_last_stage(
     assert limit is not None
 
     def total(epochs: int) -> float:
-        return sum(
-            cost(epoch, i) for stage in stages_with(epochs) for i, epoch in enumerate(stage)
-        )
+        return sum(cost(epoch, i) for stage in stages_with(epochs) for i, epoch in enumerate(stage))
 
     if total(1) > limit:
         raise PruneError(

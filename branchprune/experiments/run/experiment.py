@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import save
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, optional
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, unwritable_named, write_whole
 from branchprune.experiments.run.callbacks.quiet import quiet_lightning
@@ -101,6 +101,7 @@ class _Run:
 
     def _check_folder(self) -> None:
         quiet_lightning()
+        optional("tensorboard", "a run")  # for Lightning, which would ask for it after the checks
         resumed = self.config.text if self.config.resume else None
         check_folder(self.config.output, self.config.overwrite, resumed)
 

@@ -107,9 +107,7 @@ class _Regularize(Callback):
         self.penalty.add_gradient()
 
 
-def sparsify(
-    config: SparsifyConfig, dense: nn.Module, planned: Plan, stages: Stages
-) -> nn.Module:
+def sparsify(config: SparsifyConfig, dense: nn.Module, planned: Plan, stages: Stages) -> nn.Module:
     """Return the wide model trained further with a penalty, or what an earlier run made of it.
 
     Args:

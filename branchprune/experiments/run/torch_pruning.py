@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, optional
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.settings import RunSettings
 from branchprune.experiments.run.shrinking import Narrowed, Untrained
@@ -75,12 +74,7 @@ def make_pruner(kind: Pruner, model: nn.Module, planned: Plan, reg: float = 1e-4
     Raises:
         PruneError: Torch-Pruning is not installed.
     """
-    try:
-        tp: Any = importlib.import_module("torch_pruning")
-    except ImportError as error:
-        raise PruneError(
-            f"pruner (={kind!r}) needs Torch-Pruning ({error}): pip install torch-pruning"
-        ) from error
+    tp = optional("torch_pruning", f"pruner (={kind!r})")
     args, _ = example_inputs(on_device(planned.example, model))
     ratios: dict[nn.Module, float] = {}
     ignored: list[nn.Module] = []

@@ -347,7 +347,8 @@ def test_a_run_with_torch_pruning(go, pruner):
 def test_without_torch_pruning_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
     model = TinyVGG()
-    with pytest.raises(bp.PruneError, match="pip install torch-pruning"):
+    message = r"pruner \(='magnitude'\) needs .*: pip install \"branchprune\[compare\]\"$"
+    with pytest.raises(bp.PruneError, match=message):
         prune_by("magnitude", model, bp.plan(model, EXAMPLE, 0.5))
 
 
