@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from branchprune.graph.channels import Channels, Layout, Segment, resolve
 from branchprune.graph.fixed_layers import find_obstacles, find_readable
@@ -56,54 +56,60 @@ def analyse(
     return _structure(analysis, graphs, inside)
 
 
-def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) -> Structure:
-    """Turn layouts, which refer to the union-find, into pieces, which are plain numbers."""
-    names: dict[Channels, str] = {}
-    for name, channels in analysis.channels:
-        for segment in resolve([Segment(channels)]):
-            names.setdefault(segment.channels, name)
-    index: dict[Channels, int] = {}
-    groups: list[ChannelGroup] = []
+class _Numbering:
+    """Turns layouts, which refer to the union-find, into pieces, which are plain numbers.
 
-    def origin(layout: Layout) -> Origin | None:
-        return layout.moved and converted(layout.moved, pieces)
+    Args:
+        made: Channels with the paths of the layers that make them.
 
-    def pieces(segments: Sequence[Segment]) -> Pieces:
+    Attributes:
+        groups: The groups that have been met, in the order of their numbers.
+    """
+
+    def __init__(self, made: Iterable[tuple[str, Channels]]) -> None:
+        self.groups: list[ChannelGroup] = []
+        self._index: dict[Channels, int] = {}
+        self._names: dict[Channels, str] = {}
+        for name, channels in made:
+            for segment in resolve([Segment(channels)]):
+                self._names.setdefault(segment.channels, name)
+
+    def pieces(self, segments: Sequence[Segment]) -> Pieces:
+        """Return the pieces of segments; groups are numbered as they are met."""
         result = []
         for segment in resolve(segments):
             root = segment.channels
-            if root not in index:
-                index[root] = len(index)
-                name = _unique(names.get(root, "(constant)"), [group.name for group in groups])
-                groups.append(ChannelGroup(name, root.width, root.blocks, root.strata, root.reason))
-            result.append(Piece(index[root], root.width, segment.repeat))
+            if root not in self._index:
+                self._index[root] = len(self.groups)
+                taken = [group.name for group in self.groups]
+                name = _unique(self._names.get(root, "(constant)"), taken)
+                self.groups.append(
+                    ChannelGroup(name, root.width, root.blocks, root.strata, root.reason)
+                )
+            result.append(Piece(self._index[root], root.width, segment.repeat))
         return tuple(result)
 
-    linears = {
-        name: LinearLayer(
-            name,
-            # A fully connected layer acts on the last dimension of any tensor.
-            -1 if isinstance(analysis.model.get_submodule(name), nn.Linear) else layer.dim,
-            pieces(layer.inputs.segments) if layer.inputs else None,
-            pieces(layer.outputs.segments),
-            layer.groups,
-            layer.macs,
-            _first_reader(analysis, layer),
-            origin(layer.inputs) if layer.inputs else None,
-        )
-        for name, layer in analysis.linears.items()
-    }
+    def origin(self, layout: Layout) -> Origin | None:
+        """Return where narrow channels come from, if a shuffle has moved them."""
+        return layout.moved and converted(layout.moved, self.pieces)
+
+
+def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) -> Structure:
+    numbering = _Numbering(analysis.channels)
+    linears = _linear_layers(analysis, numbering)
     channelwise = {
-        name: ChannelwiseLayer(name, pieces(layout.segments), axis, times, macs, origin(layout))
+        name: ChannelwiseLayer(
+            name, numbering.pieces(layout.segments), axis, times, macs, numbering.origin(layout)
+        )
         for name, (layout, axis, times, macs) in analysis.channelwise.items()
     }
     parameters = {
-        name: ChannelParameter(name, pieces(layout.segments), layout.dim)
+        name: ChannelParameter(name, numbering.pieces(layout.segments), layout.dim)
         for name, layout in analysis.parameters.items()
     }
     tensors = {
         training: {
-            node.name: ChannelTensor(layout.dim, pieces(layout.segments))
+            node.name: ChannelTensor(layout.dim, numbering.pieces(layout.segments))
             for node in graph.nodes
             if (layout := analysis.layout(node)) is not None
         }
@@ -121,27 +127,46 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) ->
     inplace = frozenset(name for name, m in called.items() if getattr(m, "inplace", False))
     part = analysis.model.get_submodule(inside).named_modules(prefix=inside)
     owners = {name: module for name, module in part if module._parameters}
-    modules = {name: describe(module) for name, module in (called | owners).items()}
-    constants = {
-        str(node.target): attrgetter(str(node.target))(analysis.model)
-        for graph in graphs.values()
-        for node in graph.find_nodes(op="get_attr")
-        if str(node.target).rpartition(".")[2].startswith(CONSTANT)
-    }
     return Structure(
         inside,
         len(graphs[False].find_nodes(op="placeholder")),
         graphs,
         tensors,
         effects,
-        tuple(groups),
+        tuple(numbering.groups),
         linears,
         channelwise,
         parameters,
         inplace,
-        modules,
-        constants,
+        {name: describe(module) for name, module in (called | owners).items()},
+        _constants(analysis.model, graphs.values()),
     )
+
+
+def _linear_layers(analysis: Analysis, numbering: _Numbering) -> dict[str, LinearLayer]:
+    return {
+        name: LinearLayer(
+            name,
+            # A fully connected layer acts on the last dimension of any tensor.
+            -1 if isinstance(analysis.model.get_submodule(name), nn.Linear) else layer.dim,
+            numbering.pieces(layer.inputs.segments) if layer.inputs else None,
+            numbering.pieces(layer.outputs.segments),
+            layer.groups,
+            layer.macs,
+            _first_reader(analysis, layer),
+            numbering.origin(layer.inputs) if layer.inputs else None,
+        )
+        for name, layer in analysis.linears.items()
+    }
+
+
+def _constants(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, Tensor]:
+    return {
+        str(node.target): attrgetter(str(node.target))(model)
+        for graph in graphs
+        for node in graph.find_nodes(op="get_attr")
+        if str(node.target).rpartition(".")[2].startswith(CONSTANT)
+    }
 
 
 def _first_reader(analysis: Analysis, layer: Linear) -> str:
