@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,20 @@ def test_bad_input_is_named_before_anything_is_written(case, tiny, capsys):
     assert "Traceback" not in captured.err
     assert "epoch" not in captured.out, "training has begun"
     assert sorted(Path().iterdir()) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--prune.blend", "null", "--prune.torch_pruning", "{}"],
+        ["--prune.sparsify.penalty", "group_norm"],
+    ],
+)
+def test_a_missing_pruner_is_named_before_anything_is_written(options, tiny, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    assert tiny(*options) == 2
+    assert capsys.readouterr().err.endswith('): pip install "branchprune[compare]"\n')
+    assert [path.name for path in Path().iterdir()] == ["tiny.yaml"]
 
 
 def test_output_folder_that_exists_is_kept_unless_overwritten(tiny, capsys):

@@ -52,13 +52,18 @@ class TorchPruning:
         self.pruner = pruner
 
     def check(self, planned: Plan) -> None:
-        """Nothing is left to be found; see `Narrowing`."""
+        """See that Torch-Pruning is there; see `Narrowing`."""
+        _torch_pruning(self.pruner)
 
     def narrow(
         self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
     ) -> Narrowed:
         """Remove channels; nothing is folded, so there is no error; see `Narrowing`."""
         return Narrowed(prune_by(self.pruner, wide, planned), planned, 0.0, 0.0)
+
+
+def _torch_pruning(kind: Pruner) -> Any:
+    return optional("torch_pruning", f"pruner (={kind!r})")
 
 
 def make_pruner(kind: Pruner, model: nn.Module, planned: Plan, reg: float = 1e-4) -> Any:
@@ -74,7 +79,7 @@ def make_pruner(kind: Pruner, model: nn.Module, planned: Plan, reg: float = 1e-4
     Raises:
         PruneError: Torch-Pruning is not installed.
     """
-    tp = optional("torch_pruning", f"pruner (={kind!r})")
+    tp = _torch_pruning(kind)
     args, _ = example_inputs(on_device(planned.example, model))
     ratios: dict[nn.Module, float] = {}
     ignored: list[nn.Module] = []
