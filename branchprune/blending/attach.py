@@ -248,10 +248,9 @@ class _Builder:
 
 
 def _reset(module: nn.Module) -> None:
-    for method in ("reset_parameters", "reset_running_stats"):
-        reset: Callable[[], None] | None = getattr(module, method, None)
-        if reset is not None:
-            reset()
+    reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+    if reset is not None:
+        reset()
 
 
 def _match(blended: Blended, model: nn.Module) -> None:

@@ -6,7 +6,6 @@ groups.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -53,11 +52,9 @@ class Blended(nn.Module):
         super().__init__()
         self.plan, self.mixing, self.matching = plan, mixing, matching
         self.model = model
-        self.reduce, self.expand, self.twin, self.plain = (nn.Module() for _ in range(4))
-        for name in sorted(self._structure.inplace):
-            module = copy.deepcopy(model.get_submodule(name))
-            module.inplace = False  # type: ignore[assignment]
-            set_path(self.plain, name, module)
+        self.reduce, self.expand, self.twin = (nn.Module() for _ in range(3))
+        for name in self._structure.inplace:  # The branch reads what the wide path would overwrite.
+            model.get_submodule(name).inplace = False  # type: ignore[assignment]
         self.constants = nn.Module()
         for name, constant in self._structure.constants.items():
             last = name.rpartition(".")[2]

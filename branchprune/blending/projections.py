@@ -142,7 +142,7 @@ class Expand(LinearEnd):
                 branch = self._map(x, piece, weight) * (1 - alpha)
             else:  # The weight is scaled instead of the result: it is the smaller tensor.
                 branch = self._map(x, piece, weight * (1 - alpha))
-            parts.append(branch.to(u.dtype) + u * alpha)
+            parts.append(branch + u * alpha)
         return self._join(parts)
 
     def _alpha_of(self, piece: EndPiece, alphas: Tensor) -> Tensor:

@@ -706,6 +706,15 @@ def test_state_dict_restores_alpha() -> None:
     assert holder["net"].alpha == first.alpha and torch.equal(holder["net"](x), first(x))
 
 
+def test_state_dict_restores_alpha_of_a_decay() -> None:
+    """In single precision 0.95³ is 0.85737502…; what is read back is what was set."""
+    first, second = attached(vgg()), attached(vgg())
+    for alpha in (*bp.multiplicative(0.05, 0.05), *bp.steps(0.1), 0.000001):
+        first.alpha = alpha
+        second.load_state_dict(first.state_dict())
+        assert set(second.alpha.values()) == {alpha}
+
+
 def test_autocast() -> None:
     model = scramble(vgg()).eval()
     blended = attached(model)

@@ -279,6 +279,32 @@ def test_examples_must_be_along_dimension_0() -> None:
     bp.attach(model, blended.plan, mixing="group").train()(x)
 
 
+class Scaled(nn.Module):
+    """The first argument is a single number for the whole batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = smooth()
+
+    def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+        y: Tensor = self.net(scale * x)
+        return y
+
+
+def test_a_number_among_the_inputs_is_no_batch() -> None:
+    model = scramble(Scaled().double())
+    scale = torch.tensor(2.0, dtype=torch.float64)
+    blended = bp.attach(model, bp.plan(model, (scale, X)), mixing="sample").train()
+    scramble(blended, seed=6)
+    blended.alpha = 0.5
+    same = blended_of(smooth(), mixing="sample")
+    same.load_state_dict({k.replace(".net.", "."): v for k, v in blended.state_dict().items()})
+    torch.manual_seed(7)
+    found = blended(scale, X)
+    torch.manual_seed(7)
+    assert torch.equal(found, same(scale * X))
+
+
 @pytest.mark.parametrize("mixing", MIXINGS[1:])
 def test_copies_and_checkpoints(mixing: Any) -> None:
     blended = blended_of(vgg(), mixing=mixing)

@@ -53,6 +53,15 @@ def test_plateau_holds_while_the_metric_improves(mode, sign):
     assert seen == [0.5] * 5 + [0.0]
 
 
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_an_improvement_below_min_delta_does_not_count(mode, sign):
+    hold = bp.Plateau(max_epochs=10, patience=2, min_delta=0.5, mode=mode)
+    steady, slow = ([sign * step * i for i in range(10)] for step in (0.75, 0.125))
+    assert [n for n in range(1, 11) if hold.over(steady[:n])] == [10]
+    # From the second epoch on nothing is half better than the first, until the fifth after it is.
+    assert [n for n in range(1, 7) if hold.over(slow[:n])] == [3, 4, 5]
+
+
 def test_plateau_ends_at_max_epochs():
     schedule = bp.Schedule((0.0,), hold=bp.Plateau(max_epochs=4, patience=2))
     seen = []

@@ -404,6 +404,14 @@ def test_keep_by_layer() -> None:
     assert kept["6.conv1"] == (12, None)
 
 
+def test_keep_by_the_closest_module_around() -> None:
+    inner = nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8))
+    model = nn.Sequential(nn.Sequential(conv(3, 8), nn.ReLU(), inner), nn.ReLU(), conv(8, 2))
+    for keep in ({"0": 0.5, "0.2": 0.25}, {"0.2": 0.25, "0": 0.5}):
+        plan = bp.plan(model, torch.randn(IMAGE), keep=keep)
+        assert [g.kept for g in plan.groups] == [4, 2, 2, 2]
+
+
 def test_layers_of_one_group_kept_differently_are_named() -> None:
     with pytest.raises(bp.PruneError, match=r"one group.*'5.down': 0.5, '6.conv2': 0.75"):
         bp.plan(resnet(), torch.randn(IMAGE), keep={"5.down": 0.5, "6.conv2": 0.75})

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from models import matrix, relative, scramble, spelled_out
+from models import Net, matrix, relative, scramble, spelled_out
 from torch import Tensor, nn
 
 import branchprune as bp
@@ -362,3 +362,47 @@ def test_groups_of_a_shuffle_net() -> None:
         "1.a": (("1.a",), 8),
         "2.a": (("2.a",), 8),
     }
+
+
+class Halves(nn.Module):
+    """Channels are shuffled, and each half of them has a norm and a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.shuffle = nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2)
+        self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.b, self.c = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = self.shuffle(self.a(x)).chunk(2, 1)
+        return self.b(self.first(first)), self.c(self.second(second))
+
+
+def test_a_norm_of_channels_of_the_other_half_starts_from_a_chosen_one() -> None:
+    """Of 3 out of 4 pairs, the first half holds one that the wide half does not."""
+    model = scramble(Halves())
+    plan = bp.plan(model, torch.randn(IMAGE), keep=0.75)
+    blended = bp.attach(model, plan, init=lambda group: -torch.eye(group.width)[0])
+    chosen, labels = [1, 2, 3], torch.arange(8)
+    wide = F.channel_shuffle(labels.view(1, 8, 1, 1), 2).flatten()[:4].tolist()
+    kept = torch.tensor([*chosen, *(c + 4 for c in chosen)])
+    narrow = F.channel_shuffle(kept.view(1, 6, 1, 1), 2).flatten()[:3].tolist()
+    places = [wide.index(c) if c in wide else chosen[i] for i, c in enumerate(narrow)]
+    assert [c in wide for c in narrow] == [True, True, False]
+    assert torch.equal(blended.twin.first.weight, model.first.weight[places])
+
+
+@pytest.mark.parametrize("first", ["plain", "shuffled"])
+def test_channels_tied_to_shuffled_ones_are_chosen_from_all_quarters(first: str) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        plain, shuffled = m.a(x), F.channel_shuffle(m.b(x), 2)
+        return m.c((plain + shuffled if first == "plain" else shuffled + plain).relu())
+
+    model = Net(run, a=nn.Conv2d(3, 16, 1), b=nn.Conv2d(3, 16, 1), c=nn.Conv2d(16, 2, 1))
+    plan = bp.plan(model, torch.randn(IMAGE), keep=0.5)
+    blended = bp.attach(model, plan, init=lambda group: -torch.arange(float(group.width)))
+    width, kept = plan.groups[0].width, plan.groups[0].kept
+    chosen = chosen_rows(blended, "a")
+    assert chosen is not None and len(chosen) == 8
+    quarters = (chosen % width) // (width // 4)
+    assert quarters.bincount().tolist() == [8 * kept // (4 * kept)] * 4

@@ -180,6 +180,25 @@ def test_a_module_with_numbers_of_its_own_a_channel() -> None:
     assert model[5].normalized_shape == (8,)
 
 
+class Gain(nn.Module):
+    """A number a channel, multiplied in place if that is asked for."""
+
+    def __init__(self, width: int, inplace: bool) -> None:
+        super().__init__()
+        self.gain, self.inplace = nn.Parameter(torch.ones(width)), inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.gain.view(-1, 1, 1)
+        return x.mul_(gain) if self.inplace else x * gain
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_what_works_in_place_does_so_in_the_collapsed_model(inplace: bool) -> None:
+    bp.teach(Gain, bp.rules.channelwise)
+    _, small = check_exact(around(Gain(8, inplace)))
+    assert small[5].gain.shape == (4,) and small[5].inplace is inplace
+
+
 def test_the_start_of_what_was_taught_is_that_of_the_chosen_channels() -> None:
     bp.teach(PerChannel, bp.rules.channelwise)
     model = around(PerChannel(8)).double().eval()
