@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,14 @@ settings.register_profile("explore", settings.get_profile("fixed"), derandomize=
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 torch.set_num_threads(1)  # for fixtures of modules, too, and child processes
 os.environ["OMP_NUM_THREADS"] = "1"
+gc.disable()  # what imports leave is no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the half a million objects that imports made."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
