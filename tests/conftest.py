@@ -1,7 +1,9 @@
+import gc
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,29 @@ settings.register_profile("explore", settings.get_profile("fixed"), derandomize=
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 torch.set_num_threads(1)  # for fixtures of modules, too, and child processes
 os.environ["OMP_NUM_THREADS"] = "1"
+gc.disable()  # what imports leave is no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the half a million objects that imports made."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_pass_is_timed() -> Iterator[None]:
+    """No test reads how long a network takes in a run, so none needs to wait for it."""
+    from branchprune.planning import profiling
+
+    measure = profiling.measure_latency
+
+    def timed_once(model: Any, x: torch.Tensor, seconds: float = 1.0) -> profiling.Latency:
+        return measure(model, x, seconds=0.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("branchprune.experiments.run.result.measure_latency", timed_once)
+        yield
 
 
 @pytest.fixture(autouse=True)

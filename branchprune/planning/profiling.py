@@ -51,7 +51,7 @@ def measure_latency(model: nn.Module, x: torch.Tensor, seconds: float = 1.0) -> 
     Args:
         model: The network.
         x: A batch on the model's device.
-        seconds: How long to measure.
+        seconds: How long to measure; 0: a single pass.
     """
     from torch.utils.benchmark import Timer  # its import may log that there is no GPU
 
@@ -60,7 +60,10 @@ def measure_latency(model: nn.Module, x: torch.Tensor, seconds: float = 1.0) -> 
             "model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()
         )
         timer.timeit(2)
-        times = timer.adaptive_autorange(min_run_time=seconds / 2, max_run_time=seconds)
+        if seconds:
+            times = timer.adaptive_autorange(min_run_time=seconds / 2, max_run_time=seconds)
+        else:
+            times = timer.timeit(1)
     return Latency(times.median, times.iqr, len(x), x.device.type)
 
 

@@ -214,9 +214,9 @@ def test_a_whole_run(tmp_path, monkeypatch):
     backend, measured = Backend(), []
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
 
-    def watch(model, x):
-        measured.append(model._compiled_call_impl)
-        return measure_latency(model, x, seconds=0.01)
+    def watch(model, x, seconds):
+        measured.append((model._compiled_call_impl, seconds))
+        return measure_latency(model, x, seconds=0)
 
     monkeypatch.setattr("branchprune.experiments.run.result.measure_latency", watch)
     results = []
@@ -232,4 +232,4 @@ def test_a_whole_run(tmp_path, monkeypatch):
         assert compiled["stages"][stage]["train_macs"] == plain["stages"][stage]["train_macs"] > 0
     scores = compiled["scores"]
     assert scores["blended_at_zero"]["val"] == pytest.approx(scores["small"]["val"])
-    assert measured == [None] * 4
+    assert measured == [(None, 1.0)] * 4

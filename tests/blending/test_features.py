@@ -186,9 +186,18 @@ DENSE = {"dense.epochs": "1", "prune.blend.levels": "[0.0]"}
     ("options", "message"),
     [
         ({"prune.cut": "{}", "prune.finetune.epochs": "1"}, "only branches learn features"),
-        ({"prune.blend.levels": "[0.0]", "prune.finetune.epochs": "1"}, "only branches learn features"),
-        ({"prune.blend.levels": "[0.0]", "prune.sparsify.epochs": "1"}, "only branches learn features"),
-        ({"prune.blend.levels": "[0.0]", "prune.rounds.count": "2"}, "only branches learn features"),
+        (
+            {"prune.blend.levels": "[0.0]", "prune.finetune.epochs": "1"},
+            "only branches learn features",
+        ),
+        (
+            {"prune.blend.levels": "[0.0]", "prune.sparsify.epochs": "1"},
+            "only branches learn features",
+        ),
+        (
+            {"prune.blend.levels": "[0.0]", "prune.rounds.count": "2"},
+            "only branches learn features",
+        ),
         ({"task.init_args.feature_weight": "1.0", **DENSE}, "has no branches"),
     ],
 )

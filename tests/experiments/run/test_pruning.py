@@ -172,7 +172,9 @@ def test_gradual_rounds_end_at_the_widths_of_the_plan(go):
 
 
 def test_random_filters_are_filters_of_the_dense_model(go):
-    text = AT_ONCE.replace("cut", "criterion: {name: branchprune.criteria.scores.random_choice}, cut")
+    text = AT_ONCE.replace(
+        "cut", "criterion: {name: branchprune.criteria.scores.random_choice}, cut"
+    )
     folder, _, starts = go(text)
     dense = bp.load(TinyVGG(), folder / "dense.safetensors").state_dict()["features.0.weight"]
     kept = starts[1]["features.0.weight"]

@@ -25,7 +25,6 @@ from branchprune.experiments.run.callbacks.epoch_checkpoint import find_checkpoi
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.experiments.run.results_file import read_lines
 from branchprune.lightning import ClassificationTask
-from branchprune.planning.profiling import measure_latency
 
 CONFIG = """
 name: killed
@@ -130,14 +129,11 @@ def go(base: Path, name: str, *options: str, kill: int = -1, more: str = "") -> 
     extra.write_text(more)
     arguments = ["run", str(config), "--output", str(base / name), *options]
     arguments += ["--config", str(extra)] if more else []
-    with pytest.MonkeyPatch.context() as patch:
-        quick = partial(measure_latency, seconds=0.01)
-        patch.setattr("branchprune.experiments.run.result.measure_latency", quick)
-        if kill > 0:
-            with pytest.raises(Kill):
-                main(arguments)
-        else:
-            assert main(arguments) == 0
+    if kill > 0:
+        with pytest.raises(Kill):
+            main(arguments)
+    else:
+        assert main(arguments) == 0
     return base / name
 
 
