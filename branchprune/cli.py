@@ -100,7 +100,7 @@ def _run(args: list[str], console: Console) -> None:
         with unwritable_named(config.output):
             write_report(config.output)
     console.print(summary(result))
-    console.print(f"{report}", style="bold")
+    console.print(f"{report}", style="bold", soft_wrap=True)
 
 
 def _dense(args: list[str], console: Console) -> None:
