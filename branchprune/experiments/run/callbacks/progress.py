@@ -144,12 +144,11 @@ class StageProgress(Callback):
     def _make_bar(self) -> Progress:
         return Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
+            BarColumn(24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
-            expand=True,
         )
 
     def _remove_bar(self) -> None:
