@@ -29,7 +29,7 @@ from branchprune.lightning.tensorboard_layout import add_charts
 from branchprune.lightning.training_inputs import find_example, first_inputs
 from branchprune.planning.plan import Plan, plan
 from branchprune.planning.profiling import count_macs
-from branchprune.training.keys import Keys, keys_of
+from branchprune.training.batch_keys import Keys, keys_of
 
 
 class BranchPruning(Vitals):
@@ -161,9 +161,7 @@ class BranchPruning(Vitals):
         self._graft.insert(self.blended)
         self.macs = 0
 
-    def _attach(
-        self, trainer: Trainer, network: nn.Module, planned: Plan, keys: Keys
-    ) -> Blended:
+    def _attach(self, trainer: Trainer, network: nn.Module, planned: Plan, keys: Keys) -> Blended:
         seen = first_inputs(trainer, "calibration", self.calibration, keys)
         blended = attach(network, planned, self.init, batches=seen, **self.training)
         if not self.fit:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example
-from branchprune.training.keys import Keys, keys_of
+from branchprune.training.batch_keys import Keys, keys_of
 
 
 def find_example(trainer: Trainer, module: LightningModule) -> Example:

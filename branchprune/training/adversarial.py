@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
-from branchprune.training.keys import Keys
+from branchprune.training.batch_keys import Keys
 
 Batch = Any
 """A tuple, list or dictionary with real images; see `Keys`."""

@@ -21,7 +21,7 @@ from branchprune.blending.feature_matching import mismatch
 from branchprune.blending.projections import Expand
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import copied, tensors
-from branchprune.training.keys import Keys
+from branchprune.training.batch_keys import Keys
 from branchprune.training.logit_cache import Memory
 from branchprune.training.mixup import Mixup
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from branchprune.errors import PruneError, at_least_one
+from branchprune.training.batch_keys import Keys
 from branchprune.training.distillation import Teacher
-from branchprune.training.keys import Keys
 from branchprune.training.losses import L1SSIM, distillation
 from branchprune.training.mixup import Mixup
 from branchprune.training.task import Batch, Decay, Stage, Task

@@ -89,11 +89,10 @@ def _entry(value: Any, key: Key, default: int | None, argument: str, what: str) 
     entries = _entries(value)
     chosen = default if key is None and isinstance(value, list | tuple) else key
     if chosen not in entries:
-        known = ", ".join(repr(name) for name in entries)
-        kind = f"{type(value).__name__} with {known}" if entries else type(value).__name__
+        known = ", ".join(repr(name) for name in entries) or "no entries"
         raise PruneError(
-            f"keys.{argument} (={key!r}) must name an entry of the {what}, a {kind}: set the "
-            f"task's keys, as keys=Keys({argument}=…)"
+            f"keys.{argument} (={key!r}) must name an entry of the {what} "
+            f"({type(value).__name__}: {known}); set the task's keys, as keys=Keys({argument}=…)"
         )
     entry = entries[chosen]
     if not isinstance(entry, Tensor):
