@@ -13,6 +13,12 @@ import torch
 
 from branchprune import __version__
 from branchprune.errors import PruneError, how_to_install
+from branchprune.experiments.interruption import (
+    Interrupted,
+    folder_named,
+    how_to_go_on,
+    interruptible,
+)
 
 # Each command imports what it needs, rich included, when it is called: help does not wait for it.
 if TYPE_CHECKING:
@@ -44,7 +50,7 @@ zoo     plan, blend and collapse every model of torchvision or timm
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0; 2 for an error of the user's.
 
-    `zoo` returns 1 if a model failed, `compare` if a run did.
+    `zoo` returns 1 if a model failed, `compare` if a run did. Ctrl-C gives 130, SIGTERM 143.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
@@ -78,7 +84,12 @@ def _command(args: list[str]) -> int:
     try:
         if args[0] not in commands:
             raise PruneError(f"unknown command {args[0]!r}\n{USAGE}")
-        return commands[args[0]](args[1:], console) or 0
+        with interruptible():
+            return commands[args[0]](args[1:], console) or 0
+    except Interrupted as interrupted:
+        text = how_to_go_on(interrupted, args[0], args[1:])
+        Console(stderr=True).print(f"branchprune: {text}", markup=False, soft_wrap=True)
+        return interrupted.status
     except PruneError as error:
         Console(stderr=True).print(
             f"branchprune: error: {error}", style="red", markup=False, soft_wrap=True
@@ -94,13 +105,14 @@ def _run(args: list[str], console: Console) -> None:
     config = _configuration("run", args)
     if config is None:
         return
-    result = run(config, shlex.join(["branchprune", "run", *args]), console)
     report = config.output / "report.html"
-    if not report.exists():
-        with unwritable_named(config.output):
-            write_report(config.output)
+    with folder_named(config.output, config.resume):
+        result = run(config, shlex.join(["branchprune", "run", *args]), console)
+        if not report.exists():
+            with unwritable_named(config.output):
+                write_report(config.output)
     console.print(summary(result))
-    console.print(f"{report}", style="bold")
+    console.print(f"{report}", style="bold", soft_wrap=True)
 
 
 def _dense(args: list[str], console: Console) -> None:
@@ -108,7 +120,8 @@ def _dense(args: list[str], console: Console) -> None:
 
     config = _configuration("dense", args)
     if config is not None:
-        train_dense(config, console)
+        with folder_named(config.output, config.resume):
+            train_dense(config, console)
 
 
 def _configuration(command: str, args: list[str]) -> RunConfig | None:

@@ -81,7 +81,9 @@ class JobRunner:
             The jobs that are not done.
         """
         end = time.monotonic() + 60 * self.minutes
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else jobs go on alone
+        before = signal.getsignal(signal.SIGTERM)
+        if before == signal.SIG_DFL:  # it would end this process, and jobs would go on alone
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
             while time.monotonic() < end:
                 self._collect()

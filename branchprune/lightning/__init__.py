@@ -3,12 +3,14 @@
 from branchprune.lightning.callback import BranchPruning
 from branchprune.lightning.loss_guard import Vitals
 from branchprune.training.adversarial import AdversarialTask
+from branchprune.training.batch_keys import Keys
 from branchprune.training.tasks import ClassificationTask, ReconstructionTask
 
 __all__ = [
     "AdversarialTask",
     "BranchPruning",
     "ClassificationTask",
+    "Keys",
     "ReconstructionTask",
     "Vitals",
 ]

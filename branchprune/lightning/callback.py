@@ -29,6 +29,7 @@ from branchprune.lightning.tensorboard_layout import add_charts
 from branchprune.lightning.training_inputs import find_example, first_inputs
 from branchprune.planning.plan import Plan, plan
 from branchprune.planning.profiling import count_macs
+from branchprune.training.batch_keys import Keys, keys_of
 
 
 class BranchPruning(Vitals):
@@ -152,7 +153,7 @@ class BranchPruning(Vitals):
         network = self._graft.network
         example = find_example(trainer, pl_module) if self.example is None else self.example
         self.plan = plan(network, example, self.keep, **self.planning)
-        self.blended = self._attach(trainer, network, self.plan)
+        self.blended = self._attach(trainer, network, self.plan, keys_of(pl_module))
         self.blended.alpha = self.schedule.alpha
         if self.compiles:
             self.blended.compile()
@@ -160,12 +161,12 @@ class BranchPruning(Vitals):
         self._graft.insert(self.blended)
         self.macs = 0
 
-    def _attach(self, trainer: Trainer, network: nn.Module, planned: Plan) -> Blended:
-        seen = first_inputs(trainer, "calibration", self.calibration)
+    def _attach(self, trainer: Trainer, network: nn.Module, planned: Plan, keys: Keys) -> Blended:
+        seen = first_inputs(trainer, "calibration", self.calibration, keys)
         blended = attach(network, planned, self.init, batches=seen, **self.training)
         if not self.fit:
             return blended
-        return fit_expand(blended, first_inputs(trainer, "fit", self.fit))
+        return fit_expand(blended, first_inputs(trainer, "fit", self.fit, keys))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the learning rate starts; put all α curves on one chart."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example
+from branchprune.training.batch_keys import Keys, keys_of
 
 
 def find_example(trainer: Trainer, module: LightningModule) -> Example:
@@ -21,7 +22,7 @@ def find_example(trainer: Trainer, module: LightningModule) -> Example:
     if isinstance(module.example_input_array, Tensor | tuple | dict):
         return module.example_input_array
     missing = "example (=None) is needed: neither example_input_array nor a data module is there"
-    return training_inputs(data_module(trainer, missing), 1)[0][:1]
+    return training_inputs(data_module(trainer, missing), 1, keys_of(module))[0][:1]
 
 
 def data_module(trainer: Trainer, missing: str) -> LightningDataModule:
@@ -41,21 +42,22 @@ def data_module(trainer: Trainer, missing: str) -> LightningDataModule:
     return found
 
 
-def training_inputs(data: LightningDataModule, batches: int) -> list[Tensor]:
+def training_inputs(data: LightningDataModule, batches: int, keys: Keys) -> list[Tensor]:
     """Return the images of training batches, in the order of an epoch.
 
     Args:
         data: The data module, set up.
         batches: Number of batches, or all of an epoch that has fewer.
+        keys: What they are like.
 
     Returns:
         Tensors of shape (N, C, H, W).
     """
     found = islice(data.train_dataloader(), batches)
-    return [batch[0] if isinstance(batch, list | tuple) else batch for batch in found]
+    return [keys.input_of(batch) for batch in found]
 
 
-def first_inputs(trainer: Trainer, argument: str, batches: int) -> list[Tensor]:
+def first_inputs(trainer: Trainer, argument: str, batches: int, keys: Keys) -> list[Tensor]:
     """Return the images of as many training batches as an argument says; none for 0.
 
     Raises:
@@ -64,4 +66,4 @@ def first_inputs(trainer: Trainer, argument: str, batches: int) -> list[Tensor]:
     if not batches:
         return []
     missing = f"{argument} (={batches}) needs a data module"
-    return training_inputs(data_module(trainer, missing), batches)
+    return training_inputs(data_module(trainer, missing), batches, keys)

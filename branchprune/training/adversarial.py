@@ -14,8 +14,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
+from branchprune.training.batch_keys import Keys
 
-Batch = tuple[Tensor, Tensor]
+Batch = Any
+"""A tuple, list or dictionary with real images; see `Keys`."""
 Part = Literal["generator", "discriminator"]
 PARTS: tuple[Part, Part] = ("generator", "discriminator")
 
@@ -46,6 +48,7 @@ class AdversarialTask(LightningModule):
             them; without, the two parts keep chasing each other.
         projections: Number of directions of the metric.
         seed: Seed of the metric's noise and directions.
+        keys: What batches are like, where they are no tuples: see `Keys`.
 
     Raises:
         PruneError: An argument is out of its range, or a parameter of the network belongs to
@@ -61,6 +64,7 @@ class AdversarialTask(LightningModule):
         cosine: bool = True,
         projections: int = 256,
         seed: int = 0,
+        keys: Keys | None = None,
     ) -> None:
         super().__init__()
         if learning_rate <= 0:
@@ -70,7 +74,7 @@ class AdversarialTask(LightningModule):
         if projections < 1:
             raise PruneError(f"projections (={projections}) must be at least 1")
         self.automatic_optimization = False
-        self.model = model
+        self.model, self.keys = model, keys or Keys()
         self.learning_rate, self.beta1, self.real_label = learning_rate, beta1, real_label
         self.cosine, self.projections, self.seed = cosine, projections, seed
         self.images: list[tuple[Tensor, Tensor]] = []
@@ -120,7 +124,8 @@ class AdversarialTask(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Move both parts, each along its own loss, and return the sum of the losses."""
-        _, generated, real = self(batch[0])
+        images = self.keys.input_of(batch)
+        _, generated, real = self(images)
         losses = self.losses(generated, real)
         optimizers = self.optimizers()
         assert isinstance(optimizers, list)
@@ -131,7 +136,7 @@ class AdversarialTask(LightningModule):
             self.manual_backward(losses[part], inputs=moved, retain_graph=part != PARTS[-1])
         for optimizer in optimizers:
             optimizer.step()
-        return self._log_losses(losses, "train", len(batch[0]))
+        return self._log_losses(losses, "train", len(images))
 
     def on_train_epoch_end(self) -> None:
         """Lower the learning rates, which manual optimisation leaves to the module."""
@@ -147,7 +152,7 @@ class AdversarialTask(LightningModule):
         return total
 
     def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
-        images = batch[0]
+        images = self.keys.input_of(batch)
         if batch_idx == 0:
             self.images.clear()
         with _seeded(self.seed + batch_idx, images.device):

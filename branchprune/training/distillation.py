@@ -21,6 +21,7 @@ from branchprune.blending.feature_matching import mismatch
 from branchprune.blending.projections import Expand
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import copied, tensors
+from branchprune.training.batch_keys import Keys
 from branchprune.training.logit_cache import Memory
 from branchprune.training.mixup import Mixup
 
@@ -34,19 +35,23 @@ class Teacher:
         network: The network to copy.
         looks: How many times to look at an example, each time as it is then; after that the mean of
             what came out is what the teacher says of it, which costs nothing. None: every time.
+        keys: Which entry of an output is meant, of the student's, too, where it is no tensor.
 
     Attributes:
         network: The copy.
         memory: What came out, if it does not look every time.
     """
 
-    def __init__(self, network: nn.Module, looks: int | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, looks: int | None = None, keys: Keys | None = None
+    ) -> None:
         self.network = copied(network).eval().requires_grad_(False)
         self.memory = None if looks is None else Memory(looks)
+        self.keys = keys or Keys()
 
     def __call__(
         self, x: Tensor, layers: Sequence[str] = (), numbers: Tensor | None = None
-    ) -> tuple[Any, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the output for an input, and what some layers read to compute it, by layer.
 
         Args:
@@ -66,12 +71,11 @@ class Teacher:
                 )
             return self.memory.recall(x, numbers, self._output), read
         with torch.no_grad(), _reading(network, layers, read):
-            return network(x), read
+            return self.keys.output_of(network(x)), read
 
     def _output(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            output: Tensor = self.network(x)
-        return output
+            return self.keys.output_of(self.network(x))
 
 
 @contextmanager
@@ -99,7 +103,7 @@ def learn_from(
     features: bool = False,
     mix: Mixup | None = None,
     numbers: Tensor | None = None,
-) -> tuple[Any, Any, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Let a student and its teacher see the same input.
 
     Args:
@@ -120,7 +124,7 @@ def learn_from(
         PruneError: `features` of a student that has no branches.
     """
     with _features(student) if features else nullcontext(dict[str, Tensor]()) as narrow:
-        output = student(mix(x) if mix else x)
+        output = teacher.keys.output_of(student(mix(x) if mix else x))
     expected, wide = teacher(x, [*narrow], numbers)
     expected = mix(expected) if mix else expected
     terms = [_term(student, name, narrow[name], wide[name]) for name in narrow]

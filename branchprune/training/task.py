@@ -14,11 +14,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from branchprune.errors import PruneError
+from branchprune.training.batch_keys import Keys
 from branchprune.training.distillation import Teacher, learn_from
 from branchprune.training.import_path import function_at
 from branchprune.training.mixup import Mixup
 
-Batch = tuple[Tensor, ...]
+Batch = Any
+"""A tuple, list or dictionary of tensors; see `Keys`."""
 Stage = Literal["train", "val", "test"]
 Decay = Literal["cosine", "constant", "plateau"]
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,6 +51,7 @@ class Task(LightningModule, ABC):
             compute and what the network as it is when the task is made computes at the same
             places; see `learn_from`. Training only.
         teacher: That network, where its output is needed, too; None: where its features are.
+        keys: What batches and outputs are like, where they are no tuples and tensors: see `Keys`.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Task(LightningModule, ABC):
         patience: int = 5,
         feature_weight: float = 0.0,
         teacher: Teacher | None = None,
+        keys: Keys | None = None,
     ) -> None:
         super().__init__()
         if learning_rate <= 0:
@@ -73,7 +77,7 @@ class Task(LightningModule, ABC):
             raise PruneError(f"optimizer (={optimizer!r}) must be {known} or an import path")
         if schedule not in ("cosine", "constant", "plateau"):
             raise PruneError(f"schedule (={schedule!r}) must be 'cosine', 'constant' or 'plateau'")
-        self.model = model
+        self.model, self.keys = model, keys or Keys()
         self.optimizer, self.optimizer_args = optimizer, dict(optimizer_args or {})
         for name in ("lr", "weight_decay"):
             if name in self.optimizer_args:
@@ -88,12 +92,11 @@ class Task(LightningModule, ABC):
         if not 0 <= feature_weight < math.inf:
             raise PruneError(f"feature_weight (={feature_weight}) must be a weight of at least 0")
         self.feature_weight = feature_weight
-        self.teacher = teacher or (Teacher(model) if feature_weight else None)
+        self.teacher = teacher or (Teacher(model, keys=keys) if feature_weight else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the model's output."""
-        output: Tensor = self.model(x)
-        return output
+        """Return the model's output, or the entry of it that `keys` names."""
+        return self.keys.output_of(self.model(x))
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and what moves its learning rate, epoch by epoch."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from branchprune.errors import PruneError, at_least_one
+from branchprune.training.batch_keys import Keys
 from branchprune.training.distillation import Teacher
 from branchprune.training.losses import L1SSIM, distillation
 from branchprune.training.mixup import Mixup
@@ -42,6 +43,7 @@ class ClassificationTask(Task):
         cycle_epochs: See `Task`.
         patience: See `Task`.
         feature_weight: See `Task`.
+        keys: See `Task`.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ClassificationTask(Task):
         cycle_epochs: int | None = None,
         patience: int = 5,
         feature_weight: float = 0.0,
+        keys: Keys | None = None,
     ) -> None:
         if remember is not None:
             at_least_one("remember", remember)
@@ -74,7 +77,8 @@ class ClassificationTask(Task):
             cycle_epochs,
             patience,
             feature_weight,
-            Teacher(model, remember) if teacher_weight else None,
+            Teacher(model, remember, keys) if teacher_weight else None,
+            keys,
         )
         if not 0 <= teacher_weight <= 1:
             raise PruneError(f"teacher_weight (={teacher_weight}) must be in [0, 1]")
@@ -107,24 +111,25 @@ class ClassificationTask(Task):
         memory = None if self.teacher is None else self.teacher.memory
         if memory is None:
             return
-        numbers = batch[2] if len(batch) > 2 else None
+        numbers, labels = self.keys.number_of(batch), self.keys.target_of(batch)
         if (
             not isinstance(numbers, Tensor)
             or numbers.dtype != torch.long
-            or numbers.shape != batch[1].shape
+            or numbers.shape != labels.shape[:1]
             or numbers.min() < 0
         ):
             raise PruneError(
-                f"remember (={memory.looks}): training batches must have a third entry, int64 "
-                f"(N,) from 0, which examples these are (numbered: true, of images in memory); "
+                f"remember (={memory.looks}): training batches must have a third entry, or one "
+                f"that keys.number names, int64 (N,) from 0, which examples these are (numbered: "
+                f"true, of images in memory); "
                 f"this is {numbers if numbers is None else type(numbers).__name__}"
             )
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Return the loss of images (N, C, H, W) and classes (N,), and maybe numbers (N,)."""
-        images, labels, *numbers = batch
+        images, labels = self.keys.input_of(batch), self.keys.target_of(batch)
         if stage == "train":
-            logits, loss = self._lesson(images, labels, *numbers[:1])
+            logits, loss = self._lesson(images, labels, self.keys.number_of(batch))
         else:
             logits = self(images)
             loss = cross_entropy(logits, labels)
@@ -171,6 +176,7 @@ class ReconstructionTask(Task):
         cycle_epochs: See `Task`.
         patience: See `Task`.
         feature_weight: See `Task`.
+        keys: See `Task`.
     """
 
     def __init__(
@@ -188,6 +194,7 @@ class ReconstructionTask(Task):
         cycle_epochs: int | None = None,
         patience: int = 5,
         feature_weight: float = 0.0,
+        keys: Keys | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -200,12 +207,13 @@ class ReconstructionTask(Task):
             cycle_epochs,
             patience,
             feature_weight,
+            keys=keys,
         )
         self.loss = L1SSIM(l1_weight, ssim_weight, window)
 
     def step(self, batch: Batch, stage: Stage) -> Tensor:
         """Return the loss of reconstructing targets (N, C, H, W) from images."""
-        images, targets, *_ = batch
+        images, targets = self.keys.input_of(batch), self.keys.target_of(batch)
         if stage == "train" and self.teacher is not None:
             output, _, features = self.teach(images)
             loss: Tensor = self.loss(output, targets) + features

@@ -52,10 +52,10 @@ class Cut:
     ) -> Narrowed:
         """Choose and collapse; see `Narrowing`."""
         data, criterion = stages.config.data, self.criterion
-        batches = training_inputs(data, criterion.calibration)
+        batches = training_inputs(data, criterion.calibration, stages.keys)
         blended = attach(wide, planned, self.init, batches=batches)
         if criterion.fit:
-            blended = fit_expand(blended, training_inputs(data, criterion.fit))
+            blended = fit_expand(blended, training_inputs(data, criterion.fit, stages.keys))
         blended.alpha = 0.0
         small, error = collapse_with_error(blended)
         return Narrowed(small, planned, error, own_dtype_error(blended, small))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError, optional
@@ -24,6 +24,7 @@ from branchprune.experiments.run.result import outcome
 from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning import Vitals
+from branchprune.training.batch_keys import keys_of
 from branchprune.training.task import Task
 
 
@@ -129,7 +130,7 @@ class _Run:
                 self.tested,
                 dense,
                 pruned,
-                _images(self._batch("test")),
+                self.stages.keys.input_of(self._batch("test")),
             )
         write_whole(self.config.output / "result.json", json.dumps(result, indent=1))
         return result
@@ -143,9 +144,10 @@ class _Run:
             load_weights(config.model, config.dense.checkpoint)
         config.data.setup("fit")
         batch = self._batch("train")
-        method = Pruning(config, _images(batch)[:1].cpu())
-        planned = method.check()
         task = config.task(config.model)
+        keys = self.stages.keys = keys_of(task)
+        method = Pruning(config, keys.input_of(batch)[:1].cpu())
+        planned = method.check()
         weight, start = getattr(task, "teacher_weight", 0), config.dense.checkpoint
         if weight and config.dense.epochs and start is None:
             raise PruneError(
@@ -220,9 +222,3 @@ class _Run:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, scores)
                 logger.save()
-
-
-def _images(batch: Any) -> Tensor:
-    images = batch[0] if isinstance(batch, list | tuple) else batch
-    assert isinstance(images, Tensor)
-    return images

@@ -23,6 +23,7 @@ from branchprune.experiments.run.callbacks.progress import StageProgress
 from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.experiments.run.settings import RunSettings, TaskFactory
+from branchprune.training.batch_keys import Keys
 
 Split = Literal["val", "test"]
 
@@ -36,11 +37,13 @@ class Stages:
         console: Where to show progress.
         records: What each stage cost, by its name: seconds, epochs, multiply-adds of the training
             (`train_macs`), share of the time that waited for data (`loader_share`).
+        keys: What the batches are like.
     """
 
     config: RunSettings
     console: Console
     records: dict[str, dict[str, float]] = field(default_factory=dict)
+    keys: Keys = field(default_factory=Keys)
 
     def fit(self, stage: str, task: LightningModule, epochs: int, *callbacks: Callback) -> Trainer:
         """Train a task, from the stage's last checkpoint if there is one.
