@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -305,12 +306,20 @@ def test_missing_and_malformed_yaml(tiny, capsys):
     assert "frobnicate" in capsys.readouterr().err
 
 
-def test_help(capsys):
+def test_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["--help"]) == 0
     assert "branchprune run" in capsys.readouterr().out
     assert main(["run", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--prune.widths.keep" in text and "fraction of the channels" in text.lower()
+    assert max(map(len, text.splitlines())) <= 80
+    sections = re.findall(r"^prune\.(\w+): ", text, re.MULTILINE)
+    assert sections[:5] == ["widths", "criterion", "blend", "cut", "torch_pruning"]
+    assert sections[5:] == ["sparsify", "finetune", "rounds", "cost"]
+    blend = text.partition("\nprune.blend: ")[2].partition("\nprune.")[0]
+    assert "--prune.blend.thaw_at" in blend and "--prune.torch_pruning.pruner" not in blend
+    assert not re.search(r"known\s+subclasses", text)
     assert main(["dense", "--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: branchprune dense")
     options = [line for line in text.splitlines() if line.startswith("  --")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import lcm
 from typing import Any
 
@@ -132,9 +133,11 @@ def plan(
         model: Any network; it is traced and run once, and not changed.
         example: An input, a tuple of arguments or a dictionary of keyword arguments.
         keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path or by the path
-            of a module around it. A group takes that of a layer named itself, else that of the
-            module around its first layer; groups that are not named stay. Parameters and MACs
-            fall with about its square.
+            of a module around it, with "" for all others: `{"": 0.5, "head": 1.0}`. A group takes
+            that of a layer named itself, else that of the closest module around its first layer
+            that has one, else the default; groups that no key names stay, without a branch. 1.0
+            keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.
+            Parameters and MACs fall with about the square of the fraction.
         exclude: Layers, or modules around them, whose channels stay.
         multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
         inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
@@ -155,13 +158,9 @@ def plan(
     at_least_one("multiple_of", multiple_of)
     exclude, opaque = _names("exclude", exclude), _names("opaque", opaque)
     check_model(model)
-    names = {name for name, _ in model.named_modules()}
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
-    for argument, layers in named.items():
-        for name in layers:
-            if name not in names or (name == "" and argument != "inside"):
-                raise PruneError(f"{argument} names the layer {name!r}, which the model lacks")
+    _check_named(model, named)
     model = copied(model, sharing=True)
     if inside:
         try:
@@ -188,6 +187,18 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise PruneError(f"{argument} (={value!r}) must be a path of a module or several of them")
     return names
+
+
+def _check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
+    """Raise for a path, of those in each argument, that is none of a module."""
+    known = {name for name, _ in model.named_modules()}
+    for argument, layers in named.items():
+        for name in layers:
+            if name in known and (name or argument in ("inside", "keep")):
+                continue
+            near = get_close_matches(str(name), known - {""}, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise PruneError(f"{argument} names the layer {name!r}, which the model lacks{hint}")
 
 
 def _makers(structure: Structure, group: int) -> tuple[str, ...]:
@@ -231,6 +242,7 @@ def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple
         raise PruneError(f"keep names layers of one group with different fractions: {named}")
     around = [module for layer in layers if (module := _within(layer, keep)) is not None]
     fractions = [*named.values(), *(keep[module] for module in around)]
+    fractions += [keep[""]] if "" in keep else []
     return (fractions[0], None) if fractions else (1.0, "not named in keep")
 
 

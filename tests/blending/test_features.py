@@ -179,26 +179,17 @@ def test_compiled_code_collects_the_same() -> None:
     torch._dynamo.reset()
 
 
-DENSE = {"dense.epochs": "1", "prune.blend.levels": "[0.0]"}
+BLEND = {"prune.blend.levels": "[0.0]"}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prune.cut": "{}", "prune.finetune.epochs": "1"}, "only branches learn features"),
-        (
-            {"prune.blend.levels": "[0.0]", "prune.finetune.epochs": "1"},
-            "only branches learn features",
-        ),
-        (
-            {"prune.blend.levels": "[0.0]", "prune.sparsify.epochs": "1"},
-            "only branches learn features",
-        ),
-        (
-            {"prune.blend.levels": "[0.0]", "prune.rounds.count": "2"},
-            "only branches learn features",
-        ),
-        ({"task.init_args.feature_weight": "1.0", **DENSE}, "has no branches"),
+        ({**BLEND, "prune.finetune.epochs": "1"}, "only branches learn features"),
+        ({**BLEND, "prune.sparsify.epochs": "1"}, "only branches learn features"),
+        ({**BLEND, "prune.rounds.count": "2"}, "only branches learn features"),
+        ({**BLEND, "task.init_args.feature_weight": "1.0", "dense.epochs": "1"}, "has no branches"),
     ],
 )
 def test_what_has_no_branches_is_refused_before_training(

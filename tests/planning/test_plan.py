@@ -412,6 +412,23 @@ def test_keep_by_the_closest_module_around() -> None:
         assert [g.kept for g in plan.groups] == [4, 2, 2, 2]
 
 
+def test_keep_by_layer_with_a_default_for_all_others() -> None:
+    """Each group by hand: the closest key around it, a layer's own before that of a module."""
+    x = torch.randn(IMAGE)
+    keep = {"": 0.5, "5": 0.25, "5.conv1": 0.75, "6": 1.0, "4.conv2": 0.125}
+    kept = {g.name: (g.kept, g.reason) for g in bp.plan(resnet(), x, keep=keep).groups if g.pruned}
+    assert kept == {
+        "0": (1, None),  # 4.conv2 makes it, too
+        "3.conv1": (4, None),
+        "4.conv1": (4, None),
+        "5.down": (3, None),
+        "5.conv1": (9, None),
+        "6.conv1": (12, None),
+    }
+    default = bp.plan(resnet(), x, keep={"": 0.5})
+    assert default.as_dict() == bp.plan(resnet(), x, keep=0.5).as_dict()
+
+
 def test_layers_of_one_group_kept_differently_are_named() -> None:
     with pytest.raises(bp.PruneError, match=r"one group.*'5.down': 0.5, '6.conv2': 0.75"):
         bp.plan(resnet(), torch.randn(IMAGE), keep={"5.down": 0.5, "6.conv2": 0.75})
@@ -464,6 +481,10 @@ def test_unknown_layers() -> None:
         bp.plan(vgg(), x, exclude=["0", "head"])
     with pytest.raises(bp.PruneError, match="keep names the layer '99', which the model lacks"):
         bp.plan(vgg(), x, keep={"99": 0.5})
+    with pytest.raises(bp.PruneError, match=r"keep names the layer '3.conv4'.* is '3.conv[12]'"):
+        bp.plan(resnet(), x, keep={"": 0.5, "3.conv4": 0.5})
+    with pytest.raises(bp.PruneError, match="exclude names the layer ''"):
+        bp.plan(vgg(), x, exclude=[""])
 
 
 def branches_on_values(m: Any, x: Tensor) -> Tensor:

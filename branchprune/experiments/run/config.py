@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, is_dataclass
 from inspect import getdoc
+from itertools import takewhile
 from pathlib import Path
+from textwrap import dedent
 from typing import get_args, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
@@ -59,18 +61,28 @@ def make_listing(command: str = "run") -> ArgumentParser:
 
     It cannot tell a section that is not set from one of defaults, so it parses nothing.
     """
-    parser = _parser_without_pruning(command)
+    parser, sections = _parser_without_pruning(command), prune_sections()
     for name, hint in get_type_hints(PruneConfig).items():
-        kinds = [kind for kind in get_args(hint) or [hint] if is_dataclass(kind)]
-        if not kinds:
+        if name not in sections:
             parser.add_argument(f"--prune.{name}", type=hint, default={}, help=OTHERS[name])
             continue
-        summary = str(getdoc(kinds[0])).partition("\n")[0].removesuffix(".")
+        summary = str(getdoc(sections[name])).partition("\n")[0].removesuffix(".")
         group = parser.add_argument_group(f"prune.{name}: {summary}", OTHERS.get(name))
         if type(None) in get_args(hint):
             group.add_argument(f"--prune.{name}", metavar="{} | null", help=SWITCH)
-        group.add_class_arguments(kinds[0], f"prune.{name}", as_group=False)
+        group.add_class_arguments(sections[name], f"prune.{name}", as_group=False)
     return parser
+
+
+def prune_sections() -> dict[str, type]:
+    """Return the dataclass of each section of `prune`, by its key."""
+    hints = get_type_hints(PruneConfig)
+    kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
+    return {
+        name: kind
+        for name, (kind, *_) in kinds.items()
+        if isinstance(kind, type) and is_dataclass(kind)
+    }
 
 
 def _parser_without_pruning(command: str) -> ArgumentParser:
@@ -129,10 +141,11 @@ def help_text(command: str) -> str:
     return re.sub(r"  --prune\S+\.help\n.*\n", "", text)
 
 
-def known_keys() -> set[str]:
-    """Return every key that a configuration can have, and every option."""
+def _check_keys(args: list[str]) -> None:
     actions = make_listing()._actions
-    return {option.lstrip("-") for action in actions for option in action.option_strings}
+    options = {option.lstrip("-") for action in actions for option in action.option_strings}
+    sections = {"metric", "dense", "prune", *(f"prune.{name}" for name in prune_sections())}
+    check_keys(args, options, sections)
 
 
 def parse(args: list[str]) -> RunConfig:
@@ -146,7 +159,7 @@ def parse(args: list[str]) -> RunConfig:
         PruneError: A key or value is wrong; the key is named.
     """
     args, parser = files_as_options(args), make_parser()
-    check_keys(args, known_keys())
+    _check_keys(args)
     try:
         config = parser.parse_args(args)
         config.pop("config", None)
@@ -159,7 +172,19 @@ def parse(args: list[str]) -> RunConfig:
         built = parser.instantiate(config)
         prune_task = parser.instantiate(pruning).task
     except (ArgumentError, ValueError, TypeError) as error:
-        raise PruneError(str(error)) from error
+        raise PruneError(_innermost(str(error))) from error
     for key in ("overwrite", "resume"):
         config.pop(key)  # a stored configuration must not replace anything by itself
-    return RunConfig(**vars(built), prune_task=prune_task, text=parser.dump(config))
+    text = parser.dump(config, skip_unset=False)  # a null may be no default
+    return RunConfig(**vars(built), prune_task=prune_task, text=text)
+
+
+def _innermost(message: str) -> str:
+    """Return what the parser says of a key within sections, without what it says of these."""
+    found = [*re.finditer(r'^( *).*?arser key "(.+)":\n', message, re.MULTILINE)]
+    if len(found) < 2:
+        return message
+    deeper = " " * len(found[-1][1]) + " "
+    lines = message[found[-1].end() :].splitlines(keepends=True)
+    said = "".join(takewhile(lambda line: line.startswith(deeper), lines))
+    return f"{'.'.join(match[2] for match in found)}: {dedent(said).strip()}"

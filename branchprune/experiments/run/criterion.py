@@ -33,7 +33,8 @@ class CriterionConfig:
                 )
         if self.name == "reconstruction" and not self.calibration:
             raise PruneError(
-                "criterion.name (='reconstruction') sees criterion.calibration (=0) batches: set some"
+                "criterion.name (='reconstruction') sees criterion.calibration (=0) batches: "
+                "set some"
             )
 
     def init(self) -> Init:

@@ -27,22 +27,24 @@ NOTES = {
 }
 
 
-def check_keys(args: Sequence[str], known: Collection[str]) -> None:
+def check_keys(args: Sequence[str], options: Collection[str], sections: Collection[str]) -> None:
     """Raise for a key that does not exist, in the files and options of a command line.
 
     Args:
         args: As `["--config", "a.yaml", "--prune.finetune.epochs", "3"]`.
-        known: Every key there is, with dots; what is within them is not looked at.
+        options: Every key that has a value, with dots; what is within a value is not looked at.
+        sections: Every key that has a mapping of others.
 
     Raises:
         PruneError: It names the file, the key, and its new name or the nearest key.
     """
-    for place, key in _given(args, known):
-        if not _exists(key, known):
+    known = {*options, *sections}
+    for place, key in _given(args, sections):
+        if key not in known and not _within_value(key, options, sections):
             raise PruneError(f"{place}{key} {_instead(key, known)}")
 
 
-def _given(args: Sequence[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+def _given(args: Sequence[str], sections: Collection[str]) -> Iterator[tuple[str, str]]:
     """Return each key that is given, and where."""
     for i, argument in enumerate(args):
         if not argument.startswith("--"):
@@ -51,26 +53,25 @@ def _given(args: Sequence[str], known: Collection[str]) -> Iterator[tuple[str, s
         if not separator:
             value = next(iter(args[i + 1 : i + 2]), "")
         if key == "config":
-            yield from ((f"{value}: ", each) for each in _keys(_read(value), "", known))
+            yield from ((f"{value}: ", each) for each in _keys(_read(value), "", sections))
         else:
-            yield from (("--", each) for each in _keys(_parsed(value), key, known))
+            yield from (("--", each) for each in _keys(_parsed(value), key, sections))
 
 
-def _keys(value: Any, path: str, known: Collection[str]) -> Iterator[str]:
-    """Return the keys of a nested mapping, down to those whose values are values."""
-    inner = not path or any(each.startswith(f"{path}.") for each in known)
-    if not inner or not isinstance(value, Mapping) or (path and not value):
-        if path:
-            yield path
-        return
-    for name, each in value.items():
-        yield from _keys(each, f"{path}.{name}" if path else str(name), known)
+def _keys(value: Any, path: str, sections: Collection[str]) -> Iterator[str]:
+    """Return the keys of nested sections."""
+    if path:
+        yield path
+    if isinstance(value, Mapping) and (not path or path in sections):
+        for name, each in value.items():
+            yield from _keys(each, f"{path}.{name}" if path else str(name), sections)
 
 
-def _exists(key: str, known: Collection[str]) -> bool:
+def _within_value(key: str, options: Collection[str], sections: Collection[str]) -> bool:
     parts = key.split(".")
-    around = {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
-    return bool(around & {*known}) or any(each.startswith(f"{key}.") for each in known)
+    around = (".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1))
+    found = next((each for each in around if each in options or each in sections), None)
+    return found is not None and found not in sections
 
 
 def _instead(key: str, known: Collection[str]) -> str:
@@ -81,8 +82,7 @@ def _instead(key: str, known: Collection[str]) -> str:
         new = RENAMED.get(old) or f"{MOVED[old]}.{old}"
         return f"is now prune.{'.'.join(filter(None, (new, within)))}{NOTES.get(old, '')}"
     keys = [each for each in known if not each.endswith(("help", "+"))]
-    nearest = get_close_matches(key, keys, n=1, cutoff=0.0)
-    return f"is no key of a configuration; the nearest is {nearest[0]}"
+    return f"is no key; the nearest is {get_close_matches(key, keys, n=1, cutoff=0.0)[0]}"
 
 
 def _read(path: str) -> Any:

@@ -172,9 +172,8 @@ def test_gradual_rounds_end_at_the_widths_of_the_plan(go):
 
 
 def test_random_filters_are_filters_of_the_dense_model(go):
-    text = AT_ONCE.replace(
-        "cut", "criterion: {name: branchprune.criteria.scores.random_choice}, cut"
-    )
+    name = "branchprune.criteria.scores.random_choice"
+    text = AT_ONCE.replace("cut", f"criterion: {{name: {name}}}, cut")
     folder, _, starts = go(text)
     dense = bp.load(TinyVGG(), folder / "dense.safetensors").state_dict()["features.0.weight"]
     kept = starts[1]["features.0.weight"]
@@ -248,8 +247,8 @@ def test_branches_start_from_their_fit(go):
         ("cost: {epochs: 3, train_macs: 1.0e+9}, cut: {}", "one positive number, epochs (=3)"),
         ("cost: {}, blend: {}", "epochs (=None) or train_macs (=None)"),
         ("cost: {epochs: 9}, blend: {hold: {patience: 2}}", "blend.hold (=Plateau("),
-        ("cost: {epochs: 9}, blend: {final_hold: {}}", "blend.final_hold (=Plateau("),
-        ("cost: {epochs: 9}, blend: {hold: {}}, finetune: {}", "blend.hold (=Plateau("),
+        ("cost: {epochs: 9}, blend: {final_hold: {patience: 2}}", "blend.final_hold (=Plateau("),
+        ("cost: {epochs: 9}, blend: {hold: {patience: 2}}, finetune: {}", "blend.hold (=Plateau("),
         ("cost: {epochs: 9}, cut: {}, finetune: {}, rounds: {}", "gradual (=False)"),
         ("cost: {epochs: 9}, blend: {}, rounds: {gradual: true, max_drop: null}", "blend is not"),
         ("cost: {epochs: 9}, cut: {}", "nothing is trained"),

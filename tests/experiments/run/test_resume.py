@@ -46,7 +46,11 @@ prune:
 """
 ROUNDS = """
 prune:
-  {widths: {keep: 0.75}, blend: null, cut: {}, finetune: {epochs: 2}, rounds: {count: 3, max_drop: 1.0}}
+  widths: {keep: 0.75}
+  blend: null
+  cut: {}
+  finetune: {epochs: 2}
+  rounds: {count: 3, max_drop: 1.0}
 """
 
 
