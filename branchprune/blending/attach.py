@@ -179,6 +179,8 @@ class _Builder:
                 index, width = self._index(other.pieces, other.origin), _size(other.pieces)
                 index = torch.where(index < 0, self._index(other.pieces, None), index)
                 twin = narrow_channelwise(module, other.axis, other.times, width, index)
+                if other.name in self.structure.inplace:
+                    twin.inplace = False  # type: ignore[assignment]
                 if self.random:
                     _reset(twin)
                 set_path(self.blended.twin, other.name, twin)

@@ -19,7 +19,7 @@ from branchprune.blending.bn_recalibration import recalibrated
 from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.path_sampling import Mixing, drawn_together
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import Example, example_inputs
+from branchprune.graph.inputs import Example, copied, example_inputs
 from branchprune.graph.structure import Structure
 from branchprune.graph.tracing.trace import differing_modules
 from branchprune.planning.plan import Plan
@@ -51,9 +51,11 @@ class Blended(nn.Module):
         super().__init__()
         self.plan, self.mixing, self.matching = plan, mixing, matching
         self.model = model
-        self.reduce, self.expand, self.twin = (nn.Module() for _ in range(3))
-        for name in self._structure.inplace:  # The branch reads what the wide path would overwrite.
-            model.get_submodule(name).inplace = False  # type: ignore[assignment]
+        self.reduce, self.expand, self.twin, self.plain = (nn.Module() for _ in range(4))
+        for name in sorted(self._structure.inplace):
+            module = copied(model.get_submodule(name), sharing=True)
+            module.inplace = False  # type: ignore[assignment]
+            set_path(self.plain, name, module)
         self.constants = nn.Module()
         for name, constant in self._structure.constants.items():
             last = name.rpartition(".")[2]

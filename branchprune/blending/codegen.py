@@ -207,7 +207,7 @@ class _Writer:
     def _module(self, name: str, form: str) -> str:
         if form == NARROW and name in self.structure.channelwise:
             return f"twin.{name}"
-        return f"model.{name}"
+        return f"plain.{name}" if name in self.structure.inplace else f"model.{name}"
 
     def _write_linear(self, node: fx.Node) -> None:
         needed = self.needed[node]

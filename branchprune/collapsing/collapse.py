@@ -97,12 +97,13 @@ def _fold(exact: Blended) -> nn.Module:
         _fold_layer(exact, small, layer)
     for other in structure.channelwise.values():
         if folds(exact, other.pieces):
-            set_path(small, other.name, copy.deepcopy(exact.twin.get_submodule(other.name)))
+            twin = copy.deepcopy(exact.twin.get_submodule(other.name))
+            if other.name in structure.inplace:
+                twin.inplace = True  # type: ignore[assignment]
+            set_path(small, other.name, twin)
     for parameter in structure.parameters.values():
         if folds(exact, parameter.pieces):
             set_path(small, parameter.name, attrgetter(parameter.name)(exact.twin))
-    for name in structure.inplace:
-        small.get_submodule(name).inplace = True  # type: ignore[assignment]
     return small
 
 
