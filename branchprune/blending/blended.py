@@ -20,6 +20,7 @@ from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.path_sampling import Mixing, drawn_together
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied, example_inputs
+from branchprune.graph.layers import set_path
 from branchprune.graph.structure import Structure
 from branchprune.graph.tracing.trace import differing_modules
 from branchprune.planning.plan import Plan

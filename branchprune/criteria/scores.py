@@ -194,8 +194,8 @@ def group_weights(
             bias_gradients.append(found)
 
     for layer in structure.linears.values():
-        module, gradient = model.get_submodule(layer.name), _gradient(graded, layer.name)
         for start, piece in _runs(layer.outputs, index):
+            module, gradient = model.get_submodule(layer.name), _gradient(graded, layer.name)
             producers.append(_rows(module, None, start, piece))
             rows = None if gradient is None else _rows(module, gradient, start, piece)
             producer_gradients.append(rows)
