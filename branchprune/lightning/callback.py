@@ -25,7 +25,7 @@ from branchprune.lightning.lr_restart import LearningRates
 from branchprune.lightning.network_swap import Graft
 from branchprune.lightning.optimizer_check import check_optimizers
 from branchprune.lightning.recent_inputs import RecentInputs
-from branchprune.lightning.tensorboard_layout import add_charts
+from branchprune.lightning.tensorboard_layout import TensorBoardCurves
 from branchprune.lightning.training_inputs import find_example, first_inputs
 from branchprune.planning.plan import Plan, plan
 from branchprune.planning.profiling import count_macs
@@ -132,6 +132,7 @@ class BranchPruning(Vitals):
         self.compiles, self.collapses = compile, collapse
         self.best = BestWeights(restore_best) if restore_best else None
         self.new_level = False
+        self.curves = TensorBoardCurves()
         self.recalibrate, self.recent = recalibrate, RecentInputs(max(recalibrate, 1))
         if (self._waits() or restore_best) and monitor is None:
             raise PruneError("monitor (=None) must name a metric: it decides how levels end")
@@ -169,7 +170,7 @@ class BranchPruning(Vitals):
         return fit_expand(blended, first_inputs(trainer, "fit", self.fit, keys))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the learning rate starts; put all α curves on one chart."""
+        """Note where the learning rate starts; check what the trainer is set to."""
         self._rates = LearningRates(trainer)
         check_optimizers(trainer, self._blended)
         if (self._waits() or self.best) and trainer.check_val_every_n_epoch != 1:
@@ -181,7 +182,6 @@ class BranchPruning(Vitals):
                 f"max_epochs (={limit}) may end training before the schedule does, which takes up "
                 f"to {self.schedule.max_epochs}"
             )
-        add_charts(trainer)
 
     def _waits(self) -> list[Plateau]:
         """Return the holds that watch a metric."""
@@ -200,9 +200,10 @@ class BranchPruning(Vitals):
             pl_module.log("loss/matching", value, on_step=False, on_epoch=True, batch_size=1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the recent inputs; what was to learn may learn again."""
+        """Forget the recent inputs, close what was opened; what was to learn may learn again."""
         self.recent.stop()
         self.thawing.end()
+        self.curves.end()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -223,6 +224,7 @@ class BranchPruning(Vitals):
         self.thawing.move(blended.alpha.values())
         if blended.alpha != before or not self.macs:
             self.macs = self._count_macs()
+        self.curves.begin_epoch(trainer, blended.alpha)
         for name, alpha in blended.alpha.items():
             pl_module.log(f"alpha/{name}", alpha)
         pl_module.log("cost/macs", float(self.macs))
@@ -245,7 +247,9 @@ class BranchPruning(Vitals):
         if self.blended is None or trainer.sanity_checking or self.small is not None:
             return
         recent = self.recent.inputs if self.recalibrate else ()
-        for name, value in validate_branch(trainer, pl_module, self.blended, recent).items():
+        values = validate_branch(trainer, pl_module, self.blended, recent)
+        self.curves.validated(trainer, values)
+        for name, value in values.items():
             pl_module.log(f"{name}_branch", value, batch_size=1)
         for name, value in last_shares(trainer, self.blended, self.recent.inputs).items():
             pl_module.log(f"share/{name}", value, batch_size=1)

@@ -83,7 +83,9 @@ class Wrapped(nn.Module):
         return Outputs(logits, 2 * logits) if self.training else logits
 
 
-def trained(model: nn.Module, named: bool, pruned: bool = True, **options: Any) -> dict[str, Tensor]:
+def trained(
+    model: nn.Module, named: bool, pruned: bool = True, **options: Any
+) -> dict[str, Tensor]:
     """Return the weights after training, pruning and collapsing."""
     torch.manual_seed(0)
     task = ClassificationTask(model, learning_rate=0.05, **options)
@@ -111,7 +113,7 @@ def test_batches_that_are_dictionaries(plain: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(
     ("how", "output"),
-    [("dict", "out"), ("single", None), ("tuple", 1), ("named tuple", "logits"), ("named tuple", 0)],
+    [("dict", "out"), ("single", None), ("tuple", 1), ("named", "logits"), ("named", 0)],
 )
 def test_models_that_return_something_else(
     how: str, output: str | int | None, plain: dict[str, Tensor]
