@@ -50,6 +50,19 @@ def _one_pass_is_timed() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def without_charts() -> Iterator[None]:
+    """Reports of runs have no charts, which take as long to draw as tiny networks to train.
+
+    For modules that ask what a run trains; its page is asked for in reports/ and test_cli.py, and
+    drawn for every configuration that is shipped.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        nothing = {"course": [], "losses": []}
+        patch.setattr("branchprune.reports.report._charts", lambda *_: nothing)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_and_one_seed() -> Iterator[None]:
     torch.set_num_threads(1)

@@ -19,6 +19,8 @@ from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
 from branchprune.planning.profiling import measure_latency
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 

@@ -20,6 +20,8 @@ from branchprune.cli import main
 from branchprune.lightning import BranchPruning, ClassificationTask, ReconstructionTask
 from branchprune.training.distillation import Teacher, learn_from
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
 

@@ -34,6 +34,7 @@ class Family:
         options: Arguments of the builder.
         shape: Of an input.
         hidden: Fully connected layers of 4096 features, which get 64: they take most of the time.
+        deep: Whether to leave two blocks a stage; those behind them are the same and take time.
         frozen: Why the other groups do not shrink, outputs aside.
     """
 
@@ -41,6 +42,7 @@ class Family:
     options: dict[str, Any] = field(default_factory=lambda: SMALL)
     shape: tuple[int, ...] = (3, 64, 64)
     hidden: tuple[int, ...] = ()
+    deep: bool = False
     frozen: tuple[str, ...] = ()
 
 
@@ -69,16 +71,16 @@ FAMILIES = {
     "mobilenet_v3_small": Family(),
     "mnasnet0_5": Family(),
     "efficientnet_b0": Family(),
-    "efficientnet_v2_s": Family(),
+    "efficientnet_v2_s": Family(deep=True),
     "regnet_y_400mf": Family(),
     "shufflenet_v2_x0_5": Family(),
-    "convnext_tiny": Family(),
+    "convnext_tiny": Family(deep=True),
     "lraspp_mobilenet_v3_large": Family(options=DENSE),
     "deeplabv3_mobilenet_v3_large": Family(options=DENSE),
     "mc3_18": Family(shape=(3, 4, 32, 32)),
-    "swin_t": Family(0.4, frozen=swin("shifted_window_attention", 1, 3, 5, 7)),
+    "swin_t": Family(0.4, deep=True, frozen=swin("shifted_window_attention", 1, 3, 5, 7)),
     "swin3d_t": Family(
-        0.4, shape=(3, 8, 64, 64), frozen=swin("shifted_window_attention_3d", 0, 2, 4, 6)
+        0.4, shape=(3, 8, 64, 64), deep=True, frozen=swin("shifted_window_attention_3d", 0, 2, 4, 6)
     ),
     "vit_b_32": Family(0.4, options={**SMALL, "image_size": 64}, frozen=VIT),
 }
@@ -88,7 +90,10 @@ def built(name: str, family: Family) -> nn.Module:
     model = get_model(name, weights=None, **family.options)
     sizes = [model.classifier[i].in_features for i in family.hidden[:1]] + [64, 64]
     if name.startswith("vit"):
-        model.encoder.layers = model.encoder.layers[:4]
+        model.encoder.layers = model.encoder.layers[:2]
+    for stage in model.features if family.deep else ():
+        if type(stage) is nn.Sequential:
+            del stage[2:]
     for i, inputs in zip((*family.hidden, 6), sizes, strict=False):
         if family.hidden:
             model.classifier[i] = nn.Linear(inputs, 10 if i == 6 else 64)

@@ -19,6 +19,8 @@ from branchprune.criteria.column_selection import reconstruction
 from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.scores import GroupWeights
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 GENERATOR = torch.Generator().manual_seed(4)
 X = torch.randn(6, 3, 8, 8, generator=GENERATOR, dtype=torch.float64)
 

@@ -15,6 +15,8 @@ import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.lightning.ema import WeightAverage
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 DECAY = 0.7
 trainer = partial(any_trainer, num_sanity_val_steps=0)
 

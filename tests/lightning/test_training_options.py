@@ -20,6 +20,8 @@ from branchprune.experiments.run.settings import MetricConfig
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXAMPLE = torch.randn(2, 1, 8, 8)
 

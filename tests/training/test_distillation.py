@@ -19,6 +19,8 @@ from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.training.distillation import Teacher
 from branchprune.training.losses import distillation
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
 

@@ -23,6 +23,8 @@ from branchprune.lightning import ClassificationTask
 from branchprune.training.distillation import Teacher
 from branchprune.training.logit_cache import Memory
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 def numbered(shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
     """The examples of `loader`, with their numbers."""

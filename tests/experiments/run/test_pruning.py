@@ -23,6 +23,8 @@ from branchprune.experiments.run.sparsity_training import (
 from branchprune.experiments.run.torch_pruning import make_pruner, prune_by
 from branchprune.lightning import BranchPruning, ClassificationTask
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 EXAMPLE = torch.randn(1, 1, 8, 8)
 CONFIG = """
 name: tiny
