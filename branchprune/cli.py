@@ -179,7 +179,7 @@ def summary(result: dict[str, Any]) -> Table:
     """Return the table that ends a run: dense against small, as in the report."""
     from rich.table import Table
 
-    from branchprune.reports.report import compare
+    from branchprune.reports.before_after import compare
 
     table = Table(title=f"{result['experiment']}, seed {result['seed']}")
     table.add_column()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,7 +16,8 @@ from markupsafe import Markup
 from branchprune.errors import PruneError
 from branchprune.experiments.files import write_whole
 from branchprune.experiments.metrics_csv import read_metrics
-from branchprune.reports import plots
+from branchprune.reports import plots, quantities
+from branchprune.reports.before_after import compare, headline
 
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {
@@ -54,20 +55,6 @@ _PHASES = {
     "prune": "epochs of blending",
     "finetune": "epochs of fine-tuning",
 }
-_COUNTS = ((1e9, " G"), (1e6, " M"), (1e3, " k"), (1, ""))
-_SIZES = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1, " B"))
-_TIMES = ((60, " min"), (1, " s"), (1e-3, " ms"), (1e-6, " µs"))
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class Row(NamedTuple):
-    """One line of the table that compares the dense with the small model."""
-
-    label: str
-    note: str
-    before: str
-    after: str
-    change: str
 
 
 def write_report(folder: Path) -> Path:
@@ -90,61 +77,19 @@ def write_report(folder: Path) -> Path:
     result = _read_result(folder / "result.json")
     loader = PackageLoader("branchprune.reports", "")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    page.filters |= {"share": _share, "power": _power, "duration": partial(_scaled, units=_TIMES)}
-    page.filters["score"] = partial(_score, form=result["metric"]["format"])
+    page.filters |= {name: getattr(quantities, name) for name in ("share", "power", "duration")}
+    page.filters["score"] = partial(quantities.score, form=result["metric"]["format"])
     text = page.get_template("report.html.j2").render(
         **result,
         **_charts(folder, result),
         rows=compare(result),
-        headline=_headline(result),
+        headline=headline(result),
         waited=_waited(result["stages"]),
         widest=max((group["width"] for group in result["plan"]["groups"]), default=1),
     )
     path = folder / "report.html"
     write_whole(path, text)
     return path
-
-
-def compare(result: Mapping[str, Any]) -> list[Row]:
-    """Make the table before → after from the content of a `result.json`."""
-    dense, small = result["cost"]["dense"], result["cost"]["small"]
-    before, after = dense["latency"], small["latency"]
-
-    def row(label: str, key: str, form: Callable[[float], str], note: str = "") -> Row:
-        old, new = dense[key], small[key]
-        return Row(label, note, form(old), form(new), _change(old, new))
-
-    size, time = partial(_scaled, units=_SIZES), partial(_scaled, units=_TIMES)
-    spread = f"IQR {time(before['iqr_s'])} → {time(after['iqr_s'])}"
-    setting = f"median, batch {before['batch_size']} on {before['device']}; {spread}"
-    old, new = before["median_s"], after["median_s"]
-    return [
-        _score_row(result, "test"),
-        _score_row(result, "val"),
-        row("Channels", "channels", "{:,}".format, "outputs of all layers"),
-        row("Parameters", "params", "{:,}".format),
-        row("MACs", "macs", "{:,}".format, "multiply-adds for one example"),
-        row("File size", "file_bytes", size),
-        Row("Latency", setting, time(old), time(new), _change(old, new)),
-        row("Peak memory", "peak_memory_bytes", size, "weights, input and activations"),
-    ]
-
-
-def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Give the label, the number and the small print of what a reader wants in five seconds."""
-    dense, small = result["cost"]["dense"], result["cost"]["small"]
-    count, time = partial(_scaled, units=_COUNTS), partial(_scaled, units=_TIMES)
-    old, new = dense["latency"]["median_s"], small["latency"]["median_s"]
-    score = _score_row(result, "test")
-    sizes = [
-        (label, _change(dense[key], small[key]), f"{count(dense[key])} → {count(small[key])}")
-        for label, key in (("Parameters", "params"), ("MACs", "macs"))
-    ]
-    return [
-        (score.label, f"{score.before.removesuffix(' %')} → {score.after}", score.change),
-        *sizes,
-        ("Speed-up", f"{old / new:.2f}×", f"{time(old)} → {time(new)}"),
-    ]
 
 
 def _waited(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -228,44 +173,3 @@ def _check(value: Any, shape: Any, key: str, path: Path) -> None:
     elif isinstance(shape, list):
         for i, item in enumerate(value):
             _check(item, shape[0], f"{key}[{i}]", path)
-
-
-def _score_row(result: Mapping[str, Any], split: str) -> Row:
-    """Compare the scores as they are shown, so that the change is that of the rounded numbers."""
-    metric, scores = result["metric"], [result["scores"][m][split] for m in ("dense", "small")]
-    before, after = (_score(score, metric["format"]) for score in scores)
-    if metric["format"] == "percent":
-        change = f"{round(100 * scores[1], 2) - round(100 * scores[0], 2):+.2f} points"
-    else:
-        change = f"{float(f'{scores[1]:.4g}') - float(f'{scores[0]:.4g}'):+.4g}"
-    label = metric["label"]
-    label = f"{label[:1].upper()}{label[1:]}, {'test' if split == 'test' else 'validation'}"
-    better = {"max": "higher is better", "min": "lower is better"}[metric["mode"]]
-    return Row(label, better, before, after, change.replace("-", "−"))
-
-
-def _score(value: float, form: str) -> str:
-    text = f"{100 * value:.2f} %" if form == "percent" else f"{value:.4g}"
-    return text.replace("-", "−")
-
-
-def _share(value: float, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f} %".replace("-", "−")
-
-
-def _change(old: float, new: float) -> str:
-    return _share(new / old - 1, "+") if old else "–"
-
-
-def _power(value: float) -> str:
-    """Write a small number as 1.2 × 10⁻¹⁵."""
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    if not exponent or not value:
-        return mantissa
-    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPTS)}"
-
-
-def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
-    factor, unit = next((unit for unit in units if value >= unit[0]), units[-1])
-    value /= factor
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"

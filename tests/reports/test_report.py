@@ -153,6 +153,39 @@ def test_widths_and_the_reason_of_a_group_that_stays(report: Make) -> None:
     assert page.row("classifier")[1:] == ["stays: it is an output of the model", "10", "0.1 %"]
 
 
+def test_all_that_the_test_measured_is_in_the_first_table(report: Make, result: Result) -> None:
+    result["test"] = {
+        "dense": {"metric/test_acc": 0.97456, "loss/test": 0.1234, "metric/test_ssim": 0.91},
+        "small": {"metric/test_acc": 0.96543, "loss/test": 0.15, "metric/test_ssim": 0.88},
+    }
+    result["test"]["dense"] |= {"test_my_score": 2.0, "only_dense": 1.0, "metric/test_psnr": 30.25}
+    result["test"]["small"] |= {"test_my_score": 1.5, "metric/test_psnr": 29.0}
+    page = Page(report())
+    first = page.rows[1 : next(i for i, row in enumerate(page.rows) if row[:1] == ["Channels"])]
+    assert first == [
+        ["Acc, test", "higher is better", "97.46 %", "96.54 %", "−0.92 points"],
+        ["Loss, test", "lower is better", "0.1234", "0.15", "+0.0266"],
+        ["My score, test", "2", "1.5", "−0.5"],
+        ["PSNR in dB, test", "higher is better", "30.25", "29", "−1.25"],
+        ["SSIM, test", "higher is better", "0.91", "0.88", "−0.03"],
+        ["Acc, validation", "higher is better", "98.10 %", "96.17 %", "−1.93 points"],
+    ]
+
+
+def test_accuracy_beside_a_metric_of_another_kind_is_in_percent(
+    report: Make, result: Result
+) -> None:
+    result["test"] = {"dense": {"metric/test_acc": 0.5}, "small": {"metric/test_acc": 0.25}}
+    row = Page(report()).row("Accuracy, test")
+    assert row[2:] == ["50.00 %", "25.00 %", "−25.00 points"]
+
+
+def test_page_is_made_for_narrow_screens(report: Make) -> None:
+    html = report()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    assert html.count("<table") == html.count('<div class="scroll"><table') == 2
+
+
 def test_small_print(report: Make, result: Result) -> None:
     html = report()
     for part in (result["command"], result["hardware"], result["date"], "torch 2.15.0", "2.40 min"):

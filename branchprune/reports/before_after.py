@@ -1,0 +1,120 @@
+"""The dense and the small model of a run side by side, from the content of its result.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from branchprune.reports.quantities import (
+    Format,
+    change,
+    count,
+    difference,
+    duration,
+    score,
+    size,
+)
+
+_BETTER = {"max": "higher is better", "min": "lower is better"}
+_MEASURES: dict[str, tuple[str, str, Format]] = {
+    "loss": ("Loss", _BETTER["min"], "number"),
+    "acc": ("Accuracy", _BETTER["max"], "percent"),
+    "psnr": ("PSNR in dB", _BETTER["max"], "number"),
+    "ssim": ("SSIM", _BETTER["max"], "number"),
+    "swd": ("Sliced Wasserstein distance", _BETTER["min"], "number"),
+}
+"""Label, note and format of what tasks log, by the last part of its name."""
+
+
+class Row(NamedTuple):
+    """One line of the table that compares the dense with the small model."""
+
+    label: str
+    note: str
+    before: str
+    after: str
+    change: str
+
+
+def compare(result: Mapping[str, Any]) -> list[Row]:
+    """Return the table before → after: all that was measured in the test, then the costs.
+
+    Args:
+        result: The content of a `result.json`.
+    """
+    dense, small = result["cost"]["dense"], result["cost"]["small"]
+    before, after = dense["latency"], small["latency"]
+
+    def row(label: str, key: str, form: Callable[[float], str], note: str = "") -> Row:
+        old, new = dense[key], small[key]
+        return Row(label, note, form(old), form(new), change(old, new))
+
+    spread = f"IQR {duration(before['iqr_s'])} → {duration(after['iqr_s'])}"
+    setting = f"median, batch {before['batch_size']} on {before['device']}; {spread}"
+    old, new = before["median_s"], after["median_s"]
+    return [
+        _score_row(result, "test"),
+        *_other_rows(result),
+        _score_row(result, "val"),
+        row("Channels", "channels", "{:,}".format, "outputs of all layers"),
+        row("Parameters", "params", "{:,}".format),
+        row("MACs", "macs", "{:,}".format, "multiply-adds for one example"),
+        row("File size", "file_bytes", size),
+        Row("Latency", setting, duration(old), duration(new), change(old, new)),
+        row("Peak memory", "peak_memory_bytes", size, "weights, input and activations"),
+    ]
+
+
+def headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the label, the number and the small print of what a reader wants in five seconds.
+
+    Args:
+        result: The content of a `result.json`.
+    """
+    dense, small = result["cost"]["dense"], result["cost"]["small"]
+    old, new = dense["latency"]["median_s"], small["latency"]["median_s"]
+    first = _score_row(result, "test")
+    sizes = [
+        (label, change(dense[key], small[key]), f"{count(dense[key])} → {count(small[key])}")
+        for label, key in (("Parameters", "params"), ("MACs", "macs"))
+    ]
+    return [
+        (first.label, f"{first.before.removesuffix(' %')} → {first.after}", first.change),
+        *sizes,
+        ("Speed-up", f"{old / new:.2f}×", f"{duration(old)} → {duration(new)}"),
+    ]
+
+
+def _score_row(result: Mapping[str, Any], split: str) -> Row:
+    metric, scores = result["metric"], [result["scores"][m][split] for m in ("dense", "small")]
+    label = f"{_capital(metric['label'])}, {'test' if split == 'test' else 'validation'}"
+    return _measure_row(label, _BETTER[metric["mode"]], metric["format"], *scores)
+
+
+def _other_rows(result: Mapping[str, Any]) -> list[Row]:
+    """Return what else the task logs in the test: its loss, other metrics; older runs lack it."""
+    dense, small = (result.get("test", {}).get(model, {}) for model in ("dense", "small"))
+    shown = tuple(result["scores"][model]["test"] for model in ("dense", "small"))
+    rows = []
+    for name in dense.keys() & small.keys():
+        values = dense[name], small[name]
+        if values != shown:  # the metric of the run has its own row
+            label, note, form = _measure(name)
+            rows.append(_measure_row(f"{label}, test", note, form, *values))
+    return sorted(rows)
+
+
+def _measure(name: str) -> tuple[str, str, Format]:
+    """Return label, note and format of what a task logs in the test, as "metric/test_ssim"."""
+    parts = [part for part in re.split(r"[/_]", name) if part not in ("metric", "test")]
+    unknown = _capital(" ".join(parts) or name), "", "number"
+    return _MEASURES.get(parts[-1], unknown) if len(parts) == 1 else unknown
+
+
+def _measure_row(label: str, note: str, form: Format, old: float, new: float) -> Row:
+    return Row(label, note, score(old, form), score(new, form), difference(old, new, form))
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
