@@ -21,13 +21,12 @@ from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare import results as compare_results
 from branchprune.experiments.compare.config import Comparison, Run
 from branchprune.experiments.compare.results import Results
+from branchprune.experiments.environment import RECORD_HELP, recorded
 from branchprune.experiments.files import read_object, refusals_named, write_whole
 from branchprune.experiments.jobs import Job, JobRunner, shown
 from branchprune.experiments.variants import check, read_file
 
 COMMAND = [sys.executable, "-m", "branchprune.cli"]
-RECORDED = Path("scripts/results/compare")
-"""Where the results are that are committed, from the root of a checkout."""
 
 
 @dataclass
@@ -75,7 +74,7 @@ def make_parser() -> ArgumentParser:
     add("config", type=Path, help="YAML file: name, seeds, budgets, methods, and what runs share")
     add("--output", type=Path, help="Folder to write; default: runs/compare/NAME")
     add("--results", type=Path, help="File of result lines; default: OUTPUT/NAME.jsonl")
-    add("--record", action="store_true", help=f"Add the lines to {RECORDED}/NAME.jsonl")
+    add("--record", action="store_true", help=RECORD_HELP)
     add("--jobs", type=PositiveInt, default=1, help="Runs side by side")
     add("--threads", type=PositiveInt, default=1, help="Threads of each")
     add("--minutes", type=PositiveFloat, default=1e6, help="Time budget")
@@ -146,9 +145,9 @@ class _Comparing:
         options, name = self.options, f"{self.comparison.name}.jsonl"
         if options.record and options.results:
             raise PruneError(f"record and results (={options.results}) exclude each other")
-        if options.record and not RECORDED.is_dir():
-            raise PruneError(f"record needs {RECORDED}: run it in the root of a checkout")
-        return RECORDED / name if options.record else options.results or self.output / name
+        if options.record:
+            return recorded(f"compare/{name}")
+        return options.results or self.output / name
 
     def _chosen(self) -> list[Run]:
         """Return the runs that the options name."""
