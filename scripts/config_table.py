@@ -120,7 +120,8 @@ def comments(path: Path) -> dict[str, str]:
 def _sentence(comment: str) -> str:
     text = " ".join(line.lstrip("# ") for line in comment.splitlines())
     text = text.split(". ")[0].strip().rstrip(".").replace("<", "&lt;")
-    return f"{text}." if text else ""
+    first = text[:1].upper() if text[:1].isascii() else text[:1]  # α stays small
+    return f"{first}{text[1:]}." if text else ""
 
 
 def seconds(entry: Entry) -> float | None:

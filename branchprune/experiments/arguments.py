@@ -41,6 +41,12 @@ def files_as_options(args: Sequence[str]) -> list[str]:
     return options
 
 
+def files_named(args: Sequence[str]) -> list[str]:
+    """Return arguments in which files are values of --config, and variants still by name."""
+    words = _words(args)
+    return [part for option, text in words for part in ([option] if option else []) + [text]]
+
+
 def _is_file(text: str) -> bool:
     """Return whether a value of --config is a file; it may be the text of a configuration, too."""
     try:

@@ -12,7 +12,7 @@ A file is a configuration with up to three keys more:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -76,6 +76,13 @@ class ConfigFile:
             before = () if file is self else self.rows
             layers += file.joint({*self.rows, *chosen}, before)
         return layers
+
+    def parts(self) -> Iterator[tuple[str, Settings]]:
+        """Yield every partial configuration of the file and its bases, behind its place."""
+        for file in self.family:
+            yield f"{file.path}: ", file.content
+            for name, settings in file.variants.items():
+                yield f"{file.path}: variants.{name}: ", settings
 
     def own(self, chosen: Sequence[str]) -> list[Settings]:
         """Return the file's own variants of some names, those that belong to several last."""
