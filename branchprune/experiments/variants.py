@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader
 
 from branchprune.errors import PruneError
@@ -125,7 +126,7 @@ def _load(path: Path) -> Settings:
     """Return the content of a file; nothing of one whose reader is to say what is wrong with it."""
     try:
         found = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
 
