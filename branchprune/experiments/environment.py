@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from branchprune import __version__
-
 from branchprune.errors import PruneError
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning")
