@@ -88,17 +88,21 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--results", type=Path, help="default: scripts/results/compare/NAME.jsonl")
-    parser.add_argument("--output", type=Path, help="default: scripts/figures/NAME.png")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--output", type=Path, help="default: runs/figures/NAME.png")
+    output.add_argument("--record", action="store_true", help="write to scripts/figures/NAME.png")
     options = parser.parse_args(args)
     comparison = compare_config.read(options.config)
-    path = options.results or ROOT / "scripts/results/compare" / f"{comparison.name}.jsonl"
-    results = compare_results.read(comparison, path)
+    source = options.results or ROOT / "scripts/results/compare" / f"{comparison.name}.jsonl"
+    results = compare_results.read(comparison, source)
     if not results.lines:
-        raise SystemExit(f"no results of {comparison.name} in {path}")
-    output = options.output or ROOT / "scripts/figures" / f"{comparison.name}.png"
+        raise SystemExit(f"no results of {comparison.name} in {source}")
+    folder = ROOT / ("scripts" if options.record else "runs") / "figures"
+    path = options.output or folder / f"{comparison.name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with style.context(["default", STYLE]):
-        cliff(results).savefig(output, metadata={"Software": None})
-    print(output)
+        cliff(results).savefig(path, metadata={"Software": None})
+    print(path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Draw the mechanism for one pair of layers as `scripts/figures/mechanism.svg`.
+"""Draw the mechanism for one pair of layers as `runs/figures/mechanism.svg`.
 
 ```
-python scripts/draw_mechanism.py
+python scripts/draw_mechanism.py             # with --record: scripts/figures/mechanism.svg
 ```
 
 One unit of the drawing is one CSS pixel, so the figure is 900 pixels wide. Heights of boxes and
@@ -10,6 +10,7 @@ thicknesses of arrows are in proportion to the number of channels.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Polygon
 
-PATH = Path(__file__).parent / "figures" / "mechanism.svg"
+ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Attach a narrow twin, train while alpha steps from 1 to 0, collapse to a smaller model"
 
 WIDTH, HEIGHT = 900, 388
@@ -61,8 +62,12 @@ END = Look("#e0823d", "#bd5a16", "white")
 MERGED = Look("#8a5a6b", "#74495a", "white", flow="#8a5a6b")
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Draw the figure and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="write it to scripts/figures")
+    folder = "scripts" if parser.parse_args(args).record else "runs"
+    path = ROOT / folder / "figures" / "mechanism.svg"
     settings: dict[str, Any] = {
         "svg.hashsalt": "branchprune",
         "svg.fonttype": "path",
@@ -78,9 +83,9 @@ def main() -> None:
         _attach(axes, 24)
         _train(axes, 452)
         _collapse(axes, 640)
-        PATH.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(PATH, format="svg", metadata={"Title": TITLE, **nothing})
+        figure.savefig(path, format="svg", metadata={"Title": TITLE, **nothing})
 
 
 def _background(axes: Axes) -> None:

@@ -54,9 +54,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "scripts/results")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/reproduce")
     parser.add_argument("--frames", type=Path, default=ROOT / "data/carla")
-    parser.add_argument("--output", type=Path, default=ROOT / "scripts/figures")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--output", type=Path, default=ROOT / "runs/figures")
+    output.add_argument("--record", action="store_true", help="write to scripts/figures")
     options = parser.parse_args(args)
-    draw(read(options.results, options.preset, options.runs, options.frames), options.output)
+    folder = ROOT / "scripts/figures" if options.record else options.output
+    draw(read(options.results, options.preset, options.runs, options.frames), folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What `branchprune.plan` costs, in seconds and in memory, beside Torch-Pruning's graph.
 
 ```
-python scripts/plan_speed.py --output plan_speed.json
+python scripts/plan_speed.py --output runs/plan_speed.json
 ```
 
 Torch-Pruning is optional (`pip install 'branchprune[compare]'`); without it only our own rows
@@ -51,6 +51,8 @@ from branchprune.benchmarks.bench import Row
 from branchprune.benchmarks.child import forget_peak, resident, run_child
 from branchprune.experiments import environment
 
+LEFT_OUT = ("output", "record", "probe")
+"""Options that do not change what is measured."""
 NAMES = {
     "plan": "plan",
     "torch_pruning_graph": "Torch-Pruning's graph",
@@ -71,6 +73,7 @@ class Options:
         memory_runs: Fresh processes a side for memory; 0: none.
         threads: Threads; 0: as many as torch chooses.
         output: File for the result as JSON.
+        record: Write it to the committed results instead.
         probe: Measure one side's memory in this process; the script calls itself with it.
     """
 
@@ -82,6 +85,7 @@ class Options:
     memory_runs: int = 3
     threads: int = 0
     output: Path | None = None
+    record: bool = False
     probe: Literal["plan", "torch_pruning_groups"] | None = None
 
 
@@ -102,14 +106,15 @@ def main(args: Sequence[str] | None = None) -> int:
     seconds = measure_seconds(options, pruning)
     rows = [*second_rows(seconds), *(memory_rows(memory) if memory else [])]
     console.print(_table(options, rows))
-    if options.output is not None:
+    output = environment.recorded("plan_speed.json") if options.record else options.output
+    if output is not None:
         found = {} if pruning is None else {"torch_pruning": version("torch-pruning")}
         content = _environment(options) | {
             "versions": environment.versions() | found,
             "rows": [asdict(row) for row in rows],
             "samples": {"seconds": seconds, "memory": memory},
         }
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+        output.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
 
@@ -119,13 +124,14 @@ def _environment(options: Options) -> dict[str, Any]:
         "commit": environment.commit(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        "options": {k: v for k, v in asdict(options).items() if k not in ("output", "probe")},
+        "options": {k: v for k, v in asdict(options).items() if k not in LEFT_OUT},
     }
 
 
 def _parse(args: Sequence[str] | None) -> Options:
     parser = ArgumentParser(prog="plan_speed.py", description=__doc__.split("\n", 1)[0])
-    parser.add_class_arguments(Options)
+    parser.add_class_arguments(Options, skip={"record"})
+    parser.add_argument("--record", action="store_true", help=environment.RECORD_HELP)
     options = Options(**vars(parser.parse_args(args)))
     known = models.list_models(module=models)
     for key in ("model", "memory_model"):

@@ -1,8 +1,9 @@
 """Run what is missing of the paper's experiments, most important first, within a time budget.
 
 Call it again to go on: runs that were broken off continue from their last epoch, and what has a
-line in `scripts/results/` is not run again. The variants of a seed begin with the dense model of
-its first run; where that is neither in `--runs` nor to come, they are refused.
+line of results is not run again. The lines are in the folder of the runs, or with `--record` those
+that are committed, in `scripts/results/`. The variants of a seed begin with the dense model of its
+first run; where that is neither in `--runs` nor to come, they are refused.
 
     python scripts/reproduce.py --preset cpu --jobs 2
     python scripts/reproduce.py --preset paper --overlay configs/gpu.yaml --jobs 4 --minutes 8
@@ -11,9 +12,10 @@ its first run; where that is neither in `--runs` nor to come, they are refused.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache, partial
@@ -24,15 +26,17 @@ from branchprune.errors import PruneError
 from branchprune.experiments.files import read_lines
 from branchprune.experiments.jobs import Job, JobRunner, shown
 from branchprune.experiments.run.config import parse
+from branchprune.experiments.variants import read_file
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
+CONFIGS, RECORDED = ROOT / "configs", ROOT / "scripts" / "results"
 VGG, AUTOENCODER = "vgg16_cifar10", "autoencoder_carla"
 HEADLINES = ((VGG, ""), (AUTOENCODER, ""), (VGG, "three_stage"), (VGG, "ours"))
 VARIANTS = (
     *("early_stopping", "multiplicative", "noise", "regression", "frozen"),
     *("frozen_until_small", "weight_decay", "larger_steps", "straight_to_small"),
 )
+PRESETS = ("cpu", "paper")
 KEYS = ("experiment", "method", "preset", "dataset", "seed")
 COMMAND = [sys.executable, "-m", "branchprune.cli"]
 
@@ -50,17 +54,42 @@ class Run:
         """Its folder."""
         return f"{self.experiment}/{self.variant or 'paper'}-{self.seed}"
 
-    def files(self, preset: str, overlays: Sequence[Path] = ()) -> list[Path]:
-        """Return the configuration files, the later of which override the earlier."""
-        folder = CONFIGS / self.experiment
-        changes = [] if self.variant == "ours" else ["blended"]  # from which all others differ
-        changes += [preset, self.variant, f"{self.variant}.{preset}"]
-        files = [CONFIGS / f"{self.experiment}.yaml", *(folder / f"{c}.yaml" for c in changes)]
-        return [*(file for file in files if file.exists()), *overlays]
+    def file(self) -> Path:
+        """Return its configuration file."""
+        return CONFIGS / f"{'recipe' if self.variant == 'ours' else self.experiment}.yaml"
 
-    def key(self, preset: str, overlays: Sequence[Path] = ()) -> tuple[Any, ...]:
+    def rows(self, preset: str, jpeg: bool = False) -> list[str]:
+        """Return the variants of the file that make it.
+
+        Args:
+            preset: "cpu" or "paper"; the files are the paper's.
+            jpeg: Take CIFAR-10 from a folder of images.
+        """
+        rows = ["jpeg"] if jpeg and self.experiment == VGG else []
+        rows += [] if preset == "paper" else [preset]
+        return [*rows, *([] if self.variant in ("", "ours") else [self.variant])]
+
+    def options(self, preset: str, jpeg: bool = False, overlays: Sequence[Path] = ()) -> list[str]:
+        """Return the files and variants as a command line has them."""
+        files = [_shown(file) for file in (self.file(), *overlays)]
+        return [*files, *(part for row in self.rows(preset, jpeg) for part in ("--variant", row))]
+
+    def key(
+        self, preset: str, jpeg: bool = False, overlays: Sequence[Path] = ()
+    ) -> tuple[Any, ...]:
         """Return what its line of results is known by."""
-        return *_described(*self.files(preset, overlays)), self.seed
+        return *_described(*self.options(preset, jpeg, overlays)), self.seed
+
+    def method(self, preset: str) -> str:
+        """Return what its line of results calls the method."""
+        layers = read_file(self.file()).layers(self.rows(preset))
+        return [str(layer["method"]) for layer in layers if "method" in layer][-1]
+
+    @property
+    def changes_dense(self) -> bool:
+        """Whether the variant changes the dense training, too, not the pruning alone."""
+        changed = read_file(self.file()).variants.get(self.variant, {})
+        return not {*changed} <= {"method", "prune"}
 
     @property
     def parent(self) -> Run:
@@ -69,9 +98,10 @@ class Run:
 
 
 @cache
-def _described(*files: Path) -> tuple[str, str, str, str]:
+def _described(*options: str) -> tuple[str, str, str, str]:
     """Return experiment, method, preset and data set of a configuration."""
-    config = parse([*map(str, files), "--output", "unused"])
+    with chdir(ROOT):
+        config = parse([*options, "--output", "unused"])
     return config.name, config.method, config.preset, config.dataset
 
 
@@ -80,6 +110,36 @@ def all_runs(seeds: int) -> list[Run]:
     headlines = [*HEADLINES, (AUTOENCODER, "at_once")]
     runs = [Run(*headline, seed) for seed in range(seeds) for headline in headlines]
     return [*runs, *(Run(VGG, variant, 0) for variant in VARIANTS)]
+
+
+def todays_command(line: Mapping[str, Any]) -> str:
+    """Return the command that makes the run of a line today.
+
+    A variant that changes the dense training, too, begins with the dense model of the paper's run.
+
+    Args:
+        line: A line of results; its own command may be of an older program.
+
+    Raises:
+        PruneError: No run has this line.
+    """
+    known, preset, seed = tuple(line[key] for key in KEYS), line["preset"], line["seed"]
+    for run in [
+        run for run in all_runs(seed + 1) if (run.experiment, run.seed) == (known[0], seed)
+    ]:
+        if preset not in PRESETS or run.method(preset) != line["method"]:
+            continue
+        for jpeg in (False, True):
+            if run.key(preset, jpeg) == known:
+                command = ["branchprune", "run", *run.options(preset, jpeg), "--seed", str(seed)]
+                dense = ROOT / "runs" / run.experiment / "dense.safetensors"
+                return shlex.join([*command, *(_from(dense) if run.changes_dense else [])])
+    raise PruneError(f"{known} is no run of {VGG} or {AUTOENCODER}")
+
+
+def _from(dense: Path) -> list[str]:
+    """Return the options of a run that begins with a dense model."""
+    return ["--dense.epochs", "0", "--dense.checkpoint", _shown(dense)]
 
 
 class Reproduction:
@@ -127,7 +187,8 @@ class Reproduction:
         return [run for run in all_runs(self.options.seeds) if fnmatch(run.name, self.options.only)]
 
     def _results(self, experiment: str) -> Path:
-        path: Path = self.options.results / f"{experiment}.jsonl"
+        recorded = RECORDED if self.options.record else self.runs / "results"
+        path: Path = (self.options.results or recorded) / f"{experiment}.jsonl"
         return path
 
     def _done(self) -> set[tuple[Any, ...]]:
@@ -136,14 +197,11 @@ class Reproduction:
         return {tuple(line[key] for key in KEYS) for line in lines}
 
     def _key(self, run: Run) -> tuple[Any, ...]:
-        return run.key(self.options.preset, self._overlays(run))
+        options = self.options
+        return run.key(options.preset, options.jpeg, options.overlay)
 
     def _is_done(self, run: Run) -> bool:
         return self._key(run) in self._done()
-
-    def _overlays(self, run: Run) -> list[Path]:
-        """Return the files that the command line adds."""
-        return [*self.options.overlay, *(self.options.cifar10 if run.experiment == VGG else [])]
 
     def _has_data(self, run: Run) -> bool:
         """Return whether no run of the experiment may still be downloading its data."""
@@ -162,7 +220,7 @@ class Reproduction:
         if not path.exists() or not stored.exists():
             return False
         with suppress(PruneError):
-            return (*_described(stored), run.seed) == self._key(run.parent)
+            return (*_described(str(stored.absolute())), run.seed) == self._key(run.parent)
         return False
 
     def _refusal(self, run: Run) -> str | None:
@@ -184,14 +242,14 @@ class Reproduction:
 
     def _command(self, run: Run) -> list[str]:
         options, dense = self.options, self._dense(run)
-        files = run.files(options.preset, self._overlays(run))
-        command = [*COMMAND, "run", *map(_shown, files), "--seed", str(run.seed)]
+        given = run.options(options.preset, options.jpeg, options.overlay)
+        command = [*COMMAND, "run", *given, "--seed", str(run.seed)]
         command += ["--output", _shown(self.runs / run.name), "--resume"]
         command += ["--results", _shown(self._results(run.experiment))]
         if options.frames and run.experiment == AUTOENCODER:
             command += ["--data.init_args.root", _shown(options.frames)]
         if run.variant:
-            command += ["--dense.epochs", "0", "--dense.checkpoint", _shown(dense)]
+            command += _from(dense)
         return command
 
 
@@ -203,10 +261,10 @@ def _shown(path: Path) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Parse the command line and run; return 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--preset", default="cpu", choices=["cpu", "paper"])
+    parser.add_argument("--preset", default="cpu", choices=PRESETS)
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="more YAML files")
-    cifar10 = "YAML file with the data of CIFAR-10, such as configs/data/cifar10_jpeg.yaml"
-    parser.add_argument("--cifar10", type=Path, nargs="*", default=[], help=cifar10)
+    jpeg = "take CIFAR-10 from a folder of images, data/cifar10-jpeg"
+    parser.add_argument("--jpeg", action="store_true", help=jpeg)
     frames = "folder of the autoencoder's frames, if not data/carla"
     parser.add_argument("--frames", type=Path, help=frames)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the headline runs")
@@ -216,7 +274,10 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=1e6, help=minutes)
     parser.add_argument("--only", default="*", help="pattern of runs, as vgg16_cifar10/*-0")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reproduce")
-    parser.add_argument("--results", type=Path, default=ROOT / "scripts" / "results")
+    results = parser.add_mutually_exclusive_group()
+    results.add_argument("--results", type=Path, help="folder of the lines; default: in --runs")
+    record = f"add the lines to those that are committed, in {_shown(RECORDED)}"
+    results.add_argument("--record", action="store_true", help=record)
     return int(Reproduction(parser.parse_args(args)).go() > 0)
 
 

@@ -1,135 +1,140 @@
 """Every shipped configuration, and every variant of it, through the real command line."""
 
-import json
+import importlib
+import re
+import sys
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from shipped import AUTOENCODER, CONFIGS, ROOT, SMALL, draw_folders, dry_run
 
 import branchprune as bp
+from branchprune.benchmarks import cost
 from branchprune.cli import main
-from branchprune.experiments.compare import config as compare_config
-from branchprune.experiments.compare.config import Budget
+from branchprune.experiments.arguments import files_as_options
 from branchprune.experiments.run.config import make_parser
+from branchprune.experiments.variants import JOINT, read_file
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-EXPERIMENTS = ("vgg16_cifar10", "autoencoder_carla")
-ALONE = [
-    path for path in sorted(CONFIGS.glob("*.yaml")) if "output" in yaml.safe_load(path.read_text())
-]
-FILES = {"config.yaml", "dense.safetensors", "small.safetensors", "result.json", "report.html"}
+sys.path.append(str(ROOT / "scripts"))
+config_table = importlib.import_module("config_table")
+sys.path.pop()
 
-
-def combinations():
-    """Yield an experiment with each of the files that change it, made small by cpu.yaml."""
-    for name in EXPERIMENTS:
-        base, folder = CONFIGS / f"{name}.yaml", CONFIGS / name
-        for path in sorted(folder.glob("*.yaml")):
-            changed = path.stem.removesuffix(".cpu")
-            before = [] if changed in ("cpu", "ours") else ["blended"]
-            before += ["cpu", *([changed] if path.stem != changed else [])]
-            files = [file for b in before if (file := folder / f"{b}.yaml").exists()]
-            yield pytest.param(name, [base, *files, path], id=f"{name}-{path.stem}")
+ENTRIES = [*config_table.entries()]
+RUNS = [e for e in ENTRIES if e.verb == "run" and "configs/gpu.yaml" not in e.files]
 
 
-def comparisons():
-    """Yield each comparison that two cores bear with each of its methods."""
-    for path in sorted((CONFIGS / "compare").glob("*.yaml")):
-        if "methods:" in path.read_text() and path.stem.endswith(("_cpu", "_16px")):
-            comparison = compare_config.read(path)
-            for method in comparison.methods.values():
-                yield pytest.param(comparison, method, id=f"{comparison.name}-{method.name}")
-
-
-def draw(path: Path, seed: int, height: int, width: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+def parsed(*arguments):
+    return make_parser().parse_args([*files_as_options(arguments), "--output", "unused"])
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder of ten classes in the form of CIFAR-10, and a folder of frames."""
-    root = tmp_path_factory.mktemp("data")
-    for seed in range(160):
-        split = "train" if seed < 120 else "test"
-        draw(root / "classes" / split / f"class{seed % 10}" / f"{seed}.png", seed, 32, 32)
-    for seed in range(40):
-        town = "Town05" if seed >= 30 else "Town01"
-        split = "test" if seed >= 30 else "train"
-        draw(root / "frames" / split / f"{town}_{seed}.png", seed, 128, 216)
-    return {
-        "vgg16_cifar10": {
-            "class_path": "branchprune.data.ImageFolder",
-            "init_args": {"root": str(root / "classes"), "batch_size": 8, "limit_train": 32},
-        },
-        "autoencoder_carla": {"init_args": {"root": str(root / "frames"), "batch_size": 4}},
-    }
+    return draw_folders(tmp_path_factory.mktemp("data"))
 
 
-def check(files, output: Path, options: list[str]) -> dict:
-    arguments = ["run", *map(str, files), "--output", str(output), "--fast", "true", *options]
-    assert main(arguments) == 0
-    stages = {path.name for path in output.iterdir()} - FILES
-    assert "dense" in stages and len(stages) >= 2
-    for stage in (each for each in stages if not each.endswith("_score")):  # the others train
-        inside = {path.name.split(".")[0] for path in (output / stage).iterdir()}
-        assert {"metrics", "events"} <= inside
-    assert not (output.parent / "results").exists()  # a dry run is no result
-    result = json.loads((output / "result.json").read_text())
-    assert result["collapse"]["relative_error"] <= result["collapse"]["tolerance"]
-    assert result["cost"]["small"]["params"] < result["cost"]["dense"]["params"]
-    return result
+def data_of(entry, folders):
+    """What an entry takes instead of data that are not there."""
+    own = entry.settings["data"].get("class_path", "")
+    if "images" in entry.variants:  # a folder of the user's
+        folder = folders["vgg16_cifar10"]["init_args"]["root"]
+        return {"init_args": {"root": folder, "image_size": 16, "limit_train": 64}}
+    if own.endswith(("Digits", "Photographs")):
+        return {}
+    return folders[entry.settings["name"]]
+
+
+def smaller(entry):
+    """The options that make a network or its images small, where no variant does."""
+    if entry.settings["name"] == "own_model":
+        return ["--data.init_args.image_size=16"]
+    if entry.settings["name"] == "vgg16_cifar10" and "cpu" not in entry.variants:
+        depth = "vgg7" if "vgg7_16px" in entry.variants else "vgg16"
+        return [f"--model.init_args.stages={SMALL[depth]}", "--precision", "32-true"]
+    if entry.settings["name"] == "autoencoder_carla":
+        return AUTOENCODER[: 2 if "photographs" in entry.variants else None]
+    return []
+
+
+@pytest.mark.parametrize("entry", RUNS, ids=lambda entry: entry.command.split("configs/")[-1])
+def test_every_configuration_and_every_variant_runs(entry, folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump({"data": found} if (found := data_of(entry, folders)) else {}))
+    arguments = [*entry.command.split()[2:], "--config", str(data)]
+    result = dry_run(arguments, tmp_path / "run", smaller(entry))
+    assert "Latency" in capsys.readouterr().out
+    stated = {key: entry.settings.get(key) for key in ("name", "method", "preset")}
+    found = {key: result[key] for key in ("experiment", "method", "preset")}
+    expected = zip(stated.values(), found.values(), strict=True)
+    assert all(said in (None, seen) for said, seen in expected), (stated, found)
 
 
 @pytest.mark.parametrize(
-    "config", [p for p in ALONE if p.stem not in EXPERIMENTS], ids=lambda p: p.stem
+    ("entry", "changed"),
+    [
+        (["recipe.yaml"], ("ours", "paper", "cut", 400)),
+        (["recipe.yaml", "cpu"], ("ours", "cpu", "cut", 80)),
+        (["vgg16_cifar10.yaml"], ("blended", "paper", "blend", None)),
+        (["vgg16_cifar10.yaml", "cpu", "three_stage"], ("three-stage", "cpu", "cut", 4)),
+        (["vgg16_cifar10.yaml", "three_stage", "cpu"], ("three-stage", "cpu", "cut", 4)),
+        (["vgg16_cifar10.yaml", "three_stage"], ("three-stage", "paper", "cut", 10)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_every_configuration_runs(config, tmp_path, capsys):
-    check([config], tmp_path / "run", [])
-    assert "Latency" in capsys.readouterr().out
+def test_the_algorithm_and_the_epochs_of(entry, changed):
+    file, *variants = entry
+    chosen = [part for name in variants for part in ("--variant", name)]
+    config = parsed(str(CONFIGS / file), *chosen)
+    [algorithm] = [x for x in ("blend", "cut", "torch_pruning") if config.prune[x] is not None]
+    tuned = config.prune.finetune and config.prune.finetune.epochs
+    assert (config.method, config.preset, algorithm, tuned) == changed
 
 
-@pytest.mark.parametrize(("name", "files"), list(combinations()))
-def test_every_variant_runs(name, files, folders, tmp_path):
-    data = tmp_path / "data.yaml"
-    embedded = any(path.stem == "photographs" for path in files)
-    data.write_text(yaml.safe_dump({} if embedded else {"data": folders[name]}))
-    result = check([*files, data], tmp_path / "run", [])
-    settings = [yaml.safe_load(path.read_text()) for path in files]
-    assert result["experiment"] == name
-    assert result["method"] == [each["method"] for each in settings if "method" in each][-1]
-    assert result["preset"] == [each["preset"] for each in settings if "preset" in each][-1]
+def test_the_papers_experiments_are_the_papers():
+    """Weighted sum, random start, steps of 0.1, both paths train, α = 0 trained at the end."""
+    for name, last in (("vgg16_cifar10", 35), ("autoencoder_carla", 60)):
+        prune = parsed(str(CONFIGS / f"{name}.yaml")).prune
+        blend = prune.blend
+        assert prune.criterion.name == "random" and prune.finetune is None
+        assert (blend.levels, blend.mixing, blend.thaw_at) == ({"steps": 0.1}, "sum", 1.0)
+        assert (blend.learning_rate, blend.restore_best) == ("restart", True)
+        assert (blend.final_hold.max_epochs, blend.final_hold.patience) == (last, 10)
 
 
-@pytest.mark.parametrize(("comparison", "method"), list(comparisons()))
-def test_every_method_of_a_comparison_runs(comparison, method, folders, tmp_path):
-    data = tmp_path / "data.yaml"
-    experiment = comparison.base[0].stem
-    settings = folders[experiment]["init_args"]
-    data.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
-    own = ["--name", comparison.experiment, "--method", method.name]
-    dense = ["--dense.epochs", "1", "--dense.checkpoint", "null"]
-    result = check([*comparison.base, *method.files, data], tmp_path / "run", [*own, *dense])
-    assert result["method"] == method.name and result["dataset"]
-    if "stage" not in method.name:  # of a dry run only the first rounds
-        assert result["cost"]["small"]["params"] < 0.13 * result["cost"]["dense"]["params"]
+def test_the_page_names_every_file_and_every_variant_and_is_up_to_date():
+    text = config_table.README.read_text()
+    assert config_table.fill(text) == text, "run scripts/config_table.py"
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for path in CONFIGS.rglob("*.yaml"):
+        about = [row for row in rows if path.name in row]
+        assert about, path
+        for name in read_file(path).variants:
+            if JOINT not in name:
+                assert any(re.search(rf"\b{re.escape(name)}`", row) for row in about), (path, name)
+    assert all(len(row.strip("| ").split(" | ")) >= 3 for row in rows)  # each has its description
+    assert len([*CONFIGS.rglob("*.yaml")]) <= 25
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "compare").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_files_of_every_comparison_parse(path):
-    if "methods:" not in path.read_text():
-        return
-    comparison = compare_config.read(path)
-    assert comparison.name == path.stem
-    assert all(isinstance(budget, Budget) for budget in comparison.budgets.values())
-    for method in comparison.methods.values():
-        files = [part for f in (*comparison.base, *method.files) for part in ("--config", str(f))]
-        assert make_parser().parse_args([*files, "--output", "unused"]).prune.keep == 0.34375
+def test_the_page_notices_a_change():
+    text = config_table.README.read_text()
+    assert config_table.fill(text.replace("| 6 min |", "| 7 min |")) == text
+    with pytest.raises(ValueError, match="<!-- variants -->"):
+        config_table.fill(text.replace("<!-- variants -->", ""))
+
+
+def test_durations_are_those_of_the_results():
+    found = {entry.command: config_table.duration(entry) for entry in ENTRIES}
+    vgg = "branchprune run configs/vgg16_cifar10.yaml"
+    lines = config_table.read_lines(config_table.RESULTS / "vgg16_cifar10.jsonl")
+    blended = [sum(x["seconds"].values()) for x in lines if x["method"] == "blended"]
+    dense = [x["seconds"]["dense"] for x in lines if "dense" in x["seconds"]]
+    frozen = [x["seconds"]["prune"] for x in lines if x["method"] == "frozen"]
+    assert found[f"{vgg} --variant cpu"] == f"{sum(blended) / len(blended) / 60:.0f} min"
+    expected = f"{(frozen[0] + sum(dense) / len(dense)) / 60:.0f} min"
+    assert found[f"{vgg} --variant cpu --variant frozen"] == expected
+    assert found[vgg] == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -141,18 +146,34 @@ def test_the_files_of_every_comparison_parse(path):
 )
 def test_the_papers_widths(name, size, widths):
     parser = make_parser()
-    parsed = parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml")])
-    model = parser.instantiate(parsed).model
-    plan = bp.plan(model, torch.randn(1, 3, size, size), parsed.prune.keep)
+    config = parser.parse_args(files_as_options([str(CONFIGS / f"{name}.yaml")]))
+    model = parser.instantiate(config).model
+    plan = bp.plan(model, torch.randn(1, 3, size, size), config.prune.widths.keep)
     assert Counter((plan.groups[i].width, plan.groups[i].kept) for i in plan.pruned) == widths
-    assert parsed.preset == "paper"
+    assert config.preset == "paper"
     if name == "autoencoder_carla":
         assert tuple(model.encoder(torch.randn(1, 3, size, size)).shape) == (1, 128, 16, 16)
 
 
-def test_the_gpu_file_parses_on_top_of_every_experiment():
-    for name in EXPERIMENTS:
-        files = [CONFIGS / f"{name}.yaml", CONFIGS / "gpu.yaml"]
-        parsed = make_parser().parse_args([part for f in files for part in ("--config", str(f))])
-        assert parsed.compile and parsed.precision == "bf16-mixed"
-        assert parsed.data.init_args.channels_last
+@pytest.mark.parametrize("name", ["vgg16_cifar10", "recipe", "autoencoder_carla"])
+def test_the_gpu_file_parses_on_top_of_every_experiment(name):
+    config = parsed(str(CONFIGS / f"{name}.yaml"), str(CONFIGS / "gpu.yaml"), "--variant", "cpu")
+    assert config.compile and config.precision == "bf16-mixed"
+    assert config.data.init_args.channels_last and config.preset == "cpu"
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.verb == "cost"], ids=lambda e: e.command)
+def test_what_costs_are_measured(entry, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = cost.parse_options(entry.command.split()[2:])
+    assert {*options.models} == {"vgg16", "autoencoder"}
+    assert (options.devices == ["cpu"]) == ("cpu" in entry.variants)
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in ENTRIES if e.verb == "compare"], ids=lambda e: e.files[0]
+)
+def test_every_comparison_is_understood(entry, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main([*entry.command.split()[1:], "--table", "--output", str(tmp_path)]) == 0
+    assert "no results in" in capsys.readouterr().out

@@ -63,6 +63,7 @@ class Options:
         repeats: Pairs of measurements.
         threads: Threads; 0: as many as torch chooses.
         output: File for the result as JSON.
+        record: Write it to the committed results instead.
     """
 
     batch_size: int = 64
@@ -71,12 +72,14 @@ class Options:
     repeats: int = 9
     threads: int = 0
     output: Path | None = None
+    record: bool = False
 
 
 def main(args: Sequence[str], console: Console) -> None:
     """Measure VGG-16 on the CPU, or on the GPU if there is one, and print a table."""
     parser = ArgumentParser(prog="branchprune bench", exit_on_error=False)
-    parser.add_class_arguments(Options)
+    parser.add_class_arguments(Options, skip={"record"})
+    parser.add_argument("--record", action="store_true", help=environment.RECORD_HELP)
     try:
         options = Options(**vars(parser.parse_args(list(args))))
     except ArgumentError as error:
@@ -90,16 +93,17 @@ def main(args: Sequence[str], console: Console) -> None:
     for row in rows:
         table.add_row(row.what, f"{row.value:.3f}", f"{row.low:.3f}–{row.high:.3f}", row.target)
     console.print(table)
-    if options.output is not None:
+    output = environment.recorded("bench.json") if options.record else options.output
+    if output is not None:
         content = {
             "hardware": environment.hardware(),
             "versions": environment.versions(),
             "commit": environment.commit(),
             "threads": torch.get_num_threads(),
-            "options": {k: v for k, v in asdict(options).items() if k != "output"},
+            "options": {k: v for k, v in asdict(options).items() if k not in ("output", "record")},
             "rows": [asdict(row) for row in rows],
         }
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+        output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def measure(options: Options, console: Console) -> list[Row]:

@@ -11,7 +11,7 @@ compiling it took), and on a GPU the peak of torch's allocator.
 
 Options come from YAML files, the later of which override the earlier, and from the command line:
 
-    branchprune cost configs/cost.yaml configs/cost/cpu.yaml --output runs/cost.json
+    branchprune cost configs/cost.yaml --variant cpu --output runs/cost.json
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -59,6 +59,7 @@ class Options:
         timeout: Seconds that a process may take.
         output: File for the result; each measurement is also added to its .jsonl at once, and
             what succeeded there is not measured again.
+        record: Write it to the committed results instead.
     """
 
     models: list[Literal["vgg16", "autoencoder"]] = field(
@@ -76,6 +77,7 @@ class Options:
     threads: int = 0
     timeout: PositiveFloat = 900
     output: Path = Path("runs/cost.json")
+    record: bool = False
 
 
 def main(args: Sequence[str], console: Console) -> None:
@@ -109,9 +111,11 @@ def parse_options(args: Sequence[str]) -> Options:
     """
     parser = ArgumentParser(prog="branchprune cost", exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
-    parser.add_class_arguments(Options)
+    parser.add_class_arguments(Options, skip={"record"})
+    parser.add_argument("--record", action="store_true", help=environment.RECORD_HELP)
     found = vars(parser.parse_args(files_as_options(args)))
-    return Options(**{key: value for key, value in found.items() if key != "config"})
+    options = Options(**{key: value for key, value in found.items() if key != "config"})
+    return replace(options, output=environment.recorded("cost.json")) if options.record else options
 
 
 def measure(options: Options, folder: Path, console: Console) -> list[Row]:
@@ -208,7 +212,7 @@ def write(options: Options, rows: Sequence[Row], command: str) -> None:
         "hardware": environment.hardware(),
         "versions": environment.versions(),
         "commit": environment.commit(),
-        "options": {k: v for k, v in asdict(options).items() if k != "output"},
+        "options": {k: v for k, v in asdict(options).items() if k not in ("output", "record")},
         "summary": [asdict(line) for line in summarize(rows)],
         "rows": [asdict(row) for row in rows],
     }

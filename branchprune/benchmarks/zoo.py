@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import filter as matching
 from functools import partial
 from importlib.metadata import version
@@ -49,6 +49,7 @@ class Options:
     Args:
         library: torchvision or timm.
         output: Folder for zoo.jsonl, zoo.csv and zoo.md; what succeeded there is not run again.
+        record: Write to the committed results instead.
         models: Names, or patterns such as resnet*.
         keep: Fraction of the channels to keep.
         jobs: Models side by side.
@@ -59,6 +60,7 @@ class Options:
 
     library: Literal["torchvision", "timm"] = "torchvision"
     output: Path = Path("runs/zoo")
+    record: bool = False
     models: list[str] | str = "*"
     keep: OpenUnitInterval = 0.5
     jobs: PositiveInt = 1
@@ -75,9 +77,12 @@ def main(args: Sequence[str], console: Console) -> int:
     """
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     parser = ArgumentParser(prog="branchprune zoo", exit_on_error=False)
-    parser.add_class_arguments(Options)
+    parser.add_class_arguments(Options, skip={"record"})
+    parser.add_argument("--record", action="store_true", help=environment.RECORD_HELP)
     try:
         options = Options(**vars(parser.parse_args(list(args))))
+        if options.record:
+            options = replace(options, output=environment.recorded(""))
         blank = _blank_rows(options)
         options.output.mkdir(parents=True, exist_ok=True)
         rows = zoo_table.read_rows(options.output / "zoo.jsonl")

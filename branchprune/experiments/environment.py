@@ -13,10 +13,27 @@ from pathlib import Path
 import torch
 
 from branchprune import __version__
+from branchprune.errors import PruneError
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning")
-WRITTEN = ("scripts/results", "README.md")
+RECORDS = "scripts/results"
+RECORD_HELP = f"Write to the committed results, in {RECORDS}/"
+WRITTEN = (RECORDS, "README.md")
 """Tracked files of the checkout that runs and their tables write."""
+
+
+def recorded(name: str) -> Path:
+    """Return where a checkout, in whose root a command runs, keeps a committed result.
+
+    Args:
+        name: Name of the file or folder in `scripts/results/`.
+
+    Raises:
+        PruneError: The current folder is no checkout.
+    """
+    if not Path(RECORDS).is_dir():
+        raise PruneError(f"record needs {RECORDS}/: run the command in the root of a checkout")
+    return Path(RECORDS) / name
 
 
 def versions() -> dict[str, str]:

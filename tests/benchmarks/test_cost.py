@@ -350,18 +350,21 @@ def test_the_papers_setting_is_the_default():
     assert cost.parse_options([str(CONFIGS / "cost.yaml")]) == cost.Options()
 
 
-def test_files_come_before_options_and_a_later_one_overrides(run, no_process):
-    files = [str(CONFIGS / "cost.yaml"), str(CONFIGS / "cost" / "cpu.yaml")]
-    options = cost.parse_options([*files, "--repeats", "4"])
+def test_files_come_before_options_and_a_later_one_overrides(no_process, tmp_path):
+    cpu = [str(CONFIGS / "cost.yaml"), "--variant", "cpu"]
+    options = cost.parse_options([*cpu, "--repeats", "4"])
     assert (options.repeats, options.seconds, options.keep) == (4, 0.5, 22 / 64)
     assert options.devices == ["cpu"] and options.modes == ["eager", "compile"]
-    assert cost.parse_options(files[::-1]).repeats == 5
+    more = tmp_path / "more.yaml"
+    more.write_text("repeats: 5")
+    assert cost.parse_options([cpu[0], str(more), *cpu[1:]]).repeats == 5
+    assert cost.parse_options([str(more), *cpu]).repeats == 3
 
 
 def test_the_command_of_the_result_names_the_files(tiny, no_process, tmp_path):
     small, output = tmp_path / "small model.yaml", tmp_path / "cost.json"
     small.write_text("models: [vgg16]\ndevices: [cpu]\ncpu_batches: [2]\nmodes: [eager]\n")
-    args = [str(CONFIGS / "cost" / "cpu.yaml"), str(small), "--output", str(output)]
+    args = [str(CONFIGS / "cost.yaml"), str(small), "--variant", "cpu", "--output", str(output)]
     cost.main(args, Console(file=io.StringIO()))
     result = json.loads(output.read_text())
     assert shlex.split(result["command"]) == ["branchprune", "cost", *args]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import sys
 import threading
 from itertools import pairwise
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from branchprune.errors import PruneError
 from branchprune.experiments import jobs
+from branchprune.experiments.arguments import files_as_options
+from branchprune.experiments.files import read_lines
 from branchprune.experiments.run.config import make_parser
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +49,15 @@ def merged(a, b):
     if not isinstance(b, dict):
         return b
     return (a or {}) | {key: merged((a or {}).get(key), value) for key, value in b.items()}
-settings = {}
-for file in args[1:args.index("--seed")]:
-    settings = merged(settings, yaml.safe_load(Path(file).read_text()))
+file, *rows = args[1:args.index("--seed")]
+assert {*rows[::2]} <= {"--variant"}, rows
+own = yaml.safe_load(Path(file).read_text())
+base = yaml.safe_load((Path(file).parent / own["base"]).read_text()) if "base" in own else {}
+variants = [x.pop("variants", {}) for x in (base, own)]
+settings = merged(base, own)
+settings.pop("base", None)
+for change in [x[row] for row in rows[1::2] for x in variants if row in x]:
+    settings = merged(settings, change)
 if how == "downloads":  # and is slower than the other experiment is to begin
     for wait in (0.5, *[0.05] * 400):
         time.sleep(wait)
@@ -158,7 +168,7 @@ def test_what_a_line_is_known_by(world, monkeypatch):
 def test_a_line_of_other_data_is_another_run(world, monkeypatch):
     quicker(monkeypatch)
     only = ("--seeds", "1", "--only", "vgg16_cifar10/paper*")
-    jpeg = ("--cifar10", str(reproduce.CONFIGS / "data" / "cifar10_jpeg.yaml"))
+    jpeg = ("--jpeg",)
     results = world.path / "results" / "vgg16_cifar10.jsonl"
     results.parent.mkdir()
     results.write_text(json.dumps(LINE | {"dataset": "CIFAR-10 (JPEG)"}) + "\n")
@@ -180,7 +190,8 @@ def test_the_frames_are_those_of_the_option(world, monkeypatch):
     assert given["autoencoder_carla/paper-0"] == frames
     assert given["autoencoder_carla/at_once-0"][:2] == frames
     file = str(reproduce.CONFIGS / "autoencoder_carla.yaml")
-    config = make_parser().parse_args(["--config", file, "--output", "unused", *frames])
+    given = files_as_options([file, "--output", "unused", *frames])
+    config = make_parser().parse_args(given)
     assert config.data.init_args.root == frames[1]
 
 
@@ -248,7 +259,7 @@ def test_a_variant_alone_is_refused_until_its_parent_has_run(world, capsys):
 def test_a_variant_does_not_begin_with_a_dense_model_of_other_data(world, monkeypatch, capsys):
     quicker(monkeypatch)
     only = ("--seeds", "1", "--only", "vgg16_cifar10/*")
-    jpeg = ("--cifar10", str(reproduce.CONFIGS / "data" / "cifar10_jpeg.yaml"))
+    jpeg = ("--jpeg",)
     assert world.go("--seeds", "1", "--only", "vgg16_cifar10/paper-0", *jpeg) == 0
     assert world.go(*only, todo={"vgg16_cifar10/paper-0": "fail"}) == 1
     assert world.names() == 2 * ["vgg16_cifar10/paper-0"]
@@ -328,24 +339,32 @@ def test_failures_are_reported(how, world, monkeypatch, capsys):
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 @pytest.mark.parametrize("job", reproduce.all_runs(1), ids=lambda job: job.name)
 def test_the_configuration_of_every_job_parses(job, preset):
-    if job.variant not in ("", "ours"):
-        assert (reproduce.CONFIGS / job.experiment / f"{job.variant}.yaml").exists()
-    files = [part for file in job.files(preset) for part in ("--config", str(file))]
-    config = make_parser().parse_args([*files, "--output", "unused", "--seed", str(job.seed)])
+    config = configuration(job, preset)
     dataset = "CIFAR-10" if job.experiment == reproduce.VGG else "CARLA frames"
     known = (config.name, config.method, config.preset, dataset, config.seed)
     assert known == job.key(preset)
     assert config.preset == preset and config.name == job.experiment
+    assert config.method == job.method(preset)
+
+
+def configuration(job, preset, *options):
+    """Parse the configuration of a job."""
+    given = files_as_options([*job.options(preset), *options, "--seed", str(job.seed)])
+    return make_parser().parse_args([*given, "--output", "unused"])
 
 
 @pytest.mark.parametrize(
-    ("overlay", "dataset"),
-    [("gpu.yaml", "CIFAR-10"), ("data/cifar10_jpeg.yaml", "CIFAR-10 (JPEG)")],
+    ("options", "dataset"),
+    [({"overlays": ["gpu.yaml"]}, "CIFAR-10"), ({"jpeg": True}, "CIFAR-10 (JPEG)")],
+    ids=["gpu", "jpeg"],
 )
-def test_overlays_change_nothing_but_the_data_of_what_a_line_is_known_by(overlay, dataset):
+def test_overlays_change_nothing_but_the_data_of_what_a_line_is_known_by(options, dataset):
     job = reproduce.Run(reproduce.VGG, "ours", 0)
-    found = job.key("cpu", [reproduce.CONFIGS / overlay])
-    assert found == ("vgg16_cifar10", "ours", "cpu", dataset, 0)
+    options = {
+        key: [reproduce.CONFIGS / file for file in value] if key == "overlays" else value
+        for key, value in options.items()
+    }
+    assert job.key("cpu", **options) == ("vgg16_cifar10", "ours", "cpu", dataset, 0)
 
 
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
@@ -358,23 +377,63 @@ def test_no_two_jobs_have_the_same_line(preset):
 def test_the_settings_that_variants_change_arrive():
     """A dictionary of a later file is merged with that of an earlier one, or replaces it."""
 
-    def config(variant, preset):
-        job = reproduce.Run(reproduce.VGG, variant, 0)
-        files = [part for file in job.files(preset) for part in ("--config", str(file))]
-        return make_parser().parse_args([*files, "--output", "unused"])
+    def prune(variant, preset):
+        return configuration(reproduce.Run(reproduce.VGG, variant, 0), preset).prune
 
-    assert config("frozen", "cpu").prune.thaw_at is None
-    assert config("frozen_until_small", "paper").prune.thaw_at == 0.2
-    assert config("larger_steps", "cpu").prune.levels == {"steps": 0.25}
-    assert config("multiplicative", "paper").prune.levels == {"multiplicative": 0.05}
-    assert config("three_stage", "cpu").prune.finetune.epochs == 4
-    assert config("three_stage", "paper").prune.finetune.epochs == 10
-    blended = config("", "cpu").prune
-    assert (blended.levels, blended.finetune, blended.init) == ({"steps": 0.1}, None, "random")
-    ours = config("ours", "cpu").prune
-    assert (ours.levels, ours.finetune.epochs, ours.init) == (None, 80, "reconstruction")
-    assert config("ours", "paper").prune.finetune.epochs == 400
-    task = config("ours", "paper").prune.task
+    assert prune("frozen", "cpu").blend.thaw_at is None
+    assert prune("frozen_until_small", "paper").blend.thaw_at == 0.2
+    assert prune("larger_steps", "cpu").blend.levels == {"steps": 0.25}
+    assert prune("multiplicative", "paper").blend.levels == {"multiplicative": 0.05}
+    assert prune("multiplicative", "cpu").blend.hold == 1
+    assert prune("early_stopping", "cpu").blend.hold.max_epochs == 6
+    assert prune("three_stage", "cpu").finetune.epochs == 4
+    assert prune("three_stage", "paper").finetune.epochs == 10
+    blended = prune("", "cpu")
+    assert (blended.blend.levels, blended.finetune) == ({"steps": 0.1}, None)
+    assert blended.criterion.name == "random" and blended.blend.hold.max_epochs == 3
+    ours = prune("ours", "cpu")
+    assert (ours.blend, ours.finetune.epochs, ours.criterion.name) == (None, 80, "reconstruction")
+    assert prune("ours", "paper").finetune.epochs == 400
+    task = prune("ours", "paper").task
     assert (task["optimizer"], task["remember"]) == ("muon", 8)
-    task = config("regression", "paper").prune.task
+    task = prune("regression", "paper").task
     assert task["teacher_weight"] == 1.0 and task["temperature"] is None
+
+
+def test_lines_are_recorded_when_asked_for_and_else_beside_the_runs(world, monkeypatch):
+    quicker(monkeypatch)
+    monkeypatch.setattr(reproduce, "RECORDED", world.path / "recorded")
+    (world.path / "todo.json").write_text("{}")
+    only = ["--runs", str(world.path / "runs"), "--seeds", "1", "--only", "vgg16_cifar10/paper*"]
+    assert reproduce.main(only) == 0
+    assert (world.path / "runs" / "cpu" / "results" / "vgg16_cifar10.jsonl").exists()
+    assert not (world.path / "recorded").exists()
+    assert reproduce.main([*only, "--record"]) == 0
+    assert (world.path / "recorded" / "vgg16_cifar10.jsonl").exists()
+    with pytest.raises(SystemExit):
+        reproduce.main([*only, "--record", "--results", "elsewhere"])
+
+
+def committed_lines():
+    files = [f"{name}.jsonl" for name in (reproduce.VGG, reproduce.AUTOENCODER)]
+    return [line for file in files for line in read_lines(ROOT / "scripts" / "results" / file)]
+
+
+def test_todays_commands_make_the_runs_of_the_committed_lines(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = committed_lines()
+    commands = [shlex.split(reproduce.todays_command(line)) for line in lines]
+    assert len({*map(tuple, commands)}) == len(lines)
+    for line, command in zip(lines, commands, strict=True):
+        assert command[:2] == ["branchprune", "run"]
+        config = make_parser().parse_args(files_as_options(command[2:]))
+        known = (config.name, config.method, config.preset, config.seed)
+        assert known == tuple(line[key] for key in ("experiment", "method", "preset", "seed"))
+        assert ("--variant jpeg" in " ".join(command)) == (line["dataset"] == "CIFAR-10 (JPEG)")
+        assert (config.dense.epochs == 0) == (line["method"] == "noise")
+
+
+@pytest.mark.parametrize("change", [{"method": "theirs"}, {"preset": "gpu"}, {"dataset": "MNIST"}])
+def test_a_line_of_no_run_has_no_command(change):
+    with pytest.raises(PruneError, match="is no run of vgg16_cifar10 or autoencoder_carla"):
+        reproduce.todays_command(LINE | change)

@@ -21,8 +21,10 @@ from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare import results as compare_results
 from branchprune.experiments.compare.config import Comparison, Run
 from branchprune.experiments.compare.results import Results
+from branchprune.experiments.environment import RECORD_HELP, recorded
 from branchprune.experiments.files import read_object, refusals_named, write_whole
 from branchprune.experiments.jobs import Job, JobRunner, shown
+from branchprune.experiments.variants import check, read_file
 
 COMMAND = [sys.executable, "-m", "branchprune.cli"]
 
@@ -35,11 +37,13 @@ class Options:
         config: YAML file with the methods, the budgets and the seeds.
         output: Folder of the runs, the table and the plots; null: runs/compare/NAME.
         results: File of the lines of results; null: NAME.jsonl in the output folder.
+        record: Add the lines to those that are committed, scripts/results/compare/NAME.jsonl.
         jobs: Runs side by side.
         threads: Threads of each.
         minutes: Time budget; the runs take up to 20 seconds more to end.
         only: Pattern of runs to make, as "equal_epochs/*-0".
         seeds: Seeds to run of those of the configuration; null: all.
+        variant: Variants of the file that all runs have, before those of their methods.
         overlay: More YAML files, which override those of the methods.
         table: Only write the table and the plots again, from the results.
     """
@@ -47,11 +51,13 @@ class Options:
     config: Path
     output: Path | None = None
     results: Path | None = None
+    record: bool = False
     jobs: int = 1
     threads: int = 1
     minutes: float = 1e6
     only: str = "*"
     seeds: list[int] | None = None
+    variant: list[str] | None = None
     overlay: list[Path] | None = None
     table: bool = False
 
@@ -65,14 +71,16 @@ def make_parser() -> ArgumentParser:
         description="Compare methods by budgets by seeds, from one dense model.",
     )
     add = parser.add_argument
-    add("config", type=Path, help="YAML file: name, base, seeds, budgets, methods")
+    add("config", type=Path, help="YAML file: name, seeds, budgets, methods, and what runs share")
     add("--output", type=Path, help="Folder to write; default: runs/compare/NAME")
     add("--results", type=Path, help="File of result lines; default: OUTPUT/NAME.jsonl")
+    add("--record", action="store_true", help=RECORD_HELP)
     add("--jobs", type=PositiveInt, default=1, help="Runs side by side")
     add("--threads", type=PositiveInt, default=1, help="Threads of each")
     add("--minutes", type=PositiveFloat, default=1e6, help="Time budget")
     add("--only", type=str, default="*", help='Pattern of runs, as "equal_epochs/*-0"')
     add("--seeds", type=NonNegativeInt, nargs="+", help="Seeds to run; default: all")
+    add("--variant", type=str, action="append", help="Variant of the file for all runs; repeatable")
     add("--overlay", type=Path, nargs="+", help="YAML files that override all others")
     add("--table", action="store_true", help="Only write table and plots, from the results")
     return parser
@@ -127,11 +135,19 @@ class _Comparing:
         self.comparison, self.options, self.cwd = comparison, options, Path.cwd()
         self.say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         self.output = options.output or Path("runs/compare") / comparison.name
-        self.results = options.results or self.output / f"{comparison.name}.jsonl"
+        self.results = self._results()
         self.stored = compare_results.dense_file(comparison, self.results)
         self.dense = self.output / "dense"
         self.runs = self._chosen()
-        self.files = [*map(self._shown, options.overlay or [])]
+        self.files = [*map(self._shown, [comparison.path, *(options.overlay or [])])]
+
+    def _results(self) -> Path:
+        options, name = self.options, f"{self.comparison.name}.jsonl"
+        if options.record and options.results:
+            raise PruneError(f"record and results (={options.results}) exclude each other")
+        if options.record:
+            return recorded(f"compare/{name}")
+        return options.results or self.output / name
 
     def _chosen(self) -> list[Run]:
         """Return the runs that the options name."""
@@ -147,10 +163,17 @@ class _Comparing:
             raise PruneError(
                 f"only (={options.only!r}) is none of {', '.join(r.name for r in runs)}"
             )
-        for file in options.overlay or []:
+        self._check_files()
+        return chosen
+
+    def _check_files(self) -> None:
+        """Raise where a file or a variant that the options name is missing."""
+        overlays = self.options.overlay or []
+        for file in overlays:
             if not file.is_file():
                 raise PruneError(f"overlay (={str(file)!r}) does not exist")
-        return chosen
+        files = [*map(read_file, [self.comparison.path, *overlays])]
+        check(self.options.variant or [], files, "variant")
 
     def go(self) -> bool:
         """Make what is missing; return whether a run failed."""
@@ -199,18 +222,19 @@ class _Comparing:
     def _shown(self, path: Path) -> str:
         return shown(path, self.cwd)
 
-    def _base(self) -> list[str]:
-        return [*map(self._shown, self.comparison.base)]
+    def _variants(self, rows: Sequence[str]) -> list[str]:
+        names = [*(self.options.variant or []), *rows]
+        return [part for name in names for part in ("--variant", name)]
 
     def _dense_command(self) -> list[str]:
         seed = str(self.comparison.seeds[0])
-        command = [*COMMAND, "dense", *self._base(), *self.files, "--seed", seed]
+        command = [*COMMAND, "dense", *self.files, *self._variants([]), "--seed", seed]
         return [*command, "--output", self._shown(self.dense), "--resume"]
 
     def _command(self, run: Run) -> list[str]:
-        comparison, files = self.comparison, self.comparison.methods[run.method].files
+        comparison, rows = self.comparison, self.comparison.methods[run.method].rows
         return [
-            *(*COMMAND, "run", *self._base(), *map(self._shown, files), *self.files),
+            *(*COMMAND, "run", *self.files, *self._variants(rows)),
             *("--name", comparison.experiment, "--method", run.method, "--preset", run.budget),
             *self._budget(run),
             *("--seed", str(run.seed), "--output", self._shown(self.output / run.name)),
@@ -222,14 +246,14 @@ class _Comparing:
         """Return the options that limit a run; multiply-adds in absolute numbers."""
         budget, dense = self.comparison.budgets[run.budget], self._store_dense()
         if budget.train_macs is None:
-            return ["--prune.budget.epochs", str(budget.epochs)]
+            return ["--prune.cost.epochs", str(budget.epochs)]
         if not dense["record"]:
             raise PruneError(
                 f"budgets.{budget.name}.train_macs (={budget.train_macs}) is a multiple of the "
-                "dense training, and base takes the dense model from a checkpoint"
+                "dense training, and the file takes the dense model from a checkpoint"
             )
         limit = round(budget.train_macs * dense["record"]["train_macs"])
-        return ["--prune.budget.train_macs", str(limit)]
+        return ["--prune.cost.train_macs", str(limit)]
 
     def _store_dense(self) -> dict[str, Any]:
         """Keep beside the results what the dense training left, and its command; return it.

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from branchprune.errors import PruneError
+from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.settings import MetricConfig
+from branchprune.experiments.variants import ConfigFile, check, read_file
 
-KEYS = ("name", "base", "seeds", "budgets", "methods")
+KEYS = ("name", "seeds", "budgets", "methods")
+COMMON = ("base", "rows", "variants", *(field.name for field in fields(RunConfig)))
+"""What a comparison may say of all its runs."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,13 @@ class Method:
 
     Args:
         name: Its name, the method of the lines of results.
-        files: Configuration files to add to those of the comparison.
+        rows: Variants of the file that make it, one on top of the other.
         seeds: Its seeds.
         budgets: Names of its budgets.
     """
 
     name: str
-    files: tuple[Path, ...]
+    rows: tuple[str, ...]
     seeds: tuple[int, ...]
     budgets: tuple[str, ...]
 
@@ -69,15 +73,15 @@ class Comparison:
 
     Args:
         name: Its name; the lines of results have the experiment compare/NAME.
-        base: Configuration files of `branchprune run` that all runs have in common.
+        path: Its file, which `branchprune run` understands, too: what all runs have in common.
         seeds: Seeds; the dense model is trained with the first.
         budgets: Budgets by name.
         methods: Methods by name, the most important first.
-        metric: What the runs are judged by, as the common files say.
+        metric: What the runs are judged by, as the file says.
     """
 
     name: str
-    base: tuple[Path, ...]
+    path: Path
     seeds: tuple[int, ...]
     budgets: dict[str, Budget]
     methods: dict[str, Method]
@@ -101,7 +105,7 @@ class Comparison:
 
 
 def read(path: Path) -> Comparison:
-    """Read the configuration of a comparison; its paths are relative to the file.
+    """Read the configuration of a comparison.
 
     Args:
         path: A YAML file.
@@ -110,32 +114,35 @@ def read(path: Path) -> Comparison:
         PruneError: The file cannot be read, or a key or value is wrong; both are named.
     """
     try:
-        return _comparison(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        file = read_file(path)
     except OSError as error:
         raise PruneError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, PruneError) as error:
+    except yaml.YAMLError as error:
+        raise PruneError(f"{path}: {error}") from error
+    try:
+        return _comparison(settings, file)
+    except PruneError as error:
         raise PruneError(f"{path}: {error}") from error
 
 
-def _comparison(settings: Any, folder: Path) -> Comparison:
-    settings = _mapping("the file", settings, KEYS)
+def _comparison(settings: Any, file: ConfigFile) -> Comparison:
+    settings = _mapping("the file", settings, [*dict.fromkeys([*KEYS, *COMMON])])
     missing = [key for key in KEYS if key not in settings]
     if missing:
         raise PruneError(f"{missing[0]} is missing")
     name = settings["name"]
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
         raise _wrong("name", name, "letters, digits and _.+-")
-    base, seeds = _files("base", settings["base"], folder), _seeds("seeds", settings["seeds"])
-    if not base:
-        raise _wrong("base", settings["base"], "at least one file")
+    seeds = _seeds("seeds", settings["seeds"])
     budgets = {
         key: _budget(key, value) for key, value in _named("budgets", settings["budgets"]).items()
     }
     methods = {
-        key: _method(key, value, folder, seeds, [*budgets])
+        key: _method(key, value, file, seeds, [*budgets])
         for key, value in _named("methods", settings["methods"]).items()
     }
-    comparison = Comparison(name, base, seeds, budgets, methods, _metric(base))
+    comparison = Comparison(name, file.path, seeds, budgets, methods, _metric(file))
     _check_folders(comparison.runs())
     return comparison
 
@@ -187,15 +194,6 @@ def _seeds(key: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _files(key: str, value: Any, folder: Path) -> tuple[Path, ...]:
-    if not isinstance(value, list) or not all(isinstance(file, str) for file in value):
-        raise _wrong(key, value, "a list of files")
-    for file in value:
-        if not (folder / file).is_file():
-            raise PruneError(f"{key} (={file!r}) does not exist in {folder.absolute()}")
-    return tuple(folder / file for file in value)
-
-
 def _budget(name: str, value: Any) -> Budget:
     key = f"budgets.{name}"
     given = _mapping(key, value, ("epochs", "train_macs"))
@@ -212,27 +210,27 @@ def _budget(name: str, value: Any) -> Budget:
 
 
 def _method(
-    name: str, value: Any, folder: Path, seeds: tuple[int, ...], budgets: list[str]
+    name: str, value: Any, file: ConfigFile, seeds: tuple[int, ...], budgets: list[str]
 ) -> Method:
     key = f"methods.{name}"
-    if isinstance(value, list):
-        value = {"files": value}
-    given = _mapping(key, value, ("files", "seeds", "budgets"))
-    files = _files(f"{key}.files", given.get("files", []), folder)
+    given = _mapping(key, value, ("rows", "seeds", "budgets"))
+    rows = given.get("rows", [])
+    if not isinstance(rows, list):
+        raise _wrong(f"{key}.rows", rows, "a list of variants")
+    check(rows, [file], f"{key}.rows")
     own = _seeds(f"{key}.seeds", given["seeds"]) if "seeds" in given else seeds
     chosen = given.get("budgets", budgets)
     if not isinstance(chosen, list) or not chosen or any(each not in budgets for each in chosen):
         raise _wrong(f"{key}.budgets", chosen, f"a list of {', '.join(budgets)}")
-    return Method(name, files, own, tuple(chosen))
+    return Method(name, tuple(rows), own, tuple(chosen))
 
 
-def _metric(files: Sequence[Path]) -> MetricConfig:
-    """Return the metric that configuration files of runs agree on; later ones override."""
+def _metric(file: ConfigFile) -> MetricConfig:
+    """Return the metric of a file and its bases; later ones override."""
     metric: dict[str, Any] = {}
-    for file in files:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        metric |= (isinstance(settings, dict) and settings.get("metric")) or {}
+    for settings in file.layers():
+        metric |= settings.get("metric") or {}
     try:
         return MetricConfig(**metric)
     except TypeError as error:
-        raise PruneError(f"metric (={metric}) of base: {error}") from error
+        raise PruneError(f"metric (={metric}): {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from branchprune.errors import PruneError
 from branchprune.experiments.compare.config import Comparison, Run
 from branchprune.experiments.files import read_lines, read_object
+from branchprune.experiments.jobs import shown
 
 Line = Mapping[str, Any]
 
@@ -122,6 +124,18 @@ def run_of(line: Line) -> Run:
     return Run(line["method"], line["preset"], line["seed"])
 
 
+def todays_command(comparison: Comparison, line: Line, root: Path) -> str:
+    """Return the command that makes the run of a line today.
+
+    Args:
+        comparison: The comparison.
+        line: A line of it; its own command may be of an older program.
+        root: The folder that paths are relative to.
+    """
+    file = shown(comparison.path.absolute(), root)
+    return shlex.join(["branchprune", "compare", file, "--only", run_of(line).name])
+
+
 def dense_file(comparison: Comparison, path: Path) -> Path:
     """Return where the record of the dense training is kept, beside the lines of results."""
     return path.with_name(f"{comparison.name}.dense.json")
@@ -146,7 +160,7 @@ def read(comparison: Comparison, path: Path) -> Results:
         raise PruneError(f"{path} mixes the data sets {' and '.join(datasets)}")
     for label in {line["metric"] for line in known} - {comparison.metric.label}:
         raise PruneError(
-            f"{path} has the metric {label!r}, and base names {comparison.metric.label!r}"
+            f"{path} has the metric {label!r}, and the file names {comparison.metric.label!r}"
         )
     dense = read_object(dense_file(comparison, path)) or {}
     return Results(comparison, known, dense, len(newest) - len(known))

@@ -15,7 +15,7 @@ from pytorch_lightning import LightningDataModule, seed_everything
 from torch import nn
 
 from branchprune.errors import PruneError
-from branchprune.experiments.arguments import files_as_options
+from branchprune.experiments.arguments import files_as_options, files_named
 from branchprune.experiments.run.keys import check_keys
 from branchprune.experiments.run.prune_config import PruneConfig
 from branchprune.experiments.run.settings import (
@@ -62,6 +62,7 @@ def make_listing(command: str = "run") -> ArgumentParser:
     It cannot tell a section that is not set from one of defaults, so it parses nothing.
     """
     parser, sections = _parser_without_pruning(command), prune_sections()
+    parser.add_argument("--variant", metavar="NAME", help="Variant of the file; repeatable")
     for name, hint in get_type_hints(PruneConfig).items():
         if name not in sections:
             parser.add_argument(f"--prune.{name}", type=hint, default={}, help=OTHERS[name])
@@ -158,10 +159,10 @@ def parse(args: list[str]) -> RunConfig:
     Raises:
         PruneError: A key or value is wrong; the key is named.
     """
-    args, parser = files_as_options(args), make_parser()
-    _check_keys(args)
+    _check_keys(files_named(args))
+    parser = make_parser()
     try:
-        config = parser.parse_args(args)
+        config = parser.parse_args(files_as_options(args))
         config.pop("config", None)
         pruning = config.clone()
         overrides = pruning.prune.task or {}

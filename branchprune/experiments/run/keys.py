@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from branchprune.errors import PruneError
+from branchprune.experiments.variants import read_file
 
 MOVED = {
     **dict.fromkeys(("keep", "exclude", "multiple_of", "inside", "opaque"), "widths"),
@@ -31,7 +33,8 @@ def check_keys(args: Sequence[str], options: Collection[str], sections: Collecti
     """Raise for a key that does not exist, in the files and options of a command line.
 
     Args:
-        args: As `["--config", "a.yaml", "--prune.finetune.epochs", "3"]`.
+        args: As `["--config", "a.yaml", "--prune.finetune.epochs", "3"]`. Of a file its bases and
+            variants are looked at, too.
         options: Every key that has a value, with dots; what is within a value is not looked at.
         sections: Every key that has a mapping of others.
 
@@ -53,7 +56,8 @@ def _given(args: Sequence[str], sections: Collection[str]) -> Iterator[tuple[str
         if not separator:
             value = next(iter(args[i + 1 : i + 2]), "")
         if key == "config":
-            yield from ((f"{value}: ", each) for each in _keys(_read(value), "", sections))
+            for place, content in _contents(value):
+                yield from ((place, each) for each in _keys(content, "", sections))
         else:
             yield from (("--", each) for each in _keys(_parsed(value), key, sections))
 
@@ -85,12 +89,10 @@ def _instead(key: str, known: Collection[str]) -> str:
     return f"is no key; the nearest is {get_close_matches(key, keys, n=1, cutoff=0.0)[0]}"
 
 
-def _read(path: str) -> Any:
+def _contents(path: str) -> Iterator[tuple[str, Any]]:
     """Return what a file holds; nothing where it cannot be read, which the parser reports."""
-    try:
-        return _parsed(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    with suppress(OSError):
+        yield from read_file(Path(path)).parts()
 
 
 def _parsed(text: str) -> Any:

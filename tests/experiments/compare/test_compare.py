@@ -60,11 +60,13 @@ LINE = {
 SETTINGS = {
     "name": "small",
     "base": ["../base.yaml", "../data.yaml"],
+    "rows": ["taken"],
+    "variants": {"l1": {}, "more": {}},
     "seeds": [0, 1],
     "budgets": {"equal epochs": {"epochs": 6}, "equal compute": {"train_macs": 0.5}},
     "methods": {
-        "L1 + fine-tuning": ["l1.yaml"],
-        "ours": {"files": ["ours.yaml"], "seeds": [0, 1, 4], "budgets": ["equal compute"]},
+        "L1 + fine-tuning": {"rows": ["l1"]},
+        "ours": {"rows": ["shared", "more"], "seeds": [0, 1, 4], "budgets": ["equal compute"]},
     },
 }
 RUNS = [
@@ -80,8 +82,9 @@ class World:
     def __init__(self, path):
         self.path, self.config = path, path / "compare" / "small.yaml"
         (path / "compare").mkdir()
-        for name in ("base", "data", "fast", "compare/l1", "compare/ours"):
+        for name in ("base", "fast"):
             (path / f"{name}.yaml").write_text("{}")
+        (path / "data.yaml").write_text("variants: {taken: {}, shared: {}, all: {}}")
         (path / "line.json").write_text(json.dumps(LINE))
         self.set()
 
@@ -148,7 +151,7 @@ def test_everything_is_made_in_order_and_once(world, capsys):
 
 
 def test_the_order_is_that_of_seeds_then_budgets_then_methods(world):
-    world.set(methods={"b": [], "a": {"seeds": [7, 0]}, "c": {"budgets": ["equal compute"]}})
+    world.set(methods={"b": {}, "a": {"seeds": [7, 0]}, "c": {"budgets": ["equal compute"]}})
     runs = [(run.seed, run.budget, run.method) for run in compare_config.read(world.config).runs()]
     both, early, late = ("equal epochs", "equal compute"), ("ba", "b", "a"), ("bac", "bc", "a")
     assert runs == [
@@ -160,20 +163,22 @@ def test_the_order_is_that_of_seeds_then_budgets_then_methods(world):
 
 
 def test_the_commands(world):
-    assert world.go("--overlay", "fast.yaml", "--output", "out") == 0
-    base = ["base.yaml", "data.yaml"]
+    assert world.go("--overlay", "fast.yaml", "--variant", "all", "--output", "out") == 0
+    base = ["compare/small.yaml", "fast.yaml", "--variant", "all"]
     assert world.args("dense") == [
-        *("dense", *base, "fast.yaml", "--seed", "0", "--output", "out/dense", "--resume")
+        *("dense", *base, "--seed", "0", "--output", "out/dense", "--resume")
     ]
     limits = {
-        "equal_epochs/L1_+_fine-tuning-1": (["--prune.budget.epochs", "6"], "l1", 1),
-        "equal_compute/ours-4": (["--prune.budget.train_macs", str(round(MACS / 2))], "ours", 4),
+        "equal_epochs/L1_+_fine-tuning-1": (["--prune.cost.epochs", "6"], ["l1"], 1),
+        "equal_compute/ours-4": (
+            *(["--prune.cost.train_macs", str(round(MACS / 2))], ["shared", "more"], 4),
+        ),
     }
-    for name, (limit, file, seed) in limits.items():
+    for name, (limit, rows, seed) in limits.items():
         budget = name.split("/")[0].replace("_", " ")
-        method = "ours" if file == "ours" else "L1 + fine-tuning"
+        method = "ours" if "ours" in name else "L1 + fine-tuning"
         assert world.args(name) == [
-            *("run", *base, f"compare/{file}.yaml", "fast.yaml"),
+            *("run", *base, *(part for row in rows for part in ("--variant", row))),
             *("--name", "compare/small", "--method", method, "--preset", budget, *limit),
             *("--seed", str(seed), "--output", f"out/{name}", "--results", "kept/r.jsonl"),
             *("--resume", "--dense.epochs", "0", "--dense.checkpoint"),
@@ -193,7 +198,7 @@ def test_a_run_understands_the_command(world):
         options = command[command.index("--name") :]
         config = make_parser().parse_args(["--config", str(digits), *options])
         limit = (6, None) if config.preset == "equal epochs" else (None, round(MACS / 2))
-        assert (config.prune.budget.epochs, config.prune.budget.train_macs) == limit
+        assert (config.prune.cost.epochs, config.prune.cost.train_macs) == limit
         assert config.name == "compare/small" and config.method in SETTINGS["methods"]
         assert (config.seed, config.resume, config.dense.epochs) == (0, True, 0)
 
@@ -345,7 +350,8 @@ def test_the_newest_line_of_a_run_counts_and_others_are_not_shown(world):
 @pytest.mark.parametrize(("mode", "first"), [("max", "ours"), ("min", "L1 + fine-tuning")])
 def test_the_direction_and_the_format_are_those_of_the_metric(world, mode, first):
     (world.path / "data.yaml").write_text(
-        f"metric: {{label: loss in nats, mode: {mode}, format: number}}"
+        f"metric: {{label: loss in nats, mode: {mode}, format: number}}\n"
+        "variants: {taken: {}, shared: {}}"
     )
     budget = "equal compute"
     scores = [("L1 + fine-tuning", budget, s, x) for s, x in enumerate((0.0312, 0.0316))]
@@ -378,7 +384,7 @@ def test_what_budgets_removed_is_told_apart_where_it_differs(world):
     ("changes", "message"),
     [
         ({"dataset": "letters"}, "mixes the data sets digits and letters"),
-        ({"metric": "PSNR in dB"}, "has the metric 'PSNR in dB', and base names 'accuracy'"),
+        ({"metric": "PSNR in dB"}, "has the metric 'PSNR in dB', and the file names 'accuracy'"),
     ],
 )
 def test_what_may_not_be_mixed(world, capsys, changes, message):
@@ -395,9 +401,7 @@ def flat(text):
 WRONG = {
     "no name": ({"name": None}, "name is missing"),
     "name": ({"name": "a/b"}, "name (='a/b') must be"),
-    "unknown key": ({"seed": [0]}, "has the key 'seed'; known are name, base"),
-    "no base": ({"base": []}, "base (=[]) must be at least one file"),
-    "base is no list": ({"base": "../base.yaml"}, "base (='../base.yaml') must be a list of files"),
+    "unknown key": ({"seedz": [0]}, "has the key 'seedz'; known are name, seeds, budgets, methods"),
     "base that is missing": ({"base": ["none.yaml"]}, "base (='none.yaml') does not exist in"),
     "seeds": ({"seeds": [0, 0]}, "seeds (=[0, 0]) must be a list of distinct whole numbers"),
     "seed below 0": ({"seeds": [-1]}, "seeds (=[-1]) must be"),
@@ -412,17 +416,21 @@ WRONG = {
     "macs": ({"budgets": {"b": {"train_macs": 0}}}, "budgets.b.train_macs (=0) must be a positive"),
     "infinite": ({"budgets": {"b": {"train_macs": float("inf")}}}, "train_macs (=inf) must be"),
     "no methods": ({"methods": []}, "methods (=[]) must be"),
-    "method": ({"methods": {"m": "x.yaml"}}, "methods.m (='x.yaml') must be a mapping of files"),
-    "method's key": ({"methods": {"m": {"file": []}}}, "methods.m has the key 'file'"),
-    "method's file": ({"methods": {"m": ["no.yaml"]}}, "methods.m.files (='no.yaml') does not"),
+    "method": ({"methods": {"m": "x.yaml"}}, "methods.m (='x.yaml') must be a mapping of rows"),
+    "method's key": ({"methods": {"m": {"files": []}}}, "methods.m has the key 'files'"),
+    "method's row": (
+        {"methods": {"m": {"rows": ["share"]}}},
+        "methods.m.rows (='share') is no variant, perhaps 'shared'; known are taken, shared, all",
+    ),
+    "method's rows": ({"methods": {"m": {"rows": "l1"}}}, "methods.m.rows (='l1') must be a list"),
     "method's seeds": ({"methods": {"m": {"seeds": 1}}}, "methods.m.seeds (=1) must be"),
     "method's budget": (
         {"methods": {"m": {"budgets": ["equal"]}}},
         "methods.m.budgets (=['equal']) must be a list of equal epochs, equal compute",
     ),
-    "number as name": ({"methods": {1: []}}, "methods has the name 1, which must be text"),
-    "option as name": ({"methods": {"--seed": []}}, "methods has the name '--seed'"),
-    "one folder": ({"methods": {"a b": [], "a/b": []}}, "have one folder, equal_epochs/a_b-0"),
+    "number as name": ({"methods": {1: {}}}, "methods has the name 1, which must be text"),
+    "option as name": ({"methods": {"--seed": {}}}, "methods has the name '--seed'"),
+    "one folder": ({"methods": {"a b": {}, "a/b": {}}}, "have one folder, equal_epochs/a_b-0"),
     "dense": ({"budgets": {"dense": {"epochs": 1}}}, "budgets has the name 'dense'"),
 }
 
@@ -431,7 +439,7 @@ WRONG = {
 def test_what_is_wrong_in_the_configuration_is_named(case, world):
     changes, message = WRONG[case]
     if "budgets" in changes:
-        changes = changes | {"methods": {"m": []}}
+        changes = changes | {"methods": {"m": {}}}
     world.set(**changes)
     with pytest.raises(PruneError, match=re.escape(message)) as error:
         compare_config.read(world.config)
@@ -449,6 +457,12 @@ OPTIONS = {
     "unknown seed": (["--seeds", "0", "3"], "seeds (=[0, 3]): 3 is not in the configuration"),
     "pattern": (["--only", "theirs*"], "only (='theirs*') is none of equal_epochs/L1_+"),
     "overlay": (["--overlay", "none.yaml"], "overlay (='none.yaml') does not exist"),
+    "variant": (["--variant", "al"], "variant (='al') is no variant, perhaps 'all'"),
+    "record": (["--record"], "record needs scripts/results/: run the command in the root of"),
+    "record and results": (
+        ["--record", "--results", "r.jsonl"],
+        "record and results (=r.jsonl) exclude each other",
+    ),
     "jobs": (["--jobs", "0"], "jobs"),
     "minutes": (["--minutes", "soon"], "minutes"),
     "unknown option": (["--job", "2"], "job"),
@@ -462,6 +476,33 @@ def test_a_wrong_option_is_named(case, world, capsys):
     assert main(["compare", *config, *args]) == 2
     assert message in flat(capsys.readouterr().err)
     assert world.names() == []
+
+
+def test_results_are_recorded_when_asked_for_and_else_in_the_output(world):
+    Path("scripts/results/compare").mkdir(parents=True)
+    (world.path / "todo.json").write_text("{}")
+    only = ("--only", "equal_epochs/*-0")
+    assert main(["compare", "compare/small.yaml", *only]) == 0
+    lines = Path("runs/compare/small/small.jsonl")
+    assert len(lines.read_text().splitlines()) == 1
+    assert [*Path("scripts/results/compare").iterdir()] == []
+    assert main(["compare", "compare/small.yaml", "--record", *only]) == 0
+    recorded = {path.name for path in Path("scripts/results/compare").iterdir()}
+    assert recorded == {"small.jsonl", "small.dense.json"}
+    assert len(lines.read_text().splitlines()) == 1
+
+
+def test_todays_command_makes_the_run_of_a_line(world):
+    from branchprune.experiments.compare import results as compare_results
+
+    comparison = compare_config.read(world.config)
+    line = {"method": "L1 + fine-tuning", "preset": "equal epochs", "seed": 1}
+    command = compare_results.todays_command(comparison, line, world.path)
+    expected = "branchprune compare compare/small.yaml --only equal_epochs/L1_+_fine-tuning-1"
+    assert command == expected
+    (world.path / "todo.json").write_text("{}")
+    assert main(shlex.split(command)[1:]) == 0
+    assert world.names() == ["dense", "equal_epochs/L1_+_fine-tuning-1"]
 
 
 def test_an_output_that_cannot_be_written(world, capsys):

@@ -1,0 +1,112 @@
+"""The methods of the shipped comparisons: each is understood, each of their variants is run."""
+
+import shlex
+from fnmatch import fnmatch
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from shipped import AUTOENCODER, CONFIGS, ROOT, SMALL, draw_folders, dry_run
+
+from branchprune.experiments.arguments import files_as_options
+from branchprune.experiments.compare import compare
+from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare import results as compare_results
+from branchprune.experiments.compare.config import Budget
+from branchprune.experiments.files import read_lines
+from branchprune.experiments.run.config import make_parser
+from branchprune.experiments.run.prune_config import PruneConfig
+from branchprune.experiments.variants import read_file
+
+NAMES = (
+    *("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "vgg16_cifar10"),
+    *("autoencoder_carla_cpu", "autoencoder_carla"),
+)
+FILES = {name: CONFIGS / "compare" / f"{name}.yaml" for name in NAMES}
+COMPARISONS = {name: compare_config.read(path) for name, path in FILES.items()}
+
+
+def experiment(name):
+    return "autoencoder_carla" if name.startswith("auto") else "vgg16_cifar10"
+
+
+def chosen():
+    """Yield methods which together have every variant that a method of their experiment has.
+
+    The others put the same variants together otherwise; those of comparisons for a GPU are the same
+    as at the scale of two cores.
+    """
+    seen = {"autoencoder_carla": set(), "vgg16_cifar10": set()}
+    for name, comparison in COMPARISONS.items():
+        own, done = read_file(FILES[name]).variants, seen[experiment(name)]
+        for method in sorted(comparison.methods.values(), key=lambda method: -len(method.rows)):
+            rows = {(name, row) if row in own else row for row in method.rows}
+            if not rows <= done:
+                yield pytest.param(name, method.name, id=f"{name}-{method.name}")
+            done |= rows
+
+
+def arguments(name, method):
+    rows = COMPARISONS[name].methods[method].rows
+    return [str(FILES[name]), *(part for row in rows for part in ("--variant", row))]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return draw_folders(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize(("name", "method"), list(chosen()))
+def test_every_variant_of_a_method_runs(name, method, folders, tmp_path):
+    settings = folders[experiment(name)]["init_args"]
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
+    options = ["--config", str(data), "--dense.epochs", "1", "--dense.checkpoint", "null"]
+    options += ["--name", f"compare/{name}", "--method", method]
+    vgg = [f"--model.init_args.stages={SMALL['vgg7']}"]
+    options += vgg if experiment(name) == "vgg16_cifar10" else AUTOENCODER
+    result = dry_run(arguments(name, method), tmp_path / "run", options)
+    assert result["method"] == method and result["dataset"]
+    if "stage" not in method:  # of a dry run only the first rounds
+        assert result["cost"]["small"]["params"] < 0.17 * result["cost"]["dense"]["params"]
+
+
+def test_no_method_of_a_gpu_is_made_otherwise_than_on_two_cores():
+    pairs = (("vgg16_cifar10", "vgg7_16px"), ("autoencoder_carla", "autoencoder_carla_cpu"))
+    for large, small in pairs:
+        rows = {m: COMPARISONS[small].methods[m].rows for m in COMPARISONS[large].methods}
+        assert {m: x.rows for m, x in COMPARISONS[large].methods.items()} == rows
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_is_understood(name):
+    parser, pruning = make_parser(), ArgumentParser()
+    pruning.add_class_arguments(PruneConfig, "prune")
+    comparison, found = COMPARISONS[name], {}
+    assert comparison.name == name
+    assert all(isinstance(budget, Budget) for budget in comparison.budgets.values())
+    for method in comparison.methods:
+        config = parser.parse_args([*files_as_options(arguments(name, method)), "--output", "x"])
+        built = pruning.instantiate(Namespace(prune=config.prune)).prune
+        assert built.widths.keep == 0.34375 and built.algorithm is not None
+        found[method] = config.clone()
+        for key in ("config", "method"):
+            found[method].pop(key)
+    different = {str(each) for each in found.values()}
+    assert len(different) == len(found)  # no two methods are one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_results_are_those_of_todays_methods(name, monkeypatch):
+    path = ROOT / "scripts" / "results" / "compare" / f"{name}.jsonl"
+    comparison = COMPARISONS[name]
+    runs = comparison.runs()
+    for line in read_lines(path) if path.exists() else []:
+        assert compare_results.run_of(line) in runs
+        command = shlex.split(compare_results.todays_command(comparison, line, ROOT))
+        assert command[:3] == ["branchprune", "compare", f"configs/compare/{name}.yaml"]
+        options = compare.make_parser().parse_args(command[2:])
+        [run] = [run for run in runs if fnmatch(run.name, options.only)]
+        assert (comparison.experiment, run.method, run.budget, run.seed) == tuple(
+            line[key] for key in ("experiment", "method", "preset", "seed")
+        )
