@@ -58,11 +58,13 @@ def test_ratios_alternate_and_divide(monkeypatch):
     assert found == [3.0] * 4
 
 
-def test_bench_writes_its_rows(tmp_path, capsys):
+def test_bench_writes_its_rows(tmp_path, capsys, monkeypatch):
     import json
 
     from rich.console import Console
 
+    blocks = [[8, 8], [16, 16], [32, 32, 32], [64, 64, 64], [64, 64, 64]]  # an eighth as wide
+    monkeypatch.setattr("branchprune.benchmarks.bench.VGG", lambda stages=blocks: VGG(stages))
     path = tmp_path / "bench.json"
     args = ["--batch_size=2", "--image_size=32", "--repeats=2", f"--output={path}"]
     bench(args, Console(width=200))
