@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -10,13 +11,6 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 
-CHARTS = {
-    "metric": {"blended, and branch alone": ["Multiline", ["metric/(?!.*_branch$)"]]},
-    "alpha": {"all groups": ["Multiline", ["alpha/"]]},
-    "loss": {"blended, and branch alone": ["Multiline", ["loss/val(?!.*_branch$)"]]},
-    "share": {"of the branch, by layer": ["Multiline", ["share/"]]},
-}
-"""TensorBoard's custom scalar charts: each shows several curves in one, by patterns of tags."""
 BRANCH, STEPS = "branch_alone", "steps_of_alpha"
 
 
@@ -42,6 +36,7 @@ class TensorBoardCurves:
     def __init__(self) -> None:
         self.writers: list[_Writers] | None = None
         self.alphas: Mapping[str, float] = {}
+        self.has_charts = False
 
     def begin_epoch(self, trainer: Trainer, alphas: Mapping[str, float]) -> None:
         """Write α; mark where it has changed.
@@ -67,34 +62,63 @@ class TensorBoardCurves:
             trainer: The trainer, in a validation.
             values: By the names that those of the blended model have.
         """
-        for writers in self._writers(trainer) if trainer.state.fn == "fit" else ():
+        if trainer.state.fn != "fit":
+            return
+        self._lay_out(values)
+        for writers in self._writers(trainer):
             for name, value in values.items():
                 writers.branch.add_scalar(name, value, _step(trainer))
 
     def end(self) -> None:
         """Close the runs beside those of the loggers."""
+        self._lay_out(())
         for writers in self.writers or ():
             writers.branch.close()
             writers.steps.close()
-        self.writers, self.alphas = None, {}
+        self.writers, self.alphas, self.has_charts = None, {}, False
 
     def _writers(self, trainer: Trainer) -> list[_Writers]:
-        """Return the writers; the first time, open them and lay out the charts."""
+        """Return the writers, which are opened the first time."""
         if self.writers is None:
-            self.writers = [
-                _open(logger.experiment, Path(logger.log_dir), trainer)
-                for logger in trainer.loggers
-                if trainer.is_global_zero and _is_tensorboard(logger)
-            ]
+            loggers = trainer.loggers if trainer.is_global_zero else ()
+            self.writers = [_open(logger, trainer) for logger in loggers if _is_tensorboard(logger)]
         return self.writers
+
+    def _lay_out(self, names: Iterable[str]) -> None:
+        """Lay out the charts, once: TensorBoard reads no second layout."""
+        if not self.has_charts:
+            for writers in self.writers or ():
+                writers.own.add_custom_scalars(charts(names))
+            self.has_charts = True
+
+
+def charts(names: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+    """Return TensorBoard's custom scalar charts: each shows several curves in one.
+
+    Args:
+        names: What is measured of the blended model and of the branch alone.
+    """
+    measured: dict[str, dict[str, list[Any]]] = {}
+    for name in sorted(names, key=lambda name: "loss" in name):
+        title = f"{name}: blended, and branch alone"
+        measured.setdefault(name.partition("/")[0], {})[title] = _chart(f"{re.escape(name)}$")
+    return {
+        **measured,
+        "alpha": {"all groups": _chart("alpha/")},
+        "share": {"of the branch, by layer": _chart("share/")},
+    }
+
+
+def _chart(pattern: str) -> list[Any]:
+    return ["Multiline", [pattern]]
 
 
 def _is_tensorboard(logger: Any) -> bool:
     return hasattr(getattr(logger, "experiment", None), "add_custom_scalars")
 
 
-def _open(own: Any, folder: Path, trainer: Trainer) -> _Writers:
-    own.add_custom_scalars(CHARTS)
+def _open(logger: Any, trainer: Trainer) -> _Writers:
+    own, folder = logger.experiment, Path(logger.log_dir)
     purge = _step(trainer) if trainer.current_epoch else None  # what a kill has left there
     branch, steps = (type(own)(str(folder / name), purge_step=purge) for name in (BRANCH, STEPS))
     return _Writers(own, branch, steps)

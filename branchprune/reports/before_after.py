@@ -108,7 +108,7 @@ def _other_rows(result: Mapping[str, Any]) -> list[Row]:
 def _measure(name: str) -> tuple[str, str, Format]:
     """Return label, note and format of what a task logs in the test, as "metric/test_ssim"."""
     parts = [part for part in re.split(r"[/_]", name) if part not in ("metric", "test")]
-    unknown = _capital(" ".join(parts) or name), "", "number"
+    unknown: tuple[str, str, Format] = _capital(" ".join(parts) or name), "", "number"
     return _MEASURES.get(parts[-1], unknown) if len(parts) == 1 else unknown
 
 

@@ -64,16 +64,14 @@ def test_charts_show_the_blended_metric_once(tmp_path):
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     tags = events(folder).Tags()["scalars"]
     shown = {
-        category.title: {
-            tag
-            for tag in tags
-            for pattern in category.chart[0].multiline.tag
-            if re.match(pattern, tag)
-        }
+        chart.title: {tag for tag in tags for p in chart.multiline.tag if re.match(p, tag)}
         for category in layout.category
+        for chart in category.chart
     }
-    assert shown["metric"] == {"metric/val_acc"} and shown["loss"] == {"loss/val"}
-    assert shown["alpha"] == {f"alpha/{name}" for name in pruning.blended.alpha}
+    for name in ("metric/val_acc", "loss/val"):
+        assert shown[f"{name}: blended, and branch alone"] == {name}
+    assert shown["all groups"] == {f"alpha/{name}" for name in pruning.blended.alpha}
+    assert [category.title for category in layout.category] == ["metric", "loss", "alpha", "share"]
 
 
 def test_a_training_that_continues_replaces_what_it_does_again(tmp_path):

@@ -125,7 +125,7 @@ class StageProgress(Callback):
         cells["time left"] = _duration(left), NUMBER_WIDTH
         return cells
 
-    def _move(self, trainer: Trainer, doing: str, done: int, total: float) -> None:
+    def _move(self, trainer: Trainer, doing: str, done: float, total: float) -> None:
         """Move the bar, if the epoch takes long enough for one."""
         if not self.console.is_terminal or trainer.sanity_checking:
             return
