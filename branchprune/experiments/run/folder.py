@@ -14,7 +14,8 @@ from branchprune.errors import PruneError
 CONTENT = (
     *("config.yaml", "result.json", "report.html"),
     *("config.yaml.part", "result.json.part", "report.html.part"),
-    *("dense", "prune", "round_*", "dense.safetensors", "small.safetensors"),
+    *("dense", "sparsify", "prune", "finetune", "round_*"),
+    *("dense.safetensors", "small.safetensors"),
 )
 FREE = ("output", "results")
 """Keys of a configuration that may differ where a run continues."""

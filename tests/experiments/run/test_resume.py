@@ -429,7 +429,7 @@ def test_other_settings_are_refused(run, capsys):
     killed = run("killed", kill=23)
     arguments = ["run", str(killed.parent / "config.yaml"), "--output", str(killed), "--resume"]
     assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
-    assert "prune.keep was 0.5 and is 0.25" in capsys.readouterr().err
+    assert "prune.widths.keep was 0.5 and is 0.25" in capsys.readouterr().err
     assert main([*arguments, "--seed", "4"]) == 2
     assert "seed was 3 and is 4" in capsys.readouterr().err
 
@@ -469,7 +469,7 @@ def test_a_finished_run_with_other_settings_is_refused(run, capsys):
     assert main([*arguments, "--prune.widths.keep", "0.25", "--name", "other"]) == 2
     assert "name was 'killed' and is 'other'" in capsys.readouterr().err
     assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
-    assert "prune.keep was 0.5 and is 0.25" in capsys.readouterr().err
+    assert "prune.widths.keep was 0.5 and is 0.25" in capsys.readouterr().err
     assert lines.read_text() == before and len([*lines.parent.iterdir()]) == 1
 
 
