@@ -391,6 +391,16 @@ def test_exclude() -> None:
     assert reasons["6.conv1"] == "6.bn1 is excluded"
     assert reasons["4.conv1"] is reasons["5.down"] is None
     assert bp.plan(resnet(), x, exclude="6").groups[4].pruned
+    assert reason_of(bp.plan(vgg(), x, exclude="16"), "16") == "it is an output of the model"
+
+
+def test_a_name_is_no_beginning_of_another_name() -> None:
+    layers = [layer for _ in range(6) for layer in (conv(3, 3), nn.ReLU())]
+    plan = bp.plan(
+        nn.Sequential(*layers, conv(3, 2)), torch.randn(IMAGE), keep={"1": 0.5, "2": 0.5}
+    )
+    assert [g.name for g in plan.groups if g.pruned] == ["2"]
+    assert [g.name for g in plan.groups] == ["0", "2", "4", "6", "8", "10", "12"]
 
 
 def test_keep_by_layer() -> None:
@@ -402,6 +412,13 @@ def test_keep_by_layer() -> None:
     assert kept["4.conv1"] == (8, "not named in keep")
     assert kept["5.conv1"] == kept["5.down"] == (9, None)
     assert kept["6.conv1"] == (12, None)
+
+
+def test_keep_by_a_layer_goes_before_that_of_a_module() -> None:
+    x = torch.randn(IMAGE)
+    for keep in ({"5": 0.75, "6.conv2": 0.5}, {"5.down": 0.5, "6.conv2": 0.5, "5": 0.75}):
+        kept = {g.name: g.kept for g in bp.plan(resnet(), x, keep=keep).groups}
+        assert kept["5.down"] == 6 and kept["5.conv1"] == 9
 
 
 def test_keep_by_the_closest_module_around() -> None:
@@ -440,6 +457,7 @@ def test_layers_of_one_group_kept_differently_are_named() -> None:
         *((20, 0.5, 1, 1, 10), (20, 22 / 64, 1, 1, 7), (20, 0.01, 1, 1, 1), (20, 1, 1, 1, 20)),
         *((20, 0.5, 8, 1, 8), (20, 0.65, 8, 1, 16), (20, 0.1, 8, 1, 8), (6, 0.5, 8, 1, 3)),
         *((24, 0.3, 1, 3, 6), (24, 0.3, 4, 3, 12), (24, 0.01, 1, 3, 3), (12, 0.5, 8, 4, 8)),
+        *((23, 1, 8, 1, 23), (23, 0.75, 8, 1, 16)),
     ],
 )
 def test_kept_widths(width: int, keep: float, multiple: int, groups: int, kept: int) -> None:
@@ -585,6 +603,11 @@ def test_nothing_to_prune() -> None:
         bp.plan(nn.Sequential(conv(3, 8), nn.ReLU()), x)
     with pytest.raises(bp.PruneError, match=r"nothing .* \(no layer was found\)"):
         bp.plan(nn.ReLU(), x)
+    heads = Net(lambda m, x: [m.get_submodule(f"c{i}")(x) for i in range(7)])
+    for i in range(7):
+        heads.add_module(f"c{i}", conv(3, 8))
+    with pytest.raises(bp.PruneError, match=r"c4: it is an output of the model; and 2 more\)"):
+        bp.plan(heads, x)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
