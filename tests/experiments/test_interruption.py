@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,18 @@ from test_resume import CONFIG, Data
 
 from branchprune.cli import main
 from branchprune.experiments.interruption import NAMES
-from branchprune.planning.profiling import measure_latency
 
 HELD = """
 data: {class_path: test_interruption.Held}
 task: {class_path: branchprune.lightning.ClassificationTask, init_args: {learning_rate: 0.05}}
-prune: {levels: [0.5, 0.0], hold: 1, restarts: [], restore_best: false, learning_rate: keep}
+prune: {blend: {levels: [0.5, 0.0], hold: 1, restarts: [], restore_best: false, learning_rate: keep}}
 """
 COMPARISON = """
 name: held
 base: [config.yaml, more.yaml]
 seeds: [3]
 budgets: {few: {epochs: 2}}
-methods: {blended: []}
+methods: {blended: {}}
 """
 
 
@@ -62,8 +60,6 @@ class Held(Data):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    quick = partial(measure_latency, seconds=0.01)
-    monkeypatch.setattr("branchprune.experiments.run.result.measure_latency", quick)
     Path("config.yaml").write_text(CONFIG)
     Path("more.yaml").write_text(HELD)
     Path("compare.yaml").write_text(COMPARISON)
