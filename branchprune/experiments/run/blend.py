@@ -24,7 +24,8 @@ from branchprune.experiments.run.cut import Cut
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.settings import MetricConfig, RunSettings
 from branchprune.experiments.run.shrinking import Narrowed
-from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import student_task
 from branchprune.experiments.run.widths import WidthsConfig
 from branchprune.lightning import BranchPruning
 from branchprune.lightning.ema import averaging

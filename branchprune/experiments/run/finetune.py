@@ -7,15 +7,12 @@ from functools import partial
 
 from torch import nn
 
-from branchprune.artifacts.serialization import save
 from branchprune.blending.attach import attach
 from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import Epoch
-from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.stages import Stages, student_task
-from branchprune.graph.inputs import copied
-from branchprune.lightning import Vitals
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import train_student
 from branchprune.lightning.ema import averaging
 from branchprune.planning.plan import Plan
 
@@ -55,22 +52,10 @@ def finetune(
         small: The small model; it is changed.
         stages: Where to train.
     """
-    settings = stages.config
-    path = settings.output / stage / "small.safetensors"
-    if stages.finished(stage) is not None:
-        load_weights(small, path)
-        return small
     if config.fresh:
         small.apply(reset)
-    task = student_task(settings.prune_task, dense, small)
-    if settings.compile:
-        small.compile()
-    epochs = 1 if settings.fast else config.epochs
-    stages.fit(stage, task, epochs, Vitals(), *averaging(config.average))
-    small = copied(small).cpu()  # a copy is not compiled
-    save(small, path)
-    stages.finish(stage)
-    return small
+    average = averaging(config.average)
+    return train_student(stages, f"{stage}/small", dense, small, config.epochs, *average)
 
 
 def reset(module: nn.Module) -> None:

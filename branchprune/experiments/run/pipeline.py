@@ -20,7 +20,8 @@ from branchprune.experiments.run.finetune import finetune, reset
 from branchprune.experiments.run.rounds import RoundsConfig, shares
 from branchprune.experiments.run.shrinking import Narrowed, Narrowing
 from branchprune.experiments.run.sparsity_training import make_penalty, sparsify
-from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import student_task
 from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan, plan
 from branchprune.training.task import Task

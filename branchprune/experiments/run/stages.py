@@ -13,7 +13,6 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
-from torch import nn
 
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_object, write_whole
@@ -22,7 +21,7 @@ from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoi
 from branchprune.experiments.run.callbacks.progress import StageProgress
 from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
-from branchprune.experiments.run.settings import RunSettings, TaskFactory
+from branchprune.experiments.run.settings import RunSettings
 from branchprune.training.batch_keys import Keys
 
 Split = Literal["val", "test"]
@@ -208,20 +207,3 @@ class Stages:
         if found["record"]:
             self.records[stage] = found["record"]
         return found
-
-
-def student_task(make: TaskFactory, dense: nn.Module, small: nn.Module) -> LightningModule:
-    """Return a task that trains a small model, and was made with the dense one: a teacher.
-
-    Raises:
-        PruneError: The task does not hold the model that it is made with.
-    """
-    task = make(dense)
-    places = [
-        name for name, module in task.named_modules(remove_duplicate=False) if module is dense
-    ]
-    if not places:
-        raise PruneError(f"task (={type(task).__name__}) must hold the model that it is given")
-    for name in places:
-        task.set_submodule(name, small)
-    return task
