@@ -19,9 +19,10 @@ from branchprune.experiments.run.callbacks.quiet import quiet_lightning
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.pipeline import Pruned, Pruning
+from branchprune.experiments.run.pipeline import Pruning
 from branchprune.experiments.run.result import outcome
 from branchprune.experiments.run.results_file import add_line
+from branchprune.experiments.run.shrinking import Pruned
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning import Vitals
 from branchprune.training.batch_keys import keys_of

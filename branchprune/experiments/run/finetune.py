@@ -7,10 +7,9 @@ from functools import partial
 
 from torch import nn
 
-from branchprune.blending.attach import attach
-from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import Epoch
+from branchprune.experiments.run.shrinking import at_widths
 from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import train_student
 from branchprune.lightning.ema import averaging
@@ -37,7 +36,7 @@ class FinetuneConfig:
 
     def to_train(self, dense: nn.Module, planned: Plan) -> list[Epoch]:
         """Return what each epoch trains: the small model of a plan."""
-        return [Epoch(planned, partial(_small, dense, planned))] * self.epochs
+        return [Epoch(planned, partial(at_widths, dense, planned))] * self.epochs
 
 
 def finetune(
@@ -70,9 +69,3 @@ def reset(module: nn.Module) -> None:
     elif next(module.parameters(recurse=False), None) is not None:
         kind = type(module).__name__
         raise PruneError(f"finetune.fresh: {kind} has parameters and no reset_parameters()")
-
-
-def _small(dense: nn.Module, planned: Plan) -> nn.Module:
-    blended = attach(dense, planned)
-    blended.alpha = 0.0
-    return collapse(blended)

@@ -14,7 +14,7 @@ from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.experiments.run.config import RunConfig
-from branchprune.experiments.run.pipeline import Pruned
+from branchprune.experiments.run.shrinking import Pruned
 from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan
 from branchprune.planning.profiling import count_params, measure_latency, peak_memory
