@@ -20,7 +20,7 @@ from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.pipeline import Pruning
-from branchprune.experiments.run.result import outcome
+from branchprune.experiments.run.result import make_result
 from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.shrinking import Pruned
 from branchprune.experiments.run.stages import Stages
@@ -122,7 +122,7 @@ class _Run:
         dense = self._train_dense()
         pruned = self._prune(dense, method)
         with self.console.status("measuring the dense and the small model"):
-            result = outcome(
+            result = make_result(
                 self.config,
                 self.command,
                 self.commit,
