@@ -24,7 +24,7 @@ from branchprune.experiments.run.result import make_result
 from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.shrinking import Pruned
 from branchprune.experiments.run.stages import Stages
-from branchprune.lightning import Vitals
+from branchprune.lightning import LossGuard
 from branchprune.training.batch_keys import keys_of
 from branchprune.training.task import Task
 
@@ -194,7 +194,7 @@ class _Run:
             dense.compile()
         if config.dense.epochs:
             epochs = 1 if config.fast else config.dense.epochs
-            self.stages.fit("dense", task, epochs, Vitals())
+            self.stages.fit("dense", task, epochs, LossGuard())
         self._judge("dense", task)
         dense.cpu()
         save(dense, path)

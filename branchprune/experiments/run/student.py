@@ -11,7 +11,7 @@ from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.settings import TaskFactory
 from branchprune.experiments.run.stages import Stages
 from branchprune.graph.inputs import copied
-from branchprune.lightning import Vitals
+from branchprune.lightning import LossGuard
 
 
 def student_task(make: TaskFactory, dense: nn.Module, student: nn.Module) -> LightningModule:
@@ -57,7 +57,7 @@ def train_student(
     task = student_task(config.prune_task, dense, student)
     if config.compile:
         student.compile()
-    stages.fit(stage, task, 1 if config.fast else epochs, Vitals(), *callbacks)
+    stages.fit(stage, task, 1 if config.fast else epochs, LossGuard(), *callbacks)
     trained = copied(student).cpu()  # a copy is not compiled
     save(trained, path)
     stages.finish(stage)
