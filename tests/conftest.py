@@ -59,7 +59,7 @@ def without_charts() -> Iterator[None]:
     drawn for every configuration that is shipped.
     """
     with pytest.MonkeyPatch.context() as patch:
-        nothing = {"course": [], "losses": []}
+        nothing = {"course": ["", ""], "losses": []}
         patch.setattr("branchprune.reports.report._charts", lambda *_: nothing)
         yield
 

@@ -16,23 +16,23 @@ from branchprune.blending.path_sampling import Mixing, check_mixing
 from branchprune.blending.schedules import Plateau, Schedule
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import Example, tensors
+from branchprune.graph.inputs import Example
 from branchprune.lightning.best_weights import BestWeights
+from branchprune.lightning.blended_macs import blended_macs
 from branchprune.lightning.branch_validation import last_shares, validate_branch
-from branchprune.lightning.freezing import Thawing
-from branchprune.lightning.loss_guard import Vitals
+from branchprune.lightning.freezing import Freezing
+from branchprune.lightning.loss_guard import LossGuard
 from branchprune.lightning.lr_restart import LearningRates
-from branchprune.lightning.network_swap import Graft
+from branchprune.lightning.network_swap import NetworkSwap
 from branchprune.lightning.optimizer_check import check_optimizers
 from branchprune.lightning.recent_inputs import RecentInputs
 from branchprune.lightning.tensorboard_layout import TensorBoardCurves
 from branchprune.lightning.training_inputs import find_example, first_inputs
 from branchprune.planning.plan import Plan, plan
-from branchprune.planning.profiling import count_macs
 from branchprune.training.batch_keys import Keys, keys_of
 
 
-class BranchPruning(Vitals):
+class BranchPruning(LossGuard):
     """Attach branches before training, move α along a schedule, log it, collapse at the end.
 
     ```python
@@ -108,7 +108,7 @@ class BranchPruning(Vitals):
     ) -> None:
         if restore_best not in (None, "max", "min"):
             raise PruneError(f"restore_best (={restore_best!r}) must be 'max', 'min' or None")
-        self.thawing = Thawing(thaw_at)
+        self.originals = Freezing(thaw_at)
         if thaw_at != 1 and schedule.levels[0] == 1:
             raise PruneError(f"thaw_at (={thaw_at}): nothing learns at the first level, alpha = 1")
         if learning_rate not in ("keep", "restart"):
@@ -134,14 +134,18 @@ class BranchPruning(Vitals):
         self.new_level = False
         self.curves = TensorBoardCurves()
         self.recalibrate, self.recent = recalibrate, RecentInputs(max(recalibrate, 1))
-        if (self._waits() or restore_best) and monitor is None:
-            raise PruneError("monitor (=None) must name a metric: it decides how levels end")
-        if "loss" in (monitor or "") and any(hold.mode == "max" for hold in self._waits()):
-            raise PruneError(f"monitor (={monitor!r}) is a loss: use Plateau(mode='min')")
+        self._check_monitor()
         self.plan: Plan | None = None
         self.blended: Blended | None = None
         self.small: nn.Module | None = None
         self.collapse_error: float | None = None
+
+    def _check_monitor(self) -> None:
+        monitor, waits = self.monitor, self._waits()
+        if (waits or self.best) and monitor is None:
+            raise PruneError("monitor (=None) must name a metric: it decides how levels end")
+        if "loss" in (monitor or "") and any(hold.mode == "max" for hold in waits):
+            raise PruneError(f"monitor (={monitor!r}) is a loss: use Plateau(mode='min')")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the branches, before the optimizer is built."""
@@ -150,16 +154,16 @@ class BranchPruning(Vitals):
         if self.schedule.done:
             self.schedule.reset()
         self.small = self.collapse_error = None
-        self._graft = Graft(pl_module, self.target)
-        network = self._graft.network
+        self._swap = NetworkSwap(pl_module, self.target)
+        network = self._swap.network
         example = find_example(trainer, pl_module) if self.example is None else self.example
         self.plan = plan(network, example, self.keep, **self.planning)
         self.blended = self._attach(trainer, network, self.plan, keys_of(pl_module))
         self.blended.alpha = self.schedule.alpha
         if self.compiles:
             self.blended.compile()
-        self.thawing.begin(self.blended.model)
-        self._graft.insert(self.blended)
+        self.originals.begin(self.blended.model)
+        self._swap.insert(self.blended)
         self.macs = 0
 
     def _attach(self, trainer: Trainer, network: nn.Module, planned: Plan, keys: Keys) -> Blended:
@@ -202,7 +206,7 @@ class BranchPruning(Vitals):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the recent inputs, close what was opened; what was to learn may learn again."""
         self.recent.stop()
-        self.thawing.end()
+        self.originals.end()
         self.curves.end()
 
     def on_exception(
@@ -221,9 +225,9 @@ class BranchPruning(Vitals):
         self.recent.forget()
         blended = self._blended
         before, blended.alpha = blended.alpha, self.schedule.alpha
-        self.thawing.move(blended.alpha.values())
+        self.originals.move(blended.alpha.values())
         if blended.alpha != before or not self.macs:
-            self.macs = self._count_macs()
+            self.macs = blended_macs(blended)
         self.curves.begin_epoch(trainer, blended.alpha)
         for name, alpha in blended.alpha.items():
             pl_module.log(f"alpha/{name}", alpha)
@@ -233,14 +237,6 @@ class BranchPruning(Vitals):
     def _blended(self) -> Blended:
         assert self.blended is not None, "setup has not run"
         return self.blended
-
-    def _count_macs(self) -> int:
-        blended = self._blended
-        if not any(blended.alpha.values()):
-            return blended.plan.after.macs
-        example = blended.plan.example
-        batch = next((len(tensor) for tensor in tensors(example) if tensor.dim()), 1)
-        return count_macs(blended, example, blended.part) // batch
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the branch alone, and measure its shares."""
@@ -289,7 +285,7 @@ class BranchPruning(Vitals):
             rank_zero_warn(f"training ended at {self._blended.alpha}: nothing is collapsed")
             return
         self.small, self.collapse_error = collapse_with_error(self._blended)
-        self._graft.restore(self.small)
+        self._swap.restore(self.small)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the schedule, and the best weights of the level."""

@@ -19,7 +19,7 @@ def originals_learn(thaw_at: float | None, alphas: Iterable[float]) -> bool:
     return thaw_at is not None and max(alphas) <= thaw_at
 
 
-class Thawing:
+class Freezing:
     """Freezes the original layers, and lets those learn again that did before.
 
     Args:

@@ -1,4 +1,4 @@
-"""The vital signs of a training: its learning rate is logged, and NaN stops it."""
+"""A training whose loss becomes NaN is stopped; its learning rate is logged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from branchprune.errors import PruneError
 
 
-class Vitals(Callback):
+class LossGuard(Callback):
     """Log the learning rate each epoch as "lr"; stop at a loss that is NaN or infinite.
 
     Raises:

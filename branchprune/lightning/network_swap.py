@@ -13,7 +13,7 @@ from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
 PRUNABLE = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
-class Graft:
+class NetworkSwap:
     """The place of the network in a LightningModule.
 
     Args:

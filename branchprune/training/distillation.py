@@ -22,7 +22,7 @@ from branchprune.blending.projections import Expand
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import copied, tensors
 from branchprune.training.batch_keys import Keys
-from branchprune.training.logit_cache import Memory
+from branchprune.training.logit_cache import LogitCache
 from branchprune.training.mixup import Mixup
 
 
@@ -46,7 +46,7 @@ class Teacher:
         self, network: nn.Module, looks: int | None = None, keys: Keys | None = None
     ) -> None:
         self.network = copied(network).eval().requires_grad_(False)
-        self.memory = None if looks is None else Memory(looks)
+        self.memory = None if looks is None else LogitCache(looks)
         self.keys = keys or Keys()
 
     def __call__(

@@ -10,7 +10,7 @@ from torch import Tensor
 from branchprune.errors import PruneError, at_least_one
 
 
-class Memory:
+class LogitCache:
     """The mean of a function's outputs for the first views of each example.
 
     It holds an output, as float32, for every number up to the highest, and again as many.

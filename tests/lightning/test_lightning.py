@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
-from branchprune.lightning import BranchPruning, ClassificationTask, ReconstructionTask, Vitals
+from branchprune.lightning import BranchPruning, ClassificationTask, LossGuard, ReconstructionTask
 from branchprune.models import VGG
 
 FLAVOURS = [pytorch_lightning, lightning.pytorch]
@@ -314,7 +314,7 @@ def test_nan_stops_before_the_weights_change(pruning):
     callback = BranchPruning(bp.Schedule((0.5, 0.2, 0.0)), example=example)
     expected = r"nan at step 4 \(epoch 1\)" + (", alpha = 0.2" if pruning else "")
     with pytest.raises(bp.PruneError, match=expected):
-        trainer(3, callback if pruning else Vitals()).fit(task, loader(), loader())
+        trainer(3, callback if pruning else LossGuard()).fit(task, loader(), loader())
     assert all(p.isfinite().all() for p in task.parameters())
     if pruning:
         assert not callback.blended._forward_pre_hooks

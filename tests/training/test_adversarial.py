@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
 from branchprune.data import Digits
-from branchprune.lightning import AdversarialTask, BranchPruning, Vitals
+from branchprune.lightning import AdversarialTask, BranchPruning, LossGuard
 from branchprune.models import DCGAN, Discriminator, Generator, UNet
 from branchprune.training.adversarial import sliced_wasserstein
 
@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_a_number_changes_no_weight() -> None:
 
     task = Breaks(gan())
     with pytest.raises(bp.PruneError, match="the loss is nan at step 0"):
-        trainer(1, Vitals()).fit(task, loader(), loader())
+        trainer(1, LossGuard()).fit(task, loader(), loader())
     assert all(
         torch.equal(a, b) for a, b in zip(task.parameters(), gan().parameters(), strict=True)
     )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import branchprune as bp
 from branchprune.cli import main
-from branchprune.experiments.run.stages import student_task
+from branchprune.experiments.run.student import student_task
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.training.distillation import Teacher
 from branchprune.training.losses import distillation

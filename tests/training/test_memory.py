@@ -21,7 +21,7 @@ from branchprune.experiments.files import read_lines
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.lightning import ClassificationTask
 from branchprune.training.distillation import Teacher
-from branchprune.training.logit_cache import Memory
+from branchprune.training.logit_cache import LogitCache
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 
@@ -46,7 +46,7 @@ class Counting:
 
 
 def test_after_so_many_views_the_mean_is_recalled() -> None:
-    generator, memory, function = torch.Generator().manual_seed(0), Memory(3), Counting()
+    generator, memory, function = torch.Generator().manual_seed(0), LogitCache(3), Counting()
     said: dict[int, list[Tensor]] = {}
     computed = 0
     for step in range(40):
@@ -62,21 +62,21 @@ def test_after_so_many_views_the_mean_is_recalled() -> None:
             else:
                 assert torch.allclose(output, sum(known) / 3, atol=1e-6)  # type: ignore[arg-type]
         if step % 7 == 0:  # as a checkpoint does
-            state, memory = memory.state_dict(), Memory(3)
+            state, memory = memory.state_dict(), LogitCache(3)
             memory.load_state_dict(state)
     assert sum(function.asked) == computed < 4 * 40
     assert min(len(views) for views in said.values()) < 3
 
 
 def test_an_example_may_come_twice_in_a_batch() -> None:
-    memory, x = Memory(1), torch.randn(3, 2)
+    memory, x = LogitCache(1), torch.randn(3, 2)
     assert torch.equal(memory.recall(x, torch.tensor([5, 5, 0]), Counting()), 2 * x)
     again = memory.recall(torch.zeros(2, 2), torch.tensor([0, 5]), Counting())
     assert torch.allclose(again, torch.stack([2 * x[2], x[0] + x[1]]))
 
 
 def test_an_output_may_be_a_number() -> None:
-    memory, x = Memory(2), torch.randn(3, 4, 5)
+    memory, x = LogitCache(2), torch.randn(3, 4, 5)
     for views in x[:2]:
         for i in range(4):
             memory.recall(views[i : i + 1], torch.tensor([i]), lambda view: view.sum(1))
@@ -86,7 +86,7 @@ def test_an_output_may_be_a_number() -> None:
 
 def test_outputs_that_are_none_of_an_example_are_refused() -> None:
     with pytest.raises(bp.PruneError, match="an output for each of 4"):
-        Memory(1).recall(torch.randn(4, 2), torch.arange(4), lambda x: x.sum())
+        LogitCache(1).recall(torch.randn(4, 2), torch.arange(4), lambda x: x.sum())
 
 
 def test_a_teacher_that_remembers_looks_at_first() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from branchprune.artifacts.serialization import save
 from branchprune.blending import schedules
@@ -19,13 +19,11 @@ from branchprune.blending.schedules import Mode, Plateau, Schedule
 from branchprune.collapsing.collapse_check import own_dtype_error
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import Epoch
-from branchprune.experiments.run.criterion import CriterionConfig
-from branchprune.experiments.run.cut import Cut
 from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.settings import MetricConfig, RunSettings
-from branchprune.experiments.run.shrinking import Narrowed
-from branchprune.experiments.run.stages import Stages, student_task
-from branchprune.experiments.run.widths import WidthsConfig
+from branchprune.experiments.run.settings import MetricConfig
+from branchprune.experiments.run.shrinking import Pruned, Setup, at_widths
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import student_task
 from branchprune.lightning import BranchPruning
 from branchprune.lightning.ema import averaging
 from branchprune.lightning.freezing import originals_learn
@@ -122,16 +120,6 @@ class BlendConfig:
         final = replace(final, mode=mode) if isinstance(final, Plateau) else final
         return Schedule(_levels(self.levels), hold, final, self.order, self.restarts)
 
-    def narrowing(
-        self,
-        settings: RunSettings,
-        widths: WidthsConfig,
-        criterion: CriterionConfig,
-        example: Tensor,
-    ) -> Blending:
-        """Return what carries it out; see `Algorithm`."""
-        return Blending(self, settings, widths, criterion, example)
-
     def lasting(self, epochs: int) -> BlendConfig:
         """Return the same with so many epochs at α = 0, and at each restart; see `Algorithm`."""
         self._check_counted()
@@ -164,88 +152,72 @@ class BlendConfig:
             blended.model.requires_grad_(False)
         return blended
 
-
-class Blending:
-    """Trains blended branches, and collapses them.
-
-    Args:
-        blend: How they are blended in.
-        settings: Those of the run.
-        widths: How many channels stay.
-        criterion: How the channels are chosen.
-        example: Input of one example.
-    """
-
-    def __init__(
-        self,
-        blend: BlendConfig,
-        settings: RunSettings,
-        widths: WidthsConfig,
-        criterion: CriterionConfig,
-        example: Tensor,
-    ) -> None:
-        self.blend, self.settings, self.widths = blend, settings, widths
-        self.criterion, self.example = criterion, example
-        self._callback()  # finds what is wrong
-
-    def _callback(self) -> BranchPruning:
-        blend, settings = self.blend, self.settings
-        mode = blend.direction(settings.metric)
-        schedule = blend.schedule(mode)
+    def _callback(self, setup: Setup) -> BranchPruning:
+        settings, criterion = setup.settings, setup.criterion
+        mode = self.direction(settings.metric)
+        schedule = self.schedule(mode)
         if settings.fast:
             schedule = Schedule(schedule.levels[-2:], 1, 1, schedule.order, schedule.restarts[:1])
         return BranchPruning(
             schedule,
-            **self.widths.options(),
-            init=self.criterion.init(),
-            calibration=self.criterion.calibration,
-            fit=self.criterion.fit,
-            example=self.example,
-            monitor=blend.monitor or f"{settings.metric.val}_branch",
-            learning_rate=blend.learning_rate,
-            restore_best=mode if blend.restore_best else None,
-            thaw_at=blend.thaw_at,
-            mixing=blend.mixing,
-            matching=blend.matching,
-            recalibrate=blend.recalibrate,
+            **setup.widths.options(),
+            init=criterion.init(),
+            calibration=criterion.calibration,
+            fit=criterion.fit,
+            example=setup.example,
+            monitor=self.monitor or f"{settings.metric.val}_branch",
+            learning_rate=self.learning_rate,
+            restore_best=mode if self.restore_best else None,
+            thaw_at=self.thaw_at,
+            mixing=self.mixing,
+            matching=self.matching,
+            recalibrate=self.recalibrate,
             compile=settings.compile,
         )
 
-    def check(self, planned: Plan) -> None:
-        """Look for the groups of `order`, which must be all; see `Narrowing`."""
-        if self.blend.order is None:
+    def check(self, setup: Setup, planned: Plan) -> None:
+        """Look for the groups of `order`, which must be all; see `Algorithm`."""
+        self._callback(setup)  # finds what is wrong
+        if self.order is None:
             return
-        within = {branch for name in self.blend.order for branch in planned.branches_within(name)}
+        within = {branch for name in self.order for branch in planned.branches_within(name)}
         left = [planned.groups[i].name for n, i in enumerate(planned.pruned) if n not in within]
         if left:
             raise PruneError(
-                f"blend.order (={self.blend.order}) leaves out {', '.join(left)}, whose α would "
+                f"blend.order (={self.order}) leaves out {', '.join(left)}, whose α would "
                 "never fall: name them, too, or exclude them in widths.exclude"
             )
 
     def narrow(
-        self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
-    ) -> Narrowed:
-        """Blend and collapse, or read what an earlier run made; see `Narrowing`."""
-        path, found = self.settings.output / stage / "small.safetensors", stages.finished(stage)
+        self,
+        setup: Setup,
+        stage: str,
+        dense: nn.Module,
+        wide: nn.Module,
+        planned: Plan,
+        stages: Stages,
+    ) -> Pruned:
+        """Blend and collapse, or read what an earlier run made; see `Algorithm`."""
+        settings = setup.settings
+        path, found = settings.output / stage / "small.safetensors", stages.finished(stage)
         if found is not None:
-            small = Cut(CriterionConfig()).narrow(stage, dense, wide, planned, stages).small
+            small = at_widths(wide, planned)
             load_weights(small, path)
             collapse_error, own_error = found["errors"]
-            return Narrowed(small, planned, collapse_error, own_error, found["scores"])
-        callback = self._callback()
-        task = student_task(self.settings.prune_task, dense, wide)
-        average = averaging(self.blend.average)
+            return Pruned(small, planned, collapse_error, own_error, found["scores"])
+        callback = self._callback(setup)
+        task = student_task(settings.prune_task, dense, wide)
+        average = averaging(self.average)
         trainer = stages.fit(stage, task, callback.schedule.max_epochs, callback, *average)
         assert callback.small is not None and callback.blended is not None
         assert callback.collapse_error is not None
         blended, small = deepcopy(callback.blended), callback.small.cpu()  # a copy is not compiled
-        task = student_task(self.settings.prune_task, dense, blended)
-        scores = {"blended_at_zero": stages.score(task, test=False)["val"]}
+        task = student_task(settings.prune_task, dense, blended)
+        scores = {"blended_at_zero": stages.score(task)}
         errors = callback.collapse_error, own_dtype_error(blended.cpu(), small)
         save(small, path)
         stages.finish(stage, errors=errors, scores=scores)
-        return Narrowed(small, planned, *errors, scores, trainer.loggers)
+        return Pruned(small, planned, *errors, scores, loggers=trainer.loggers)
 
 
 def _levels(value: dict[str, float] | list[float]) -> tuple[float, ...]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from branchprune.errors import PruneError
-from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import student_task
 from branchprune.training.task import Task
 
 

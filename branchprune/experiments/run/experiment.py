@@ -19,11 +19,12 @@ from branchprune.experiments.run.callbacks.quiet import quiet_lightning
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.pipeline import Pruned, Pruning
-from branchprune.experiments.run.result import outcome
+from branchprune.experiments.run.pipeline import Pruning
+from branchprune.experiments.run.result import make_result
 from branchprune.experiments.run.results_file import add_line
+from branchprune.experiments.run.shrinking import Pruned
 from branchprune.experiments.run.stages import Stages
-from branchprune.lightning import Vitals
+from branchprune.lightning import LossGuard
 from branchprune.training.batch_keys import keys_of
 from branchprune.training.task import Task
 
@@ -121,7 +122,7 @@ class _Run:
         dense = self._train_dense()
         pruned = self._prune(dense, method)
         with self.console.status("measuring the dense and the small model"):
-            result = outcome(
+            result = make_result(
                 self.config,
                 self.command,
                 self.commit,
@@ -193,7 +194,7 @@ class _Run:
             dense.compile()
         if config.dense.epochs:
             epochs = 1 if config.fast else config.dense.epochs
-            self.stages.fit("dense", task, epochs, Vitals())
+            self.stages.fit("dense", task, epochs, LossGuard())
         self._judge("dense", task)
         dense.cpu()
         save(dense, path)

@@ -7,15 +7,11 @@ from functools import partial
 
 from torch import nn
 
-from branchprune.artifacts.serialization import save
-from branchprune.blending.attach import attach
-from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import Epoch
-from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.stages import Stages, student_task
-from branchprune.graph.inputs import copied
-from branchprune.lightning import Vitals
+from branchprune.experiments.run.shrinking import at_widths
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import train_student
 from branchprune.lightning.ema import averaging
 from branchprune.planning.plan import Plan
 
@@ -40,7 +36,7 @@ class FinetuneConfig:
 
     def to_train(self, dense: nn.Module, planned: Plan) -> list[Epoch]:
         """Return what each epoch trains: the small model of a plan."""
-        return [Epoch(planned, partial(_small, dense, planned))] * self.epochs
+        return [Epoch(planned, partial(at_widths, dense, planned))] * self.epochs
 
 
 def finetune(
@@ -55,22 +51,10 @@ def finetune(
         small: The small model; it is changed.
         stages: Where to train.
     """
-    settings = stages.config
-    path = settings.output / stage / "small.safetensors"
-    if stages.finished(stage) is not None:
-        load_weights(small, path)
-        return small
     if config.fresh:
         small.apply(reset)
-    task = student_task(settings.prune_task, dense, small)
-    if settings.compile:
-        small.compile()
-    epochs = 1 if settings.fast else config.epochs
-    stages.fit(stage, task, epochs, Vitals(), *averaging(config.average))
-    small = copied(small).cpu()  # a copy is not compiled
-    save(small, path)
-    stages.finish(stage)
-    return small
+    average = averaging(config.average)
+    return train_student(stages, f"{stage}/small", dense, small, config.epochs, *average)
 
 
 def reset(module: nn.Module) -> None:
@@ -85,9 +69,3 @@ def reset(module: nn.Module) -> None:
     elif next(module.parameters(recurse=False), None) is not None:
         kind = type(module).__name__
         raise PruneError(f"finetune.fresh: {kind} has parameters and no reset_parameters()")
-
-
-def _small(dense: nn.Module, planned: Plan) -> nn.Module:
-    blended = attach(dense, planned)
-    blended.alpha = 0.0
-    return collapse(blended)

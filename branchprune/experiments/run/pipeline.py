@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pytorch_lightning import LightningModule, seed_everything
-from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from branchprune.errors import PruneError
@@ -18,35 +17,13 @@ from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.finetune import finetune, reset
 from branchprune.experiments.run.rounds import RoundsConfig, shares
-from branchprune.experiments.run.shrinking import Narrowed, Narrowing
+from branchprune.experiments.run.shrinking import Pruned, Setup
 from branchprune.experiments.run.sparsity_training import make_penalty, sparsify
-from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import student_task
 from branchprune.graph.inputs import copied
-from branchprune.planning.plan import Plan, plan
+from branchprune.planning.plan import Plan
 from branchprune.training.task import Task
-
-
-@dataclass
-class Pruned:
-    """What a pruning made of a dense model.
-
-    Attributes:
-        small: The small model.
-        plan: From the dense to the small model.
-        collapse_error: Relative error of the collapse in float64, the largest of all rounds.
-        own_dtype_error: The same in the model's own dtype.
-        scores: Validation scores on the way, by name.
-        rounds: For each round its score, what is left, and whether it is kept, if there are rounds.
-        loggers: Those of the blending.
-    """
-
-    small: nn.Module
-    plan: Plan
-    collapse_error: float
-    own_dtype_error: float
-    scores: dict[str, float] = field(default_factory=dict)
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    loggers: list[Logger] = field(default_factory=list)
 
 
 class Pruning:
@@ -59,19 +36,15 @@ class Pruning:
 
     def __init__(self, config: RunConfig, example: Tensor) -> None:
         self.config, self.settings, self.example = config, config.prune, example
-        self.criterion = config.prune.criterion or CriterionConfig()
-        self.narrowing = self._narrowing()
-
-    def _narrowing(self) -> Narrowing:
-        algorithm, widths = self.settings.algorithm, self.settings.widths
-        return algorithm.narrowing(self.config, widths, self.criterion, self.example)
+        criterion = config.prune.criterion or CriterionConfig()
+        self.setup = Setup(config, config.prune.widths, criterion, example)
 
     def check(self) -> Plan:
         """Find every mistake that can be found before training, and return the first plan."""
         model, settings = self.config.model, self.settings
         self._check_features(student_task(self.config.prune_task, model, model))
         planned = settings.widths.plan(model, self.example)
-        self.narrowing.check(planned)
+        settings.algorithm.check(self.setup, planned)
         if settings.finetune is not None and settings.finetune.fresh:
             copied(model).apply(reset)
         if settings.sparsify is not None:
@@ -101,14 +74,7 @@ class Pruning:
             return self._prune_in_rounds(self.settings.rounds, dense, wide, stages, score)
         narrowed = self._narrow("prune", dense, wide, planned, stages)
         small = self._finetune("finetune", dense, narrowed.small, stages)
-        return Pruned(
-            small,
-            narrowed.plan,
-            narrowed.collapse_error,
-            narrowed.own_dtype_error,
-            narrowed.scores,
-            loggers=narrowed.loggers,
-        )
+        return replace(narrowed, small=small)
 
     def _keep_to(self, cost: CostConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
         """Make the last stage as long as the cost allows."""
@@ -116,7 +82,6 @@ class Pruning:
         stages_with = partial(self._stages, dense, plans)
         epochs = longest_last_stage(cost, stages_with, dense, stages)
         self.settings = self.settings.lasting(epochs)
-        self.narrowing = self._narrowing()
 
     def _stages(self, dense: nn.Module, plans: list[Plan], epochs: int) -> list[Sequence[Epoch]]:
         """Return what each epoch of each stage trains, the last stage having so many epochs."""
@@ -130,8 +95,8 @@ class Pruning:
 
     def _narrow(
         self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
-    ) -> Narrowed:
-        batches = self.criterion.calibration
+    ) -> Pruned:
+        batches = self.setup.criterion.calibration
         seed_everything(self.config.seed, workers=True, verbose=False)  # a random choice, too
         if batches:
             wide = copied(wide)
@@ -141,7 +106,7 @@ class Pruning:
             state = {name: value.clone() for name, value in wide.state_dict().items()}
             accumulate_gradients(task, self.config.data, batches)
             wide.load_state_dict(state)  # the norms' statistics have moved
-        return self.narrowing.narrow(stage, dense, wide, planned, stages)
+        return self.settings.algorithm.narrow(self.setup, stage, dense, wide, planned, stages)
 
     def _finetune(
         self, stage: str, dense: nn.Module, small: nn.Module, stages: Stages
@@ -210,7 +175,7 @@ class Pruning:
         score = stages.finished(f"{stage}_score")
         if score is None:
             task = student_task(self.config.prune_task, dense, small)
-            score = {"val": stages.score(task, test=False)["val"]}
+            score = {"val": stages.score(task)}
             stages.finish(f"{stage}_score", **score)
         return small, {
             "round": number,
@@ -225,7 +190,7 @@ class Pruning:
 
     def _overall(self, dense: nn.Module, widths: dict[str, int]) -> Plan:
         """Return the plan that leads from the dense model to some widths at once."""
-        options = self.settings.widths.where()
-        before = {group.name: group.width for group in plan(dense, self.example, **options).groups}
+        config = self.settings.widths
+        before = {group.name: group.width for group in config.plan(dense, self.example).groups}
         wanted = {name: width / before[name] for name, width in widths.items()}
-        return plan(dense, self.example, wanted, **options)
+        return config.plan_shares(dense, self.example, wanted)

@@ -1,4 +1,4 @@
-"""What a run came to: everything that its result.json holds."""
+"""The result of a run: everything that its result.json holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.experiments.run.config import RunConfig
-from branchprune.experiments.run.pipeline import Pruned
+from branchprune.experiments.run.shrinking import Pruned
 from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan
 from branchprune.planning.profiling import count_params, measure_latency, peak_memory
@@ -22,7 +22,7 @@ from branchprune.planning.profiling import count_params, measure_latency, peak_m
 Scores = Mapping[str, Mapping[str, float]]
 
 
-def outcome(
+def make_result(
     config: RunConfig,
     command: str,
     commit: str | None,
@@ -49,29 +49,11 @@ def outcome(
     Raises:
         PruneError: The small model is not as large as its plan says.
     """
-    metric = config.metric
     _check_size(pruned)
     epochs = {name: record["epochs"] for name, record in records.items()}
     seconds = {name: record["seconds"] for name, record in records.items()}
     return {
-        "experiment": config.name,
-        "method": config.method,
-        "preset": config.preset,
-        "dataset": config.dataset,
-        "command": command,
-        "seed": config.seed,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": environment.hardware(config.accelerator),
-        "commit": commit,
-        "versions": environment.versions(),
-        "configuration": config.text,
-        "recalibrate": config.prune.blend.recalibrate if config.prune.blend else 0,
-        "metric": {
-            "column": metric.val,
-            "label": metric.label,
-            "mode": metric.mode,
-            "format": metric.format,
-        },
+        **_setting(config, command, commit),
         "scores": scores,
         "test": tested,
         "cost": {
@@ -89,6 +71,31 @@ def outcome(
         "stages": records,
         "epochs": _dense_and_prune(epochs),
         "seconds": _dense_and_prune(seconds),
+    }
+
+
+def _setting(config: RunConfig, command: str, commit: str | None) -> dict[str, Any]:
+    """Return what was run, on what, and how it is judged."""
+    metric, blend = config.metric, config.prune.blend
+    return {
+        "experiment": config.name,
+        "method": config.method,
+        "preset": config.preset,
+        "dataset": config.dataset,
+        "command": command,
+        "seed": config.seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": environment.hardware(config.accelerator),
+        "commit": commit,
+        "versions": environment.versions(),
+        "configuration": config.text,
+        "recalibrate": blend.recalibrate if blend else 0,
+        "metric": {
+            "column": metric.val,
+            "label": metric.label,
+            "mode": metric.mode,
+            "format": metric.format,
+        },
     }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
+from branchprune.blending.attach import attach
+from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.criterion import CriterionConfig
@@ -18,17 +20,35 @@ from branchprune.experiments.run.widths import WidthsConfig
 from branchprune.planning.plan import Plan
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What an algorithm works with beside its own options.
+
+    Attributes:
+        settings: Those of the run.
+        widths: How many channels stay.
+        criterion: Which channels stay.
+        example: Input of one example.
+    """
+
+    settings: RunSettings
+    widths: WidthsConfig
+    criterion: CriterionConfig
+    example: Tensor
+
+
 @dataclass
-class Narrowed:
+class Pruned:
     """A model that has become small.
 
     Attributes:
-        small: The small model, on the CPU.
-        plan: From the wide to the small model.
-        collapse_error: Relative error of the collapse in float64.
+        small: The small model.
+        plan: From the model before to the small one.
+        collapse_error: Relative error of the collapse in float64, the largest of all rounds.
         own_dtype_error: The same in the model's own dtype.
         scores: Validation scores on the way, by name.
-        loggers: Those of the training on the way.
+        rounds: For each round its score, what is left, and whether it is kept, if there are rounds.
+        loggers: Those of the blending.
     """
 
     small: nn.Module
@@ -36,49 +56,42 @@ class Narrowed:
     collapse_error: float
     own_dtype_error: float
     scores: dict[str, float] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
     loggers: list[Logger] = field(default_factory=list)
 
 
-class Narrowing(Protocol):
-    """A way from a wide to a small model."""
+class Algorithm(Protocol):
+    """A way to shrink a model: a section of `prune`, with its options."""
 
-    def check(self, planned: Plan) -> None:
-        """Find every mistake that can be found before training."""
+    def check(self, setup: Setup, planned: Plan) -> None:
+        """Find every mistake that can be found before training.
+
+        Args:
+            setup: What it works with.
+            planned: From the dense to the small model.
+
+        Raises:
+            PruneError: An option is wrong.
+        """
 
     def narrow(
-        self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
-    ) -> Narrowed:
+        self,
+        setup: Setup,
+        stage: str,
+        dense: nn.Module,
+        wide: nn.Module,
+        planned: Plan,
+        stages: Stages,
+    ) -> Pruned:
         """Make a wide model small.
 
         Args:
+            setup: What it works with.
             stage: Name of the stage.
             dense: The trained model, a teacher.
             wide: The model to make small; it is not changed.
             planned: From the wide to the small model.
             stages: Where to train.
-        """
-
-
-class Algorithm(Protocol):
-    """The configuration of a way to shrink: a section of `prune`."""
-
-    def narrowing(
-        self,
-        settings: RunSettings,
-        widths: WidthsConfig,
-        criterion: CriterionConfig,
-        example: Tensor,
-    ) -> Narrowing:
-        """Return what carries it out.
-
-        Args:
-            settings: Those of the run.
-            widths: How many channels stay.
-            criterion: Which channels stay.
-            example: Input of one example.
-
-        Raises:
-            PruneError: An option is wrong.
         """
 
     def to_train(self, metric: MetricConfig, dense: nn.Module, planned: Plan) -> Sequence[Epoch]:
@@ -109,3 +122,10 @@ class Untrained:
     def lasting(self, epochs: int) -> Self:
         """Refuse; see `Algorithm`."""
         raise PruneError("cost: nothing is trained: set finetune, or blend")
+
+
+def at_widths(model: nn.Module, planned: Plan) -> nn.Module:
+    """Return a model at the widths of a plan, to count what it costs or to load weights into it."""
+    blended = attach(model, planned)
+    blended.alpha = 0.0
+    return collapse(blended)

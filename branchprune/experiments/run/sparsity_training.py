@@ -12,14 +12,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import Epoch
-from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.stages import Stages, student_task
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import train_student
 from branchprune.experiments.run.torch_pruning import make_pruner
 from branchprune.graph.inputs import copied
-from branchprune.lightning import Vitals
 from branchprune.planning.plan import Plan
 
 
@@ -116,21 +114,9 @@ def sparsify(config: SparsifyConfig, dense: nn.Module, planned: Plan, stages: St
         planned: What will be removed.
         stages: Where to train.
     """
-    stage, settings = "sparsify", stages.config
-    path, wide = settings.output / stage / "wide.safetensors", copied(dense)
-    if stages.finished(stage) is not None:
-        load_weights(wide, path)
-        return wide
-    task = student_task(settings.prune_task, dense, wide)
-    penalty = make_penalty(config, wide, planned)
-    if settings.compile:
-        wide.compile()
-    epochs = 1 if settings.fast else config.epochs
-    stages.fit(stage, task, epochs, Vitals(), _Regularize(penalty))
-    wide = copied(wide).cpu()  # a copy is not compiled
-    save(wide, path)
-    stages.finish(stage)
-    return wide
+    wide = copied(dense)
+    penalty = _Regularize(make_penalty(config, wide, planned))
+    return train_student(stages, "sparsify/wide", dense, wide, config.epochs, penalty)
 
 
 def make_penalty(config: SparsifyConfig, model: nn.Module, planned: Plan) -> Penalty:

@@ -13,7 +13,6 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
-from torch import nn
 
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_object, write_whole
@@ -22,7 +21,7 @@ from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoi
 from branchprune.experiments.run.callbacks.progress import StageProgress
 from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
-from branchprune.experiments.run.settings import RunSettings, TaskFactory
+from branchprune.experiments.run.settings import RunSettings
 from branchprune.training.batch_keys import Keys
 
 Split = Literal["val", "test"]
@@ -64,9 +63,15 @@ class Stages:
             self.console.print(note, highlight=False, soft_wrap=True, markup=False)
         saved = EpochCheckpoint(folder)
         progress = StageProgress(stage, self.config.metric.val, self.console)
-        loggers = self._loggers(stage, checkpoint)
+        batches = 2 if self.config.fast else None
         trainer = self._trainer(
-            epochs, [*callbacks, cost, Reconstructions(), progress, saved], loggers
+            max_epochs=epochs,
+            logger=self._loggers(stage, checkpoint),
+            callbacks=[*callbacks, cost, Reconstructions(), progress, saved],
+            limit_train_batches=batches,
+            limit_val_batches=batches,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
         )
         seed_everything(self.config.seed, workers=True, verbose=False)
         try:
@@ -110,40 +115,28 @@ class Stages:
             writer.metrics_keys = names
         return [csv_logger, TensorBoardLogger(output, name="", version=stage, purge_step=purge)]
 
-    def _trainer(self, epochs: int, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+    def _trainer(self, **options: Any) -> Trainer:
         config = self.config
         return Trainer(
-            max_epochs=epochs,
             accelerator=config.accelerator,
             devices=1,
             precision=config.precision,
-            logger=loggers,
-            callbacks=callbacks,
-            limit_train_batches=2 if config.fast else None,
-            limit_val_batches=2 if config.fast else None,
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-            enable_checkpointing=True,
             enable_progress_bar=False,
             enable_model_summary=False,
+            **options,
         )
 
     def epoch_macs(self, task: LightningModule) -> int:
         """Return the multiply-adds of an epoch of training a task; one step of it is taken."""
-        cost, config = TrainingCost(), self.config
-        trainer = Trainer(
+        cost = TrainingCost()
+        trainer = self._trainer(
             max_steps=1,
-            accelerator=config.accelerator,
-            devices=1,
-            precision=config.precision,
             callbacks=[cost],
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
         )
-        trainer.fit(task, config.data)
+        trainer.fit(task, self.config.data)
         return cost.macs * int(trainer.num_training_batches)
 
     def judge(
@@ -159,21 +152,14 @@ class Stages:
         Raises:
             PruneError: The metric of the run is not logged, or something is missing for a test.
         """
-        metric, config = self.config.metric, self.config
+        metric, data = self.config.metric, self.config.data
         try:
-            judge = Trainer(
-                accelerator=config.accelerator,
-                devices=1,
-                precision=config.precision,
-                logger=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                limit_val_batches=batches,
-                limit_test_batches=batches,
+            judge = self._trainer(
+                logger=False, limit_val_batches=batches, limit_test_batches=batches
             )
-            found: dict[Split, Any] = {"val": judge.validate(task, config.data, verbose=False)[0]}
+            found: dict[Split, Any] = {"val": judge.validate(task, data, verbose=False)[0]}
             if test:
-                found["test"] = judge.test(task, config.data, verbose=False)[0]
+                found["test"] = judge.test(task, data, verbose=False)[0]
         except (MisconfigurationException, ImportError, ValueError) as error:
             raise PruneError(f"task, data, accelerator or precision: {error}") from error
         for split, logged in found.items():
@@ -186,9 +172,9 @@ class Stages:
             for split, logged in found.items()
         }
 
-    def score(self, task: LightningModule, test: bool = True) -> dict[str, float]:
-        """Return the metric of the run in validation ("val") and, if asked for, test ("test")."""
-        return self.pick(self.judge(task, test=test))
+    def score(self, task: LightningModule) -> float:
+        """Return the metric of the run in validation."""
+        return self.pick(self.judge(task, test=False))["val"]
 
     def pick(self, logged: Mapping[Split, Mapping[str, float]]) -> dict[str, float]:
         """Return the metric of the run out of what `judge` returned."""
@@ -208,20 +194,3 @@ class Stages:
         if found["record"]:
             self.records[stage] = found["record"]
         return found
-
-
-def student_task(make: TaskFactory, dense: nn.Module, small: nn.Module) -> LightningModule:
-    """Return a task that trains a small model, and was made with the dense one: a teacher.
-
-    Raises:
-        PruneError: The task does not hold the model that it is made with.
-    """
-    task = make(dense)
-    places = [
-        name for name, module in task.named_modules(remove_duplicate=False) if module is dense
-    ]
-    if not places:
-        raise PruneError(f"task (={type(task).__name__}) must hold the model that it is given")
-    for name in places:
-        task.set_submodule(name, small)
-    return task

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from branchprune.errors import PruneError, optional
-from branchprune.experiments.run.criterion import CriterionConfig
-from branchprune.experiments.run.settings import RunSettings
-from branchprune.experiments.run.shrinking import Narrowed, Untrained
+from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained
 from branchprune.experiments.run.stages import Stages
-from branchprune.experiments.run.widths import WidthsConfig
 from branchprune.graph.inputs import copied, example_inputs, on_device
 from branchprune.planning.plan import Plan
 
@@ -30,36 +27,21 @@ class TorchPruningConfig(Untrained):
 
     pruner: Pruner = "magnitude"
 
-    def narrowing(
-        self,
-        settings: RunSettings,
-        widths: WidthsConfig,
-        criterion: CriterionConfig,
-        example: Tensor,
-    ) -> TorchPruning:
-        """Return what carries it out; see `Algorithm`."""
-        return TorchPruning(self.pruner)
-
-
-class TorchPruning:
-    """One of Torch-Pruning's own pruners.
-
-    Args:
-        pruner: Which one.
-    """
-
-    def __init__(self, pruner: Pruner) -> None:
-        self.pruner = pruner
-
-    def check(self, planned: Plan) -> None:
-        """See that Torch-Pruning is there; see `Narrowing`."""
+    def check(self, setup: Setup, planned: Plan) -> None:
+        """See that Torch-Pruning is there; see `Algorithm`."""
         _torch_pruning(self.pruner)
 
     def narrow(
-        self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
-    ) -> Narrowed:
-        """Remove channels; nothing is folded, so there is no error; see `Narrowing`."""
-        return Narrowed(prune_by(self.pruner, wide, planned), planned, 0.0, 0.0)
+        self,
+        setup: Setup,
+        stage: str,
+        dense: nn.Module,
+        wide: nn.Module,
+        planned: Plan,
+        stages: Stages,
+    ) -> Pruned:
+        """Remove channels; nothing is folded, so there is no error; see `Algorithm`."""
+        return Pruned(prune_by(self.pruner, wide, planned), planned, 0.0, 0.0)
 
 
 def _torch_pruning(kind: Pruner) -> Any:

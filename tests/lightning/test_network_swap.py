@@ -115,10 +115,10 @@ def test_parameters_of_the_module_itself_are_trained_and_put_back(flavour, insid
 
 def test_what_is_moved_stays_one():
     """A cast makes new buffers, as does a move to another device."""
-    from branchprune.lightning.network_swap import Graft
+    from branchprune.lightning.network_swap import NetworkSwap
 
     module, x = make_module(pytorch_lightning), torch.randn(2, 1, 8, 8)
-    graft = Graft(module, "")
+    graft = NetworkSwap(module, "")
     blended = bp.attach(graft.network, bp.plan(graft.network, x))
     graft.insert(blended)
     module.double()
