@@ -32,9 +32,7 @@ HEADLINES = (
         "recipe: filters cut at once, then Muon, mixup and a teacher",
         *("vgg7_16px", "reconstruction, recipe", "half the dense training"),
     ),
-    Headline(
-        "the same, less training", *("vgg7_16px", "reconstruction, recipe", "equal compute")
-    ),
+    Headline("the same, less training", *("vgg7_16px", "reconstruction, recipe", "equal compute")),
     Headline(
         "Torch-Pruning's filters, the same training",
         *("vgg7_16px", "Torch-Pruning, magnitude, recipe", "equal compute"),

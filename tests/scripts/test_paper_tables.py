@@ -241,31 +241,30 @@ def write(folder, lines=(), costs=None):
         (folder / "cost.json").write_text(json.dumps(costs))
 
 
-def test_readme_gets_the_blocks_that_have_results(tables, monkeypatch, tmp_path):
+def test_pages_get_the_tables_that_have_results(tables, monkeypatch, tmp_path):
     import readme_tables
 
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
-    some = {name: readme_tables.TABLES[name] for name in ("paper", "cost")}
-    monkeypatch.setattr(readme_tables, "TABLES", some)
+    some = {
+        "paper": readme_tables.PAGES["scripts/results/paper.md"]["paper"],
+        "cost": readme_tables.PAGES["scripts/results/cost.md"]["cost"],
+    }
     text = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in some)
-    assert readme_tables.fill(text) == text
+    assert readme_tables.fill(text, some) == text
     write(tmp_path, [in_decibels("at once")])
-    filled = readme_tables.fill(text)
-    assert "26.25" in filled and filled.count("old") == 1 and readme_tables.fill(filled) == filled
+    filled = readme_tables.fill(text, some)
+    assert "26.25" in filled and filled.count("old") == 1
+    assert readme_tables.fill(filled, some) == filled
     write(tmp_path, costs=cost())
-    filled = readme_tables.fill(text)
+    filled = readme_tables.fill(text, some)
     assert "old" not in filled and f"`{cost()['command']}`" in filled
     changed = filled.replace("26.25", "26.26").replace("4.00×", "4.01×")
-    assert readme_tables.fill(changed) == filled != changed
+    assert readme_tables.fill(changed, some) == filled != changed
 
 
-def test_comparisons_with_results_are_in_the_readme(tables, tmp_path):
+def test_a_page_of_a_comparison_is_made_of_its_lines(tables, tmp_path):
     import readme_tables
 
-    assert readme_tables.compare_tables(tmp_path) == ""
-    files = (readme_tables.ROOT / "configs" / "compare").glob("*.yaml")
-    named = {path.stem for path in files if "methods:" in path.read_text()}
-    assert named == {*readme_tables.COMPARISONS}
     line = {
         **{"experiment": "compare/vgg7_16px", "method": "L1 + fine-tuning", "seed": 0},
         **{"preset": "equal epochs", "dataset": "CIFAR-10 (JPEG)", "hardware": CPU},
@@ -274,15 +273,16 @@ def test_comparisons_with_results_are_in_the_readme(tables, tmp_path):
         **{"dense": 0.75, "final": 0.7423, "train_macs": 10**12},
         **{"params_removed": 0.881, "macs_removed": 0.88},
     }
-    (tmp_path / "vgg7_16px.jsonl").write_text(json.dumps(line) + "\n")
-    found = readme_tables.compare_tables(tmp_path)
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "vgg7_16px.jsonl").write_text(json.dumps(line) + "\n")
+    found = readme_tables.comparison_table("vgg7_16px", tmp_path)
     assert "74.23 (1)" in found and "75.00" in found and "branchprune run it" in found
 
 
 def test_cost_beside_the_paper(tables):
-    import readme_tables
+    import measurement_tables
 
-    text = readme_tables.cost_table(cost(), PAPER)
+    text = measurement_tables.cost_table(cost(), PAPER)
     ours = "batch 64: 4.00× (4.00–4.00)"
     assert f"| vgg16 | cpu | 0.0193 → 0.0060 s (3.22×) | {ours} | 3.99 → 3.78 GB (1.06×)" in text
     peak, growth = "batch 64: peak 1.00× (1.00–1.00)", "batch 64: growth 2.00× (2.00–2.00)"
@@ -296,14 +296,14 @@ def test_cost_beside_the_paper(tables):
 
 
 def test_cost_on_a_gpu_shows_weights_activations_and_the_allocators_peak(tables):
-    import readme_tables
+    import measurement_tables
 
     found = cost()
     found["summary"] = [each | {"device": "cuda"} for each in found["summary"][:2]]
     for each in found["summary"]:
         each |= {"activations_bytes": [2**20, 2**21, 2**22], "peak_bytes": None}
         each["smaller_peak"] = None
-    text = readme_tables.cost_table(found, PAPER)
+    text = measurement_tables.cost_table(found, PAPER)
     assert "| 32.0 | 2.0 (1.0–4.0) | 512.0 (512.0–512.0) | – | 2.00× (2.00–2.00) |" in text
     assert "| 2.00 → 1.00 GB (2.00×) | batch 64: 2.00× (2.00–2.00) |" in text
 
