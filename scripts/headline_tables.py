@@ -1,4 +1,4 @@
-"""The small tables of README.md: what pruning comes to, what it covers, how long the paper takes."""
+"""The small tables of README.md: what pruning comes to, what it covers, how long it takes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from paper_tables import AUTOENCODER, VGG, Line
 
-from branchprune.benchmarks.zoo_table import Row, markdown_table
+from branchprune.benchmarks.zoo_table import Row
 from branchprune.experiments.compare.results import Outcome, Results
-from branchprune.experiments.compare.table import number
+from branchprune.experiments.markdown import markdown_table
+from branchprune.reports.comparison_table import number
 
 Comparisons = Mapping[str, Results]
 
@@ -158,7 +159,7 @@ def reproduction(lines: Sequence[Line]) -> str:
         known = each.experiment, each.method, each.preset
         runs = [x for x in lines if (x["experiment"], x["method"], x["preset"]) == known]
         rows.append([each.what, f"`{each.command}`", duration(runs)])
-    return markdown_table(rows)
+    return markdown_table(rows, "lll")
 
 
 def duration(lines: Sequence[Line]) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from headline_tables import Comparisons, coverage, headlines, reproduction
 from measurement_tables import bench_table, cost_table, plan_speed_table
 from paper_tables import FILES, paper_table, read_results
+from reproduce import todays_command
 
 from branchprune.benchmarks.zoo_table import markdown_summary, read_csv
 from branchprune.experiments.compare import config as compare_config
@@ -62,7 +63,7 @@ def comparisons(folder: Path) -> Comparisons:
 
 def comparison_table(name: str, folder: Path) -> str:
     """Return the table of a comparison."""
-    return compare_table.markdown(comparison(folder, name)).rstrip()
+    return compare_table.markdown(comparison(folder, name), ROOT).rstrip()
 
 
 def _lines(name: str) -> str:
@@ -83,7 +84,10 @@ PAGES: dict[str, dict[str, Table]] = {
     },
     "scripts/results/paper.md": {
         "paper": Table(
-            FILES, lambda folder: paper_table(read_results(folder), _json(folder / "paper.json"))
+            FILES,
+            lambda folder: paper_table(
+                read_results(folder), _json(folder / "paper.json"), todays_command
+            ),
         ),
     },
     "scripts/results/cost.md": {

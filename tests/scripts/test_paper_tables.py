@@ -64,6 +64,10 @@ def line(method="blended", seed=0, dense=0.9, final=0.8, **other):
     } | other
 
 
+def today(line):
+    return f"branchprune run today.yaml --seed {line['seed']}"
+
+
 def in_decibels(method, seed=0, **other):
     decibels = {"metric": "PSNR in dB", "dense": 28.5, "final": 26.25, "dataset": "frames"}
     return line(method, seed, **{"experiment": AUTOENCODER, **decibels, **other})
@@ -90,7 +94,7 @@ def rows(text):
 def test_row_of_several_seeds(tables):
     lines = [line(seed=0), line(seed=1, dense=0.92, final=0.81), line(seed=2, final=0.83)]
     lines[1]["train_macs"], lines[2]["epochs"] = 5000, {"dense": 20, "prune": 10}
-    row = rows(tables.paper_table(lines, PAPER))["blended (the paper's)"]
+    row = rows(tables.paper_table(lines, PAPER, today))["blended (the paper's)"]
     # 90, 92, 90: deviations −2/3, 4/3, −2/3; sample variance (4 + 16 + 4) / 9 / 2 = 4/3
     assert row[:3] == ["3", "90.67 ± 1.15", "81.33 ± 1.53"]
     # changes −10, −11, −7: mean −28/3, sample variance (4 + 25 + 49) / 9 / 2 = 13/3
@@ -103,7 +107,7 @@ def test_row_of_several_seeds(tables):
 
 
 def test_spread_needs_two_values(tables):
-    row = rows(tables.paper_table([line()], PAPER))["blended (the paper's)"]
+    row = rows(tables.paper_table([line()], PAPER, today))["blended (the paper's)"]
     assert row[:4] == ["1", "90.00", "80.00", "−10.00"]
     assert row[6:8] == ["1.50", "25.0 → 70.0"]
     assert tables.spread([1, None, 3], 1) == "2.0 ± 1.4"
@@ -114,7 +118,7 @@ def test_compute_is_relative_to_the_dense_training_of_the_same_seed(tables):
     lines = [line(seed=0), line(seed=1, dense_train_macs=4000), three_stage(1), three_stage(2)]
     found = tables.newest(lines)["three-stage"]
     assert [tables.relative_compute(run, lines) for run in found] == [0.75, None]
-    row = rows(tables.paper_table(lines, PAPER))["three-stage L1 pruning"]
+    row = rows(tables.paper_table(lines, PAPER, today))["three-stage L1 pruning"]
     assert row[5:] == ["12 ± 0", "0.75", "–", "92.0 → ≈ 90 (– / ≈ 65 / –)"]
 
 
@@ -122,7 +126,7 @@ def test_newest_line_of_a_seed_counts(tables):
     old = line(final=0.5, date="2026-11-19T15:00:00+00:00", dense_train_macs=6000)
     older = old | {"date": "2026-11-18T15:00:00+00:00", "dense_train_macs": 1000}
     lines = [line(final=0.7, dense_train_macs=0), old, older]
-    row = rows(tables.paper_table(lines, PAPER))["blended (the paper's)"]
+    row = rows(tables.paper_table(lines, PAPER, today))["blended (the paper's)"]
     assert row[0] == "1" and row[2] == "70.00"
     assert row[6] == "0.50"  # 3000 / 6000: the newest run that trained the dense model
 
@@ -135,7 +139,7 @@ def test_presets_hardware_and_data_stay_apart(tables):
         line(dataset="CIFAR-10", final=0.5),
         in_decibels("at once"),
     ]
-    text = tables.paper_table(lines, PAPER)
+    text = tables.paper_table(lines, PAPER, today)
     titles = [part for part in text.splitlines() if part.startswith("**")]
     assert titles == [
         "**VGG-16, CIFAR-10 (JPEG), preset `paper`, on a CPU**",
@@ -149,12 +153,12 @@ def test_presets_hardware_and_data_stay_apart(tables):
 
 
 def test_decibels_are_no_percent(tables):
-    text = tables.paper_table([in_decibels("one after the other")], PAPER)
+    text = tables.paper_table([in_decibels("one after the other")], PAPER, today)
     assert "dense, dB | final, dB | change, dB" in text
     assert rows(text)["one after the other"][1:4] == ["28.50", "26.25", "−2.25"]
     assert "| the paper: dense → final |" in text
     assert rows(text)["one after the other"][-1] == "validation loss 1.40 → –"
-    assert "the paper: dense" not in tables.paper_table([in_decibels("own")], PAPER)
+    assert "the paper: dense" not in tables.paper_table([in_decibels("own")], PAPER, today)
 
 
 def in_test(dense, small):
@@ -173,7 +177,7 @@ def test_the_autoencoder_shows_ssim_and_the_papers_loss(tables):
         *(in_decibels("own", seed) for seed in (0, 1)),
     ]
     lines[-1]["test"] = in_test((0.25, 0.9), (0.375, 0.85))
-    text = tables.paper_table(lines, PAPER)
+    text = tables.paper_table(lines, PAPER, today)
     assert "| SSIM | loss (L1 + 1 − SSIM) | the paper: dense → final |" in text
     found = {method: cells[8:10] for method, cells in rows(text).items()}
     # two values: the sample standard deviation is their distance / √2
@@ -183,16 +187,17 @@ def test_the_autoencoder_shows_ssim_and_the_papers_loss(tables):
     ]
     assert found["one after the other"] == ["0.900 → 0.850", "0.250 → 0.375"]
     assert found["own"] == ["–", "–"]  # one of its two seeds has no such scores
-    assert "SSIM" not in tables.section_table(tables.section_of(line()), [line()], PAPER)
+    assert "SSIM" not in tables.section_table(tables.section_of(line()), [line()], PAPER, today)
 
 
 def test_order_commands_and_conditions(tables):
     methods = ["own", "larger steps", "ours", "three-stage", "blended"]
     lines = [line(method, seed) for method in methods for seed in (1, 0)]
     lines[0]["commit"] = "def5678"
-    text = tables.paper_table(lines, PAPER)
+    text = tables.paper_table(lines, PAPER, today)
     assert list(tables.newest(lines)) == [*methods[:0:-1], "own"]
-    assert "# ours, seed 0\nbranchprune run ours.yaml --seed 0\n" in text
+    made = "made at commit abc1234 by\n#   branchprune run ours.yaml --seed 0\n"
+    assert f"# ours, seed 0; {made}branchprune run today.yaml --seed 0\n" in text
     assert "commit abc1234 and def5678" in text and f"; {CPU}; torch 2.15.0;" in text
 
 
