@@ -37,12 +37,17 @@ def commands_in(markdown: str) -> list[str]:
     lines = [
         line.removeprefix("$ ")
         for language, content in FENCE.findall(markdown)
-        if language in SHELL
         for line in content.replace("\\\n", " ").splitlines()
+        if language in SHELL or (not language and is_command(line))
     ]
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", FENCE.sub("", markdown))
-    lines += [span for span in spans if span.startswith(tuple(f"{name} " for name in PROGRAMS))]
-    return [*dict.fromkeys(filter(None, map(plain, lines)))]
+    return [*dict.fromkeys(filter(None, map(plain, [*lines, *filter(is_command, spans)])))]
+
+
+def is_command(line: str) -> bool:
+    """Return whether a line calls a program that pages name, with arguments."""
+    words = line.removeprefix("$ ").removeprefix(".venv/bin/").split()
+    return len(words) > 1 and words[0] in PROGRAMS
 
 
 def plain(line: str) -> str:
@@ -51,15 +56,9 @@ def plain(line: str) -> str:
     return shlex.join([words[0].removeprefix(".venv/bin/"), *words[1:]]) if words else ""
 
 
-def around(page: str, command: str) -> str:
-    """Return the paragraph, table row or block of a page in which a command stands first."""
+def around(page: str, said: str) -> str:
+    """Return the paragraph, table row or block of a page in which something stands first."""
     for part in re.split(r"\n\n|\n(?=\|)", text(page)):
-        if command in map(plain, re.findall(r"`([^`\n]+)`", part)) or command in map(
-            plain, filter(_is_command, part.splitlines())
-        ):
+        if said in part or said in commands_in(part):
             return " ".join(part.split())
-    raise AssertionError(f"{page} does not show {command}")
-
-
-def _is_command(line: str) -> bool:
-    return line.removeprefix("$ ").removeprefix(".venv/bin/").startswith(PROGRAMS)
+    raise AssertionError(f"{page} does not show {said}")

@@ -9,7 +9,7 @@ from command_checks import CHECKS, SAID, World, checks_of
 from pages import READMES, ROOT, commands_in, text
 from shipped import draw_folders
 
-from branchprune.benchmarks import cost, zoo
+from branchprune.benchmarks import zoo
 from branchprune.experiments.jobs import JobRunner
 
 COMMANDS = {page: commands_in(text(page)) for page in READMES}
@@ -35,14 +35,10 @@ def world(checkout, monkeypatch, capsys):
         side_by_side.append(runner.side_by_side)
         return []
 
-    def cost_row(row, file, timeout):
-        return dataclasses.replace(row, median_s=0.5, growth_bytes=8)
-
     def zoo_row(row, timeout):
         return dataclasses.replace(row, exact=True, macs_share_prunable=1.0, collapse_error=1e-15)
 
     monkeypatch.setattr(JobRunner, "run", run)
-    monkeypatch.setattr(cost, "run_apart", cost_row)
     monkeypatch.setattr(zoo, "run_apart", zoo_row)
     monkeypatch.setattr(sys, "argv", ["branchprune"])
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
