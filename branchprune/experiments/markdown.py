@@ -30,12 +30,13 @@ def commands(runs: Iterable[tuple[str, Mapping[str, Any], str]]) -> str:
     """Return commands, folded away: what makes a run today, below what it was made with.
 
     Args:
-        runs: For each run what it is called, its line of results, and the command of today.
+        runs: For each run what it is called, its line of results, and the command of today. Of
+            the line only the command is needed, and shown is the commit if it has one.
     """
-    shown = "".join(
-        f"# {name}; made at commit {line['commit']} by\n#   {line['command']}\n{today}\n"
-        for name, line, today in runs
-    )
+    shown = ""
+    for name, line, today in runs:
+        commit = f" at commit {line['commit']}" if "commit" in line else ""
+        shown += f"# {name}; made{commit} by\n#   {line['command']}\n{today}\n"
     return folded("Commands", f"```sh\n{shown}```")
 
 

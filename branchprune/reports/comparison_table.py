@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from branchprune.experiments.compare.results import Outcome, Results, todays_command
+from branchprune.experiments.jobs import shown
 from branchprune.experiments.markdown import NOTHING, commands, distinct, markdown_table
 from branchprune.experiments.run.settings import MetricConfig
 
@@ -154,12 +155,13 @@ def conditions(lines: Sequence[Mapping[str, Any]]) -> str:
 def _commands(results: Results, root: Path) -> str:
     """Return the command of each method and budget, for its first seed, folded away."""
     comparison = results.comparison
-    firsts = [
-        (f"{method}, {budget}", each.lines[0])
-        for method, found in results.ranking().items()
-        for budget, each in found.items()
-    ]
-    return commands(
-        (f"{name}, seed {line['seed']}", line, todays_command(comparison, line, root))
-        for name, line in firsts
-    )
+    runs: list[tuple[str, Mapping[str, Any], str]] = []
+    file = shown(comparison.path.absolute(), root)
+    if "command" in results.trained:
+        runs.append(("dense model", results.trained, f"branchprune compare {file}"))
+    for method, found in results.ranking().items():
+        for budget, each in found.items():
+            first = each.lines[0]
+            today = todays_command(comparison, first, root)
+            runs.append((f"{method}, {budget}, seed {first['seed']}", first, today))
+    return commands(runs)

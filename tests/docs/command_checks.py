@@ -132,7 +132,7 @@ def check_run(command, world):
     """Any other run, with two batches an epoch: its options come to the stored configuration."""
     given = shlex.split(command)[2:]
     small = "--fast true --overwrite true --precision 32-true --compile false"
-    if "vgg16_cifar10" in command:
+    if "vgg16_cifar10" in command or "vgg7_16px" in command:
         small += " --model.init_args.stages [[16,16],[32,32]] --data.init_args.batch_size 8"
         small += " --data.init_args.root classes"
     if "own_model" in command:
@@ -213,8 +213,14 @@ def check_make(command, world):
         "demo": ["branchprune run configs/digits.yaml"],
         "test": ["ruff check", "mypy", "pytest", "--nbmake"],
         "lint": ["ruff check", "lint-imports", "mypy"],
+        "help": [""],
     }
     assert all(part in done for part in expected[shlex.split(command)[1]])
+
+
+def check_pytest(command, world):
+    """The tests of a room."""
+    assert [*(ROOT / command.split()[1]).rglob("test_*.py")]
 
 
 def check_install(command, world):
@@ -295,6 +301,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune run configs/autoencoder_carla\.yaml( --variant \w+)*" + FRAMES: check_shipped,
     r"branchprune run configs/own_model\.yaml --variant blend --prune.*": check_run,
     r"branchprune run configs/vgg16_cifar10\.yaml configs/gpu\.yaml .*": check_run,
+    r"branchprune run configs/compare/vgg7_16px\.yaml --variant .*": check_run,
     r"branchprune run runs/(digits|x)/config\.yaml --output runs/again": check_repeated,
     r"branchprune run my\.yaml": check_own,
     r"branchprune (run --help|--version|--help)": check_help,
@@ -303,7 +310,8 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune zoo( --\w+ \S+)*": check_zoo,
     r"branchprune (run|compare|cost)": check_verb,
     r"tensorboard --logdir runs/digits": check_tensorboard,
-    r"make (demo|test|lint)": check_make,
+    r"make (demo|test|lint|help)": check_make,
+    r"pytest tests/\w+( -q)?": check_pytest,
     r"pip install .*": check_install,
     SCRIPT + r"reproduce\.py .*": check_reproduce,
     SCRIPT + r"(paper_figures|cliff_figure)\.py .*": check_figures,

@@ -12,6 +12,7 @@ READMES = sorted(
 )
 PAGES = [
     *READMES,
+    ".github/CONTRIBUTING.md",
     *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("scripts/**/[a-z]*.md")),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.S | re.M)

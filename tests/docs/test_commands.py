@@ -12,7 +12,8 @@ from shipped import draw_folders
 from branchprune.benchmarks import zoo
 from branchprune.experiments.jobs import JobRunner
 
-COMMANDS = {page: commands_in(text(page)) for page in READMES}
+PAGES = [*READMES, ".github/CONTRIBUTING.md"]
+COMMANDS = {page: commands_in(text(page)) for page in PAGES}
 ALL = sorted({command for commands in COMMANDS.values() for command in commands})
 
 
