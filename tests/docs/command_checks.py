@@ -46,7 +46,9 @@ SAID = {  # command on README.md: what stands beside it, method, preset, algorit
     "run configs/autoencoder_carla.yaml --variant cpu" + FRAMES: (
         *("two cores", "one after the other", "cpu", "blend"),
     ),
-    "run configs/digits_unet.yaml": ("make images", "blended", "own", "blend"),
+    "run configs/digits_unet.yaml --prune.blend.levels '[0.0]'": (
+        *("make images", "blended", "own", "blend"),
+    ),
     "run configs/digits_dcgan.yaml": ("one after the other", "blended", "own", "blend"),
     "run configs/digits.yaml": ("The demo", "blended", "own", "blend"),
 }
@@ -299,7 +301,9 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
         lambda command, world: SHIPPED[command.split()[1]](command, world)
     ),
     r"branchprune run configs/autoencoder_carla\.yaml( --variant \w+)*" + FRAMES: check_shipped,
-    r"branchprune run configs/own_model\.yaml --variant blend --prune.*": check_run,
+    r"branchprune run configs/(own_model\.yaml --variant blend|digits_unet\.yaml) --prune.*": (
+        check_run
+    ),
     r"branchprune run configs/vgg16_cifar10\.yaml configs/gpu\.yaml .*": check_run,
     r"branchprune run configs/compare/vgg7_16px\.yaml --variant .*": check_run,
     r"branchprune run runs/(digits|x)/config\.yaml --output runs/again": check_repeated,
