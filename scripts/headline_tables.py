@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from paper_tables import AUTOENCODER, VGG, Line
+from config_table import duration, entries
 
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.experiments.compare.results import Outcome, Results
@@ -122,51 +122,21 @@ def coverage(rows: Sequence[Row]) -> str:
     )
 
 
-class Reproduced(NamedTuple):
-    """An experiment of the paper: what it is, the command, and which lines tell its time."""
-
-    what: str
-    command: str
-    experiment: str
-    method: str
-    preset: str
-
-
-CONFIGS = f"branchprune run configs/{VGG}.yaml", f"branchprune run configs/{AUTOENCODER}.yaml"
 FRAMES = "--data.init_args.root FRAMES"
 REPRODUCED = (
-    Reproduced("VGG-16, blended", CONFIGS[0], VGG, "blended", "paper"),
-    Reproduced("… for two cores", f"{CONFIGS[0]} --variant cpu", VGG, "blended", "cpu"),
-    Reproduced(
-        "RGB autoencoder", f"{CONFIGS[1]} {FRAMES}", AUTOENCODER, "one after the other", "paper"
-    ),
-    Reproduced(
-        "… for two cores",
-        f"{CONFIGS[1]} --variant cpu {FRAMES}",
-        *(AUTOENCODER, "one after the other", "cpu"),
-    ),
+    ("VGG-16 on CIFAR-10, blended", "branchprune run configs/vgg16_cifar10.yaml", ""),
+    ("… for two cores", "branchprune run configs/vgg16_cifar10.yaml --variant cpu", ""),
+    ("RGB autoencoder on CARLA", "branchprune run configs/autoencoder_carla.yaml", FRAMES),
+    ("… for two cores", "branchprune run configs/autoencoder_carla.yaml --variant cpu", FRAMES),
 )
+"""The paper's experiments: what each is, its command, and options that say where data are."""
 
 
-def reproduction(lines: Sequence[Line]) -> str:
-    """Return the commands of the paper's experiments, with the time that each took.
-
-    Args:
-        lines: The lines of results of the paper's experiments.
-    """
-    rows = [["experiment", "command", "time"]]
-    for each in REPRODUCED:
-        known = each.experiment, each.method, each.preset
-        runs = [x for x in lines if (x["experiment"], x["method"], x["preset"]) == known]
-        rows.append([each.what, f"`{each.command}`", duration(runs)])
-    return markdown_table(rows, "lll")
-
-
-def duration(lines: Sequence[Line]) -> str:
-    """Return how long runs took, training alone, and on what."""
-    minutes = sorted(sum(line["seconds"].values()) / 60 for line in lines)
-    if not minutes:
-        return "not measured"
-    least, most = f"{minutes[0]:.0f}", f"{minutes[-1]:.0f}"
-    span = most if least == most else f"{least} to {most}"
-    return f"{span} minutes ({' and '.join(sorted({x['hardware'] for x in lines}))})"
+def reproduction() -> str:
+    """Return the commands of the paper's experiments, with the time that each took."""
+    times = {entry.command: duration(entry) for entry in entries()}
+    rows = [
+        [what, f"`{command} {options}`".replace(" `", "`"), times[command]]
+        for what, command, options in REPRODUCED
+    ]
+    return markdown_table([["experiment", "command", "time on two cores"], *rows], "lll")

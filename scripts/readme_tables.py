@@ -77,7 +77,7 @@ PAGES: dict[str, dict[str, Table]] = {
             lambda folder: headlines(comparisons(folder), _json(folder / "bench.json")),
         ),
         "coverage": Table(("zoo.csv",), lambda folder: coverage(read_csv(folder / "zoo.csv"))),
-        "reproduction": Table(FILES, lambda folder: reproduction(read_results(folder))),
+        "reproduction": Table(FILES, lambda folder: reproduction()),
     },
     "scripts/results/README.md": {
         "zoo": Table(("zoo.csv",), lambda folder: markdown_summary(read_csv(folder / "zoo.csv"))),

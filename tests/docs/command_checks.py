@@ -117,10 +117,17 @@ def check_demo(command, world):
 def check_repeated(command, world):
     """A stored configuration repeats its run."""
     before = json.loads((make_demo(world) / "result.json").read_text())
-    command = command.replace("runs/x/", "runs/digits/")
-    assert main([*shlex.split(command)[1:], "--overwrite", "true"]) == 0
+    assert main(shlex.split(command)[1:]) == 0
     again = json.loads((world.folder / "runs/again/result.json").read_text())
     assert again["test"] == before["test"]
+
+
+def check_stored(command, world):
+    """Any stored configuration has all that its bases and variants said."""
+    make_demo(world)
+    stored = yaml.safe_load((world.folder / "runs/digits/config.yaml").read_text())
+    assert not {"base", "rows", "variants"} & {*stored}
+    assert parsed(command.replace("runs/x/", "runs/digits/")).name == "digits"
 
 
 def check_tensorboard(command, world):
@@ -136,7 +143,7 @@ def check_run(command, world):
     small = "--fast true --overwrite true --precision 32-true --compile false"
     if "vgg16_cifar10" in command or "vgg7_16px" in command:
         small += " --model.init_args.stages [[16,16],[32,32]] --data.init_args.batch_size 8"
-        small += " --data.init_args.root classes"
+        small += " --data.init_args.root classes --data.init_args.limit_train 64"
     if "own_model" in command:
         small += " --model branchprune.models.VGG --model.init_args.stages [[16,16],[32,32]]"
         small += " --model.init_args.classes 10"
@@ -306,7 +313,8 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     ),
     r"branchprune run configs/vgg16_cifar10\.yaml configs/gpu\.yaml .*": check_run,
     r"branchprune run configs/compare/vgg7_16px\.yaml --variant .*": check_run,
-    r"branchprune run runs/(digits|x)/config\.yaml --output runs/again": check_repeated,
+    r"branchprune run runs/digits/config\.yaml --output runs/again": check_repeated,
+    r"branchprune run runs/x/config\.yaml --output runs/again": check_stored,
     r"branchprune run my\.yaml": check_own,
     r"branchprune (run --help|--version|--help)": check_help,
     r"branchprune compare configs/compare/\w+\.yaml --jobs \d": check_compare,

@@ -250,6 +250,7 @@ def test_pages_get_the_tables_that_have_results(tables, monkeypatch, tmp_path):
     import readme_tables
 
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme_tables, "todays_command", today)
     some = {
         "paper": readme_tables.PAGES["scripts/results/paper.md"]["paper"],
         "cost": readme_tables.PAGES["scripts/results/cost.md"]["cost"],
