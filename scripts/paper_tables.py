@@ -6,14 +6,18 @@ What may not be mixed stands apart: presets, data sets, and runs on a CPU and on
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from branchprune.experiments.files import read_lines
+from branchprune.experiments.markdown import NOTHING, commands, markdown_table
+from branchprune.reports.comparison_table import conditions
 
 Line = Mapping[str, Any]
 Paper = Mapping[str, Any]
+Today = Callable[[Line], str]
+"""Tells the command that makes the run of a line today."""
 
 VGG, AUTOENCODER = "vgg16_cifar10", "autoencoder_carla"
 FILES = (f"{VGG}.jsonl", f"{AUTOENCODER}.jsonl")
@@ -28,7 +32,6 @@ SCORES = {AUTOENCODER: (("SSIM", "metric/test_ssim"), ("loss (L1 + 1 − SSIM)",
 """Further test scores of an experiment: title and name in the log."""
 
 OTHER = "Not the setting of the paper, whose numbers do not compare with these."
-NOTHING = "–"
 
 
 class Section(NamedTuple):
@@ -146,8 +149,8 @@ def paper_value(paper: Paper, experiment: str, method: str) -> str:
     return NOTHING
 
 
-def method_row(method: str, lines: Sequence[Line], section: Sequence[Line]) -> str:
-    """Return the row of a method, without the paper's own values.
+def method_row(method: str, lines: Sequence[Line], section: Sequence[Line]) -> list[str]:
+    """Return the cells of a method, without the paper's own values.
 
     Args:
         method: Its name.
@@ -167,7 +170,7 @@ def method_row(method: str, lines: Sequence[Line], section: Sequence[Line]) -> s
         spread([None if value is None else scale * value for value in side], 1)
         for side in zip(*map(cliff, lines), strict=True)
     )
-    cells = [
+    return [
         NAMES.get(method, method),
         str(len(lines)),
         *(spread(values[key], 2) for key in ("dense", "final")),
@@ -178,83 +181,61 @@ def method_row(method: str, lines: Sequence[Line], section: Sequence[Line]) -> s
         NOTHING if NOTHING in (before, after) else f"{before} → {after}",
         *(further_score(name, lines) for _, name in SCORES.get(lines[0]["experiment"], ())),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def section_table(section: Section, lines: Sequence[Line], paper: Paper) -> str:
+def section_table(section: Section, lines: Sequence[Line], paper: Paper, today: Today) -> str:
     """Return a section: title, table, what it was obtained with, commands."""
     methods = newest(lines)
     shown = [line for runs in methods.values() for line in runs]
-    unit = "%" if is_percent(shown[0]) else shown[0]["metric"].split(" in ")[-1]
-    header = (
-        f"| method | n | dense, {unit} | final, {unit} | change, {unit.replace('%', 'points')} "
-        "| channels / parameters / MACs removed, % | epochs | compute "
-        f"| branch alone before → at α = 0, {unit} |"
-    )
-    header += "".join(f" {title} |" for title, _ in SCORES.get(section.experiment, ()))
-    rows = [method_row(method, runs, lines) for method, runs in methods.items()]
+    rows = [header(section, shown[0])]
+    rows += [method_row(method, runs, lines) for method, runs in methods.items()]
     theirs = [paper_value(paper, section.experiment, method) for method in methods]
     if {*theirs} != {NOTHING}:
         removed = " (removed), %" if is_percent(shown[0]) else ""
-        header += f" the paper: dense → final{removed} |"
-        rows = [f"{row} {value} |" for row, value in zip(rows, theirs, strict=True)]
+        column = [f"the paper: dense → final{removed}", *theirs]
+        rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
     name = TITLES.get(section.experiment, section.experiment)
     title = f"**{name}, {section.dataset}, preset `{section.preset}`, on {_place(section.kind)}**"
-    return "\n".join(
-        [
-            f"{title}\n",
-            *([] if section.preset == "paper" else [f"{OTHER}\n"]),
-            *(header, "| --- |" + " ---: |" * (header.count("|") - 2), *rows),
-            f"\n{conditions(shown)}\n",
-            commands(methods),
-        ]
-    )
+    parts = [
+        title,
+        *([] if section.preset == "paper" else [OTHER]),
+        markdown_table(rows),
+        f"Test {shown[0]['metric']}; {conditions(shown)}",
+        commands(
+            (f"{method}, seed {runs[0]['seed']}", runs[0], today(runs[0]))
+            for method, runs in methods.items()
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def header(section: Section, line: Line) -> list[str]:
+    """Return the header of a section's table, without the paper's own values."""
+    unit = "%" if is_percent(line) else line["metric"].split(" in ")[-1]
+    return [
+        *("method", "n", f"dense, {unit}", f"final, {unit}"),
+        f"change, {unit.replace('%', 'points')}",
+        *("channels / parameters / MACs removed, %", "epochs", "compute"),
+        f"branch alone before → at α = 0, {unit}",
+        *(title for title, _ in SCORES.get(section.experiment, ())),
+    ]
 
 
 def _place(kind: str) -> str:
     return "a CPU" if kind == "CPU" else f"one {kind}"
 
 
-def conditions(lines: Sequence[Line]) -> str:
-    """Return hardware, versions, commits and the largest error of a collapse."""
-    packages = sorted({name for line in lines for name in line["versions"]})
-    versions = [
-        f"{name} {_distinct(line['versions'].get(name) for line in lines)}" for name in packages
-    ]
-    errors = [line["collapse_error"] for line in lines]
-    return (
-        f"Test {lines[0]['metric']}; {_distinct(line['hardware'] for line in lines)}; "
-        f"{', '.join(versions)}; commit {_distinct(line['commit'] for line in lines)}; largest "
-        f"relative error of a collapse {max(errors):.1e}."
-    )
-
-
-def _distinct(values: Iterable[str | None]) -> str:
-    return " and ".join(dict.fromkeys(value for value in values if value is not None)) or NOTHING
-
-
-def commands(methods: Mapping[str, Sequence[Line]]) -> str:
-    """Return the exact command of each row, for its first seed, folded away."""
-    shown = "".join(
-        f"# {method}, seed {runs[0]['seed']}\n{runs[0]['command']}\n"
-        for method, runs in methods.items()
-    )
-    return folded("Commands", f"```\n{shown}```")
-
-
-def folded(summary: str, content: str) -> str:
-    """Return Markdown that is shown at a click."""
-    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
-
-
-def paper_table(lines: Sequence[Line], paper: Paper) -> str:
+def paper_table(lines: Sequence[Line], paper: Paper, today: Today) -> str:
     """Return the tables of all presets and experiments that have lines.
 
     Args:
         lines: Lines of results.
         paper: The paper's own values, as in `scripts/results/paper.json`.
+        today: Tells the command that makes the run of a line today.
     """
-    tables = [section_table(section, found, paper) for section, found in sections(lines).items()]
+    tables = [
+        section_table(section, found, paper, today) for section, found in sections(lines).items()
+    ]
     notes = (
         "Means ± sample standard deviation over n seeds; *change* is within a seed. *Epochs* and "
         "*compute* (multiply-adds, as a multiple of those of the dense training) are those of "

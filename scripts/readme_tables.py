@@ -1,4 +1,10 @@
-"""Write the README's tables from committed result files, between its marker comments."""
+"""Write the tables of README.md and of scripts/results from committed result files.
+
+    python scripts/readme_tables.py
+
+A table stands between its two marker comments; what is around them is written by hand. With
+`--check` nothing is written, and the exit status says whether every page is up to date.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +12,15 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paper_tables import FILES, NOTHING, Paper, folded, paper_table, read_results
+from headline_tables import Comparisons, coverage, headlines, reproduction
+from measurement_tables import bench_table, cost_table, plan_speed_table
+from paper_tables import FILES, paper_table, read_results
+from reproduce import todays_command
 
 from branchprune.benchmarks.zoo_table import markdown_summary, read_csv
 from branchprune.experiments.compare import config as compare_config
@@ -18,220 +29,122 @@ from branchprune.reports import comparison_table as compare_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
-COMPARISONS = (
-    *("vgg16_cifar10", "vgg7_16px", "cliff_vgg7_16px", "ablations_vgg7_16px"),
-    *("autoencoder_carla", "autoencoder_carla_cpu"),
-)
-"""Comparisons of the README, as configs/compare/ names them."""
+COMPARISONS = ("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "autoencoder_carla_cpu")
+"""Comparisons that have a page, as configs/compare/ names them."""
 
 
-def table_of_rows(result: dict[str, Any], digits: int) -> str:
-    """Return the rows of a result as a table: median, quartiles and target of each."""
-    lines = ["| | median | quartiles | target |", "|---|---|---|---|"]
-    for row in result["rows"]:
-        median, low, high = (f"{row[key]:.{digits}f}" for key in ("value", "low", "high"))
-        lines.append(f"| {row['what']} | {median} | {low}–{high} | {row['target'] or '–'} |")
-    return "\n".join(lines)
-
-
-def bench_table(result: dict[str, Any]) -> str:
-    """Return the table of `branchprune bench`."""
-    options, size = result["options"], result["options"]["image_size"]
-    return (
-        f"VGG-16, {size}×{size} images, batch {options['batch_size']}, {result['threads']} "
-        f"threads, {result['hardware']}, torch {result['versions']['torch']}, commit "
-        f"{result['commit']}. Ratios are medians of {options['repeats']} alternating pairs, with "
-        "quartiles. Command: `branchprune bench --output scripts/results/bench.json`.\n\n"
-        f"{table_of_rows(result, 2)}"
-    )
-
-
-def plan_speed_table(result: dict[str, Any]) -> str:
-    """Return the table of `scripts/plan_speed.py`."""
-    options, versions = result["options"], result["versions"]
-    return (
-        f"{options['model']}, {result['threads']} thread(s), {result['hardware']}, torch "
-        f"{versions['torch']}, Torch-Pruning {versions['torch_pruning']}, commit "
-        f"{result['commit']}; medians of {options['pairs']} alternating pairs, with quartiles. "
-        f"Command: `python scripts/plan_speed.py --threads {result['threads']} --output "
-        f"scripts/results/plan_speed.json`.\n\n{table_of_rows(result, 3)}"
-    )
-
-
-def zoo_table(path: Path) -> str:
-    """Return the summary of `branchprune zoo`, by family, from its `zoo.csv`."""
-    return markdown_summary(read_csv(path))
-
-
-def compare_tables(folder: Path) -> str:
-    """Return the tables of all comparisons of which there are results."""
-    tables = []
-    for name in COMPARISONS:
-        comparison = compare_config.read(ROOT / "configs" / "compare" / f"{name}.yaml")
-        results = compare_results.read(comparison, folder / f"{name}.jsonl")
-        if results.lines:
-            tables.append(compare_table.markdown(results).rstrip())
-    return "\n\n".join(tables)
-
-
-def cost_table(result: dict[str, Any], paper: Paper) -> str:
-    """Return time and memory beside the paper's table 1, and all measurements folded away.
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
 
     Args:
-        result: What `branchprune cost` writes.
-        paper: The paper's own values, as in `scripts/results/paper.json`.
+        files: What it is made from, in the folder of results; without any of them it stays.
+        make: Makes it from that folder.
     """
-    options = result["options"]
-    lines = [
-        "| model | device | time: the paper | here | memory: the paper | here |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in paper["cost"]:
-        (slow, fast), (large, small) = row["time"], row["memory"]
-        name = f"{row['model']}, {row['how']}" if row["how"] else row["model"]
-        ours = [quotients(result["summary"], row, keys) for keys in (TIME, MEMORY)]
-        lines.append(
-            f"| {name} | {row['device']} | {slow:.4f} → {fast:.4f} s ({slow / fast:.2f}×) "
-            f"| {ours[0]} | {large:.2f} → {small:.2f} GB ({large / small:.2f}×) | {ours[1]} |"
-        )
-    return (
-        f"{result['hardware']}, torch {result['versions']['torch']}, commit {result['commit']}, "
-        f"keep {options['keep']}. Dense / small, medians of {options['repeats']} pairs of processes"
-        ", with quartiles. The paper's time is of an image. Memory is the peak of the allocator "
-        "(cuda), or the peak of the process, and apart from it what the process grows by when it "
-        f"builds and runs the model (cpu). Command: `{result['command']}`.\n\n"
-        + "\n".join(lines)
-        + f"\n\n{folded('All measurements', measurements(result['summary']))}"
-    )
 
-
-TIME = (("faster", ""),)
-MEMORY = (("smaller_peak", "peak "), ("smaller", "growth "))
-"""What is compared with the paper: fields of a summary, and how a CPU's are told apart."""
-
-
-def quotients(
-    summary: Sequence[dict[str, Any]],
-    row: Mapping[str, Any],
-    keys: Sequence[tuple[str, str]],
-) -> str:
-    """Return dense / small of a model on a device, batch by batch, without torch.compile."""
-    found = [
-        f"batch {each['batch']}: {name if each['device'] == 'cpu' else ''}{ratio(each[key])}"
-        for each in summary
-        if (each["model"], each["device"]) == (row["model"], row["device"])
-        and (each["variant"], each["mode"]) == ("small", "eager")
-        for key, name in keys
-        if each[key]
-    ]
-    return "<br>".join(found) or NOTHING
-
-
-def ratio(quartiles: Sequence[float] | None) -> str:
-    """Return a median with its quartiles."""
-    if quartiles is None:
-        return NOTHING
-    low, middle, high = quartiles
-    return f"{middle:.2f}× ({low:.2f}–{high:.2f})"
-
-
-def measurements(summary: Sequence[dict[str, Any]]) -> str:
-    """Return a table of everything that `branchprune cost` measured: medians, with quartiles."""
-    lines = [
-        "| model | variant | device | batch | mode | ms an image | dense / this | weights, MiB "
-        "| activations, MiB | peak, MiB | growth, MiB | dense / this |",
-        "| --- | --- | --- | ---: | --- |" + " ---: |" * 7,
-    ]
-    for each in summary:
-        peak, growth = each["memory_bytes"], None
-        if each["device"] == "cpu":
-            peak, growth = each["peak_bytes"], each["memory_bytes"]
-        weights = each["weights_bytes"]
-        cells = [
-            *(each["model"], each["variant"], each["device"], str(each["batch"]), each["mode"]),
-            (each["error"] or NOTHING)[:60]
-            if each["image_s"] is None
-            else quantity(each["image_s"], 1e3, "#.3g"),
-            ratio(each["faster"]),
-            NOTHING if weights is None else f"{weights / 2**20:.1f}",
-            *(quantity(found, 2**-20) for found in (each["activations_bytes"], peak, growth)),
-            ratio(each["smaller"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    notes = (
-        "Peak: of the allocator (cuda), of the process's resident memory (cpu). Growth: that peak "
-        "without what the process held before it built the model. The last column compares the "
-        "peaks (cuda), or the growths (cpu). Activations: the allocator's peak without weights and "
-        "input."
-    )
-    return "\n".join([*lines, "", notes])
-
-
-def quantity(quartiles: Sequence[float] | None, unit: float, digits: str = ".1f") -> str:
-    """Return a median with its quartiles, in some unit."""
-    if quartiles is None:
-        return NOTHING
-    low, middle, high = (f"{unit * value:{digits}}" for value in quartiles)
-    return f"{middle} ({low}–{high})"
+    files: tuple[str, ...]
+    make: Callable[[Path], str]
 
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-TABLES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
-    "bench": (("bench.json",), lambda folder: bench_table(_json(folder / "bench.json"))),
-    "plan_speed": (
-        ("plan_speed.json",),
-        lambda folder: plan_speed_table(_json(folder / "plan_speed.json")),
-    ),
-    "zoo": (("zoo.csv",), lambda folder: zoo_table(folder / "zoo.csv")),
-    "paper": (
-        FILES,
-        lambda folder: paper_table(read_results(folder), _json(folder / "paper.json")),
-    ),
-    "cost": (
-        ("cost.json",),
-        lambda folder: cost_table(_json(folder / "cost.json"), _json(folder / "paper.json")),
-    ),
-    "compare": (
-        tuple(f"compare/{name}.jsonl" for name in COMPARISONS),
-        lambda folder: compare_tables(folder / "compare"),
-    ),
+def comparison(folder: Path, name: str) -> compare_results.Results:
+    """Return the results of a comparison."""
+    read = compare_config.read(ROOT / "configs" / "compare" / f"{name}.yaml")
+    return compare_results.read(read, folder / "compare" / f"{name}.jsonl")
+
+
+def comparisons(folder: Path) -> Comparisons:
+    """Return the results of all comparisons that have a page."""
+    return {name: comparison(folder, name) for name in COMPARISONS}
+
+
+def comparison_table(name: str, folder: Path) -> str:
+    """Return the table of a comparison."""
+    return compare_table.markdown(comparison(folder, name), ROOT).rstrip()
+
+
+def _lines(name: str) -> str:
+    return f"compare/{name}.jsonl"
+
+
+PAGES: dict[str, dict[str, Table]] = {
+    "README.md": {
+        "headlines": Table(
+            tuple(map(_lines, COMPARISONS)),
+            lambda folder: headlines(comparisons(folder), _json(folder / "bench.json")),
+        ),
+        "coverage": Table(("zoo.csv",), lambda folder: coverage(read_csv(folder / "zoo.csv"))),
+        "reproduction": Table(FILES, lambda folder: reproduction()),
+    },
+    "scripts/results/README.md": {
+        "zoo": Table(("zoo.csv",), lambda folder: markdown_summary(read_csv(folder / "zoo.csv"))),
+    },
+    "scripts/results/paper.md": {
+        "paper": Table(
+            FILES,
+            lambda folder: paper_table(
+                read_results(folder), _json(folder / "paper.json"), todays_command
+            ),
+        ),
+    },
+    "scripts/results/cost.md": {
+        "cost": Table(
+            ("cost.json",),
+            lambda folder: cost_table(_json(folder / "cost.json"), _json(folder / "paper.json")),
+        ),
+        "bench": Table(("bench.json",), lambda folder: bench_table(_json(folder / "bench.json"))),
+        "plan_speed": Table(
+            ("plan_speed.json",),
+            lambda folder: plan_speed_table(_json(folder / "plan_speed.json")),
+        ),
+    },
+    **{
+        f"scripts/results/compare/{name}.md": {
+            "comparison": Table((_lines(name),), partial(comparison_table, name))
+        }
+        for name in COMPARISONS
+    },
 }
-"""For each table its files, one of which must be there, and what makes it from their folder."""
-
-OPTIONAL = ("zoo", "plan_speed", "paper", "cost", "compare")
-"""Tables that stay as they are where their result files are missing."""
+"""The tables of each page, by the name in their markers."""
 
 
-def fill(text: str) -> str:
-    """Return the README's text with every table made anew.
+def fill(text: str, tables: Mapping[str, Table], page: str = "README.md") -> str:
+    """Return the text of a page with every table made anew.
+
+    Args:
+        text: The page as it is.
+        tables: Its tables, by name.
+        page: Its name, for errors.
 
     Raises:
         ValueError: The markers of a table are missing, or not one of each in their order.
     """
-    for name, (files, table) in TABLES.items():
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         found = re.findall(rf"<!-- /?{name} -->", text)
         if found != [start, end]:
-            raise ValueError(f"README.md must have {start} and {end}, once each; it has {found}")
-        if name in OPTIONAL and not any((RESULTS / file).exists() for file in files):
+            raise ValueError(f"{page} must have {start} and {end}, once each; it has {found}")
+        if not any((RESULTS / file).exists() for file in table.files):
             continue
         before, after = text.split(start)[0], text.split(end)[1]
-        text = f"{before}{start}\n{table(RESULTS)}\n{end}{after}"
+        text = f"{before}{start}\n{table.make(RESULTS)}\n{end}{after}"
     return text
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Write README.md; with --check, only say whether it is up to date."""
+    """Write all pages; with --check, only say which are not up to date."""
     args = sys.argv[1:] if args is None else args
-    path = ROOT / "README.md"
-    new = fill(path.read_text())
-    if "--check" in args:
-        return int(new != path.read_text())
-    path.write_text(new)
-    return 0
+    old = {page: (ROOT / page).read_text() for page in PAGES}
+    new = {page: fill(text, PAGES[page], page) for page, text in old.items()}
+    changed = [page for page in PAGES if new[page] != old[page]]
+    for page in changed:
+        print(page)
+        if "--check" not in args:
+            (ROOT / page).write_text(new[page])
+    return int("--check" in args and bool(changed))
 
 
 if __name__ == "__main__":

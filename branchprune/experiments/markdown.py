@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 NOTHING = "–"
 
@@ -23,6 +24,20 @@ def markdown_table(lines: Sequence[Sequence[str]], align: str | None = None) -> 
 def folded(summary: str, content: str) -> str:
     """Return Markdown that is shown at a click on its summary."""
     return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
+def commands(runs: Iterable[tuple[str, Mapping[str, Any], str]]) -> str:
+    """Return commands, folded away: what makes a run today, below what it was made with.
+
+    Args:
+        runs: For each run what it is called, its line of results, and the command of today. Of
+            the line only the command is needed, and shown is the commit if it has one.
+    """
+    shown = ""
+    for name, line, today in runs:
+        commit = f" at commit {line['commit']}" if "commit" in line else ""
+        shown += f"# {name}; made{commit} by\n#   {line['command']}\n{today}\n"
+    return folded("Commands", f"```sh\n{shown}```")
 
 
 def distinct(values: Iterable[str | None]) -> str:

@@ -6,18 +6,21 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from branchprune.experiments.compare.results import Outcome, Results
-from branchprune.experiments.markdown import NOTHING, distinct, folded, markdown_table
+from branchprune.experiments.compare.results import Outcome, Results, todays_command
+from branchprune.experiments.jobs import shown
+from branchprune.experiments.markdown import NOTHING, commands, distinct, markdown_table
 from branchprune.experiments.run.settings import MetricConfig
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Results, root: Path | None = None) -> str:
     """Return the table with what is missing, the conditions and the commands.
 
     Args:
         results: At least one line.
+        root: The folder that commands run in; None: the current one.
     """
     comparison, ranking = results.comparison, results.ranking()
     metric, unit = comparison.metric, _unit(comparison.metric)
@@ -35,7 +38,7 @@ def markdown(results: Results) -> str:
         _notes(results),
         *_missing(results),
         conditions(results.lines),
-        _commands(results),
+        _commands(results, root or Path.cwd()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -149,12 +152,16 @@ def conditions(lines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _commands(results: Results) -> str:
-    """Return the exact command of each method and budget, for its first seed, folded away."""
-    dense = results.trained.get("command")
-    shown = f"# dense model\n{dense}\n" if dense else ""
+def _commands(results: Results, root: Path) -> str:
+    """Return the command of each method and budget, for its first seed, folded away."""
+    comparison = results.comparison
+    runs: list[tuple[str, Mapping[str, Any], str]] = []
+    file = shown(comparison.path.absolute(), root)
+    if "command" in results.trained:
+        runs.append(("dense model", results.trained, f"branchprune compare {file}"))
     for method, found in results.ranking().items():
         for budget, each in found.items():
             first = each.lines[0]
-            shown += f"# {method}, {budget}, seed {first['seed']}\n{first['command']}\n"
-    return folded("Commands", f"```\n{shown}```")
+            today = todays_command(comparison, first, root)
+            runs.append((f"{method}, {budget}, seed {first['seed']}", first, today))
+    return commands(runs)

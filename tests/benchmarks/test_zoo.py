@@ -325,21 +325,15 @@ def test_reasons_are_summarised(reason, kind):
     assert zoo_table.kind_of(reason, ["", "layer1.0", "layer1.0.act", "flatten"]) == kind
 
 
-def test_readme_block_is_filled_where_there_is_a_table(folder, monkeypatch, tmp_path):
+def test_the_page_is_filled_where_there_is_a_table(folder, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import readme_tables
 
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
-    for name in readme_tables.TABLES.keys() - {"bench", "zoo"}:
-        monkeypatch.delitem(readme_tables.TABLES, name)
-    (tmp_path / "bench.json").write_text((ROOT / "scripts/results/bench.json").read_text())
-    bench = "<!-- bench --><!-- /bench -->\n"
-    marked = bench + "<!-- zoo -->outdated<!-- /zoo -->"
-    assert "outdated" in readme_tables.fill(marked), "no result: the block stays"
+    tables = readme_tables.PAGES["scripts/results/README.md"]
+    marked = "<!-- zoo -->outdated<!-- /zoo -->"
+    assert "outdated" in readme_tables.fill(marked, tables), "no result: the block stays"
     (tmp_path / "zoo.csv").write_text((folder / "zoo.csv").read_text())
-    filled = readme_tables.fill(marked)
+    filled = readme_tables.fill(marked, tables)
     assert "| squeezenet | 1 | 1 |" in filled and "Failing: none" in filled
-    assert "outdated" not in filled and readme_tables.fill(filled) == filled
-    for wrong in (bench, marked + marked):
-        with pytest.raises(ValueError, match=r"<!-- (zoo|bench) -->"):
-            readme_tables.fill(wrong)
+    assert "outdated" not in filled and readme_tables.fill(filled, tables) == filled

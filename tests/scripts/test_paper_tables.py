@@ -64,6 +64,10 @@ def line(method="blended", seed=0, dense=0.9, final=0.8, **other):
     } | other
 
 
+def today(line):
+    return f"branchprune run today.yaml --seed {line['seed']}"
+
+
 def in_decibels(method, seed=0, **other):
     decibels = {"metric": "PSNR in dB", "dense": 28.5, "final": 26.25, "dataset": "frames"}
     return line(method, seed, **{"experiment": AUTOENCODER, **decibels, **other})
@@ -90,7 +94,7 @@ def rows(text):
 def test_row_of_several_seeds(tables):
     lines = [line(seed=0), line(seed=1, dense=0.92, final=0.81), line(seed=2, final=0.83)]
     lines[1]["train_macs"], lines[2]["epochs"] = 5000, {"dense": 20, "prune": 10}
-    row = rows(tables.paper_table(lines, PAPER))["blended (the paper's)"]
+    row = rows(tables.paper_table(lines, PAPER, today))["blended (the paper's)"]
     # 90, 92, 90: deviations −2/3, 4/3, −2/3; sample variance (4 + 16 + 4) / 9 / 2 = 4/3
     assert row[:3] == ["3", "90.67 ± 1.15", "81.33 ± 1.53"]
     # changes −10, −11, −7: mean −28/3, sample variance (4 + 25 + 49) / 9 / 2 = 13/3
@@ -103,7 +107,7 @@ def test_row_of_several_seeds(tables):
 
 
 def test_spread_needs_two_values(tables):
-    row = rows(tables.paper_table([line()], PAPER))["blended (the paper's)"]
+    row = rows(tables.paper_table([line()], PAPER, today))["blended (the paper's)"]
     assert row[:4] == ["1", "90.00", "80.00", "−10.00"]
     assert row[6:8] == ["1.50", "25.0 → 70.0"]
     assert tables.spread([1, None, 3], 1) == "2.0 ± 1.4"
@@ -114,7 +118,7 @@ def test_compute_is_relative_to_the_dense_training_of_the_same_seed(tables):
     lines = [line(seed=0), line(seed=1, dense_train_macs=4000), three_stage(1), three_stage(2)]
     found = tables.newest(lines)["three-stage"]
     assert [tables.relative_compute(run, lines) for run in found] == [0.75, None]
-    row = rows(tables.paper_table(lines, PAPER))["three-stage L1 pruning"]
+    row = rows(tables.paper_table(lines, PAPER, today))["three-stage L1 pruning"]
     assert row[5:] == ["12 ± 0", "0.75", "–", "92.0 → ≈ 90 (– / ≈ 65 / –)"]
 
 
@@ -122,7 +126,7 @@ def test_newest_line_of_a_seed_counts(tables):
     old = line(final=0.5, date="2026-11-19T15:00:00+00:00", dense_train_macs=6000)
     older = old | {"date": "2026-11-18T15:00:00+00:00", "dense_train_macs": 1000}
     lines = [line(final=0.7, dense_train_macs=0), old, older]
-    row = rows(tables.paper_table(lines, PAPER))["blended (the paper's)"]
+    row = rows(tables.paper_table(lines, PAPER, today))["blended (the paper's)"]
     assert row[0] == "1" and row[2] == "70.00"
     assert row[6] == "0.50"  # 3000 / 6000: the newest run that trained the dense model
 
@@ -135,7 +139,7 @@ def test_presets_hardware_and_data_stay_apart(tables):
         line(dataset="CIFAR-10", final=0.5),
         in_decibels("at once"),
     ]
-    text = tables.paper_table(lines, PAPER)
+    text = tables.paper_table(lines, PAPER, today)
     titles = [part for part in text.splitlines() if part.startswith("**")]
     assert titles == [
         "**VGG-16, CIFAR-10 (JPEG), preset `paper`, on a CPU**",
@@ -149,12 +153,12 @@ def test_presets_hardware_and_data_stay_apart(tables):
 
 
 def test_decibels_are_no_percent(tables):
-    text = tables.paper_table([in_decibels("one after the other")], PAPER)
+    text = tables.paper_table([in_decibels("one after the other")], PAPER, today)
     assert "dense, dB | final, dB | change, dB" in text
     assert rows(text)["one after the other"][1:4] == ["28.50", "26.25", "−2.25"]
     assert "| the paper: dense → final |" in text
     assert rows(text)["one after the other"][-1] == "validation loss 1.40 → –"
-    assert "the paper: dense" not in tables.paper_table([in_decibels("own")], PAPER)
+    assert "the paper: dense" not in tables.paper_table([in_decibels("own")], PAPER, today)
 
 
 def in_test(dense, small):
@@ -173,7 +177,7 @@ def test_the_autoencoder_shows_ssim_and_the_papers_loss(tables):
         *(in_decibels("own", seed) for seed in (0, 1)),
     ]
     lines[-1]["test"] = in_test((0.25, 0.9), (0.375, 0.85))
-    text = tables.paper_table(lines, PAPER)
+    text = tables.paper_table(lines, PAPER, today)
     assert "| SSIM | loss (L1 + 1 − SSIM) | the paper: dense → final |" in text
     found = {method: cells[8:10] for method, cells in rows(text).items()}
     # two values: the sample standard deviation is their distance / √2
@@ -183,16 +187,17 @@ def test_the_autoencoder_shows_ssim_and_the_papers_loss(tables):
     ]
     assert found["one after the other"] == ["0.900 → 0.850", "0.250 → 0.375"]
     assert found["own"] == ["–", "–"]  # one of its two seeds has no such scores
-    assert "SSIM" not in tables.section_table(tables.section_of(line()), [line()], PAPER)
+    assert "SSIM" not in tables.section_table(tables.section_of(line()), [line()], PAPER, today)
 
 
 def test_order_commands_and_conditions(tables):
     methods = ["own", "larger steps", "ours", "three-stage", "blended"]
     lines = [line(method, seed) for method in methods for seed in (1, 0)]
     lines[0]["commit"] = "def5678"
-    text = tables.paper_table(lines, PAPER)
+    text = tables.paper_table(lines, PAPER, today)
     assert list(tables.newest(lines)) == [*methods[:0:-1], "own"]
-    assert "# ours, seed 0\nbranchprune run ours.yaml --seed 0\n" in text
+    made = "made at commit abc1234 by\n#   branchprune run ours.yaml --seed 0\n"
+    assert f"# ours, seed 0; {made}branchprune run today.yaml --seed 0\n" in text
     assert "commit abc1234 and def5678" in text and f"; {CPU}; torch 2.15.0;" in text
 
 
@@ -241,31 +246,31 @@ def write(folder, lines=(), costs=None):
         (folder / "cost.json").write_text(json.dumps(costs))
 
 
-def test_readme_gets_the_blocks_that_have_results(tables, monkeypatch, tmp_path):
+def test_pages_get_the_tables_that_have_results(tables, monkeypatch, tmp_path):
     import readme_tables
 
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
-    some = {name: readme_tables.TABLES[name] for name in ("paper", "cost")}
-    monkeypatch.setattr(readme_tables, "TABLES", some)
+    monkeypatch.setattr(readme_tables, "todays_command", today)
+    some = {
+        "paper": readme_tables.PAGES["scripts/results/paper.md"]["paper"],
+        "cost": readme_tables.PAGES["scripts/results/cost.md"]["cost"],
+    }
     text = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in some)
-    assert readme_tables.fill(text) == text
+    assert readme_tables.fill(text, some) == text
     write(tmp_path, [in_decibels("at once")])
-    filled = readme_tables.fill(text)
-    assert "26.25" in filled and filled.count("old") == 1 and readme_tables.fill(filled) == filled
+    filled = readme_tables.fill(text, some)
+    assert "26.25" in filled and filled.count("old") == 1
+    assert readme_tables.fill(filled, some) == filled
     write(tmp_path, costs=cost())
-    filled = readme_tables.fill(text)
+    filled = readme_tables.fill(text, some)
     assert "old" not in filled and f"`{cost()['command']}`" in filled
     changed = filled.replace("26.25", "26.26").replace("4.00×", "4.01×")
-    assert readme_tables.fill(changed) == filled != changed
+    assert readme_tables.fill(changed, some) == filled != changed
 
 
-def test_comparisons_with_results_are_in_the_readme(tables, tmp_path):
+def test_a_page_of_a_comparison_is_made_of_its_lines(tables, tmp_path):
     import readme_tables
 
-    assert readme_tables.compare_tables(tmp_path) == ""
-    files = (readme_tables.ROOT / "configs" / "compare").glob("*.yaml")
-    named = {path.stem for path in files if "methods:" in path.read_text()}
-    assert named == {*readme_tables.COMPARISONS}
     line = {
         **{"experiment": "compare/vgg7_16px", "method": "L1 + fine-tuning", "seed": 0},
         **{"preset": "equal epochs", "dataset": "CIFAR-10 (JPEG)", "hardware": CPU},
@@ -274,15 +279,16 @@ def test_comparisons_with_results_are_in_the_readme(tables, tmp_path):
         **{"dense": 0.75, "final": 0.7423, "train_macs": 10**12},
         **{"params_removed": 0.881, "macs_removed": 0.88},
     }
-    (tmp_path / "vgg7_16px.jsonl").write_text(json.dumps(line) + "\n")
-    found = readme_tables.compare_tables(tmp_path)
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "vgg7_16px.jsonl").write_text(json.dumps(line) + "\n")
+    found = readme_tables.comparison_table("vgg7_16px", tmp_path)
     assert "74.23 (1)" in found and "75.00" in found and "branchprune run it" in found
 
 
 def test_cost_beside_the_paper(tables):
-    import readme_tables
+    import measurement_tables
 
-    text = readme_tables.cost_table(cost(), PAPER)
+    text = measurement_tables.cost_table(cost(), PAPER)
     ours = "batch 64: 4.00× (4.00–4.00)"
     assert f"| vgg16 | cpu | 0.0193 → 0.0060 s (3.22×) | {ours} | 3.99 → 3.78 GB (1.06×)" in text
     peak, growth = "batch 64: peak 1.00× (1.00–1.00)", "batch 64: growth 2.00× (2.00–2.00)"
@@ -296,14 +302,14 @@ def test_cost_beside_the_paper(tables):
 
 
 def test_cost_on_a_gpu_shows_weights_activations_and_the_allocators_peak(tables):
-    import readme_tables
+    import measurement_tables
 
     found = cost()
     found["summary"] = [each | {"device": "cuda"} for each in found["summary"][:2]]
     for each in found["summary"]:
         each |= {"activations_bytes": [2**20, 2**21, 2**22], "peak_bytes": None}
         each["smaller_peak"] = None
-    text = readme_tables.cost_table(found, PAPER)
+    text = measurement_tables.cost_table(found, PAPER)
     assert "| 32.0 | 2.0 (1.0–4.0) | 512.0 (512.0–512.0) | – | 2.00× (2.00–2.00) |" in text
     assert "| 2.00 → 1.00 GB (2.00×) | batch 64: 2.00× (2.00–2.00) |" in text
 

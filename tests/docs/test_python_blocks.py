@@ -1,27 +1,50 @@
-"""The README: its code runs, its tables are those of the result files, its links lead somewhere."""
+"""The code on the pages runs, and comes to what stands beside it."""
 
-import re
-import subprocess
-import sys
-from pathlib import Path
+import warnings
 
 import pytest
 import torch
+import torchvision
+from pages import READMES, blocks, text
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
+TEN_LINES, LIGHTNING, EXPORT = blocks("README.md", "python")
+TEACHING = blocks("branchprune/README.md", "python")
 
 
-def blocks(language):
-    fences = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.S | re.M)
-    return [content for name, content in fences if name == language]
+def test_every_python_block_is_run_here():
+    found = {page: len(blocks(page, "python")) for page in READMES if blocks(page, "python")}
+    assert found == {"README.md": 3, "branchprune/README.md": 2}
 
 
-def test_ten_lines_run_in_a_fresh_interpreter(tmp_path):
-    checks = "assert small.conv1.out_channels == 32; assert small(example).isfinite().all()"
-    code = f"{blocks('python')[0]}\n{checks}"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+def test_ten_lines_and_the_export(tmp_path, monkeypatch):
+    """Away from the checkout, in an interpreter of their own: see tests/test_wheel.py."""
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(TEN_LINES, scope)
+    collapsed = scope["small"].eval()
+    with warnings.catch_warnings(action="ignore"):
+        exec(EXPORT, scope)
+    assert len(TEN_LINES.splitlines()) <= 14 and (tmp_path / "small.safetensors").exists()
+    assert type(collapsed) is torchvision.models.ResNet and collapsed.conv1.out_channels == 32
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(scope["small"](x), collapsed(x))
+    assert torch.allclose(scope["program"].module()(x), collapsed(x), atol=1e-5)
+
+
+def test_the_cut_is_what_the_page_says():
+    """Setting α to 0 at once cuts out the channels that the criterion chose, and no others."""
+    import branchprune as bp
+
+    assert "write `blended.alpha = 0` in place of the loop" in text("README.md")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    plan = bp.plan(model, torch.randn(1, 3, 4, 4), keep=0.5)
+    blended = bp.attach(model, plan)
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    chosen = model[0].weight.abs().sum((1, 2, 3)).topk(4).indices.sort().values
+    assert torch.equal(small[0].weight, model[0].weight[chosen])
+    assert torch.equal(small[2].weight, model[2].weight[:, chosen])
 
 
 def test_lightning_lines_run():
@@ -59,7 +82,7 @@ def test_lightning_lines_run():
         "data": None,
         "Trainer": lambda **options: Trainer(**options, **quiet, enable_progress_bar=False),
     }
-    exec(blocks("python")[1], scope)
+    exec(LIGHTNING, scope)
     assert module.net[0].out_channels == 4
 
 
@@ -112,7 +135,7 @@ class Taught(nn.Module):
         return self.head(self.d(self.attention(self.c(self.fold(x)))).relu())
 
 
-def test_operations_are_taught_as_the_readme_says(monkeypatch):
+def test_operations_are_taught_as_the_page_says(monkeypatch):
     import branchprune as bp
     from branchprune.graph.rules import registry as rulebook
 
@@ -122,7 +145,7 @@ def test_operations_are_taught_as_the_readme_says(monkeypatch):
     model, x = Taught().eval(), torch.randn(2, 3, 4, 4)
     with pytest.raises(bp.PruneError, match="cannot be traced in act"):
         bp.plan(model, x)
-    exec("\n".join(blocks("python")[2:4]), {**globals(), "bp": bp})
+    exec("\n".join(TEACHING), {**globals(), "bp": bp})
     plan = bp.plan(model, x)
     reasons = {group.name: group.reason for group in plan.groups}
     assert reasons["a"] is None and reasons["d"] is None
@@ -135,69 +158,11 @@ def test_operations_are_taught_as_the_readme_says(monkeypatch):
     assert (blended(x) - small(x)).abs().max() < 1e-5
 
 
-def test_configuration_in_the_readme_has_only_keys_that_exist():
-    from branchprune.experiments.run.config import make_parser
-
-    text = blocks("yaml")[0].replace("my_package.MyNet", "branchprune.models.VGG")
-    text = text.replace("my_package.MyDataModule", "branchprune.data.Digits")
-    text = text.replace("{width: 64}", "{classes: 10}")
-    assert make_parser().parse_string(text).prune.keep == 0.34375
-
-
-def test_plan_in_the_readme_is_what_plan_prints():
-    import torchvision
-
+def test_the_plan_on_the_page_is_what_plan_prints():
     import branchprune as bp
 
     model = torchvision.models.resnet18(num_classes=10)
     printed = str(bp.plan(model, torch.randn(2, 3, 64, 64), keep=0.5)).splitlines()
-    shown = next(block for block in blocks("") if block.startswith("group"))
+    shown = next(block for block in blocks("README.md", "") if block.startswith("group"))
     for line in shown.splitlines():
         assert line == "…" or line in printed
-
-
-def test_tables_are_those_of_the_result_files():
-    command = [sys.executable, str(ROOT / "scripts" / "readme_tables.py"), "--check"]
-    assert subprocess.run(command, check=False).returncode == 0, "run scripts/readme_tables.py"
-
-
-def test_check_notices_a_changed_figure(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import readme_tables
-
-    row = re.search(r"\| plan \+ attach \+ collapse, seconds \| ([\d.]+)", TEXT)
-    changed = TEXT.replace(row.group(0), row.group(0) + "9")
-    assert readme_tables.fill(changed) == TEXT != changed
-    with pytest.raises(ValueError, match="bench"):
-        readme_tables.fill("no markers")
-
-
-@pytest.mark.parametrize("gone", ["<!-- {} -->", "<!-- /{} -->", "<!-- /?{} -->"])
-@pytest.mark.parametrize("name", ["bench", "plan_speed", "zoo", "paper", "cost", "compare"])
-def test_a_marker_that_is_missing_is_named(monkeypatch, name, gone):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import readme_tables
-
-    tables = {"bench", "plan_speed", "zoo", "paper", "cost", "compare"}
-    assert {*readme_tables.TABLES} == tables
-    said = f"must have <!-- {name} --> and <!-- /{name} -->, once each"
-    with pytest.raises(ValueError, match=said):
-        readme_tables.fill(re.sub(gone.format(name), "", TEXT))
-
-
-def test_a_marker_that_is_there_twice_is_named(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import readme_tables
-
-    with pytest.raises(ValueError, match="must have <!-- zoo --> and"):
-        readme_tables.fill(f"{TEXT}\n<!-- zoo -->\n")
-
-
-def test_links_lead_to_files():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert "://" in target or (ROOT / target).exists(), target
-
-
-def test_commands_are_named():
-    for command in ("make demo", "make test", "pip install"):
-        assert command in TEXT
