@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from branchprune.experiments.run.config import RunConfig
 
-USAGE = """usage: branchprune run CONFIG.yaml [--option value ...]
-       branchprune dense CONFIG.yaml [--option value ...]
-       branchprune compare CONFIG.yaml [--option value ...]
+USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option value ...]
+       branchprune dense CONFIG.yaml [--variant NAME ...] [--option value ...]
+       branchprune compare CONFIG.yaml [--variant NAME ...] [--option value ...]
        branchprune report FOLDER
        branchprune bench [--option value ...]
        branchprune cost [CONFIG.yaml ...] [--option value ...]

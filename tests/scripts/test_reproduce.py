@@ -424,9 +424,10 @@ def test_todays_commands_make_the_runs_of_the_committed_lines(monkeypatch):
     lines = committed_lines()
     commands = [shlex.split(reproduce.todays_command(line)) for line in lines]
     assert len({*map(tuple, commands)}) == len(lines)
+    parser = make_parser()
     for line, command in zip(lines, commands, strict=True):
         assert command[:2] == ["branchprune", "run"]
-        config = make_parser().parse_args(files_as_options(command[2:]))
+        config = parser.parse_args(files_as_options(command[2:]))
         known = (config.name, config.method, config.preset, config.seed)
         assert known == tuple(line[key] for key in ("experiment", "method", "preset", "seed"))
         assert ("--variant jpeg" in " ".join(command)) == (line["dataset"] == "CIFAR-10 (JPEG)")
