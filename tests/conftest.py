@@ -59,8 +59,8 @@ def without_charts() -> Iterator[None]:
     drawn for every configuration that is shipped.
     """
     with pytest.MonkeyPatch.context() as patch:
-        nothing = {"course": ["", ""], "losses": []}
-        patch.setattr("branchprune.reports.report._charts", lambda *_: nothing)
+        for chart in ("blending", "rounds", "losses"):
+            patch.setattr(f"branchprune.reports.plots.{chart}", lambda *_, **__: "")
         yield
 
 
