@@ -88,6 +88,8 @@ def test_a_base_comes_first_with_the_rows_that_are_taken(write):
     assert read("in/child.yaml", "--variant", "odd") == (2, 9, {"y": 3})
     write("in/child.yaml", {"base": ["../base.yaml"], "rows": ["small", "odd"], "a": 3})
     assert read("in/child.yaml") == (3, 9, {"y": 3})
+    write("in/child.yaml", {**other, "rows": ["small", "odd"]})
+    assert read("in/child.yaml") == (2, 4, {"y": 3})  # "odd + small" is of the base, taken once
     write("more.yaml", {"a": 0.5, "variants": {"fast": {"section": {"b": 0}}}})
     write("two.yaml", {"base": ["base.yaml", "more.yaml"], "rows": ["small", "fast"]})
     assert read("two.yaml") == (0.5, 0, {"x": 1})
