@@ -13,19 +13,9 @@ from branchprune.blending.attach_check import check_outputs
 from branchprune.blending.blended import Blended, updates
 from branchprune.blending.path_sampling import Mixing, check_mixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
-from branchprune.criteria.column_selection import reconstruction
 from branchprune.criteria.input_statistics import Reading, read
-from branchprune.criteria.scores import (
-    Criterion,
-    bn_scale,
-    geometric_median,
-    group_weights,
-    l1,
-    l2,
-    random_choice,
-    select,
-    taylor,
-)
+from branchprune.criteria.named import CRITERIA
+from branchprune.criteria.scores import Criterion, group_weights, select
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied
 from branchprune.graph.layers import describe, narrow_channelwise, set_path
@@ -34,14 +24,6 @@ from branchprune.graph.structure import ChannelParameter, LinearLayer, Piece, Pi
 from branchprune.planning.plan import Plan
 
 Init = str | Criterion
-INITS: dict[str, Criterion] = {
-    "l1": l1,
-    "l2": l2,
-    "bn_scale": bn_scale,
-    "geometric_median": geometric_median,
-    "taylor": taylor,
-    "reconstruction": reconstruction,
-}
 
 
 def attach(
@@ -95,13 +77,13 @@ def attach(
     """
     if not isinstance(plan, Plan):
         raise PruneError(f"plan (a {type(plan).__name__}) must be made by bp.plan")
-    if not callable(init) and init not in ("random", *INITS):
-        known = ", ".join(map(repr, ("random", *INITS)))
+    if not callable(init) and init not in CRITERIA:
+        known = ", ".join(map(repr, CRITERIA))
         raise PruneError(f"init (={init!r}) must be {known} or a function of GroupWeights")
     check_mixing(mixing, matching)
     _check_same_model(model, plan)
     blended = Blended(copied(model), plan, mixing, matching)
-    criterion = init if callable(init) else INITS.get(init, random_choice)
+    criterion = init if callable(init) else CRITERIA[init]
     _match(blended, model)
     blended._refresh()
     readings = read(blended.model, plan.structure, plan.pruned, blended, batches)

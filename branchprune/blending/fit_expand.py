@@ -20,7 +20,7 @@ from branchprune.blending.blended import Blended, updates
 from branchprune.blending.bn_recalibration import Inputs, batch_norms, reestimate
 from branchprune.blending.projections import EndPiece, Expand
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import Example, example_inputs, on_device, tensors
+from branchprune.graph.inputs import Example, example_inputs, first_call, on_device, tensors
 
 
 def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4) -> Blended:
@@ -94,26 +94,12 @@ def _ends(blended: Blended) -> dict[str, str]:
     return ends
 
 
-class _Reached(Exception):
-    """The layer whose input is wanted is about to be called."""
-
-
-def _input_of(layer: nn.Module, call: Callable[[], Any], where: str) -> Tensor:
-    """Return what a layer reads in a call, which ends there."""
-    found: list[Tensor] = []
-
-    def keep(_: nn.Module, args: Any, kwargs: Any) -> None:
-        found.append(tensors((args, kwargs))[0])
-        raise _Reached
-
-    handle = layer.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
-    try:
-        call()
-    except _Reached:
-        return found[0]
-    finally:
-        handle.remove()
-    raise PruneError(f"{where} cannot be fitted: a batch does not reach it")
+def _input_of(layer: nn.Module, run: Callable[[], Any], where: str) -> Tensor:
+    """Return what a layer reads in a run, which ends there."""
+    found = first_call(layer, run)
+    if found is None:
+        raise PruneError(f"{where} cannot be fitted: a batch does not reach it")
+    return tensors(found)[0]
 
 
 def _run(blended: Blended, alpha: float, inputs: Inputs) -> Any:

@@ -8,6 +8,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,7 +141,32 @@ def own_buffers(model: nn.Module) -> Iterator[None]:
 
 
 class _Reached(Exception):
-    """The module whose inputs are wanted is about to be called."""
+    """The module whose arguments are wanted is about to be called."""
+
+
+def first_call(
+    module: nn.Module, run: Callable[[], object]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return the arguments with which a run first calls a module; None if it does not call it.
+
+    Args:
+        module: The module.
+        run: What calls it; it is broken off there.
+    """
+    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append((args, kwargs))
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+    try:
+        run()
+    except _Reached:
+        return found[0]
+    finally:
+        handle.remove()
+    return None
 
 
 def inputs_of(part: nn.Module, model: nn.Module, example: Example) -> Example:
@@ -154,25 +180,18 @@ def inputs_of(part: nn.Module, model: nn.Module, example: Example) -> Example:
     Raises:
         PruneError: The model does not call it, or does not accept the example.
     """
-    found: list[Example] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = inspect.signature(part.forward).bind(*args, **kwargs).arguments
-        found.append(tree_map_only(Tensor, Tensor.clone, dict(named) if kwargs else args))
-        raise _Reached
-
-    handle = part.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
     try:
         with torch.no_grad(), training_mode(model, False), own_buffers(model):
-            call(model, example)
-    except _Reached:
-        return found[0]
+            found = first_call(part, partial(call, model, example))
+            args, kwargs = tree_map_only(Tensor, Tensor.clone, found or ((), {}))
+            named = inspect.signature(part.forward).bind(*args, **kwargs) if kwargs else None
     except Exception as error:
         kind = type(model).__name__
         raise PruneError(f"the example does not pass through {kind}: {error}") from error
-    finally:
-        handle.remove()
-    raise PruneError("the model does not call it")
+    if found is None:
+        raise PruneError("the model does not call it")
+    inputs: Example = dict(named.arguments) if named else args
+    return inputs
 
 
 def tensors(output: Any) -> list[Tensor]:

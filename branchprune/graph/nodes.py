@@ -28,6 +28,20 @@ class Recorded:
     lengths: dict[fx.Node, int] = field(default_factory=dict)
 
 
+def argument(node: fx.Node, place: int, *names: str, default: Any = None) -> Any:
+    """Return an argument of a call, which is given by its place or by one of its names."""
+    if len(node.args) > place:
+        return node.args[place]
+    return next((node.kwargs[name] for name in names if name in node.kwargs), default)
+
+
+def numbers_behind(node: fx.Node, *names: str) -> tuple[Any, ...]:
+    """Return what a call is given behind its tensor: numbers one by one, or a list of them."""
+    given = node.args[1:] or (argument(node, 1, *names),)
+    listed = len(given) == 1 and isinstance(given[0], list | tuple)
+    return tuple(given[0]) if listed else given
+
+
 def measured_tensor(shape: Any) -> fx.Node | None:
     """Return the tensor of which a value is the whole shape: `x.shape` or `x.size()`."""
     if not isinstance(shape, fx.Node):

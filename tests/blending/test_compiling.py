@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 from models import scramble
+from small_training import trainer
 from test_cli import TINY, Data, Net
-from test_lightning import trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 import branchprune as bp

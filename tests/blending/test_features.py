@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 from models import relative, resnet, scramble, vgg
+from small_training import TinyVGG, loader, network, trainer
 from test_distillation import command
-from test_lightning import loader, network, trainer
 from test_matching import X, blended_of, both_paths, chain, gradients
-from test_training_options import TinyVGG
 from torch import Tensor, nn
 
 import branchprune as bp

@@ -332,7 +332,8 @@ def test_random_networks(case: Case) -> None:
 
 def test_the_callback_mixes_matches_and_logs() -> None:
     from pytorch_lightning import Callback, Trainer
-    from test_lightning import loader, make_module, pytorch_lightning
+    from small_training import loader, make_module
+    from test_lightning import pytorch_lightning
 
     from branchprune.lightning import BranchPruning
 

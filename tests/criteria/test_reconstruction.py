@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from models import relative, scramble
+from small_training import TinyVGG
 from test_distillation import command
-from test_training_options import TinyVGG
 from torch import Tensor, nn
 
 import branchprune as bp

@@ -5,11 +5,10 @@ from functools import partial
 import pytest
 import torch
 from pytorch_lightning import Callback
-from test_lightning import loader
-from test_lightning import trainer as any_trainer
+from small_training import TinyVGG, loader
+from small_training import trainer as any_trainer
 from test_pruning import EXAMPLE
 from test_resume import check_same, go
-from test_training_options import TinyVGG
 
 import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from pytorch_lightning import Callback
-from test_lightning import loader, network, trainer
-from test_training_options import Scripted
+from small_training import Scripted, loader, network, trainer
 
 import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask

@@ -5,81 +5,15 @@ import pytest
 import pytorch_lightning
 import torch
 import torchmetrics
+from small_training import loader, make_module, network, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask, LossGuard, ReconstructionTask
-from branchprune.models import VGG
 
 FLAVOURS = [pytorch_lightning, lightning.pytorch]
-
-
-def loader(n=24, channels=1, seed=0, shuffle=False):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, channels, 8, 8, generator=generator)
-    y = torch.randint(4, (n,), generator=generator)
-    return DataLoader(TensorDataset(x, y), batch_size=8, shuffle=shuffle)
-
-
-def trainer(epochs, *callbacks, flavour=pytorch_lightning, **options):
-    options = {"logger": False, "enable_checkpointing": False} | options
-    return flavour.Trainer(
-        max_epochs=epochs,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        **options,
-    )
-
-
-def network():
-    torch.manual_seed(0)
-    return VGG([[8, 8], [16]], classes=4, in_channels=1)
-
-
-def make_module(flavour, inner=True):
-    """A LightningModule as a user writes it, network inside or layers of its own."""
-
-    class Own(flavour.LightningModule):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            if inner:
-                self.net = network()
-            else:
-                self.conv = nn.Conv2d(1, 8, 3, padding=1)
-                self.norm = nn.BatchNorm2d(8)
-                self.head = nn.Linear(8 * 64, 4)
-            self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=4)
-            self.outputs = []
-
-        def forward(self, x):
-            if inner:
-                return self.net(x)
-            return self.head(torch.relu(self.norm(self.conv(x))).flatten(1))
-
-        def training_step(self, batch, batch_idx):
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-        def validation_step(self, batch, batch_idx):
-            logits = self(batch[0])
-            self.outputs.append(logits)
-            self.accuracy(logits, batch[1])
-            self.log("val_acc", self.accuracy)
-            self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]))
-
-        def on_validation_epoch_end(self):
-            self.log("val_spread", torch.cat(self.outputs).std())
-            self.outputs.clear()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.05)
-
-    return Own()
 
 
 def accuracy(model, batches):

@@ -5,9 +5,9 @@ import re
 
 import pytorch_lightning
 import torch
+from small_training import loader, network, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
-from test_lightning import loader, network, trainer
 
 import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pytorch_lightning import Callback, LightningDataModule
-from test_lightning import loader, network, trainer
+from pytorch_lightning import Callback
+from small_training import Scripted, TinyVGG, loader, network, trainer
 
 import branchprune as bp
 from branchprune.cli import main
@@ -24,17 +24,6 @@ pytestmark = pytest.mark.usefixtures("without_charts")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXAMPLE = torch.randn(2, 1, 8, 8)
-
-
-class Scripted(ClassificationTask):
-    """Logs what it is told to, an entry an epoch."""
-
-    def __init__(self, script, name="score", model=None, **options):
-        super().__init__(network() if model is None else model, **options)
-        self.script, self.name = script, name
-
-    def validation_step(self, batch, batch_idx):
-        self.log(self.name, float(self.script[self.current_epoch]))
 
 
 class States(Callback):
@@ -194,21 +183,9 @@ def test_bad_schedule_of_a_task():
         ClassificationTask(network(), schedule="linear")
 
 
-class Tiny(LightningDataModule):
-    def train_dataloader(self):
-        return loader()
-
-    val_dataloader = test_dataloader = train_dataloader
-
-
-class TinyVGG(VGG):
-    def __init__(self):
-        super().__init__([[8, 8], [16]], classes=4, in_channels=1)
-
-
 CONFIG = """
-model: {class_path: test_training_options.TinyVGG}
-data: {class_path: test_training_options.Tiny}
+model: {class_path: small_training.TinyVGG}
+data: {class_path: small_training.Tiny}
 task:
   class_path: branchprune.lightning.ClassificationTask
   init_args: {learning_rate: 0.01}

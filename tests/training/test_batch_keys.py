@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule
-from test_lightning import loader, network, trainer
-from test_memory import numbered
+from small_training import loader, network, numbered, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

@@ -1,14 +1,12 @@
 """Learning from the dense network, against formulas written out here."""
 
 import copy
-import math
 from typing import ClassVar
 
 import pytest
 import torch
 from pytorch_lightning import Callback
-from test_lightning import loader, network, trainer
-from test_training_options import TinyVGG
+from small_training import Losses, TinyVGG, distance, loader, network, randomised, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,30 +20,6 @@ from branchprune.training.losses import distillation
 pytestmark = pytest.mark.usefixtures("without_charts")
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
-
-
-def softened(logits, temperature):
-    """Return the softened probabilities of one example, in plain Python."""
-    powers = [math.exp(z / temperature) for z in logits]
-    return [power / sum(powers) for power in powers]
-
-
-def distance(student, teacher, temperature):
-    """Return T² times the mean over examples of Σ p log(p / q), p the teacher's."""
-    total = 0.0
-    for q_logits, p_logits in zip(student.tolist(), teacher.tolist(), strict=True):
-        q, p = softened(q_logits, temperature), softened(p_logits, temperature)
-        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    return temperature**2 * total / len(student)
-
-
-def randomised(seed):
-    torch.manual_seed(seed)
-    model = network()
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point():
-            tensor.data = torch.rand_like(tensor) - 0.3 * (tensor.dim() > 1)
-    return model
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, None])
@@ -66,14 +40,6 @@ def test_distance_is_that_of_the_formula(temperature):
     assert teacher.training
     same = distillation(found, expected, temperature)
     assert same.item() == pytest.approx(0, abs=1e-5)
-
-
-class Losses(Callback):
-    def __init__(self):
-        self.seen = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
-        self.seen.append(outputs["loss"].item())
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(0.0, 4.0), (0.3, 4.0), (1.0, None)])
@@ -201,7 +167,7 @@ def command(path, **options):
         "dense.epochs": "0",
         "dense.checkpoint": str(path / "dense.pt"),
     } | {name.replace("__", "."): value for name, value in options.items()}
-    settings = {"model": "test_training_options.TinyVGG", "data": "test_training_options.Tiny"}
+    settings = {"model": "small_training.TinyVGG", "data": "small_training.Tiny"}
     return ["run", *(part for k, v in (settings | options).items() for part in (f"--{k}", v))]
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from given_images import ALL, Given
 from pytorch_lightning import Trainer
-from test_lightning import loader, network, trainer
+from small_training import Tiny, loader, network, numbered, trainer
 from test_pruning import CONFIG, Seen
-from test_training_options import Tiny
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import branchprune as bp
 from branchprune.cli import main
@@ -24,14 +23,6 @@ from branchprune.training.distillation import Teacher
 from branchprune.training.logit_cache import LogitCache
 
 pytestmark = pytest.mark.usefixtures("without_charts")
-
-
-def numbered(shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    """The examples of `loader`, with their numbers."""
-    dataset = loader().dataset
-    assert isinstance(dataset, TensorDataset)
-    count = torch.arange(len(dataset))
-    return DataLoader(TensorDataset(*dataset.tensors, count), batch_size=8, shuffle=shuffle)
 
 
 class Counting:
@@ -185,7 +176,7 @@ class Numbered(Tiny):
 
 def settings(text: str) -> str:
     data = "data: {class_path: test_memory.Numbered}"
-    return CONFIG.replace("data: {class_path: test_training_options.Tiny}", data) + text
+    return CONFIG.replace("data: {class_path: small_training.Tiny}", data) + text
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_distillation import Losses, distance, randomised
-from test_lightning import loader, network, trainer
-from test_memory import numbered
+from small_training import Losses, distance, loader, network, numbered, randomised, trainer
 
 import branchprune as bp
 from branchprune.lightning import ClassificationTask

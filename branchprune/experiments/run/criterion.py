@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from branchprune.blending.attach import INITS, Init
+from branchprune.blending.attach import Init
+from branchprune.criteria.named import CRITERIA
 from branchprune.errors import PruneError
 from branchprune.training.import_path import function_at
 
@@ -43,11 +44,11 @@ class CriterionConfig:
         Raises:
             PruneError: `name` is no criterion.
         """
-        if self.name in ("random", *INITS):
+        if self.name in CRITERIA:
             return self.name
         if "." not in self.name:
-            known = ", ".join(("random", *INITS))
             raise PruneError(
-                f"criterion.name (={self.name!r}) must be one of {known}, or an import path"
+                f"criterion.name (={self.name!r}) must be one of {', '.join(CRITERIA)}, or an "
+                "import path"
             )
         return function_at(self.name, "criterion.name")

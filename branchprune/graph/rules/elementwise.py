@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from branchprune.graph.channels import Layout, unify
+from branchprune.graph.nodes import argument
 from branchprune.graph.state import Analysis
 
 
@@ -25,8 +26,8 @@ def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(analysis.operand(node))
     if layout is None:
         return None
-    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
-    padding = analysis.module(node).padding if node.op == "call_module" else argument
+    is_module = node.op == "call_module"
+    padding = analysis.module(node).padding if is_module else argument(node, 1, "pad")
     if not isinstance(padding, list | tuple):
         return analysis.unknown(node)
     if len(analysis.shape(node)) - len(padding) // 2 <= layout.dim:

@@ -7,21 +7,27 @@ from collections.abc import Iterable
 from torch import fx
 
 from branchprune.graph.channels import Channels, Layout, Segment, unify
+from branchprune.graph.nodes import argument
 from branchprune.graph.provenance import Joined
 from branchprune.graph.state import Analysis
 
 
+def _parts(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors that are joined."""
+    tensors = argument(node, 0, "tensors")
+    return [n for n in tensors if isinstance(n, fx.Node)] if isinstance(tensors, Iterable) else []
+
+
 def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
     """Concatenation: along the channels their widths add up, else the inputs are tied."""
-    tensors = node.args[0] if node.args else node.kwargs["tensors"]
-    parts = [n for n in tensors if isinstance(n, fx.Node)] if isinstance(tensors, Iterable) else []
+    parts = _parts(node)
     known = [pair for pair in analysis.layouts(parts) if not pair[1].free]
     if not known:
         return None
     shape = analysis.shape(node)
-    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    dim = argument(node, 1, "dim", default=0)
     channel = known[0][1].dim
-    if not isinstance(argument, int) or any(layout.dim != channel for _, layout in known):
+    if not isinstance(dim, int) or any(layout.dim != channel for _, layout in known):
         return analysis.unknown(node)
     joined: list[Layout] = []
     for part in parts:
@@ -30,7 +36,7 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
             constant = Channels(analysis.shape(part)[channel], reason="not made by a layer")
             layout = Layout(channel, (Segment(constant),))
         joined.append(layout)
-    if argument % len(shape) == channel:
+    if dim % len(shape) == channel:
         segments = tuple(segment for layout in joined for segment in layout.segments)
         moved = any(layout.moved for layout in joined)
         origin = Joined(tuple(layout.origin for layout in joined)) if moved else None
@@ -42,10 +48,9 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 def stack(analysis: Analysis, node: fx.Node) -> Layout | None:
     """Stacking along a new dimension: the inputs are tied."""
-    tensors = node.args[0] if node.args else node.kwargs["tensors"]
-    parts = [n for n in tensors if isinstance(n, fx.Node)] if isinstance(tensors, Iterable) else []
+    parts = _parts(node)
     known = [layout for _, layout in analysis.layouts(parts)]
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    dim = argument(node, 1, "dim", default=0)
     if not known:
         return None
     same = len(known) == len(parts) and all(layout.dim == known[0].dim for layout in known)

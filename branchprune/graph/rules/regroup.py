@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from branchprune.graph.channels import Layout, fused, resolve, unify
-from branchprune.graph.nodes import measured, measured_tensor
+from branchprune.graph.nodes import argument, measured, measured_tensor
 from branchprune.graph.provenance import Cut, Joined
 from branchprune.graph.rules.split import equal_parts
 from branchprune.graph.state import Analysis
@@ -172,8 +172,8 @@ def channel_shuffle(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(analysis.operand(node))
     if layout is None:
         return None
-    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("groups")
-    groups = analysis.module(node).groups if node.op == "call_module" else argument
+    is_module = node.op == "call_module"
+    groups = analysis.module(node).groups if is_module else argument(node, 1, "groups")
     if not isinstance(groups, int) or layout.dim != 1:
         return analysis.unknown(node)
     parts = equal_parts(analysis, node, layout, groups)

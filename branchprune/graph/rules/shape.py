@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from branchprune.graph.channels import Layout
+from branchprune.graph.nodes import argument, numbers_behind
 from branchprune.graph.state import Analysis
 
 
@@ -15,9 +16,7 @@ def permute(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(analysis.operand(node))
     if layout is None:
         return None
-    order: Any = node.args[1:] or node.kwargs.get("dims")
-    if len(order) == 1 and isinstance(order[0], list | tuple):
-        order = order[0]
+    order = numbers_behind(node, "dims")
     if not all(isinstance(dim, int) for dim in order):
         return analysis.unknown(node)
     return layout.permuted([dim % len(order) for dim in order].index)
@@ -40,13 +39,12 @@ def reduce_dims(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(operand)
     if layout is None:
         return None
-    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    given, keepdim = argument(node, 1, "dim"), argument(node, 2, "keepdim", default=False)
     rank = len(analysis.shape(operand))
-    dims = [argument] if isinstance(argument, int) else argument
+    dims = [given] if isinstance(given, int) else given
     if not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):
         return analysis.unknown(node, "it mixes all channels")
-    gone = {d % rank for d in dims if isinstance(d, int)}
+    gone = {d % rank for d in dims}
     if layout.dim in gone:
         return analysis.unknown(node, "it mixes all channels")
     return layout if keepdim else layout.at(layout.dim - sum(d < layout.dim for d in gone))
@@ -55,7 +53,7 @@ def reduce_dims(analysis: Analysis, node: fx.Node) -> Layout | None:
 def unsqueeze(analysis: Analysis, node: fx.Node) -> Layout | None:
     """A new dimension of size 1."""
     layout = analysis.layout(analysis.operand(node))
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+    dim = argument(node, 1, "dim")
     if layout is None or not isinstance(dim, int):
         return layout and analysis.unknown(node)
     return layout.at(layout.dim + (dim % len(analysis.shape(node)) <= layout.dim))
@@ -68,11 +66,11 @@ def squeeze(analysis: Analysis, node: fx.Node) -> Layout | None:
     if layout is None:
         return None
     shape = analysis.shape(operand)
-    argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    dims = range(len(shape)) if argument is None else [argument]
+    dim = argument(node, 1, "dim")
+    dims = range(len(shape)) if dim is None else [dim]
     if not all(isinstance(d, int) for d in dims) or shape[layout.dim] == 1:
         return analysis.unknown(node)
-    gone = {d % len(shape) for d in dims if isinstance(d, int) and shape[d] == 1}
+    gone = {d % len(shape) for d in dims if shape[d] == 1}
     return layout.at(layout.dim - sum(d < layout.dim for d in gone))
 
 
@@ -112,8 +110,7 @@ def repeat(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(operand)
     if layout is None:
         return None
-    times: Any = node.args[1:] or node.kwargs.get("repeats")
-    times = times[0] if len(times) == 1 and isinstance(times[0], list | tuple) else times
+    times = numbers_behind(node, "repeats")
     dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
     if times[dim] != 1:
         return analysis.unknown(node, "it repeats the channels")
@@ -125,8 +122,7 @@ def flip(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(analysis.operand(node))
     if layout is None:
         return None
-    dims: Any = node.args[1:] or node.kwargs.get("dims")
-    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], list | tuple) else dims
+    dims = numbers_behind(node, "dims")
     rank = len(analysis.shape(node))
     if any(not isinstance(dim, int) or dim % rank == layout.dim for dim in dims):
         return analysis.unknown(node, "it reverses the channels")
@@ -153,10 +149,9 @@ def expand(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(operand)
     if layout is None:
         return None
-    sizes: Any = node.args[1:] or node.kwargs.get("size") or node.kwargs.get("sizes")
-    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
+    sizes = numbers_behind(node, "size", "sizes")
     dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
-    size = sizes[dim] if isinstance(sizes, list | tuple) and dim < len(sizes) else None
+    size = sizes[dim] if dim < len(sizes) else None
     if isinstance(size, int) and size != -1:
         return analysis.unknown(node, f"it names the size {size}; -1 would follow the width")
     return layout.at(dim)

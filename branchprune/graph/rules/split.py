@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 from torch import fx
 
 from branchprune.graph.channels import Known, Layout, cut, resolve, unify
+from branchprune.graph.nodes import argument
 from branchprune.graph.provenance import Cut
 from branchprune.graph.state import Analysis
 
@@ -18,9 +16,8 @@ def divide(analysis: Analysis, node: fx.Node) -> Known:
     layout = analysis.layout(operand)
     if layout is None:
         return None
-    names = ("chunks", "split_size", "split_size_or_sections")
-    pieces = node.args[1] if len(node.args) > 1 else _keyword(node, names)
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    pieces = argument(node, 1, "chunks", "split_size", "split_size_or_sections")
+    dim = argument(node, 2, "dim", default=0)
     count = analysis.length(node)
     if not isinstance(dim, int):
         return analysis.unknown(node)
@@ -32,10 +29,6 @@ def divide(analysis: Analysis, node: fx.Node) -> Known:
         why = f"it names the size {named[0]}; chunk would follow the width"
         return analysis.unknown(node, why)
     return equal_parts(analysis, node, layout, count)
-
-
-def _keyword(node: fx.Node, names: Iterable[str]) -> Any:
-    return next((node.kwargs[name] for name in names if name in node.kwargs), None)
 
 
 def equal_parts(
@@ -59,7 +52,7 @@ def unbind(analysis: Analysis, node: fx.Node) -> Known:
     """Unbind: one tensor for each index of a dimension."""
     operand = analysis.operand(node)
     layout = analysis.layout(operand)
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    dim = argument(node, 1, "dim", default=0)
     if layout is None or not isinstance(dim, int):
         return layout and analysis.unknown(node)
     dim %= len(analysis.shape(operand))
@@ -74,11 +67,9 @@ def halve(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(operand)
     if layout is None:
         return None
-    if node.op == "call_module":
-        argument: Any = getattr(analysis.module(node), "dim", -1)
-    else:
-        argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
-    if argument % len(analysis.shape(node)) != layout.dim:
+    is_module = node.op == "call_module"
+    dim = analysis.module(node).dim if is_module else argument(node, 1, "dim", default=-1)
+    if dim % len(analysis.shape(node)) != layout.dim:
         return layout
     parts = equal_parts(analysis, node, layout, 2)
     return parts[0] if parts else None

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs, own_generators, training_mode
+from branchprune.graph.layers import has_own_forward
 from branchprune.graph.nodes import WHERE
 from branchprune.graph.rules.registry import TAUGHT, is_layer
 from branchprune.graph.tracing.factories import recorded_factories
@@ -79,8 +80,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A parametrised module, or a user's subclass that only sets arguments, keeps the
         # behaviour of its class in torch.nn but lives in another namespace.
-        inherits = str(type(m).forward.__module__).startswith("torch.nn.modules")
-        leaf = inherits and not any(m.children()) and not isinstance(m, nn.Sequential)
+        alone = not any(m.children()) and not isinstance(m, nn.Sequential)
+        leaf = alone and not has_own_forward(m)
         parametrised = torch.nn.utils.parametrize.is_parametrized(m)
         kept = parametrised or is_layer(m) or module_qualified_name in self.opaque
         return leaf or kept or super().is_leaf_module(m, module_qualified_name)

@@ -21,8 +21,8 @@ from branchprune.planning.profiling import Latency
 GOLDEN = json.loads(Path(__file__).with_name("golden_runs.json").read_text())
 CONFIG = """
 name: tiny
-model: {class_path: test_training_options.TinyVGG}
-data: {class_path: test_training_options.Tiny}
+model: {class_path: small_training.TinyVGG}
+data: {class_path: small_training.Tiny}
 task: {class_path: branchprune.lightning.ClassificationTask, init_args: {learning_rate: 0.02}}
 metric: {val: loss/val, test: loss/test, mode: min, format: number}
 dense: {epochs: 1}

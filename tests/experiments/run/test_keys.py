@@ -21,8 +21,8 @@ from branchprune.experiments.run.widths import WidthsConfig
 
 BASE = {
     "output": "out",
-    "model": {"class_path": "test_training_options.TinyVGG"},
-    "data": {"class_path": "test_training_options.Tiny"},
+    "model": {"class_path": "small_training.TinyVGG"},
+    "data": {"class_path": "small_training.Tiny"},
     "task": {"class_path": "branchprune.lightning.ClassificationTask"},
 }
 BLEND = {"blend": {"levels": {"steps": 0.5}, "hold": {"max_epochs": 9, "patience": 2}}}

@@ -7,8 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_lightning import loader, trainer
-from test_training_options import TinyVGG
+from small_training import TinyVGG, loader, trainer
 from torch import nn
 
 import branchprune as bp
@@ -28,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("without_charts")
 EXAMPLE = torch.randn(1, 1, 8, 8)
 CONFIG = """
 name: tiny
-model: {class_path: test_training_options.TinyVGG}
-data: {class_path: test_training_options.Tiny}
+model: {class_path: small_training.TinyVGG}
+data: {class_path: small_training.Tiny}
 task: {class_path: test_pruning.Seen, init_args: {learning_rate: 0.01}}
 metric: {val: loss/val, test: loss/test, mode: min, format: number}
 dense: {epochs: 2}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from pytorch_lightning import Callback
-from test_lightning import loader, network, trainer
+from small_training import loader, network, trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 import branchprune as bp

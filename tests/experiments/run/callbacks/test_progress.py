@@ -7,7 +7,7 @@ import torch
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
-from test_lightning import loader, network, trainer
+from small_training import loader, network, trainer
 
 import branchprune as bp
 from branchprune.experiments.run.callbacks.progress import StageProgress

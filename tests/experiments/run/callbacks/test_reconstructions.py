@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pytorch_lightning.loggers.logger import DummyLogger
-from test_lightning import trainer
+from small_training import trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -1,0 +1,151 @@
+"""The commands. Each imports what it needs when it is called, so that none waits for all of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from branchprune.errors import PruneError
+from branchprune.experiments.interruption import (
+    Interrupted,
+    folder_named,
+    how_to_go_on,
+    interruptible,
+)
+
+
+def call(name: str, args: Sequence[str]) -> int:
+    """Carry out a command; return the exit status.
+
+    Args:
+        name: One of `COMMANDS`.
+        args: Its arguments.
+    """
+    try:
+        with interruptible():
+            return COMMANDS[name](args, Console()) or 0
+    except Interrupted as interrupted:
+        _complain(how_to_go_on(interrupted, name, args))
+        return interrupted.status
+    except PruneError as error:
+        _complain(f"error: {error}", style="red")
+        return 2
+
+
+def _complain(text: str, style: str | None = None) -> None:
+    console = Console(stderr=True)
+    console.print(f"branchprune: {text}", style=style, markup=False, soft_wrap=True)
+
+
+def _run(args: Sequence[str], console: Console) -> None:
+    from branchprune.experiments.files import unwritable_named
+    from branchprune.experiments.run.config import parse
+    from branchprune.experiments.run.experiment import run
+    from branchprune.reports.report import write_report
+
+    if _asks_for_help("run", args):
+        return
+    _find_modules_here()
+    config = parse([*args])
+    report = config.output / "report.html"
+    with folder_named(config.output, config.resume):
+        result = run(config, shlex.join(["branchprune", "run", *args]), console)
+        if not report.exists():
+            with unwritable_named(config.output):
+                write_report(config.output)
+    console.print(summary(result))
+    console.print(f"{report}", style="bold", soft_wrap=True)
+
+
+def _dense(args: Sequence[str], console: Console) -> None:
+    from branchprune.experiments.run.config import parse
+    from branchprune.experiments.run.experiment import train_dense
+
+    if _asks_for_help("dense", args):
+        return
+    _find_modules_here()
+    config = parse([*args])
+    with folder_named(config.output, config.resume):
+        train_dense(config, console)
+
+
+def _asks_for_help(command: str, args: Sequence[str]) -> bool:
+    """Show the help of a command with the options of a run, if it is asked for."""
+    from branchprune.experiments.run.config import help_text
+
+    if args and not {"-h", "--help"} & {*args}:
+        return False
+    print(help_text(command))
+    return True
+
+
+def _find_modules_here() -> None:
+    """Let import paths of a configuration lead into the current folder."""
+    sys.path.insert(0, str(Path.cwd()))
+
+
+def _compare(args: Sequence[str], console: Console) -> int:
+    from branchprune.experiments.compare.compare import compare
+    from branchprune.experiments.jobs import shown
+    from branchprune.reports.comparison import write_comparison
+
+    compared = compare(args, console)
+    if compared.results.lines:
+        table, plots = write_comparison(compared.results, compared.output)
+        paths = " ".join(shown(path, Path.cwd()) for path in plots)
+        for text in (table, paths):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return int(compared.failed)
+
+
+def _report(args: Sequence[str], console: Console) -> None:
+    from branchprune.reports.report import write_report
+
+    if len(args) != 1:
+        raise PruneError(f"report takes one folder, not {args}")
+    console.print(f"{write_report(Path(args[0]))}")
+
+
+def _bench(args: Sequence[str], console: Console) -> None:
+    from branchprune.benchmarks.bench import main as bench
+
+    bench(args, console)
+
+
+def _cost(args: Sequence[str], console: Console) -> None:
+    from branchprune.benchmarks.cost import main as cost
+
+    cost(args, console)
+
+
+def _zoo(args: Sequence[str], console: Console) -> int:
+    from branchprune.benchmarks.zoo import main as zoo
+
+    return zoo(args, console)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
+    **{"run": _run, "dense": _dense, "compare": _compare, "report": _report},
+    **{"bench": _bench, "cost": _cost, "zoo": _zoo},
+}
+
+
+def summary(result: dict[str, Any]) -> Table:
+    """Return the table that ends a run: dense against small, as in the report."""
+    from branchprune.reports.before_after import compare
+
+    table = Table(title=f"{result['experiment']}, seed {result['seed']}")
+    table.add_column()
+    for column in ("dense", "small", "change"):
+        table.add_column(column, justify="right")
+    for row in compare(result):
+        table.add_row(row.label, row.before, row.after, row.change)
+    error = result["collapse"]["relative_error"]
+    table.add_row("Error of the collapse, float64", "", f"{error:.1e}", "")
+    return table
