@@ -129,7 +129,7 @@ def todays_command(line: Mapping[str, Any]) -> str:
     ]:
         if preset not in PRESETS or run.method(preset) != line["method"]:
             continue
-        for jpeg in (False, True):
+        for jpeg in (True, False):
             if run.key(preset, jpeg) == known:
                 command = ["branchprune", "run", *run.options(preset, jpeg), "--seed", str(seed)]
                 dense = ROOT / "runs" / run.experiment / "dense.safetensors"

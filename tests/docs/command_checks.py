@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -150,7 +151,7 @@ def check_run(command, world):
     assert main(["run", *given, *small.split()]) == 0
     folder = world.folder / parsed(command).output
     stored = yaml.safe_load((folder / "config.yaml").read_text())
-    for option, value in zip(given, given[1:], strict=False):
+    for option, value in pairwise(given):
         if option.startswith("--prune."):
             found = stored
             for key in option.removeprefix("--").split("."):

@@ -9,8 +9,9 @@ from command_checks import CHECKS, SAID, World, checks_of
 from pages import READMES, ROOT, commands_in, text
 from shipped import draw_folders
 
-from branchprune.benchmarks import zoo
+from branchprune.benchmarks import bench, zoo
 from branchprune.experiments.jobs import JobRunner
+from branchprune.models import VGG
 
 PAGES = [*READMES, ".github/CONTRIBUTING.md"]
 COMMANDS = {page: commands_in(text(page)) for page in PAGES}
@@ -41,6 +42,7 @@ def world(checkout, monkeypatch, capsys):
 
     monkeypatch.setattr(JobRunner, "run", run)
     monkeypatch.setattr(zoo, "run_apart", zoo_row)
+    monkeypatch.setattr(bench, "VGG", lambda stages=5 * [[8]]: VGG(stages))
     monkeypatch.setattr(sys, "argv", ["branchprune"])
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     monkeypatch.chdir(checkout)

@@ -3,7 +3,11 @@
 import re
 
 import pytest
+import yaml
 from pages import PAGES, READMES, ROOT, commands_in, text
+
+from branchprune.experiments.arguments import files_as_options
+from branchprune.experiments.run.config import make_parser
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -96,3 +100,24 @@ branchprune = 1
 """
     expected = ["branchprune run a.yaml --seed 1", "pip install '.[dev]'", "make test"]
     assert commands_in(page) == [*expected, "branchprune zoo --library timm"]
+
+
+def keys_on_the_page():
+    """Return what the table of what else a run can do says to set, one configuration each."""
+    section = text("configs/README.md").split("## What else a run can do")[1].split("\n## ")[0]
+    return re.findall(r"`((?:prune|data|task): \{.*?\})`", section)
+
+
+@pytest.mark.parametrize("added", keys_on_the_page())
+def test_keys_on_the_page_are_there(added):
+    shipped = [str(ROOT / "configs" / "recipe.yaml"), "--config", added]
+    config = make_parser().parse_args(files_as_options(shipped))
+    found, wanted = config.as_dict(), yaml.safe_load(added)
+    while isinstance(wanted, dict) and len(wanted) == 1:
+        [(key, wanted)] = wanted.items()
+        found = found[key]
+    assert found == wanted or wanted.items() <= found.items()
+
+
+def test_the_table_of_keys_is_found():
+    assert len(keys_on_the_page()) > 15
