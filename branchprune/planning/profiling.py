@@ -95,7 +95,6 @@ class _LiveTensors(TorchDispatchMode):
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
-        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self.now = self.peak = 0
 
     def __torch_dispatch__(
@@ -108,10 +107,8 @@ class _LiveTensors(TorchDispatchMode):
         before = {tensor.untyped_storage() for tensor in tensors((args, kwargs))}
         output = func(*args, **(kwargs or {}))
         for storage in {tensor.untyped_storage() for tensor in tensors(output)} - before:
-            if storage not in self.known:
-                self.known.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._release, storage.nbytes())
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._release, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return output
 

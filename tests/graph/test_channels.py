@@ -48,3 +48,19 @@ def test_a_cut_that_falls_into_a_channel_keeps_the_width() -> None:
     reasons = {group.name: group.reason for group in plan.groups}
     assert reasons["a"] is None
     assert "splits the channels where they cannot be split" in str(reasons["b"])
+
+
+def test_channels_whose_runs_do_not_go_into_each_other_stay() -> None:
+    """3 channels of 2 numbers each meet 2 channels of 3 numbers each."""
+
+    def run(m: Net, x: Tensor) -> Tensor:
+        y = m.a(x)
+        z: Tensor = m.d(m.b(y).flatten(1) + m.c(y).flatten(1))
+        return z
+
+    layers: dict[str, nn.Module] = {"a": nn.Conv2d(3, 8, 1)}
+    layers |= {"b": nn.Conv2d(8, 3, (4, 3)), "c": nn.Conv2d(8, 2, (4, 2)), "d": nn.Linear(6, 2)}
+    plan = bp.plan(Net(run, **layers), torch.randn(2, 3, 4, 4))
+    reasons = {group.name: str(group.reason) for group in plan.groups}
+    for name in ("b", "c"):
+        assert reasons[name].startswith("channels of different structure meet in add")

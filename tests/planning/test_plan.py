@@ -39,6 +39,20 @@ def test_table() -> None:
     assert resnet_table.splitlines()[2].split()[:4] == ["0", "+", "3.conv2,", "4.conv2"]
 
 
+def test_table_of_many_layers() -> None:
+    model = nn.Sequential(conv(3, 8), *(Residual(8, 8) for _ in range(5)), conv(8, 2))
+    assert "0        + 1.conv2, 2.conv2, 3.conv2 … 2 more  8 → 4" in str(
+        bp.plan(model, torch.randn(IMAGE))
+    )
+
+
+def test_table_of_a_model_that_does_nothing_in_evaluation() -> None:
+    model = Net(lambda m, x: m.b(m.a(x)) if m.training else x, a=conv(3, 8), b=conv(8, 2))
+    plan = bp.plan(model, torch.randn(IMAGE))
+    assert "macs: 0 → 0" in str(plan).splitlines()
+    assert [group.macs_share for group in plan.groups] == [0, 0]
+
+
 def test_json() -> None:
     plan = bp.plan(vgg(), torch.randn(IMAGE), exclude=["4"])
     read = json.loads(json.dumps(plan.as_dict()))
@@ -140,6 +154,37 @@ def test_a_layer_called_twice_counts_twice() -> None:
     x = torch.randn(2, 3, 12, 12)
     front = nn.Sequential(conv(3, 6, 3), nn.ReLU(), conv(6, 3), model)
     assert bp.plan(front, x).before.macs == counted_macs(front, x[:1])
+
+
+def test_a_shared_weight_counts_once() -> None:
+    tied = nn.Sequential(conv(4, 4), conv(4, 4))
+    tied[1].weight = tied[0].weight
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4), tied, conv(4, 2))
+    plan = bp.plan(model, torch.randn(IMAGE))
+    assert plan.before.params == sum(p.numel() for p in model.parameters())
+    assert plan.before.params - plan.after.params == 4 * (3 + 1 + 4)
+
+
+def test_a_norm_over_something_else_than_channels_keeps_its_size() -> None:
+    """On (batch, 5 tokens, channels) it has an entry a token."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(5), nn.GELU(), nn.Linear(16, 4)).eval()
+    plan = bp.plan(model, torch.randn(3, 5, 6))
+    blended = bp.attach(model, plan)
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    assert small[0].out_features == 8 and small[1].num_features == 5
+    assert plan.after.params == sum(p.numel() for p in small.parameters())
+
+
+def test_mac_shares_of_a_layer_that_makes_channels_of_two_groups() -> None:
+    model = Net(
+        lambda m, x: m.d(torch.cat([m.a(x), m.b(x)], 1) + m.c(x)),
+        **{"a": conv(3, 4), "b": conv(3, 6), "c": conv(3, 10), "d": conv(10, 2)},
+    )
+    shares = {g.name: g.macs_share for g in bp.plan(model, torch.randn(IMAGE)).groups}
+    total = 3 * 4 + 3 * 6 + 3 * 10 + 10 * 2
+    assert shares["a"] == pytest.approx((3 * 4 + 3 * 4) / total)
+    assert shares["b"] == pytest.approx((3 * 6 + 3 * 6) / total)
 
 
 def test_mac_shares() -> None:
