@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_cli import TINY
+from tiny_run import TINY
 
 from branchprune import PruneError
 from branchprune.errors import INSTALL, optional

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import scramble
 from small_training import trainer
-from test_cli import TINY, Data, Net
+from tiny_run import TINY, Data, Net
 from torch.utils.flop_counter import FlopCounterMode
 
 import branchprune as bp

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from models import relative, resnet, scramble, vgg
+from observed_runs import command
 from small_training import TinyVGG, loader, network, trainer
-from test_distillation import command
-from test_matching import X, blended_of, both_paths, chain, gradients
 from torch import Tensor, nn
+from two_paths import X, blended_of, both_paths, chain, gradients
 
 import branchprune as bp
 from branchprune.cli import main

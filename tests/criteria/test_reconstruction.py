@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from models import relative, scramble
+from observed_runs import command
 from small_training import TinyVGG
-from test_distillation import command
 from torch import Tensor, nn
 
 import branchprune as bp

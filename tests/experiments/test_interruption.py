@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_resume import CONFIG, Data
+from killed_runs import CONFIG, Data
 
 from branchprune.cli import main
 from branchprune.experiments.interruption import NAMES

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from frozen_networks import FROZEN
 from models import Between, Net, relative, scramble, spelled_out
-from test_plan import FROZEN
 from torch import Tensor, nn
 
 import branchprune as bp

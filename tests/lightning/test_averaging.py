@@ -4,11 +4,10 @@ from functools import partial
 
 import pytest
 import torch
+from killed_runs import check_same, go
 from pytorch_lightning import Callback
 from small_training import TinyVGG, loader
 from small_training import trainer as any_trainer
-from test_pruning import EXAMPLE
-from test_resume import check_same, go
 
 import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask
@@ -17,6 +16,7 @@ from branchprune.lightning.ema import WeightAverage
 pytestmark = pytest.mark.usefixtures("without_charts")
 
 DECAY = 0.7
+EXAMPLE = torch.randn(1, 1, 8, 8)
 trainer = partial(any_trainer, num_sanity_val_steps=0)
 
 

@@ -1,10 +1,10 @@
 """Learning from the dense network, against formulas written out here."""
 
 import copy
-from typing import ClassVar
 
 import pytest
 import torch
+from observed_runs import SeenTeacher, command, teacher_of
 from pytorch_lightning import Callback
 from small_training import Losses, TinyVGG, distance, loader, network, randomised, trainer
 from torch import nn
@@ -69,10 +69,6 @@ def test_training_loss_is_weighted_and_the_others_are_not(weight, temperature):
     with torch.no_grad():
         hard = [nn.functional.cross_entropy(student.eval()(x), y).item() for x, y in data]
     assert found == pytest.approx(sum(hard) / 3, rel=1e-4)
-
-
-def teacher_of(task):
-    return task.teacher.network
 
 
 class Untouched(Callback):
@@ -148,38 +144,15 @@ def test_no_weight_means_no_teacher():
     assert ClassificationTask(network()).teacher is None
 
 
-class Seen(ClassificationTask):
-    """Notes the widths of student and teacher in every training."""
-
-    seen: ClassVar = []
-
-    def on_train_start(self):
-        widths = self.model.features[0].out_channels, teacher_of(self).features[0].out_channels
-        Seen.seen.append((*widths, teacher_of(self).state_dict()))
-
-
-def command(path, **options):
-    options = {
-        "task": "test_distillation.Seen",
-        "prune.task": '{"teacher_weight": 0.5}',
-        "output": str(path / "run"),
-        "fast": "true",
-        "dense.epochs": "0",
-        "dense.checkpoint": str(path / "dense.pt"),
-    } | {name.replace("__", "."): value for name, value in options.items()}
-    settings = {"model": "small_training.TinyVGG", "data": "small_training.Tiny"}
-    return ["run", *(part for k, v in (settings | options).items() for part in (f"--{k}", v))]
-
-
 def test_in_rounds_the_dense_model_is_the_teacher(tmp_path):
-    Seen.seen.clear()
+    SeenTeacher.seen.clear()
     dense = TinyVGG()
     torch.save(dense.state_dict(), tmp_path / "dense.pt")
     options = {"prune.cut": "{}", "prune.finetune.epochs": "1", "prune.rounds.count": "2"}
     options["prune.rounds.max_drop"] = "1.0"
     assert main(command(tmp_path, prune__widths__keep="0.75", **options)) == 0
-    assert [widths for *widths, _ in Seen.seen] == [[6, 8], [4, 8]]
-    for *_, teacher in Seen.seen:
+    assert [widths for *widths, _ in SeenTeacher.seen] == [[6, 8], [4, 8]]
+    for *_, teacher in SeenTeacher.seen:
         assert all(torch.equal(teacher[name], value) for name, value in dense.state_dict().items())
 
 

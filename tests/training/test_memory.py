@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from given_images import ALL, Given
+from observed_runs import CONFIG, Seen
 from pytorch_lightning import Trainer
 from small_training import Tiny, loader, network, numbered, trainer
-from test_pruning import CONFIG, Seen
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

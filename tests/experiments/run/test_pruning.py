@@ -2,10 +2,10 @@
 
 import copy
 import json
-from typing import ClassVar
 
 import pytest
 import torch
+from observed_runs import CONFIG, Seen
 from safetensors.torch import load_file
 from small_training import TinyVGG, loader, trainer
 from torch import nn
@@ -25,14 +25,6 @@ from branchprune.lightning import BranchPruning, ClassificationTask
 pytestmark = pytest.mark.usefixtures("without_charts")
 
 EXAMPLE = torch.randn(1, 1, 8, 8)
-CONFIG = """
-name: tiny
-model: {class_path: small_training.TinyVGG}
-data: {class_path: small_training.Tiny}
-task: {class_path: test_pruning.Seen, init_args: {learning_rate: 0.01}}
-metric: {val: loss/val, test: loss/test, mode: min, format: number}
-dense: {epochs: 2}
-"""
 AT_ONCE = "prune: {cut: {}, finetune: {epochs: 3}}\n"
 
 
@@ -45,15 +37,6 @@ class OwnParameter(TinyVGG):
 
     def forward(self, x):
         return super().forward(x) * self.scale
-
-
-class Seen(ClassificationTask):
-    """Notes the state of the network at the start of every training."""
-
-    seen: ClassVar = []
-
-    def on_train_start(self):
-        Seen.seen.append(copy.deepcopy(self.model.state_dict()))
 
 
 @pytest.fixture
