@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import re
 import resource
@@ -11,7 +13,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from branchprune.experiments.environment import give_memory_back
 
 PROC = Path("/proc/self")
 
@@ -68,6 +69,14 @@ def forget_peak() -> str:
     except (OSError, StopIteration):
         return "ru_maxrss"
     return "VmHWM"
+
+
+def give_memory_back() -> None:
+    """Return what is free to the system: glibc keeps it, in pieces too small for the next copy."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def resident(what: str) -> int:

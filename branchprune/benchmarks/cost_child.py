@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import load
-from branchprune.benchmarks.child import forget_peak, one_line, resident
+from branchprune.benchmarks.child import forget_peak, give_memory_back, one_line, resident
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.models import VGG, Autoencoder
@@ -149,7 +149,7 @@ def _load_code(mode: str) -> None:
     with torch.inference_mode():
         compiled(tiny, mode)(torch.randn(1, 3, 8, 8))
     torch.compiler.reset()
-    environment.give_memory_back()
+    give_memory_back()
 
 
 def compiled(model: nn.Module, mode: str) -> nn.Module:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from branchprune.benchmarks import zoo_table
-from branchprune.benchmarks.child import one_line, resident, run_child
+from branchprune.benchmarks.child import give_memory_back, one_line, resident, run_child
 from branchprune.benchmarks.zoo_models import LIBRARIES
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.blending.attach import attach
@@ -142,7 +142,7 @@ class Stages:
 
     def enter(self, name: str) -> None:
         """End the stage before, give its memory back, and begin one."""
-        environment.give_memory_back()
+        give_memory_back()
         now = time.perf_counter()
         spent = self.row.seconds.get(self.row.stage, 0.0) + now - self.begun
         self.row.seconds[self.row.stage], self.begun = spent, now

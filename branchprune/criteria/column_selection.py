@@ -1,4 +1,4 @@
-"""The channels from which a linear map could best reconstruct what is read of all."""
+"""Greedy column subset selection: the channels that reconstruct best what layers read of all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from branchprune.errors import PruneError
 
 
 def reconstruction(group: GroupWeights) -> Tensor:
-    """Return scores by which the best channels are those that the others follow from most exactly.
+    """Return scores by greedy column subset selection: the best channels reconstruct the others.
 
     Channels are picked one by one, always the one that leaves least of what the group's readers
     make of all channels unexplained: `tr(M R)`, R the covariance of the channels given those that

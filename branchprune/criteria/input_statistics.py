@@ -1,4 +1,4 @@
-"""What the layers of a model read: how the channels vary together, and what is made of them."""
+"""Statistics of what layers read: the covariance of its channels, and the weights on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Reading:
     """What one layer reads of a group, on the average of some examples and all positions.
 
     Attributes:
-        covariance: How its channels vary together, shape (C, C), float64.
+        covariance: That of its channels, shape (C, C), float64.
         weights: `Σ w wᵀ` over all that the layer makes of them, w of shape (C,): where the channels
             change by d, its outputs change by `dᵀ weights d`, squared and added up. Shape (C, C).
     """

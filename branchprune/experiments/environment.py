@@ -1,9 +1,7 @@
-"""What a result was obtained with: hardware, versions, commit; and what a measurement leaves."""
+"""What a result was obtained with: hardware, versions, commit; and where results are committed."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import platform
 import subprocess
@@ -86,11 +84,3 @@ def commit(folder: Path | None = None) -> str | None:
 def _git(folder: Path, *args: str) -> str:
     command = ["git", "-C", str(folder), *args]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def give_memory_back() -> None:
-    """Return what is free to the system: glibc keeps it, in pieces too small for the next copy."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)

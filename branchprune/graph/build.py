@@ -63,7 +63,7 @@ class _Numbering:
         made: Channels with the paths of the layers that make them.
 
     Attributes:
-        groups: The groups that have been met, in the order of their numbers.
+        groups: The groups that have a number, in order.
     """
 
     def __init__(self, made: Iterable[tuple[str, Channels]]) -> None:
@@ -75,7 +75,7 @@ class _Numbering:
                 self._names.setdefault(segment.channels, name)
 
     def pieces(self, segments: Sequence[Segment]) -> Pieces:
-        """Return the pieces of segments; groups are numbered as they are met."""
+        """Return the pieces of segments; a group gets a number where it is first among them."""
         result = []
         for segment in resolve(segments):
             root = segment.channels

@@ -37,9 +37,8 @@ def argument(node: fx.Node, place: int, *names: str, default: Any = None) -> Any
 
 def numbers_behind(node: fx.Node, *names: str) -> tuple[Any, ...]:
     """Return what a call is given behind its tensor: numbers one by one, or a list of them."""
-    given = node.args[1:] or (argument(node, 1, *names),)
-    listed = len(given) == 1 and isinstance(given[0], list | tuple)
-    return tuple(given[0]) if listed else given
+    first, *rest = node.args[1:] or (argument(node, 1, *names),)
+    return tuple(first) if isinstance(first, list | tuple) and not rest else (first, *rest)
 
 
 def measured_tensor(shape: Any) -> fx.Node | None:

@@ -1,4 +1,4 @@
-"""What a configuration names by its import path."""
+"""Functions and classes that a configuration names by their import path."""
 
 from __future__ import annotations
 

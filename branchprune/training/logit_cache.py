@@ -1,4 +1,4 @@
-"""What a function gave for each example the first times it came: later it costs nothing."""
+"""A cache of logits: a teacher is asked about the first views of each example alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixup: training on weighted means of two examples and of what is wanted of them."""
+"""Mixup: training on weighted means of two examples and of their targets."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class CostConfig:
     The last stage takes what the others leave: the fine-tuning, if there is one, else α = 0.
 
     Args:
-        epochs: Epochs, of whatever.
+        epochs: Epochs of all stages together.
         train_macs: Multiply-adds of the training, forward and backward.
     """
 

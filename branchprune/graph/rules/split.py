@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
 from branchprune.graph.channels import Known, Layout, cut, resolve, unify
 from branchprune.graph.nodes import argument
@@ -67,8 +67,8 @@ def halve(analysis: Analysis, node: fx.Node) -> Layout | None:
     layout = analysis.layout(operand)
     if layout is None:
         return None
-    is_module = node.op == "call_module"
-    dim = analysis.module(node).dim if is_module else argument(node, 1, "dim", default=-1)
+    module = analysis.module(node) if node.op == "call_module" else None
+    dim = module.dim if isinstance(module, nn.GLU) else argument(node, 1, "dim", default=-1)
     if dim % len(analysis.shape(node)) != layout.dim:
         return layout
     parts = equal_parts(analysis, node, layout, 2)
