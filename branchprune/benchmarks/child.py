@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 PROC = Path("/proc/self")
+Record = TypeVar("Record")
 
 
 def run_child(
@@ -40,6 +44,18 @@ def run_child(
     except subprocess.TimeoutExpired as expired:
         output, error = expired.stdout or b"", f"took longer than {timeout:g} s"
     return output.decode(errors="replace").splitlines(), error
+
+
+def parse(line: str, kind: Callable[..., Record]) -> Record | None:
+    """Return the record in a line of JSON; None for any other line, and for a torn one.
+
+    Args:
+        line: What a process printed, or a line of a file.
+        kind: Makes a record of its fields.
+    """
+    with suppress(json.JSONDecodeError, TypeError):
+        return kind(**json.loads(line))
+    return None
 
 
 def _failure(status: int, stderr: bytes) -> str | None:

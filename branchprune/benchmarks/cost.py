@@ -20,7 +20,6 @@ import json
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -32,7 +31,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
-from branchprune.benchmarks.child import run_child
+from branchprune.benchmarks.child import parse, run_child
 from branchprune.benchmarks.cost_child import Row
 from branchprune.benchmarks.cost_models import MODELS, VARIANTS, prepare
 from branchprune.benchmarks.cost_table import summarize, table
@@ -182,21 +181,14 @@ def run_apart(row: Row, file: Path, timeout: float) -> Row:
     module = ["-W", "ignore", "-m", "branchprune.benchmarks.cost_child"]
     lines, error = run_child([*module, json.dumps(asdict(row)), str(file)], timeout, hidden)
     for line in lines:
-        if (found := parse(line)) is not None:
+        if (found := parse(line, Row)) is not None:
             return found
     return Row(**asdict(row) | {"error": error or "the process printed nothing"})
 
 
-def parse(line: str) -> Row | None:
-    """Return the row that a line of JSON holds; None for any other line, and for a torn one."""
-    with suppress(json.JSONDecodeError, TypeError):
-        return Row(**json.loads(line))
-    return None
-
-
 def read_rows(log: Path) -> dict[str, Row]:
     """Return the last row of every measurement in a file of JSON lines."""
-    return {row.key: row for row in parse_lines(log, parse)}
+    return {row.key: row for row in parse_lines(log, partial(parse, kind=Row))}
 
 
 def write(options: Options, rows: Sequence[Row], command: str) -> None:

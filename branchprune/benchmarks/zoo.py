@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from branchprune.benchmarks import zoo_table
-from branchprune.benchmarks.child import give_memory_back, one_line, resident, run_child
+from branchprune.benchmarks.child import give_memory_back, one_line, parse, resident, run_child
 from branchprune.benchmarks.zoo_models import LIBRARIES
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.blending.attach import attach
@@ -128,7 +128,7 @@ def run_apart(row: Row, timeout: float) -> Row:
     module = ["-W", "ignore", "-m", "branchprune.benchmarks.zoo"]
     lines, error = run_child([*module, json.dumps(asdict(row))], timeout)
     for line in lines:
-        row = zoo_table.parse(line) or row
+        row = parse(line, Row) or row
     if error is not None:
         row.error, row.exact = error, False
     return row

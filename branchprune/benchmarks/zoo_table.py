@@ -9,9 +9,11 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from branchprune.benchmarks.child import parse
 from branchprune.experiments.files import append_line, parse_lines, write_whole
 from branchprune.experiments.markdown import markdown_table
 from branchprune.planning.plan import Plan
@@ -135,17 +137,9 @@ def kind_of(reason: str, layers: Iterable[str]) -> str:
     return re.sub(r"(?<![\w(.-])\d+(?:\.\d+)?(?![\w)])", "n", reason)
 
 
-def parse(line: str) -> Row | None:
-    """Return the row that a line of JSON holds; None for any other line, and for a torn one."""
-    try:
-        return Row(**json.loads(line))
-    except (json.JSONDecodeError, TypeError):
-        return None
-
-
 def read_rows(path: Path) -> dict[Key, Row]:
     """Return the last row of every experiment in a file of JSON lines."""
-    return {row.key: row for row in parse_lines(path, parse)}
+    return {row.key: row for row in parse_lines(path, partial(parse, kind=Row))}
 
 
 def append_row(folder: Path, row: Row) -> None:

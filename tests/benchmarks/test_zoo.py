@@ -109,7 +109,9 @@ def test_failed_and_torn_rows_and_other_settings_run_again(folder, tmp_path, mon
 
     def run(row, timeout):
         ran.append(row.model)
-        return next(zoo_table.parse(li) for li in (first, second) if f'"{row.model}"' in li)
+        return next(
+            zoo.parse(li, zoo_table.Row) for li in (first, second) if f'"{row.model}"' in li
+        )
 
     monkeypatch.setattr(zoo, "run_apart", run)
     assert command(tmp_path, "--models", json.dumps(list(MODELS))) == 0
