@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from branchprune.experiments.files import read_lines
+from branchprune.experiments.markdown import markdown_table
 from branchprune.experiments.variants import JOINT, ConfigFile, Settings, read_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,21 +159,21 @@ def duration(entry: Entry) -> str:
 
 def commands_table() -> str:
     """Return the table of files and variants."""
-    rows = ["| command | what it shows | the paper | two cores | writes |", "|---|---|---|---|---|"]
+    rows = [["command", "what it shows", "the paper", "two cores", "writes"]]
     for entry in entries():
         cells = [f"`{entry.command}`", entry.about, entry.paper, duration(entry)]
-        rows.append(f"| {' | '.join([*cells, f'`{entry.writes}`'])} |")
-    return "\n".join(rows)
+        rows.append([*cells, f"`{entry.writes}`"])
+    return markdown_table(rows, "lllll")
 
 
 def rows_table() -> str:
     """Return the table of what comparisons put their methods together from."""
-    rows = ["| file | variant | what it is |", "|---|---|---|"]
+    rows = [["file", "variant", "what it is"]]
     for path in sorted((CONFIGS / "compare").glob("*.yaml")):
         about = comments(path)
         names = own_names(read_file(path))
-        rows += [f"| `{path.name}` | `{name}` | {about[name]} |" for name in names]
-    return "\n".join(rows)
+        rows += [[f"`{path.name}`", f"`{name}`", about[name]] for name in names]
+    return markdown_table(rows, "lll")
 
 
 def fill(text: str) -> str:
