@@ -83,7 +83,7 @@ class Stages:
             where = f"the last good checkpoint is {good}" if good else "no checkpoint was written"
             raise PruneError(f"{stage} stage: {error}; {where} (--resume continues)") from error
         self.records[stage] = {
-            "seconds": round(saved.state_dict()["seconds"], 1),
+            "seconds": round(saved.spent(), 1),
             "epochs": trainer.current_epoch,
             "train_macs": cost.macs,
             "loader_share": round(cost.waited / cost.seconds, 4) if cost.seconds else 0.0,

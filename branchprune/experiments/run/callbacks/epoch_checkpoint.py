@@ -33,9 +33,6 @@ class EpochCheckpoint(Checkpoint):
     Args:
         folder: Where to write last.ckpt and previous.ckpt.
 
-    Attributes:
-        seconds: Seconds of the training so far, those before a kill included.
-
     Raises:
         PruneError: A checkpoint cannot be written.
     """
@@ -94,12 +91,15 @@ class EpochCheckpoint(Checkpoint):
                 part.unlink(missing_ok=True)
             raise PruneError(f"checkpoint {last} cannot be written: {error}") from error
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of the random generators, and the time spent."""
+    def spent(self) -> float:
+        """Return the seconds of the training so far, those before a kill included."""
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
-        generators = _get_generators()
-        return {"generators": generators, "seconds": self.seconds, "place": self.place}
+        return self.seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the random generators, and the time spent."""
+        return {"generators": _get_generators(), "seconds": self.spent(), "place": self.place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue."""
