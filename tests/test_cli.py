@@ -204,8 +204,9 @@ def test_output_folder_that_exists_is_kept_unless_overwritten(tiny, capsys):
 
 
 def test_overwrite_keeps_the_earlier_run_beside_the_new_one(tiny):
+    every_stage = ["--prune.sparsify.epochs", "1", "--prune.finetune.epochs", "1"]
     for _ in range(3):
-        assert tiny("--overwrite", "true") == 0
+        assert tiny("--overwrite", "true", *every_stage) == 0
     assert {path.name for path in Path().iterdir()} == {
         "tiny.yaml",
         "out",

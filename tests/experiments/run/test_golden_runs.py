@@ -44,6 +44,7 @@ def test_numbers_of_a_run(case, tmp_path, monkeypatch):
         "epochs": {name: record["epochs"] for name, record in result["stages"].items()},
         "widths": [group["kept"] for group in result["plan"]["groups"]],
         "rounds": [each["val"] for each in result["rounds"]],
+        "branch": [point["branch"] for point in result["curve"]],
         "sum": sum(w.sum().item() for w in weights),
         "squares": sum(w.square().sum().item() for w in weights),
     }
