@@ -18,7 +18,8 @@ from branchprune.experiments.interruption import NAMES
 HELD = """
 data: {class_path: test_interruption.Held}
 task: {class_path: branchprune.lightning.ClassificationTask, init_args: {learning_rate: 0.05}}
-prune: {blend: {levels: [0.5, 0.0], hold: 1, restarts: [], restore_best: false, learning_rate: keep}}
+prune:
+  blend: {levels: [0.5, 0.0], hold: 1, restarts: [], restore_best: false, learning_rate: keep}
 """
 COMPARISON = """
 name: held
