@@ -115,20 +115,24 @@ def read_file(path: Path) -> ConfigFile:
         PruneError: `base`, `rows` or `variants` is wrong; the file is named.
         OSError: The file cannot be read.
     """
-    settings = _load(path)
     try:
-        return _file(path, settings)
+        return _file(path, _load(path))
     except PruneError as error:
         raise PruneError(f"{path}: {error}") from error
 
 
 def _load(path: Path) -> Settings:
-    """Return the content of a file; nothing of one whose reader is to say what is wrong with it."""
+    """Return the content of a file; one without any key, such as of comments, changes nothing."""
     try:
-        found = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        text = path.read_text(encoding="utf-8")
+        found = get_loader("yaml")(text)
+        if isinstance(found, str):  # it takes `key:` alone, without a value, for one
+            found = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise PruneError(f"no YAML in UTF-8: {error}") from error
+    if not isinstance(found, dict | None):
+        raise PruneError(f"a configuration has keys, as `name: value`, and this is {found!r:.40}")
+    return found or {}
 
 
 def _file(path: Path, settings: Settings) -> ConfigFile:
@@ -140,7 +144,7 @@ def _file(path: Path, settings: Settings) -> ConfigFile:
         bases=_bases(settings.get("base", []), path.parent),
         rows=_rows(settings.get("rows", [])),
         variants=_variants(settings.get("variants", {})),
-        plain=not {*own} & {*settings},
+        plain=any(v is not None for v in settings.values()) and not {*own} & {*settings},
     )
     names = [name for base in file.bases for name in base.variants]
     for name in names:

@@ -102,7 +102,8 @@ def test_a_file_without_variants_is_handed_on_as_it_is(write):
     ]
     assert files_as_options(["--a", "1", "--config=plain.yaml"])[2:] == ["--config", "plain.yaml"]
     Path("broken.yaml").write_text("a: [")
-    assert files_as_options(["broken.yaml"]) == ["--config", "broken.yaml"]
+    with pytest.raises(bp.PruneError, match="broken.yaml: no YAML"):
+        files_as_options(["broken.yaml"])
 
 
 def test_numbers_are_those_that_the_parser_reads(write):

@@ -114,12 +114,10 @@ def read(path: Path) -> Comparison:
         PruneError: The file cannot be read, or a key or value is wrong; both are named.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         file = read_file(path)
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PruneError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise PruneError(f"{path}: {error}") from error
     try:
         return _comparison(settings, file)
     except PruneError as error:

@@ -86,6 +86,12 @@ def prune_sections() -> dict[str, type]:
     }
 
 
+def _sections() -> dict[str, type]:
+    """Return the dataclass of each key that has a mapping of others."""
+    within = {f"prune.{name}": kind for name, kind in prune_sections().items()}
+    return {"metric": MetricConfig, "dense": DenseConfig, "prune": PruneConfig, **within}
+
+
 def _parser_without_pruning(command: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"branchprune {command}",
@@ -145,8 +151,14 @@ def help_text(command: str) -> str:
 def _check_keys(args: list[str]) -> None:
     actions = make_listing()._actions
     options = {option.lstrip("-") for action in actions for option in action.option_strings}
-    sections = {"metric", "dense", "prune", *(f"prune.{name}" for name in prune_sections())}
-    check_keys(args, options, sections)
+    sections = _sections()
+    hints = {
+        f"{section}.{name}".lstrip("."): hint
+        for section, kind in {"": RunConfig, **sections}.items()
+        for name, hint in get_type_hints(kind).items()
+    }
+    optional = [name for name, hint in hints.items() if type(None) in get_args(hint)]
+    check_keys(args, options, sections, optional)
 
 
 def parse(args: list[str]) -> RunConfig:

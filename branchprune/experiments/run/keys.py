@@ -1,4 +1,4 @@
-"""Keys of a configuration that do not exist: what they are called now, or the nearest to them."""
+"""Keys of a configuration: those that do not exist, and those that must hold something else."""
 
 from __future__ import annotations
 
@@ -23,32 +23,53 @@ MOVED = {
 }
 """Sections into which keys of `prune` have moved."""
 RENAMED = {"init": "criterion.name", "budget": "cost"}
+ONLY_OPTIONS = {"config", "variant"}
+"""What a command line has, and a file has not."""
 NOTES = {
     "levels": " (and `levels: null` is `cut: {}`)",
     "average": ", and that of the small model prune.finetune.average",
 }
 
 
-def check_keys(args: Sequence[str], options: Collection[str], sections: Collection[str]) -> None:
-    """Raise for a key that does not exist, in the files and options of a command line.
+def check_keys(
+    args: Sequence[str],
+    options: Collection[str],
+    sections: Collection[str],
+    optional: Collection[str],
+) -> None:
+    """Raise for a key that does not exist or is wrongly null, in files and on a command line.
 
     Args:
         args: As `["--config", "a.yaml", "--prune.finetune.epochs", "3"]`. Of a file its bases and
             variants are looked at, too.
         options: Every key that has a value, with dots; what is within a value is not looked at.
         sections: Every key that has a mapping of others.
+        optional: Those that may be null.
 
     Raises:
-        PruneError: It names the file, the key, and its new name or the nearest key.
+        PruneError: It names the file, the key, and its new name or the nearest key, or what it
+            must be.
     """
     known = {*options, *sections}
-    for place, key in _given(args, sections):
-        if key not in known and not _within_value(key, options, sections):
-            raise PruneError(f"{place}{key} {_instead(key, known)}")
+    for place, key, value in _given(args, sections):
+        allowed = known if place == "--" else known - ONLY_OPTIONS
+        if key not in allowed and not _within_value(key, options, sections):
+            raise PruneError(f"{place}{key} {_instead(key, allowed)}")
+        if value is None and key in known - {*optional}:
+            raise PruneError(f"{place}{key} must not be null: give a value, or leave it out")
+        if value is not None and key in sections and not isinstance(value, Mapping):
+            raise PruneError(f"{place}{key} (={value!r}) {_mapping(key, options, optional)}")
 
 
-def _given(args: Sequence[str], sections: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Return each key that is given, and where."""
+def _mapping(section: str, options: Collection[str], optional: Collection[str]) -> str:
+    """Say what a section must be."""
+    paths = [key.rpartition(".") for key in sorted(options) if not key.endswith(("help", "+"))]
+    within = ", ".join(name for around, _, name in paths if around == section)
+    return f"must be a mapping{within and f' of {within}'}{', or null' * (section in optional)}"
+
+
+def _given(args: Sequence[str], sections: Collection[str]) -> Iterator[tuple[str, str, Any]]:
+    """Yield each key that is given: where, its name, and its value."""
     for i, argument in enumerate(args):
         if not argument.startswith("--"):
             continue
@@ -57,15 +78,16 @@ def _given(args: Sequence[str], sections: Collection[str]) -> Iterator[tuple[str
             value = next(iter(args[i + 1 : i + 2]), "")
         if key == "config":
             for place, content in _contents(value):
-                yield from ((place, each) for each in _keys(content, "", sections))
+                yield from ((place, *each) for each in _keys(content, "", sections))
         else:
-            yield from (("--", each) for each in _keys(_parsed(value), key, sections))
+            parsed = value if key in ONLY_OPTIONS else _parsed(value)
+            yield from (("--", *each) for each in _keys(parsed, key, sections))
 
 
-def _keys(value: Any, path: str, sections: Collection[str]) -> Iterator[str]:
-    """Return the keys of nested sections."""
+def _keys(value: Any, path: str, sections: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of nested sections, with their values."""
     if path:
-        yield path
+        yield path, value
     if isinstance(value, Mapping) and (not path or path in sections):
         for name, each in value.items():
             yield from _keys(each, f"{path}.{name}" if path else str(name), sections)
@@ -96,7 +118,8 @@ def _contents(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parsed(text: str) -> Any:
+    """Return the value of an option; the text where it is no YAML, or missing, so no null."""
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(text) if text else text
     except yaml.YAMLError:
-        return None
+        return text

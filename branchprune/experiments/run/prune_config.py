@@ -33,7 +33,7 @@ class PruneConfig:
         finetune: Train the small model afterwards; null: not.
         rounds: Prune in rounds, each from the small model of the one before; null: once.
         cost: What all of this may cost: decides `blend.final_hold`, or `finetune.epochs`.
-        task: Arguments of the task that differ from those of the dense training.
+        task: Arguments of the task that differ from those of the dense training; null: none.
     """
 
     widths: WidthsConfig = field(default_factory=WidthsConfig)
@@ -45,7 +45,7 @@ class PruneConfig:
     finetune: FinetuneConfig | None = None
     rounds: RoundsConfig | None = None
     cost: CostConfig | None = None
-    task: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._choice()

@@ -1,6 +1,7 @@
 """Keys of a configuration that do not exist, and how files and options are put together."""
 
 import itertools
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -220,3 +221,44 @@ def test_the_listing_has_every_field_of_every_section():
     assert {f"--prune.{field.name}" for field in fields(PruneConfig)} - options == {
         "--prune.widths"
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prune:\n", "prune must not be null"),
+        ("prune: [1]\n", "prune (=[1]) must be a mapping of blend, "),
+        ("prune: {widths: null}\n", "prune.widths must not be null"),
+        ("prune: {widths: 0.5}\n", "prune.widths (=0.5) must be a mapping of exclude, inside, "),
+        (
+            "prune: {criterion: l1}\n",
+            "(='l1') must be a mapping of calibration, fit, name, or n",
+        ),
+        ("prune: {blend: null, cut: true}\n", "prune.cut (=True) must be a mapping, or null"),
+        ("prune: {widths: {keep: null}}\n", "prune.widths.keep must not be null"),
+        ("prune: {blend: {hold: null}}\n", "prune.blend.hold must not be null"),
+        ("dense: 3\n", "dense (=3) must be a mapping of checkpoint, epochs"),
+        ("seed: null\n", "seed must not be null"),
+        ("variant: cpu\n", "variant is no key"),
+        ("config: more.yaml\n", "config is no key"),
+        ("- a\n", "a configuration has keys"),
+        ("name: [\n", "no YAML in UTF-8"),
+        ("name: tïny\n", "no YAML in UTF-8"),
+    ],
+)
+def test_a_file_with_something_else_than_a_key_holds(text, message):
+    Path("more.yaml").write_text(text, encoding="latin-1")
+    found = refused(BLEND, "--config", "more.yaml")
+    assert found.startswith("more.yaml: ") and message in found
+
+
+@pytest.mark.parametrize("option", ["--prune.blend=3", "--dense null", "--seed null"])
+def test_an_option_with_something_else_than_a_key_holds(option):
+    assert re.match(r"--\S+ .*must (be a mapping|not be null)", refused(BLEND, *option.split()))
+
+
+@pytest.mark.parametrize("text", ["", "# prune:\n#   cut: {}\n", "prune: {task: null}\n"])
+def test_a_file_that_changes_nothing(text):
+    Path("more.yaml").write_text(text)
+    config = parsed(BLEND, "--config", "more.yaml", "--results", "null", "--resume")
+    assert config.resume and config.prune.blend == parsed(BLEND).prune.blend
