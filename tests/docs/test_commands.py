@@ -5,9 +5,11 @@ import re
 import sys
 
 import pytest
-from command_checks import CHECKS, SAID, World, checks_of
+import yaml
+from command_checks import CHECKS, checks_of
 from pages import READMES, ROOT, commands_in, text
-from shipped import draw_folders
+from run_checks import SAID, World
+from shipped import SMALL, draw_folders
 
 from branchprune.benchmarks import bench, zoo
 from branchprune.experiments.jobs import JobRunner
@@ -15,6 +17,7 @@ from branchprune.models import VGG
 
 PAGES = [*READMES, ".github/CONTRIBUTING.md"]
 COMMANDS = {page: commands_in(text(page)) for page in PAGES}
+NARROW = yaml.safe_load(SMALL["vgg16"])
 ALL = sorted({command for commands in COMMANDS.values() for command in commands})
 
 
@@ -42,7 +45,7 @@ def world(checkout, monkeypatch, capsys):
 
     monkeypatch.setattr(JobRunner, "run", run)
     monkeypatch.setattr(zoo, "run_apart", zoo_row)
-    monkeypatch.setattr(bench, "VGG", lambda stages=5 * [[8]]: VGG(stages))
+    monkeypatch.setattr(bench, "VGG", lambda stages=NARROW: VGG(stages))
     monkeypatch.setattr(sys, "argv", ["branchprune"])
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     monkeypatch.chdir(checkout)
