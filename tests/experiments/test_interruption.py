@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,8 @@ name: held
 base: [config.yaml, more.yaml]
 seeds: [3]
 budgets: {few: {epochs: 2}}
-methods: {blended: []}
+variants: {same: {}}
+methods: {blended: {rows: [same]}}
 """
 
 
@@ -63,8 +63,10 @@ class Held(Data):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    quick = partial(measure_latency, seconds=0.01)
-    monkeypatch.setattr("branchprune.experiments.run.result.measure_latency", quick)
+    monkeypatch.setattr(
+        "branchprune.experiments.run.result.measure_latency",
+        lambda model, batch, _: measure_latency(model, batch, seconds=0.01),
+    )
     Path("config.yaml").write_text(CONFIG)
     Path("more.yaml").write_text(HELD)
     Path("compare.yaml").write_text(COMPARISON)
@@ -94,6 +96,7 @@ def interrupt(processes, place, number, *args):
     process.start()
     while not Path("held").exists() and process.is_alive():
         time.sleep(0.02)
+    assert process.is_alive(), Path("errors.txt").read_text()
     os.kill(process.pid, number)
     process.join(60)
     error = Path("errors.txt").read_text()
