@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,12 @@ task: {class_path: branchprune.lightning.ClassificationTask, init_args: {learnin
 prune:
   blend: {levels: [0.5, 0.0], hold: 1, restarts: [], restore_best: false, learning_rate: keep}
 """
-COMPARISON = """
+COMPARISON = f"""{HELD}
 name: held
-base: [config.yaml, more.yaml]
+base: [config.yaml]
 seeds: [3]
-budgets: {few: {epochs: 2}}
-methods: {blended: []}
+budgets: {{few: {{epochs: 2}}}}
+methods: {{blended: {{rows: []}}}}
 """
 
 
@@ -63,7 +62,10 @@ class Held(Data):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    quick = partial(measure_latency, seconds=0.01)
+
+    def quick(model, batch, seconds):
+        return measure_latency(model, batch, 0.01)
+
     monkeypatch.setattr("branchprune.experiments.run.result.measure_latency", quick)
     Path("config.yaml").write_text(CONFIG)
     Path("more.yaml").write_text(HELD)
