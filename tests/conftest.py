@@ -35,6 +35,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Hand them back: what is frozen at exit looks leaked to the libraries that it is from."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_pass_is_timed() -> Iterator[None]:
     """No test reads how long a network takes in a run, so none needs to wait for it."""
