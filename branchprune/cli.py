@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import torch
 from branchprune import __version__
 from branchprune.errors import PruneError, how_to_install
 from branchprune.experiments.interruption import (
+    PIPE,
     Interrupted,
     folder_named,
     how_to_go_on,
@@ -50,9 +52,20 @@ zoo     plan, blend and collapse every model of torchvision or timm
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0; 2 for an error of the user's.
 
-    `zoo` returns 1 if a model failed, `compare` if a run did. Ctrl-C gives 130, SIGTERM 143.
+    `zoo` returns 1 if a model failed, `compare` if a run did. Ctrl-C gives 130, SIGTERM 143, an
+    output that nobody reads, as behind `| head`, 141.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if args is None else args))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        return Interrupted(PIPE).status
+
+
+def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
@@ -76,7 +89,13 @@ def version() -> str:
 def _command(args: list[str]) -> int:
     from rich.console import Console
 
-    console = Console()
+    class Output(Console):
+        """What a command says; rich would end the process in silence where nobody reads it."""
+
+        def on_broken_pipe(self) -> None:
+            raise Interrupted(PIPE)
+
+    console = Output()
     commands = {
         **{"run": _run, "dense": _dense, "compare": _compare, "report": _report},
         **{"bench": _bench, "cost": _cost, "zoo": _zoo},
