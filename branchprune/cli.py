@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from platform import python_version
@@ -10,6 +11,7 @@ import torch
 
 from branchprune import __version__
 from branchprune.errors import how_to_install
+from branchprune.experiments.interruption import PIPE, Interrupted
 
 USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option value ...]
        branchprune dense CONFIG.yaml [--variant NAME ...] [--option value ...]
@@ -34,9 +36,20 @@ zoo     plan, blend and collapse every model of torchvision or timm
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0; 2 for an error of the user's.
 
-    `zoo` returns 1 if a model failed, `compare` if a run did. Ctrl-C gives 130, SIGTERM 143.
+    `zoo` returns 1 if a model failed, `compare` if a run did. Ctrl-C gives 130, SIGTERM 143, an
+    output that nobody reads, as behind `| head`, 141.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if args is None else args))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        return Interrupted(PIPE).status
+
+
+def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2

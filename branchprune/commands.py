@@ -13,11 +13,20 @@ from rich.table import Table
 
 from branchprune.errors import PruneError
 from branchprune.experiments.interruption import (
+    PIPE,
     Interrupted,
     folder_named,
     how_to_go_on,
     interruptible,
 )
+
+
+class Output(Console):
+    """What a command says; rich would end the process in silence where nobody reads it."""
+
+    def on_broken_pipe(self) -> None:
+        """End the command as a signal does."""
+        raise Interrupted(PIPE)
 
 
 def call(name: str, args: Sequence[str]) -> int:
@@ -29,7 +38,7 @@ def call(name: str, args: Sequence[str]) -> int:
     """
     try:
         with interruptible():
-            return COMMANDS[name](args, Console()) or 0
+            return COMMANDS[name](args, Output()) or 0
     except Interrupted as interrupted:
         _complain(how_to_go_on(interrupted, name, args))
         return interrupted.status

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import subprocess
 import sys
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -282,3 +284,37 @@ def test_help(capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("usage: branchprune dense")
     options = [line for line in text.splitlines() if line.startswith("  --")]
     assert len(options) < 80 and len(text.splitlines()) < 4 * len(options)
+
+
+@contextmanager
+def closed_output():
+    """Give what is printed to nobody, as behind `| head`."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as output, redirect_stdout(output):
+        yield
+
+
+@pytest.mark.parametrize("args", ["--help", "--version", "run --help", "zoo --help"])
+def test_nobody_reads_the_help(args, capsys):
+    with closed_output():
+        assert main(args.split()) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_nobody_reads_what_a_run_says(tiny, capsys):
+    with closed_output():
+        assert tiny() == 141
+    said, kept, how = capsys.readouterr().err.splitlines()
+    assert said == "branchprune: interrupted by a closed output (SIGPIPE)"
+    assert (kept, how) == (
+        "nothing was saved",
+        "to start again: branchprune run tiny.yaml --output out",
+    )
+
+
+def test_the_package_is_run_as_the_command_is():
+    found = subprocess.run(
+        [sys.executable, "-m", "branchprune", "nonsense"], capture_output=True, text=True
+    )
+    assert found.returncode == 2 and "unknown command 'nonsense'" in found.stderr

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: end a command in order, and say what is saved and how to go on."""
+"""Ctrl-C, SIGTERM, a closed pipe: end a command in order, say what is saved and how to go on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PIPE = 13
+"""SIGPIPE, which not every system has: Python says instead that the pipe is broken."""
+NAMES = {
+    signal.SIGINT: "Ctrl-C (SIGINT)",
+    signal.SIGTERM: "SIGTERM",
+    PIPE: "a closed output (SIGPIPE)",
+}
 GOES_ON = ("compare", "cost", "zoo")
 """Commands that keep what is done, and go on where they are called again."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the process to end.
+    """A signal asked the process to end, or nobody reads what it says.
 
     It is no KeyboardInterrupt and no SystemExit, which Lightning turns into exit statuses of its
     own, and no Exception, which others may catch.
@@ -31,13 +38,13 @@ class Interrupted(BaseException):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {NAMES[signal.Signals(number)]}")
+        super().__init__(f"interrupted by {NAMES[number]}")
         self.number = number
         self.folder: Path | None = None
 
     @property
     def status(self) -> int:
-        """Exit status by the shell's convention: 130 for SIGINT, 143 for SIGTERM."""
+        """Exit status by the shell's convention: 130 for SIGINT, 143 for SIGTERM, 141: a pipe."""
         return 128 + self.number
 
 
@@ -62,7 +69,7 @@ def interruptible() -> Iterator[None]:
             received.append(number)
             raise Interrupted(number)
 
-    before = {number: signal.signal(number, interrupt) for number in NAMES}
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield
     finally:
