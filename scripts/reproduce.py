@@ -38,7 +38,7 @@ VARIANTS = (
 )
 PRESETS = ("cpu", "paper")
 KEYS = ("experiment", "method", "preset", "dataset", "seed")
-COMMAND = [sys.executable, "-m", "branchprune.cli"]
+COMMAND = [sys.executable, "-m", "branchprune"]
 
 
 @dataclass(frozen=True)

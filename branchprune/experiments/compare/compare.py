@@ -26,7 +26,7 @@ from branchprune.experiments.files import read_object, refusals_named, write_who
 from branchprune.experiments.jobs import Job, JobRunner, shown
 from branchprune.experiments.variants import check, read_file
 
-COMMAND = [sys.executable, "-m", "branchprune.cli"]
+COMMAND = [sys.executable, "-m", "branchprune"]
 
 
 @dataclass

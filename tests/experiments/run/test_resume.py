@@ -108,7 +108,7 @@ def test_rounds_continue(kills, whole_rounds, run):
 def test_a_process_that_is_killed(whole, run, tmp_path):
     """The same with the real signal, which leaves no time to write anything."""
     (tmp_path / "config.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "branchprune.cli", "run", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "branchprune", "run", str(tmp_path / "config.yaml")]
     command += ["--output", str(tmp_path / "killed"), "--resume"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     last = tmp_path / "killed" / "prune" / "last.ckpt"

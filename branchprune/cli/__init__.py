@@ -57,7 +57,7 @@ def _main(args: list[str]) -> int:
         print(version())
         return 0
     try:
-        from branchprune.commands import COMMANDS, call  # with rich, which may be missing
+        from branchprune.cli.commands import COMMANDS, call  # with rich, which may be missing
 
         if args[0] in COMMANDS:
             return call(args[0], args[1:])
@@ -73,7 +73,3 @@ def _main(args: list[str]) -> int:
 def version() -> str:
     """Return the version of branchprune and of what results depend on."""
     return f"branchprune {__version__} (torch {torch.__version__}, Python {python_version()})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
