@@ -70,7 +70,7 @@ class _Residual:
     def gains(self) -> Tensor:
         """Return what each channel would explain, as a share of all, shape (C,)."""
         known = self.variance > self.least
-        return torch.where(known, self.made.clamp_min(0) / self.variance, 0) / self.size
+        return torch.where(known, self.made / self.variance, 0) / self.size
 
     def pick(self, channel: int) -> None:
         """Pick a channel; nothing changes if it follows from those that are."""

@@ -617,6 +617,25 @@ def test_a_wrong_collapse_is_noticed_and_the_layer_named(monkeypatch: pytest.Mon
         bp.collapse(blended)
 
 
+def test_a_layer_whose_outputs_cancel_is_no_fault() -> None:
+    """What is left of them is rounding, which differs between wide and narrow layers."""
+    model = Net(
+        lambda m, x: m.d((m.b(m.a(x)) + m.c(x)).tanh()),
+        **{"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 1, bias=False)},
+        **{"c": nn.Conv2d(3, 4, 1), "d": nn.Conv2d(4, 2, 1)},
+    )
+    x = torch.randn(2, 3, 8, 8)
+    blended = bp.attach(model, bp.plan(model, x, keep={"a": 0.5}), init="random")
+    with torch.no_grad():
+        ends, weight = blended.expand.get_submodule("b").weights[0], blended.model.b.weight
+        ends[4:] = ends[:4]
+        weight[:, 4:] = -weight[:, :4]
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    assert small.b.weight.abs().max() < 1e-6
+    assert relative(blended(x), small(x)) < 1e-5
+
+
 def test_nan_in_the_branch_is_refused() -> None:
     model = vgg()
     blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8)))

@@ -128,6 +128,34 @@ def test_both_readers_of_a_stream_are_heard() -> None:
         assert relative(u.T @ u / len(u), reading.covariance) < 1e-12
 
 
+def test_a_reader_of_two_groups_is_read_for_each_alone() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(10, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.c(torch.cat([self.b(x).tanh(), self.a(x).relu()], 1))
+            return y
+
+    blended = attached(Both())
+    names = [blended.plan.groups[i].name for i in blended.plan.pruned]
+    found = dict(zip(names, read_all(blended, X.split(2)).values(), strict=True))
+    weight = blended.model.c.weight.detach().flatten(1)
+    with torch.no_grad():
+        a, b = samples(blended.model.a(X).relu()), samples(blended.model.b(X).tanh())
+    for name, u, w in (("a", a, weight[:, 6:]), ("b", b, weight[:, :6])):
+        [reading] = found[name]
+        assert relative(u.T @ u / len(u), reading.covariance) < 1e-12
+        assert relative(w.T @ w, reading.weights) < 1e-12
+
+
+def test_as_many_channels_are_scored_as_are_kept_even_if_they_tell_nothing() -> None:
+    reading = Reading(torch.diag(torch.tensor([4.0, 1, 0, 0]).double()), torch.eye(4).double())
+    scores = reconstruction(GroupWeights("g", 4, (), (), readings=(reading,), kept=3))
+    assert scores.tolist() == [4, 3, 2, 0]
+
+
 def unexplained(u: Tensor, kept: list[int], weight: Tensor) -> float:
     """Return what is left of a reader's outputs (weight (O, C)) by least squares on samples."""
     rest = u
