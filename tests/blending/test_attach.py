@@ -482,6 +482,15 @@ def test_a_model_that_cannot_be_copied() -> None:
         bp.plan(model, torch.randn(IMAGE))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_that_of_the_model(training: bool) -> None:
+    blended = attached(resnet().train(training))
+    norms = [m for m in blended.twin.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 9
+    for module in (blended, *blended.model.modules(), *norms):
+        assert module.training is training
+
+
 def test_attach_does_not_change_the_model() -> None:
     model = scramble(vgg()).train()
     model[1].eval()
