@@ -73,9 +73,7 @@ class _Residual:
         return torch.where(known, self.made / self.variance, 0) / self.size
 
     def pick(self, channel: int) -> None:
-        """Pick a channel; nothing changes if it follows from those that are."""
-        if self.variance[channel] <= self.least:
-            return
+        """Pick a channel."""
         column = self.covariance[:, channel] - self.omega @ self.omega[channel]
         column /= column[channel].clamp_min(self.least).sqrt()
         weighted = self.weights @ column

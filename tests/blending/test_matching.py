@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from two_paths import X, blended_of, both_paths, chain, gradients
 
 import branchprune as bp
+from branchprune.blending.feature_matching import mismatch
+from branchprune.blending.projections import EndPiece, Expand
 
 
 def spelled_out(blended: bp.Blended, alphas: tuple[float, float]) -> tuple[Tensor, list[Tensor]]:
@@ -167,6 +169,17 @@ def test_a_wide_path_of_zeros() -> None:
     blended(X).sum().backward()
     assert blended.matching_loss.isfinite()
     assert all(p.grad.isfinite().all() for p in blended.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_summed_in_single(dtype: torch.dtype) -> None:
+    """300² is too large for float16, and bfloat16 counts no further than 256 one by one."""
+    weight = torch.full((4, 2), 0.5, dtype=dtype)
+    expand = Expand([EndPiece(4, 2, 1, 0)], -1, 1, [weight])
+    narrow, wide = torch.full((500, 2), 200.0, dtype=dtype), torch.full((500, 4), 300.0).to(dtype)
+    term = mismatch(expand, narrow, wide, [True]).detach()
+    assert term.dtype == torch.float32
+    assert float(term) == pytest.approx((200 - 300) ** 2 / 300**2, rel=1e-5)
 
 
 def test_copies_and_checkpoints() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import branchprune as bp
+from branchprune.blending.bn_recalibration import recalibrated
 
 
 @pytest.fixture
@@ -110,3 +111,24 @@ def test_groups_whose_turn_has_not_come_stay(blended):
     with blended.branch_only():
         assert blended.alpha == {first: 0.0, second: 1.0}
     assert blended.alpha == {first: 0.5, second: 1.0}
+
+
+class Counts(nn.Module):
+    """Puts another tensor in the place of a buffer in every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.norm(x)
+
+
+def test_buffers_that_forward_replaces_are_what_they_were():
+    model = Counts()
+    calls = model.calls
+    with recalibrated(model, [((x,), {}) for x in batches()]):
+        assert model.calls == 3
+    assert model.calls is calls and calls == 0

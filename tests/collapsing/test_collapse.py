@@ -636,6 +636,47 @@ def test_a_layer_whose_outputs_cancel_is_no_fault() -> None:
     assert relative(blended(x), small(x)) < 1e-5
 
 
+def test_a_wrong_output_is_noticed_behind_right_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from branchprune.collapsing import collapse as collapsing
+
+    verify = collapsing.verify
+
+    def shifted(exact: bp.Blended, small: nn.Module) -> float:
+        norm = small.get_submodule("4")
+        norm.bias = nn.Parameter(norm.bias.detach().double() + 1e-9)
+        return verify(exact, small)
+
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)),
+        nn.BatchNorm2d(4),
+    )
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8)))
+    blended.alpha = 0
+    monkeypatch.setattr(collapsing, "verify", shifted)
+    with pytest.raises(bp.PruneError, match=r"not exact: relative error .* in the output$"):
+        bp.collapse(blended)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        nn.Conv2d(8, 4, 1, padding=2, padding_mode="reflect"),
+        nn.ConvTranspose2d(8, 4, 3, padding=4),
+    ],
+)
+def test_a_head_for_training_that_pads_more_than_its_kernel(head: nn.Module) -> None:
+    """Evaluation has no need of it, so the collapse tries it on an input of its own."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).relu()
+        return m.b(y) + m.head(y).mean((2, 3), keepdim=True) if m.training else m.b(y)
+
+    model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1), head=head)
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 12, 12)))
+    blended.alpha = 0
+    assert bp.collapse(blended).head.in_channels == 4
+
+
 def test_nan_in_the_branch_is_refused() -> None:
     model = vgg()
     blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8)))
