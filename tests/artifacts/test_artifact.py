@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tempfile
 from contextlib import nullcontext
 
 import pytest
@@ -82,6 +83,37 @@ def test_file_of_another_model_is_refused(small, tmp_path):
         bp.load(nn.Sequential(nn.Linear(3, 3)), path)
     with pytest.raises(bp.PruneError, match="another model"):
         bp.load(nn.Sequential(nn.Linear(3, 3), *make_model()[1:]), path)
+
+
+def test_file_with_a_layer_more_is_refused(tmp_path):
+    path = tmp_path / "more.safetensors"
+    bp.save(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), path)
+    with pytest.raises(bp.PruneError, match=r"another model: it has 0\.bias"):
+        bp.load(nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU()), path)
+
+
+@pytest.mark.parametrize("dims", [(1, 2), (2, 1)])
+def test_file_with_kernels_of_other_dimensions_is_refused(dims, tmp_path):
+    path, kinds = tmp_path / "kernel.safetensors", {1: nn.Conv1d, 2: nn.Conv2d}
+    saved, loaded = (nn.Sequential(kinds[dim](3, 8, 3)) for dim in dims)
+    bp.save(saved, path)
+    with pytest.raises(bp.PruneError, match=r"another model: 0.weight has shape \(8, 3, 3"):
+        bp.load(loaded, path)
+
+
+def test_what_is_frozen_in_the_model_stays_frozen(small, tmp_path):
+    bp.save(small, tmp_path / "small.safetensors")
+    model = make_model()
+    model[3].requires_grad_(False)
+    loaded = bp.load(model, tmp_path / "small.safetensors")
+    assert [p.requires_grad for p in loaded.parameters()] == [True] * 4 + [False] * 2 + [True] * 2
+
+
+def test_the_file_is_written_where_it_will_be(small, tmp_path, monkeypatch):
+    """A file elsewhere may be on another disk, from which none is moved in one step."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    bp.save(small, tmp_path / "small.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
 
 
 def test_file_with_other_kernels_is_refused(tmp_path):
@@ -167,7 +199,7 @@ def test_pickle_with_code_is_refused_and_never_run(tmp_path, writer):
         path.write_bytes(pickle.dumps(Exploit(target), protocol=2))
     else:
         torch.save(Exploit(target), path)
-    with pytest.raises(bp.PruneError, match="pickle"):
+    with pytest.raises(bp.PruneError, match="it is a pickle, which could run code"):
         bp.load(make_model(), path)
     assert not target.exists()
 
@@ -195,11 +227,12 @@ def test_failed_save_leaves_the_old_file(small, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
 
 
-def test_file_of_another_program_is_refused(tmp_path):
+@pytest.mark.parametrize("header", [None, {"format": "pt"}])
+def test_file_of_another_program_is_refused(tmp_path, header):
     from safetensors.torch import save_file
 
-    save_file(make_model().state_dict(), tmp_path / "plain.safetensors")
-    with pytest.raises(bp.PruneError, match="not written by branchprune"):
+    save_file(make_model().state_dict(), tmp_path / "plain.safetensors", metadata=header)
+    with pytest.raises(bp.PruneError, match="its header lacks 'branchprune/1'"):
         bp.load(make_model(), tmp_path / "plain.safetensors")
 
 

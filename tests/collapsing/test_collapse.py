@@ -677,6 +677,22 @@ def test_a_head_for_training_that_pads_more_than_its_kernel(head: nn.Module) -> 
     assert bp.collapse(blended).head.in_channels == 4
 
 
+def test_a_head_for_training_of_two_layers() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).relu()
+        return m.b(y) + m.second(m.first(y).relu()) if m.training else m.b(y)
+
+    layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 1)}
+    layers |= {"first": nn.Conv2d(8, 6, 3, padding=1), "second": nn.Conv2d(6, 4, 1)}
+    model = Net(run, **layers)
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8)))
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    assert small.first.weight.shape == (3, 4, 3, 3) and small.second.in_channels == 3
+    x = torch.randn(2, 3, 8, 8)
+    assert relative(spelled_out(blended).train()(x), small.train()(x)) < 1e-5
+
+
 def test_nan_in_the_branch_is_refused() -> None:
     model = vgg()
     blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8)))
