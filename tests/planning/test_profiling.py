@@ -47,6 +47,15 @@ def test_latency_reports_its_setting():
     assert latency.median_s > 0 and latency.iqr_s >= 0
 
 
+def test_a_single_pass_can_be_timed():
+    passes = []
+    model = nn.Linear(4, 4)
+    model.register_forward_hook(lambda *_: passes.append(None))
+    latency = measure_latency(model, torch.zeros(7, 4), seconds=0)
+    assert latency.median_s > 0 and latency.iqr_s == 0
+    assert len(passes) < 10  # the others warm up
+
+
 def test_ratios_alternate_and_divide(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr("branchprune.benchmarks.bench.time.perf_counter", lambda: next(clock))
