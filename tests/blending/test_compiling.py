@@ -210,6 +210,17 @@ def test_a_trainer_with_inductor_collapses_exactly():
     assert torch.allclose(*ends, rtol=1e-3, atol=1e-4)
 
 
+def test_a_model_that_is_compiled_gets_branches_though_its_code_rounds_otherwise():
+    def rounds_otherwise(graph, _):
+        return lambda *args: tuple(y * (1 + 1e-6) for y in graph.forward(*args))
+
+    model = scramble(VGG([[8, 8]], classes=4, in_channels=1)).eval()
+    plan, expected = bp.plan(model, X[:1]), model(X)
+    model.compile(backend=rounds_otherwise)
+    assert not torch.equal(model(X), expected)
+    assert torch.equal(bp.attach(model, plan).eval()(X), expected)
+
+
 def test_a_whole_run(tmp_path, monkeypatch):
     """The dense model that is measured is not compiled, since the small one is not."""
     (tmp_path / "tiny.yaml").write_text(TINY)
