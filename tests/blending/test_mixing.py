@@ -17,6 +17,7 @@ from random_networks import Case, attached, cases
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.blending.path_sampling import along_examples
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 MIXINGS = ["sum", "group", "step", "sample"]
@@ -277,6 +278,13 @@ def test_examples_must_be_along_dimension_0() -> None:
         blended(x)
     assert blended.eval()(x).shape == (12, 2)
     bp.attach(model, blended.plan, mixing="group").train()(x)
+
+
+def test_channels_are_no_examples_even_if_there_are_as_many() -> None:
+    alphas = torch.rand(8, 2)
+    assert along_examples(alphas, torch.randn(8, 5, 8), -1, "b").shape == (8, 1, 1, 2)
+    with pytest.raises(bp.PruneError, match=r"b reads a tensor of shape \(8,\)"):
+        along_examples(alphas, torch.randn(8), -1, "b")
 
 
 class Scaled(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import branchprune as bp
+from branchprune.blending.float64 import KeepsFloat64
 from branchprune.graph.inputs import tensors
 
 IMAGE = (2, 3, 8, 8)
@@ -363,3 +364,57 @@ def test_constants_keep_their_rounding(how: str) -> None:
     small = bp.collapse(blended)
     assert small.b.in_channels == 4
     assert torch.allclose(small(x), blended(x), 1e-4, 1e-5)
+
+
+def test_what_is_computed_from_float64_is_float64() -> None:
+    wide, narrow = torch.ones(3, dtype=torch.float64) / 3, torch.ones(3) / 3
+    with KeepsFloat64():
+        casts = (wide.float(), wide.half(), wide.to(torch.bfloat16), wide.to(dtype=torch.float32))
+        sums = (
+            wide + narrow,
+            torch.cat([narrow, wide])[3:] + narrow,
+            wide.sum(dtype=torch.float32),
+        )
+        kept = (narrow.double().float(), wide.int(), narrow * 2, narrow.half())
+    assert all(torch.equal(cast, wide) for cast in casts)
+    assert all(torch.equal(total, wide + narrow.double()) for total in sums[:2])
+    assert torch.equal(sums[2], wide.sum())
+    dtypes = (torch.float64, torch.int32, torch.float32, torch.float16)
+    assert tuple(each.dtype for each in kept) == dtypes
+
+
+class TwoNames(nn.Module):
+    """A number for all channels that forward itself reads by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.gain = self.shift = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x).relu()) * self.gain + self.shift
+        return y
+
+
+def test_a_parameter_that_forward_reads_by_two_names_stays_one() -> None:
+    small = bp.collapse(ready(TwoNames()))
+    assert small.a.out_channels == 4 and small.gain is small.shift
+
+
+class Mixed(nn.Module):
+    """A matrix, which forward itself reads, times what forward has cast to single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.mix = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()).to(torch.float32) @ self.mix
+
+
+def test_a_cast_in_forward_meets_a_parameter_in_float64() -> None:
+    model, x = Mixed(), image(dtype=torch.float32)
+    blended = bp.attach(model, bp.plan(model, x))
+    blended.alpha = 0
+    assert bp.collapse(blended).a.out_channels == 4

@@ -47,14 +47,15 @@ def convolution(transposed: bool, stride: int) -> nn.Module:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("size", [1, 3, 6, 9, 12])
 def test_a_convolution_is_folded_where_that_is_cheaper(
-    transposed: bool, stride: int, size: int
+    transposed: bool, stride: int, size: int, batch: int
 ) -> None:
     """The weight is applied at every output, at every input of a transposed convolution."""
     layer = convolution(transposed, stride)
     reduce = Reduce([EndPiece(16, 8, 1, 0)], 1, 1, [torch.randn(8, 16)])
-    x = torch.randn(1, 16, size, size)
+    x = torch.randn(batch, 16, size, size)
     fold = 8 * layer.weight.numel()
     narrow = nn.ConvTranspose2d if transposed else nn.Conv2d
     folded = fold + counted_macs(narrow(16, 8, 3, stride, 1, bias=False), x)
@@ -64,3 +65,21 @@ def test_a_convolution_is_folded_where_that_is_cheaper(
     # Which one is decided without what the ends cost where they are not folded.
     ends = apart - counted_macs(layer, x)
     assert found <= min(folded, apart) + ends
+
+
+@pytest.mark.parametrize(
+    ("shape", "folds"),
+    [((60,), False), ((68,), True), ((2, 40), True), ((40, 2), True), ((3, 20), False)],
+)
+def test_a_fully_connected_layer_is_folded_from_64_rows_on(
+    shape: tuple[int, ...], folds: bool
+) -> None:
+    """Folded it saves 64·64 − 32·32 multiply-adds a row, and to fold takes 64·64·32 + 32·64·32."""
+    layer = nn.Linear(64, 64, bias=False)
+    expand = Expand([EndPiece(64, 32, 1, 0)], -1, 1, [torch.randn(64, 32)])
+    reduce = Reduce([EndPiece(64, 32, 1, 0)], -1, 1, [torch.randn(32, 64)])
+    x = torch.randn(*shape, 32)
+    rows = x.numel() // 32
+    found = counted_macs(lambda x: apply_folded(layer, reduce, expand, x), x)
+    apart = rows * (32 * 64 + 64 * 64 + 64 * 32)
+    assert found == (64 * 64 * 32 + 32 * 64 * 32 + rows * 32 * 32 if folds else apart)

@@ -22,6 +22,13 @@ def test_multiplicative_stops_at_last_then_zero():
     assert bp.multiplicative(0.5, last=0.125) == (0.5, 0.25, 0.125, 0.0)
 
 
+def test_rounding_adds_no_level_and_takes_none_away():
+    """1 / (1 / 49) comes out a little over 49, and log 0.81 / log 0.9 a little below 2."""
+    assert len(bp.steps(1 / 49)) == 49 and bp.steps(1 / 49).count(0.0) == 1
+    assert bp.multiplicative(0.1, last=0.81) == (0.9, 0.81, 0.0)
+    assert bp.multiplicative(0.05, last=0.857375) == (0.95, 0.9025, 0.857375, 0.0)
+
+
 def test_fixed_hold_and_final_hold():
     schedule = bp.Schedule((0.5, 0.0), hold=2, final_hold=3)
     assert list(schedule) == [0.5, 0.5, 0.0, 0.0, 0.0]
@@ -75,6 +82,22 @@ def test_plateau_without_report_says_so():
     schedule = bp.Schedule((0.0,), hold=bp.Plateau())
     with pytest.raises(bp.PruneError, match="report"):
         list(schedule)
+
+
+def test_a_report_that_is_left_out_is_noticed_in_the_same_epoch():
+    schedule = bp.Schedule((0.5, 0.0), hold=bp.Plateau())
+    schedule.report(1.0)
+    schedule.advance()
+    with pytest.raises(bp.PruneError, match="report"):
+        schedule.advance()
+
+
+def test_a_state_stays_as_it_was_while_the_schedule_goes_on():
+    schedule = bp.Schedule((0.5, 0.0), hold=bp.Plateau())
+    schedule.report(1.0)
+    state = schedule.state_dict()
+    schedule.report(2.0)
+    assert state["metrics"] == [1.0]
 
 
 def test_state_dict_continues_inside_a_level():
