@@ -316,10 +316,11 @@ def test_the_table_agrees_with_the_lines(world, capsys):
         "torch 2.15.0",
         "abc1234",
         "2.0e-15",
-        "# dense model\nthe dense",
+        "# dense model; made by\n#   the dense\nbranchprune compare compare/small.yaml\n",
     ):
         assert part in text
-    assert "# ours, equal compute, seed 0\nbranchprune run --seed 0" in text
+    made = "# ours, equal compute, seed 0; made at commit abc1234 by\n#   branchprune run --seed 0"
+    assert f"{made}\nbranchprune compare compare/small.yaml --only equal_compute/ours-0\n" in text
     found = {
         (row["method"], row["budget"]): row
         for row in csv.DictReader(Path("out/table.csv").read_text().splitlines())
