@@ -27,6 +27,7 @@ from branchprune.blending.blended import Blended
 from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
+from branchprune.experiments.files import refusals_named, write_whole
 from branchprune.models import VGG
 from branchprune.planning.plan import plan
 
@@ -84,6 +85,11 @@ def main(args: Sequence[str], console: Console) -> None:
         options = Options(**vars(parser.parse_args(list(args))))
     except ArgumentError as error:
         raise PruneError(str(error)) from error
+    output = environment.recorded("bench.json") if options.record else options.output
+    if output is not None:
+        with refusals_named():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.open("a").close()  # not found out after minutes
     if options.threads:
         torch.set_num_threads(options.threads)
     rows = measure(options, console)
@@ -93,7 +99,6 @@ def main(args: Sequence[str], console: Console) -> None:
     for row in rows:
         table.add_row(row.what, f"{row.value:.3f}", f"{row.low:.3f}–{row.high:.3f}", row.target)
     console.print(table)
-    output = environment.recorded("bench.json") if options.record else options.output
     if output is not None:
         content = {
             "hardware": environment.hardware(),
@@ -103,7 +108,8 @@ def main(args: Sequence[str], console: Console) -> None:
             "options": {k: v for k, v in asdict(options).items() if k not in ("output", "record")},
             "rows": [asdict(row) for row in rows],
         }
-        output.write_text(json.dumps(content, indent=1) + "\n")
+        with refusals_named():
+            write_whole(output, json.dumps(content, indent=1) + "\n")
 
 
 def measure(options: Options, console: Console) -> list[Row]:

@@ -87,6 +87,22 @@ def test_bench_writes_its_rows(tmp_path, capsys, monkeypatch):
     assert "plan + attach + collapse" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--record", "record needs scripts/results"), ("--output=here", "here cannot be written")],
+)
+def test_bench_knows_where_to_write_before_it_measures(tmp_path, monkeypatch, option, message):
+    from rich.console import Console
+
+    from branchprune import PruneError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("branchprune.benchmarks.bench.measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "here").mkdir()
+    with pytest.raises(PruneError, match=message):
+        bench([option], Console())
+
+
 def test_bench_names_a_bad_option():
     from rich.console import Console
 
