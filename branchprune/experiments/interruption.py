@@ -116,7 +116,9 @@ def how_to_go_on(interrupted: Interrupted, command: str, args: Sequence[str]) ->
         again.append("--resume")
     files = saved(interrupted.folder)
     kept = (
-        f"saved in {interrupted.folder}: {', '.join(files)}" if files else "nothing is trained yet"
+        f"saved in {interrupted.folder}: {', '.join(files)}"
+        if files
+        else "no checkpoint is written yet"
     )
     if any(file.endswith(".ckpt") for file in files):
         kept += " (the epoch that was interrupted begins anew)"

@@ -139,7 +139,7 @@ def test_a_run_goes_on_by_the_command_that_it_prints(folder, processes, place, s
 def test_a_dense_training_that_is_terminated(folder, processes):
     args = ["dense", *RUN]
     status, kept, how, command = interrupt(processes, "training batch 3", signal.SIGTERM, *args)
-    assert (status, kept, how) == (143, "nothing is trained yet", "to go on")
+    assert (status, kept, how) == (143, "no checkpoint is written yet", "to go on")
     assert go_on(command) == 0 and Path("the run/dense.safetensors").exists()
 
 

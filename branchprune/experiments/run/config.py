@@ -121,7 +121,12 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         "--overwrite", type=bool, default=False, help="Move an earlier run there to OUTPUT.previous"
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of all random numbers")
-    parser.add_argument("--fast", type=bool, default=False, help="Two batches an epoch: a dry run")
+    parser.add_argument(
+        "--fast",
+        type=bool,
+        default=False,
+        help="A dry run: two batches an epoch, one epoch a stage; scores and times mean nothing",
+    )
     parser.add_argument(
         "--accelerator", type=str, default="auto", help="Device, as Lightning names it"
     )
