@@ -45,3 +45,17 @@ def test_a_small_gradient_that_differs_is_noticed(factor: float) -> None:
     """That of b is about a hundredth of the others'."""
     with pytest.raises(bp.PruneError, match=r"another gradient in b\.(weight|bias)"):
         attach(hooked(factor, size=0.01))
+
+
+def test_a_gradient_that_is_nan_in_the_model_too_is_no_difference() -> None:
+    """A root has an infinite slope at 0, which is multiplied by 0."""
+
+    def run(m: Net, x: Tensor) -> Tensor:
+        y = m.a(x)
+        out: Tensor = m.b(y + (y * 0).sqrt())
+        return out
+
+    model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
+    model(torch.randn(IMAGE)).sum().backward()
+    assert model.a.weight.grad.isnan().all()
+    assert isinstance(attach(model), bp.Blended)

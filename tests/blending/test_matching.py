@@ -171,6 +171,23 @@ def test_a_wide_path_of_zeros() -> None:
     assert all(p.grad.isfinite().all() for p in blended.parameters())
 
 
+def test_a_concatenation_of_groups_at_0_and_1_is_not_matched() -> None:
+    """Both paths are computed there, but of no channel both count; elsewhere they do."""
+    layers = {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(3, 6, 3), "c": nn.Conv2d(14, 8, 3)}
+    model = Net(
+        lambda m, x: m.d(m.c(torch.cat([m.a(x), m.b(x)], 1).tanh()).tanh()),
+        **layers,
+        d=nn.Conv2d(8, 4, 1),
+    )
+    blended = blended_of(model, matching=0.5)
+    blended.alpha = {"a": 0, "b": 1, "c": 0.5}
+    blended(X).sum().backward()
+    only = copy.deepcopy(blended)
+    only.alpha = {"a": 0, "b": 0, "c": 0.5}
+    only(X)
+    assert blended.matching_loss > 0 and only.matching_loss > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_is_summed_in_single(dtype: torch.dtype) -> None:
     """300² is too large for float16, and bfloat16 counts no further than 256 one by one."""

@@ -156,6 +156,14 @@ def test_a_layer_called_twice_counts_twice() -> None:
     assert bp.plan(front, x).before.macs == counted_macs(front, x[:1])
 
 
+def test_a_depthwise_layer_called_twice_counts_twice() -> None:
+    layers = {"a": conv(3, 8), "d": conv(8, 8, 3, groups=8, padding=1), "b": conv(8, 2)}
+    model = Net(lambda m, x: m.b(m.d(m.d(m.a(x)).relu())), c=conv(3, 3), **layers)
+    front = nn.Sequential(conv(3, 6), conv(6, 3), model)
+    x = torch.randn(1, 3, 8, 8)
+    assert bp.plan(front, x).before.macs == counted_macs(front, x)
+
+
 def test_a_shared_weight_counts_once() -> None:
     tied = nn.Sequential(conv(4, 4), conv(4, 4))
     tied[1].weight = tied[0].weight
