@@ -115,8 +115,9 @@ def read_file(path: Path) -> ConfigFile:
         PruneError: `base`, `rows` or `variants` is wrong; the file is named.
         OSError: The file cannot be read.
     """
+    settings = _load(path)
     try:
-        return _file(path, _load(path))
+        return _file(path, settings)
     except PruneError as error:
         raise PruneError(f"{path}: {error}") from error
 
@@ -129,9 +130,11 @@ def _load(path: Path) -> Settings:
         if isinstance(found, str):  # it takes `key:` alone, without a value, for one
             found = yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise PruneError(f"no YAML in UTF-8: {error}") from error
+        raise PruneError(f"{path}: no YAML in UTF-8: {error}") from error
     if not isinstance(found, dict | None):
-        raise PruneError(f"a configuration has keys, as `name: value`, and this is {found!r:.40}")
+        raise PruneError(
+            f"{path}: a configuration has keys, as `name: value`, and this is {found!r:.40}"
+        )
     return found or {}
 
 

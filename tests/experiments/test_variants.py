@@ -102,8 +102,10 @@ def test_a_file_without_variants_is_handed_on_as_it_is(write):
     ]
     assert files_as_options(["--a", "1", "--config=plain.yaml"])[2:] == ["--config", "plain.yaml"]
     Path("broken.yaml").write_text("a: [")
-    with pytest.raises(PruneError, match=r"broken\.yaml: no YAML"):
-        files_as_options(["broken.yaml"])
+    write("more.yaml", {"base": "broken.yaml"})
+    for file in ("broken.yaml", "more.yaml"):
+        with pytest.raises(PruneError, match=r"broken\.yaml: no YAML"):
+            files_as_options([file])
 
 
 def test_numbers_are_those_that_the_parser_reads(write):
