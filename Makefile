@@ -19,7 +19,7 @@ demo: $(READY)
 # One thread a process: two test processes that use both cores each slow each other down.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=300 notebooks tests
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake --nbmake-timeout=300 notebooks tests
 
 lint: $(READY)
 	$(BIN)/ruff check .
