@@ -280,6 +280,7 @@ def test_help(capsys, monkeypatch):
     blend = text.partition("\nprune.blend: ")[2].partition("\nprune.")[0]
     assert "--prune.blend.thaw_at" in blend and "--prune.torch_pruning.pruner" not in blend
     assert not re.search(r"known\s+subclasses", text)
+    assert "Path to a configuration file" not in text  # sections are mappings
     assert main(["dense", "--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: branchprune dense")
     options = [line for line in text.splitlines() if line.startswith("  --")]
