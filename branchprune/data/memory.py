@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -19,8 +20,8 @@ class InMemory(LightningDataModule, ABC):
     """Images as uint8 on the trainer's device, augmented there a batch at a time.
 
     Subclasses implement `load`. With labels a batch is normalised inputs (n, C, H, W),
-    `(x - mean) / std` by channel with mean and std of the training images, and classes (n,).
-    Without, it is inputs in [0, 1] and, as their targets, the inputs before noise.
+    `(x - mean) / std` by channel, and classes (n,). Without, it is inputs in [0, 1] (unless `mean`
+    and `std` are given) and, as their targets, the inputs before noise.
 
     Training batches are shuffled and all full. Order and augmentation depend on `seed` and the
     number of the epoch alone, never on a global random generator: a run that was killed and
@@ -46,13 +47,18 @@ class InMemory(LightningDataModule, ABC):
         image_size: Resize all images once, such that their shorter side has so many pixels
             (bilinear, antialiased).
         channels_last: Memory format of the batches.
+        mean: What is subtracted from each channel, C numbers in units of the grey value of [0, 1],
+            as a model was trained with: [0.485, 0.456, 0.406] for weights from ImageNet. None: the
+            mean of the training images, and 0 without labels.
+        std: What each channel is then divided by, C numbers, given with `mean`; for weights from
+            ImageNet [0.229, 0.224, 0.225]. None: the standard deviation of the training images (1
+            for a channel that is constant), and 1 without labels.
 
     Attributes:
         name: What result lines call the data.
         classes: Names of the classes, by label; empty without labels.
-        mean: Mean of the training images by channel (C,), in units of the grey value of [0, 1];
-            0 without labels. Known after `setup`.
-        std: Their standard deviation (C,); 1 without labels, and for a channel that is constant.
+        mean: What is subtracted, (C,). Known after `setup`.
+        std: What is divided by, (C,). Known after `setup`.
 
     Raises:
         PruneError: An argument is out of its range.
@@ -78,6 +84,8 @@ class InMemory(LightningDataModule, ABC):
         limit_train: int | None = None,
         image_size: int | None = None,
         channels_last: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         at_least("batch_size", batch_size, 1)
@@ -90,6 +98,11 @@ class InMemory(LightningDataModule, ABC):
         at_least("image_size", image_size, 1)
         if not 0 < val_fraction < 1:
             raise PruneError(f"val_fraction (={val_fraction}) must be in (0, 1)")
+        if (mean is None) != (std is None):
+            raise PruneError(f"mean (={mean}) and std (={std}) must be given together, or neither")
+        if std is not None and min(std) <= 0:
+            raise PruneError(f"std (={std}) must be above 0")
+        self.given_statistics = None if mean is None or std is None else (mean, std)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.seed = torch.initial_seed() if seed is None else seed
@@ -132,7 +145,7 @@ class InMemory(LightningDataModule, ABC):
             raise PruneError(
                 f"batch_size (={self.batch_size}) is more than the {n} training images"
             )
-        self.mean, self.std = _statistics(*splits["train"])
+        self.mean, self.std = self._statistics(*splits["train"])
         self.splits = splits
 
     def train_dataloader(self) -> Batches:
@@ -163,6 +176,18 @@ class InMemory(LightningDataModule, ABC):
             self._epoch_seed,
             self.numbered,
         )
+
+    def _statistics(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return by what inputs are normalised: what was given, or that of the training images."""
+        if self.given_statistics is None:
+            return _measured(images, labels)
+        mean, std = self.given_statistics
+        if not len(mean) == len(std) == images.shape[1]:
+            raise PruneError(
+                f"mean (={mean}) and std (={std}) must have a number for each of the "
+                f"{images.shape[1]} channels"
+            )
+        return torch.tensor(mean), torch.tensor(std)
 
     def _on_device(self, split: str) -> tuple[Tensor, Tensor | None]:
         """Move a split to the trainer's device, where it stays."""
@@ -236,7 +261,7 @@ def _divided(
     return [(images[part], labels if labels is None else labels[part]) for part in parts]
 
 
-def _statistics(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def _measured(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation by channel, in units of the grey value of [0, 1]."""
     channels = images.shape[1]
     if labels is None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from given_images import ALL, Divided, Given, attach, possible, same
 
+from branchprune.errors import PruneError
+
 
 @pytest.mark.parametrize("labels", ["own", None])
 def test_an_epoch_depends_on_its_number_alone(labels):
@@ -118,3 +120,35 @@ def test_mean_and_std_are_those_of_the_training_images():
     assert data.std[2] == 1  # constant
     inputs = torch.cat([x for x, _ in data.train_dataloader()])
     assert inputs.isfinite().all() and abs(inputs.mean()) < 0.1
+
+
+@pytest.mark.parametrize("labels", ["own", None])
+def test_inputs_are_normalised_by_what_is_given(labels):
+    mean, std = [0.485, 0.456, 0.406], [0.25, 0.5, 2.0]
+    data = Given(labels=labels, mean=mean, std=std)
+    (inputs, targets), *_ = data.val_dataloader()
+    expected = (data.given["val"].numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(
+        std, (3, 1, 1)
+    )
+    assert np.allclose(inputs, expected[: len(inputs)], atol=1e-5)
+    if labels is None:
+        assert torch.equal(inputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"mean": [0.5] * 3},
+            r"mean \(=\[0.5, 0.5, 0.5\]\) and std \(=None\) must be given together",
+        ),
+        (
+            {"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]},
+            r"std \(=\[0.5, 0.0, 0.5\]\) must be above 0",
+        ),
+        ({"mean": [0.5], "std": [0.5]}, "must have a number for each of the 3 channels"),
+    ],
+)
+def test_what_inputs_cannot_be_normalised_by_is_refused(given, said):
+    with pytest.raises(PruneError, match=said):
+        Given(**given).setup()
