@@ -53,6 +53,7 @@ def compare(result: Mapping[str, Any]) -> list[Row]:
     spread = f"IQR {duration(before['iqr_s'])} → {duration(after['iqr_s'])}"
     setting = f"median, batch {before['batch_size']} on {before['device']}; {spread}"
     old, new = before["median_s"], after["median_s"]
+    faster = "–" if dry(result) else change(old, new)
     return [
         _score_row(result, "test"),
         *_other_rows(result),
@@ -61,7 +62,7 @@ def compare(result: Mapping[str, Any]) -> list[Row]:
         row("Parameters", "params", "{:,}".format),
         row("MACs", "macs", "{:,}".format, "multiply-adds for one example"),
         row("File size", "file_bytes", size),
-        Row("Latency", setting, duration(old), duration(new), change(old, new)),
+        Row("Latency", setting, duration(old), duration(new), faster),
         row("Peak memory", "peak_memory_bytes", size, "weights, input and activations"),
     ]
 
@@ -73,7 +74,6 @@ def headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         result: The content of a `result.json`.
     """
     dense, small = result["cost"]["dense"], result["cost"]["small"]
-    old, new = dense["latency"]["median_s"], small["latency"]["median_s"]
     first = _score_row(result, "test")
     sizes = [
         (label, change(dense[key], small[key]), f"{count(dense[key])} → {count(small[key])}")
@@ -82,8 +82,26 @@ def headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
         (first.label, f"{first.before.removesuffix(' %')} → {first.after}", first.change),
         *sizes,
-        ("Speed-up", f"{old / new:.2f}×", f"{duration(old)} → {duration(new)}"),
+        ("Speed-up", *_speed_up(result)),
     ]
+
+
+def dry(result: Mapping[str, Any]) -> bool:
+    """Return whether the run was a dry run, whose scores and times mean nothing."""
+    return bool(result.get("fast", False))  # older runs do not say
+
+
+def _speed_up(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how many times as fast the small model is, where that was measured."""
+    dense, small = (result["cost"][model]["latency"] for model in ("dense", "small"))
+    old, new = dense["median_s"], small["median_s"]
+    times = f"{duration(old)} → {duration(new)}"
+    if dry(result):
+        return "–", "not measured in a dry run"
+    spread = max(dense["iqr_s"], small["iqr_s"])
+    if abs(old - new) <= spread:
+        return "unclear", f"{times}, less than their spread (IQR {duration(spread)})"
+    return f"{old / new:.2f}×", times
 
 
 def _score_row(result: Mapping[str, Any], split: str) -> Row:

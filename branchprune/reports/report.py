@@ -17,7 +17,7 @@ from branchprune.errors import PruneError
 from branchprune.experiments.files import write_whole
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.reports import plots, quantities
-from branchprune.reports.before_after import compare, headline
+from branchprune.reports.before_after import compare, dry, headline
 
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {
@@ -84,6 +84,7 @@ def write_report(folder: Path) -> Path:
         **_charts(folder, result),
         rows=compare(result),
         headline=headline(result),
+        dry=dry(result),
         waited=_waited(result["stages"]),
         widest=max((group["width"] for group in result["plan"]["groups"]), default=1),
     )

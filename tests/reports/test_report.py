@@ -129,6 +129,25 @@ def test_headline_comes_first(report: Make) -> None:
         assert text.index(number) < text.index("Before and after")
 
 
+def test_a_speed_up_below_the_spread_is_none(report: Make, result: Result) -> None:
+    result["cost"]["small"]["latency"] |= {"median_s": 0.0395, "iqr_s": 0.0018}
+    text = Page(report()).text
+    assert text[text.index("Speed-up") + 1] == "unclear"
+    assert "41.2 ms → 39.5 ms, less than their spread (IQR 1.80 ms)" in text
+    result["cost"]["small"]["latency"]["iqr_s"] = 0.0001
+    assert "1.04×" not in text and "1.04×" in Page(report()).text
+
+
+def test_a_dry_run_says_so_and_claims_no_speed(report: Make, result: Result) -> None:
+    said = ": two batches an epoch, one epoch a stage."
+    assert said not in report()
+    result["fast"] = True
+    page = Page(report())
+    assert any(said in text for text in page.text[: page.text.index("Before and after")])
+    assert page.text[page.text.index("Speed-up") + 1] == "–" and "4.00×" not in page.text
+    assert page.row("Latency")[-1] == "–"
+
+
 def test_error_metric_is_shown_as_a_number_and_says_its_direction(
     report: Make, result: Result
 ) -> None:

@@ -84,6 +84,7 @@ def _setting(config: RunConfig, command: str, commit: str | None) -> dict[str, A
         "dataset": config.dataset,
         "command": command,
         "seed": config.seed,
+        "fast": config.fast,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": environment.hardware(config.accelerator),
         "commit": commit,
