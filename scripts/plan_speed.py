@@ -40,7 +40,6 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -49,6 +48,7 @@ from torchvision import models  # type: ignore[import-untyped]
 import branchprune as bp
 from branchprune.benchmarks.bench import Row
 from branchprune.benchmarks.child import forget_peak, resident, run_child
+from branchprune.benchmarks.options import options_parser
 from branchprune.experiments import environment
 
 LEFT_OUT = ("output", "record", "probe")
@@ -129,9 +129,7 @@ def _environment(options: Options) -> dict[str, Any]:
 
 
 def _parse(args: Sequence[str] | None) -> Options:
-    parser = ArgumentParser(prog="plan_speed.py", description=__doc__.split("\n", 1)[0])
-    parser.add_class_arguments(Options, skip={"record"})
-    parser.add_argument("--record", action="store_true", help=environment.RECORD_HELP)
+    parser = options_parser("plan_speed.py", Options, description=__doc__.split("\n", 1)[0])
     options = Options(**vars(parser.parse_args(args)))
     known = models.list_models(module=models)
     for key in ("model", "memory_model"):

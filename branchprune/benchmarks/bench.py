@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
+from branchprune.benchmarks.options import options_parser
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.collapsing.collapse import collapse
@@ -78,9 +79,7 @@ class Options:
 
 def main(args: Sequence[str], console: Console) -> None:
     """Measure VGG-16 on the CPU, or on the GPU if there is one, and print a table."""
-    parser = ArgumentParser(prog="branchprune bench", exit_on_error=False)
-    parser.add_class_arguments(Options, skip={"record"})
-    parser.add_argument("--record", action="store_true", help=environment.RECORD_HELP)
+    parser = options_parser("branchprune bench", Options, exit_on_error=False)
     try:
         options = Options(**vars(parser.parse_args(list(args))))
     except ArgumentError as error:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
@@ -35,6 +35,7 @@ from branchprune.benchmarks.child import parse, run_child
 from branchprune.benchmarks.cost_child import Row
 from branchprune.benchmarks.cost_models import MODELS, VARIANTS, prepare
 from branchprune.benchmarks.cost_table import summarize, table
+from branchprune.benchmarks.options import options_parser
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.arguments import files_as_options
@@ -108,10 +109,8 @@ def parse_options(args: Sequence[str]) -> Options:
     Raises:
         ArgumentError: A file or an option is wrong; it is named.
     """
-    parser = ArgumentParser(prog="branchprune cost", exit_on_error=False)
+    parser = options_parser("branchprune cost", Options, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
-    parser.add_class_arguments(Options, skip={"record"})
-    parser.add_argument("--record", action="store_true", help=environment.RECORD_HELP)
     found = vars(parser.parse_args(files_as_options(args)))
     options = Options(**{key: value for key, value in found.items() if key != "config"})
     return replace(options, output=environment.recorded("cost.json")) if options.record else options

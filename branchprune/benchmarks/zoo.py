@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from branchprune.benchmarks import zoo_table
 from branchprune.benchmarks.child import give_memory_back, one_line, parse, resident, run_child
+from branchprune.benchmarks.options import options_parser
 from branchprune.benchmarks.zoo_models import LIBRARIES
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.blending.attach import attach
@@ -76,9 +77,7 @@ def main(args: Sequence[str], console: Console) -> int:
         PruneError: An option is wrong, the library is missing, or the output cannot be written.
     """
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    parser = ArgumentParser(prog="branchprune zoo", exit_on_error=False)
-    parser.add_class_arguments(Options, skip={"record"})
-    parser.add_argument("--record", action="store_true", help=environment.RECORD_HELP)
+    parser = options_parser("branchprune zoo", Options, exit_on_error=False)
     try:
         options = Options(**vars(parser.parse_args(list(args))))
         if options.record:

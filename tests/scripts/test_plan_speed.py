@@ -113,3 +113,14 @@ def test_a_wrong_argument_is_named(plan_speed, capsys):
         with pytest.raises(SystemExit):
             plan_speed.main([f"--{argument}"])
         assert f"{argument.replace('=', ' (=')})" in capsys.readouterr().err
+
+
+def test_the_result_is_recorded_if_that_is_asked_for(plan_speed, tmp_path, package, monkeypatch):
+    package("raise ImportError")
+    (tmp_path / "scripts" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan_speed, "measure_seconds", lambda *_: {"plan": [1.0]})
+    recorded = tmp_path / "scripts" / "results" / "plan_speed.json"
+    assert plan_speed.main(["--memory_runs=0"]) == 0 and not recorded.exists()
+    assert plan_speed.main(["--memory_runs=0", "--record"]) == 0
+    assert values(json.loads(recorded.read_text())) == {"plan, seconds": 1.0}
