@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marked_tables import fill
+
 from branchprune.experiments.files import read_lines
 from branchprune.experiments.markdown import markdown_table
 from branchprune.experiments.variants import JOINT, ConfigFile, Settings, read_file
@@ -154,6 +156,8 @@ def duration(entry: Entry) -> str:
     found = seconds(entry)
     if found is None or "jpeg" in entry.variants:
         return "not measured"
+    if found < 100:
+        return f"{found:.0f} s"
     return f"{found / 3600:.1f} h" if found >= 3600 else f"{found / 60:.0f} min"
 
 
@@ -176,19 +180,9 @@ def rows_table() -> str:
     return markdown_table(rows, "lll")
 
 
-def fill(text: str) -> str:
-    """Return the page with its tables made anew.
-
-    Raises:
-        ValueError: The markers of a table are missing.
-    """
-    for name, table in (("commands", commands_table), ("variants", rows_table)):
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if re.findall(rf"<!-- /?{name} -->", text) != [start, end]:
-            raise ValueError(f"{README.name} must have {start} and {end}, once each")
-        before, after = text.split(start)[0], text.split(end)[1]
-        text = f"{before}{start}\n{table()}\n{end}{after}"
-    return text
+def filled(text: str) -> str:
+    """Return the page with its tables made anew; raises as `fill`."""
+    return fill(text, {"commands": commands_table(), "variants": rows_table()}, README.name)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -196,8 +190,8 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     text = README.read_text(encoding="utf-8")
     if "--check" in args:
-        return int(fill(text) != text)
-    README.write_text(fill(text), encoding="utf-8")
+        return int(filled(text) != text)
+    README.write_text(filled(text), encoding="utf-8")
     return 0
 
 

@@ -9,7 +9,6 @@ A table stands between its two marker comments; what is around them is written b
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headline_tables import Comparisons, coverage, headlines, reproduction
+from marked_tables import fill
 from measurement_tables import bench_table, cost_table, plan_speed_table
 from paper_tables import FILES, paper_table, read_results
 from reproduce import todays_command
@@ -111,8 +111,8 @@ PAGES: dict[str, dict[str, Table]] = {
 """The tables of each page, by the name in their markers."""
 
 
-def fill(text: str, tables: Mapping[str, Table], page: str = "README.md") -> str:
-    """Return the text of a page with every table made anew.
+def filled(text: str, tables: Mapping[str, Table], page: str = "README.md") -> str:
+    """Return the text of a page with its tables made anew, as far as their files are there.
 
     Args:
         text: The page as it is.
@@ -122,23 +122,19 @@ def fill(text: str, tables: Mapping[str, Table], page: str = "README.md") -> str
     Raises:
         ValueError: The markers of a table are missing, or not one of each in their order.
     """
-    for name, table in tables.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        found = re.findall(rf"<!-- /?{name} -->", text)
-        if found != [start, end]:
-            raise ValueError(f"{page} must have {start} and {end}, once each; it has {found}")
-        if not any((RESULTS / file).exists() for file in table.files):
-            continue
-        before, after = text.split(start)[0], text.split(end)[1]
-        text = f"{before}{start}\n{table.make(RESULTS)}\n{end}{after}"
-    return text
+    made = {
+        name: table.make(RESULTS)
+        for name, table in tables.items()
+        if any((RESULTS / file).exists() for file in table.files)
+    }
+    return fill(text, made, page)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Write all pages; with --check, only say which are not up to date."""
     args = sys.argv[1:] if args is None else args
     old = {page: (ROOT / page).read_text() for page in PAGES}
-    new = {page: fill(text, PAGES[page], page) for page, text in old.items()}
+    new = {page: filled(text, PAGES[page], page) for page, text in old.items()}
     changed = [page for page in PAGES if new[page] != old[page]]
     for page in changed:
         print(page)

@@ -106,7 +106,7 @@ def test_the_papers_experiments_are_the_papers():
 
 def test_the_page_names_every_file_and_every_variant_and_is_up_to_date():
     text = config_table.README.read_text()
-    assert config_table.fill(text) == text, "run scripts/config_table.py"
+    assert config_table.filled(text) == text, "run scripts/config_table.py"
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     for path in CONFIGS.rglob("*.yaml"):
         about = [row for row in rows if path.name in row]
@@ -120,9 +120,9 @@ def test_the_page_names_every_file_and_every_variant_and_is_up_to_date():
 
 def test_the_page_notices_a_change():
     text = config_table.README.read_text()
-    assert config_table.fill(text.replace("| 6 min |", "| 7 min |")) == text
+    assert config_table.filled(text.replace("| 6 min |", "| 7 min |")) == text
     with pytest.raises(ValueError, match="<!-- variants -->"):
-        config_table.fill(text.replace("<!-- variants -->", ""))
+        config_table.filled(text.replace("<!-- variants -->", ""))
 
 
 def test_durations_are_those_of_the_results():

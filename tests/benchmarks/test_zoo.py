@@ -334,8 +334,8 @@ def test_the_page_is_filled_where_there_is_a_table(folder, monkeypatch, tmp_path
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
     tables = readme_tables.PAGES["scripts/results/README.md"]
     marked = "<!-- zoo -->outdated<!-- /zoo -->"
-    assert "outdated" in readme_tables.fill(marked, tables), "no result: the block stays"
+    assert "outdated" in readme_tables.filled(marked, tables), "no result: the block stays"
     (tmp_path / "zoo.csv").write_text((folder / "zoo.csv").read_text())
-    filled = readme_tables.fill(marked, tables)
+    filled = readme_tables.filled(marked, tables)
     assert "| squeezenet | 1 | 1 |" in filled and "Failing: none" in filled
-    assert "outdated" not in filled and readme_tables.fill(filled, tables) == filled
+    assert "outdated" not in filled and readme_tables.filled(filled, tables) == filled

@@ -256,16 +256,16 @@ def test_pages_get_the_tables_that_have_results(tables, monkeypatch, tmp_path):
         "cost": readme_tables.PAGES["scripts/results/cost.md"]["cost"],
     }
     text = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in some)
-    assert readme_tables.fill(text, some) == text
+    assert readme_tables.filled(text, some) == text
     write(tmp_path, [in_decibels("at once")])
-    filled = readme_tables.fill(text, some)
+    filled = readme_tables.filled(text, some)
     assert "26.25" in filled and filled.count("old") == 1
-    assert readme_tables.fill(filled, some) == filled
+    assert readme_tables.filled(filled, some) == filled
     write(tmp_path, costs=cost())
-    filled = readme_tables.fill(text, some)
+    filled = readme_tables.filled(text, some)
     assert "old" not in filled and f"`{cost()['command']}`" in filled
     changed = filled.replace("26.25", "26.26").replace("4.00×", "4.01×")
-    assert readme_tables.fill(changed, some) == filled != changed
+    assert readme_tables.filled(changed, some) == filled != changed
 
 
 def test_a_page_of_a_comparison_is_made_of_its_lines(tables, tmp_path):

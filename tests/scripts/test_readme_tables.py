@@ -54,9 +54,9 @@ def test_check_names_the_page_that_changed(readme_tables, monkeypatch, capsys, t
 def test_a_table_without_results_stays(readme_tables, monkeypatch, tmp_path):
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
     tables = readme_tables.PAGES["scripts/results/cost.md"]
-    assert readme_tables.fill(marked(*tables), tables) == marked(*tables)
+    assert readme_tables.filled(marked(*tables), tables) == marked(*tables)
     (tmp_path / "bench.json").write_text((RESULTS / "bench.json").read_text())
-    assert readme_tables.fill(marked(*tables), tables).count("\nold\n") == len(tables) - 1
+    assert readme_tables.filled(marked(*tables), tables).count("\nold\n") == len(tables) - 1
 
 
 @pytest.mark.parametrize("gone", ["<!-- {} -->", "<!-- /{} -->", "<!-- /?{} -->"])
@@ -68,13 +68,13 @@ def test_a_marker_that_is_missing_is_named(readme_tables, name, gone):
         tables = {name: readme_tables.PAGES[page][name]}
         text = re.sub(gone.format(name), "", (ROOT / page).read_text())
         with pytest.raises(ValueError, match=f"{page} must have <!-- {name} --> and"):
-            readme_tables.fill(text, tables, page)
+            readme_tables.filled(text, tables, page)
 
 
 def test_a_marker_that_is_there_twice_is_named(readme_tables):
     tables = readme_tables.PAGES["scripts/results/README.md"]
     with pytest.raises(ValueError, match="must have <!-- zoo --> and <!-- /zoo -->, once each"):
-        readme_tables.fill(2 * marked("zoo"), tables)
+        readme_tables.filled(2 * marked("zoo"), tables)
 
 
 def test_every_comparison_with_results_has_a_page(readme_tables):
