@@ -217,9 +217,9 @@ class _Writer:
         operand, rest = node.all_input_nodes[0], node.args[1:]
         forms = self._forms(layer.inputs)
         expand = f"expand.{layer.expand}"
-        plain = bool(rest or len(node.kwargs) > (not node.args))
-        folds_in = self.fold and not plain and forms == {NARROW}
-        folds_out = self.fold and not plain and needed == {NARROW}
+        further = bool(rest or len(node.kwargs) > (not node.args))  # arguments beside its input
+        folds_in = self.fold and not further and forms == {NARROW}
+        folds_out = self.fold and not further and needed == {NARROW}
         x = self._value(node, operand, NARROW if NARROW in forms else WIDE)
         if self.features is not None and NARROW in forms:
             self.features.setdefault(layer.expand, x)

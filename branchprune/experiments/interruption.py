@@ -130,7 +130,7 @@ def saved(folder: Path) -> list[str]:
 
     Those are models, the result, and the last checkpoint of a stage that has not ended.
     """
-    found = [*folder.glob("*.safetensors"), *folder.glob("*/small.safetensors")]
+    found = [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]
     found += [
         path for path in folder.glob("*/last.ckpt") if not path.with_name("finished.json").exists()
     ]

@@ -13,7 +13,7 @@ import pytest
 from killed_runs import CONFIG, Data
 
 from branchprune.cli import main
-from branchprune.experiments.interruption import NAMES
+from branchprune.experiments.interruption import NAMES, saved
 from branchprune.planning.profiling import measure_latency
 
 HELD = """
@@ -158,3 +158,12 @@ def test_a_comparison_ends_its_children(folder, processes):
     assert (status, kept, how) == (130, "what is done is kept", "to go on")
     assert command == shlex.join(["branchprune", *args])
     assert "interrupted by SIGTERM" in Path("all/dense.log").read_text()
+
+
+def test_all_that_a_run_goes_on_from_is_named(tmp_path):
+    files = ["dense.safetensors", "sparsify/wide.safetensors", "finetune/last.ckpt", "result.json"]
+    for i, name in enumerate([*files, "sparsify/last.ckpt", "sparsify/finished.json"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (i, i))
+    assert saved(tmp_path) == files

@@ -17,7 +17,10 @@ from branchprune.experiments.run.settings import MetricConfig
 from branchprune.experiments.variants import ConfigFile, check, read_file
 
 KEYS = ("name", "seeds", "budgets", "methods")
-COMMON = ("base", "rows", "variants", *(field.name for field in fields(RunConfig)))
+DERIVED = ("text", "prune_task")
+"""What the settings of a run hold beside what a file says."""
+SAID = [field.name for field in fields(RunConfig) if field.name not in DERIVED]
+COMMON = ("base", "rows", "variants", *SAID)
 """What a comparison may say of all its runs."""
 
 

@@ -403,6 +403,7 @@ WRONG = {
     "no name": ({"name": None}, "name is missing"),
     "name": ({"name": "a/b"}, "name (='a/b') must be"),
     "unknown key": ({"seedz": [0]}, "has the key 'seedz'; known are name, seeds, budgets, methods"),
+    "key that no file has": ({"prune_task": {}}, "has the key 'prune_task'; known are name"),
     "base that is missing": ({"base": ["none.yaml"]}, "base (='none.yaml') does not exist in"),
     "seeds": ({"seeds": [0, 0]}, "seeds (=[0, 0]) must be a list of distinct whole numbers"),
     "seed below 0": ({"seeds": [-1]}, "seeds (=[-1]) must be"),
