@@ -57,8 +57,8 @@ def _mix(colour: str, other: str, share: float) -> str:
 
 WIDE = Look("#d9e3ef", "#54708f", flow="#b9c9dc")
 LAYER = Look("#54708f", "#3f5874", "white")
-TWIN = Look("#fde3cc", "#bd5a16", flow="#f4b98b")
-END = Look("#e0823d", "#bd5a16", "white")
+TWIN = Look("#fbdcd5", "#cc3311", flow="#f2a594")
+END = Look("#e0573d", "#cc3311", "white")
 MERGED = Look("#8a5a6b", "#74495a", "white", flow="#8a5a6b")
 
 

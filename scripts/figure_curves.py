@@ -8,8 +8,8 @@ from figure_parts import (
     BLUE,
     GREEN,
     INK,
-    ORANGE,
     PINK,
+    RED,
     Data,
     Missing,
     draw_dense,
@@ -116,7 +116,7 @@ def _course(axes: Axes, runs: Sequence[Line], right: bool = True) -> None:
         curve, thin = run["curve"], look(i)
         for key, colour, label in (
             ("val", BLUE, "blended model"),
-            ("branch", ORANGE, "branch alone"),
+            ("branch", RED, "branch alone"),
         ):
             points = [(point["epoch"] + 1, point[key]) for point in curve if key in point]
             if points:
@@ -198,7 +198,7 @@ def final(data: Data) -> Figure:
     for y, method in enumerate(methods):
         found = [run["final"] for run in data.find(VGG, method)]
         label = "a seed" if y == 0 else None
-        axes.plot(found, [y] * len(found), "o", color=ORANGE, ms=5, alpha=0.8, label=label)
+        axes.plot(found, [y] * len(found), "o", color=RED, ms=5, alpha=0.8, label=label)
         text = f"{100 * sum(found) / len(found):.1f}"
         axes.text(1.01, y, text, va="center", transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(methods)), [VARIANTS.get(method, method) for method in methods])

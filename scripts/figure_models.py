@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from figure_parts import BLUE, INK, ORANGE, Data, Missing, finish
+from figure_parts import BLUE, INK, RED, Data, Missing, finish
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from paper_tables import AUTOENCODER
@@ -93,7 +93,7 @@ def cost(data: Data) -> Figure:
     models = list(dict.fromkeys(each["model"] for each in data.cost["summary"]))
     figure = Figure((9.6, 5.6))
     grid = figure.subplots(len(models), 2, squeeze=False)
-    looks = {"dense": (INK, "o"), "small": (BLUE, "o"), "small, multiple of 8": (ORANGE, "d")}
+    looks = {"dense": (INK, "o"), "small": (BLUE, "o"), "small, multiple of 8": (RED, "d")}
     for (time, memory), model in zip(grid, models, strict=True):
         found = [each for each in data.cost["summary"] if each["model"] == model]
         names = list(dict.fromkeys(_case(each) for each in found))

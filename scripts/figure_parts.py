@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from paper_tables import VGG, Line, is_percent, newest, read_results, sections
 
-INK, BLUE, ORANGE, GREEN, PINK = "#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+INK, BLUE, RED, GREEN, PINK = "#222222", "#0077BB", "#CC3311", "#009E73", "#CC79A7"
 PAPER = Path(__file__).parent / "results" / "paper.json"
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
