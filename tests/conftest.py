@@ -60,8 +60,8 @@ def _one_pass_is_timed() -> Iterator[None]:
 def without_charts() -> Iterator[None]:
     """Reports of runs have no charts, which take as long to draw as tiny networks to train.
 
-    For modules that ask what a run trains; its page is asked for in reports/ and test_cli.py, and
-    drawn for every configuration that is shipped.
+    For what asks how a run trains; its page is asked for in reports/ and test_cli.py, and drawn for
+    every configuration file that is shipped.
     """
     with pytest.MonkeyPatch.context() as patch:
         for chart in ("blending", "rounds", "losses"):

@@ -20,7 +20,7 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "measure", lambda options, console: [])
     monkeypatch.setattr(zoo, "run_apart", lambda row, timeout: replace(row, error="no time"))
     monkeypatch.setattr(cost, "run_apart", lambda row, path, timeout: replace(row, median_s=1.0))
-    monkeypatch.setattr(cost, "prepare", lambda *_: dict.fromkeys(cost_models.VARIANTS, {}))
+    monkeypatch.setattr(cost, "prepare", lambda *_: {name: {} for name in cost_models.VARIANTS})
     return tmp_path
 
 

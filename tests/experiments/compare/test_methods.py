@@ -18,6 +18,8 @@ from branchprune.experiments.run.config import make_parser
 from branchprune.experiments.run.prune_config import PruneConfig
 from branchprune.experiments.variants import read_file
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 NAMES = (
     *("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "vgg16_cifar10"),
     *("autoencoder_carla_cpu", "autoencoder_carla"),
