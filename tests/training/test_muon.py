@@ -122,7 +122,7 @@ def test_a_closure_is_evaluated_with_gradients():
         loss.backward()
         return loss
 
-    assert float(Muon([weight], lr=0.1, momentum=0).step(closure)) == 36
+    assert Muon([weight], lr=0.1, momentum=0).step(closure).item() == 36
     assert torch.allclose(weight, torch.full((2, 2), 3 - 0.1 * 6.0))
 
 
