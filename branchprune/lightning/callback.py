@@ -227,7 +227,7 @@ class BranchPruning(LossGuard):
         before, blended.alpha = blended.alpha, self.schedule.alpha
         self.originals.move(blended.alpha.values())
         if blended.alpha != before or not self.macs:
-            self.macs = blended_macs(blended)
+            self.macs = blended_macs(trainer, blended)
         self.curves.begin_epoch(trainer, blended.alpha)
         for name, alpha in blended.alpha.items():
             pl_module.log(f"alpha/{name}", alpha)

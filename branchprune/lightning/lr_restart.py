@@ -50,4 +50,4 @@ class LearningRates:
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             # The groups are those of now: a checkpoint that was loaded has replaced them.
             for group, start in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = copy.deepcopy(start) * scale
+                group["lr"] = start * scale

@@ -7,6 +7,7 @@ import pytest
 import torch
 from given_images import ALL, Divided, Given, attach, possible, same
 
+from branchprune.data.batches import epoch_seed
 from branchprune.errors import PruneError
 
 
@@ -32,6 +33,19 @@ def test_seed_and_epoch_are_not_added_up():
     data.seed = 1
     attach(data, 0)
     assert not same(data.train_dataloader(), first)
+
+
+def test_pairs_of_seed_and_epoch_draw_apart():
+    pairs = [(seed, epoch) for seed in range(4) for epoch in range(2000)]
+    assert len({epoch_seed(*pair) for pair in pairs}) == len(pairs)
+
+
+def test_without_a_seed_it_is_that_of_torch():
+    seeds = []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        seeds += [Given().seed, Given(seed=0).seed]
+    assert seeds == [3, 0, 4, 0]
 
 
 def test_no_global_generator_is_used():

@@ -209,6 +209,15 @@ def test_frames_are_split_by_folder_or_by_town(towns):
     assert np.array_equal(by_town["train"][0][0].permute(1, 2, 0), expected)
 
 
+def test_a_town_is_a_whole_word_as_it_is_written(towns):
+    for path in ("test/NewTown05_1.png", "test/town05_1.png", "test/1Town05.png"):
+        write(towns / path, pixels(10, 12))
+    splits = frames(towns, test_towns=["Town05"]).load()
+    assert [len(splits[split][0]) for split in ("train", "test")] == [6, 2]
+    with pytest.raises(PruneError, match=r"has 'Town0\.'"):
+        frames(towns, test_towns=["Town0."]).load()
+
+
 def test_folders_behind_links_are_read(towns, tmp_path_factory):
     elsewhere = write(tmp_path_factory.mktemp("disk") / "Town07_1.png", pixels(10, 12)).parent
     (towns / "train" / "linked").symlink_to(elsewhere)

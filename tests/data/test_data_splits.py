@@ -70,6 +70,7 @@ def test_image_size_is_the_shorter_side():
         ({"noise": -0.1}, r"noise \(=-0.1\)"),
         ({"limit_train": 0}, r"limit_train \(=0\)"),
         ({"limit_train": 37}, r"limit_train \(=37\) is more than the 36"),
+        ({"limit_train": 7}, r"batch_size \(=8\) is more than the 7"),
         ({"image_size": 0}, r"image_size \(=0\)"),
         ({"batch_size": 37}, r"batch_size \(=37\) is more than the 36"),
     ],
@@ -77,6 +78,21 @@ def test_image_size_is_the_shorter_side():
 def test_an_argument_out_of_range_is_named(options, reason):
     with pytest.raises(PruneError, match=reason):
         Divided(**options).setup()
+
+
+def test_a_small_part_is_one_image_at_least():
+    data = Divided(val_fraction=0.001)
+    data.setup()
+    assert [len(data.splits[split][0]) for split in ("train", "val")] == [39, 1]
+
+
+def test_images_are_read_once(monkeypatch):
+    data, calls = Given(), []
+    monkeypatch.setattr(data, "load", lambda: calls.append(1) or Given.load(data))
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        next(iter(loader))
+    assert len(calls) == 1
 
 
 def test_several_devices_are_refused():

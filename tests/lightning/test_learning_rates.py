@@ -1,6 +1,7 @@
 """The learning rate of every epoch, against rates written out by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from small_training import Scripted, loader, network, trainer
 
 import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask
+from branchprune.lightning.lr_restart import LearningRates
 
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
@@ -112,6 +114,25 @@ def test_restarts_with_a_scheduler_that_counts_from_its_base():
     assert rates_of(Own(network())) == pytest.approx(expected)
     expected = [0.1, 0.05, 0.1, 0.05, 0.01, 0.005, 0.3, 0.15]
     assert rates_of(Own(network()), "restart") == pytest.approx(expected)
+
+
+def test_rates_in_tensors_start_anew():
+    """Schedulers work in place on them."""
+    rate, weight = torch.tensor(0.1), torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=rate)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    trainer = SimpleNamespace(
+        optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)]
+    )
+    rates, found = LearningRates(trainer), []
+    for restart in (None, 0.3, None):
+        for _ in range(2):
+            optimizer.step()
+            scheduler.step()
+        found.append(float(optimizer.param_groups[0]["lr"]))
+        rates.restart(restart)
+        found.append(float(optimizer.param_groups[0]["lr"]))
+    assert found == pytest.approx([0.025, 0.1, 0.025, 0.3, 0.075, 0.1])
 
 
 def warming(make):

@@ -1,5 +1,7 @@
 """The callback in real Trainers, with modules that users write."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch
 import pytest
 import pytorch_lightning
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask, LossGuard, ReconstructionTask
+from branchprune.lightning.optimizer_check import check_optimizers
 
 FLAVOURS = [pytorch_lightning, lightning.pytorch]
 
@@ -236,17 +239,17 @@ def test_learning_rate_is_kept_or_restarted_at_each_alpha(policy, expected):
     assert rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("pruning", [True, False])
-def test_nan_stops_before_the_weights_change(pruning):
+@pytest.mark.parametrize(("pruning", "lost"), [(True, "nan"), (False, "nan"), (False, "-inf")])
+def test_nan_stops_before_the_weights_change(pruning, lost):
     class Breaks(ClassificationTask):
         def step(self, batch, stage):
             loss = super().step(batch, stage)
-            return loss * float("nan") if self.global_step == 4 and stage == "train" else loss
+            return loss * float(lost) if self.global_step == 4 and stage == "train" else loss
 
     task = Breaks(network(), learning_rate=0.01)
     example = torch.randn(2, 1, 8, 8)
     callback = BranchPruning(bp.Schedule((0.5, 0.2, 0.0)), example=example)
-    expected = r"nan at step 4 \(epoch 1\)" + (", alpha = 0.2" if pruning else "")
+    expected = rf"the loss is {lost} at step 4 \(epoch 1\)" + (", alpha = 0.2" if pruning else "")
     with pytest.raises(bp.PruneError, match=expected):
         trainer(3, callback if pruning else LossGuard()).fit(task, loader(), loader())
     assert all(p.isfinite().all() for p in task.parameters())
@@ -299,6 +302,30 @@ def test_schedule_and_callback_can_be_used_again():
         run.fit(task, loader(), loader())
         assert run.current_epoch == 2
         assert task.model.features[0].out_channels == 4
+
+
+def test_optimizers_may_share_what_learns():
+    model = network()
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 1, 8, 8)))
+    first, second, *others = blended.parameters()
+    first.requires_grad_(False)
+    two = [torch.optim.SGD([second], 0.1), torch.optim.SGD([{"params": [p]} for p in others], 0.1)]
+    check_optimizers(SimpleNamespace(optimizers=two), blended)
+    first.requires_grad_(True)
+    with pytest.raises(bp.PruneError, match="no optimizer holds the parameter"):
+        check_optimizers(SimpleNamespace(optimizers=two), blended)
+
+
+def test_another_callback_may_end_the_training():
+    class Stop(pytorch_lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    pruning = BranchPruning(bp.Schedule((0.5, 0.0)), example=torch.randn(2, 1, 8, 8))
+    run = trainer(2, Stop(), pruning)
+    with pytest.warns(UserWarning, match="nothing is collapsed"):
+        run.fit(ClassificationTask(network()), loader(), loader())
+    assert run.current_epoch == 1 and pruning.small is None
 
 
 def test_optimizer_that_misses_parameters_is_refused():

@@ -306,6 +306,15 @@ def test_an_optimizer_can_be_any_class_of_a_configuration(tmp_path):
     assert {(g["lr"], g["momentum"]) for g in optimizer.param_groups} == {(0.03, 0.5)}
 
 
+def test_arguments_of_an_optimizer_come_before_its_usual_ones():
+    own = {"momentum": 0.5, "nesterov": False, "dampening": 0.1}
+    task = ClassificationTask(network(), optimizer_args=own, learning_rate=0.2)
+    [group] = task.make_optimizer().param_groups
+    assert {name: group[name] for name in own} == own and group["lr"] == 0.2
+    [group] = ClassificationTask(network()).make_optimizer().param_groups
+    assert group["momentum"] == 0.9 and group["nesterov"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -203,6 +203,27 @@ def test_learning_rates(cosine: bool) -> None:
     assert rates == [[0.01, 0.01], [second, second]]
 
 
+def test_each_part_has_an_adam_of_its_own() -> None:
+    task = AdversarialTask(gan(), learning_rate=0.01, beta1=0.3, cosine=False)
+    optimizers, parts = task.configure_optimizers(), task.parts()
+    assert [type(optimizer) for optimizer in optimizers] == [torch.optim.Adam] * 2
+    for optimizer, parameters in zip(optimizers, parts.values(), strict=True):
+        [group] = optimizer.param_groups
+        assert [*map(id, group["params"])] == [*map(id, parameters)]
+        assert (group["lr"], group["betas"]) == (0.01, (0.3, 0.999))
+
+
+def test_images_of_a_validation_that_broke_off_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = AdversarialTask(gan())
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    for batch in range(2):
+        task.validation_step([IMAGES], batch)
+    task.validation_step([IMAGES[:4]], 0)
+    assert [len(real) for _, real in task.images] == [4]
+
+
 def test_a_loss_that_is_not_a_number_changes_no_weight() -> None:
     class Breaks(AdversarialTask):
         def losses(self, generated: Tensor, real: Tensor) -> Any:

@@ -91,6 +91,25 @@ def test_a_teacher_that_remembers_looks_at_first() -> None:
     assert torch.allclose(recalled, ((said[0] + said[1]) / 2).flip(0), atol=1e-6)
 
 
+def test_what_is_remembered_is_summed_in_single_precision() -> None:
+    memory, views = LogitCache(3), torch.tensor([[[2048.0]], [[1.0]], [[1.0]]])
+    for view in views:
+        memory.recall(view, torch.tensor([0]), Tensor.half)
+    found = memory.recall(views[0], torch.tensor([0]), Tensor.half)
+    assert found.item() == pytest.approx(2050 / 3)  # as a half, 2048 + 1 is 2048
+
+
+def test_a_checkpoint_is_of_its_time() -> None:
+    memory, other, numbers = LogitCache(5), LogitCache(5), torch.arange(2)
+    memory.recall(torch.ones(2, 3), numbers, Tensor.clone)
+    state = memory.state_dict()
+    other.load_state_dict(state)
+    for cache in (memory, other):
+        cache.recall(torch.ones(2, 3), numbers, Tensor.clone)
+        assert cache.counts.tolist() == [2, 2]
+    assert state["counts"].tolist() == [1, 1] and torch.equal(state["sums"], torch.ones(2, 3))
+
+
 def test_the_multiply_adds_of_a_teacher_are_spent_on_its_looks() -> None:
     costs = {}
     for remember in (None, 2):

@@ -113,6 +113,19 @@ def test_a_learning_rate_in_a_tensor_stays_as_it_is():
     assert float(rate) == float(torch.tensor(0.1))
 
 
+def test_a_closure_is_evaluated_with_gradients():
+    weight = nn.Parameter(torch.full((2, 2), 3.0))
+
+    def closure():
+        weight.grad = None
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert Muon([weight], lr=0.1, momentum=0).step(closure).item() == 36
+    assert torch.allclose(weight, torch.full((2, 2), 3 - 0.1 * 6.0))
+
+
 def test_a_sparse_gradient_is_refused():
     table = nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1, 2])).sum().backward()
