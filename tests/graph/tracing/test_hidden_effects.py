@@ -429,6 +429,15 @@ def test_macs_with_inputs_in_a_list() -> None:
     assert bp.plan(Listed(), ([X],)).before == bp.plan(Net(), X[:1]).before
 
 
+def test_macs_behind_a_split_are_those_of_one_example() -> None:
+    class Halved(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.chunk(2, -1)
+            return super().forward(torch.cat([second, first], -1))
+
+    assert bp.plan(Halved(), X).before == bp.plan(Net(), X[:1]).before
+
+
 def test_a_large_table_beside_small_inputs() -> None:
     class Table(nn.Module):
         def __init__(self) -> None:
