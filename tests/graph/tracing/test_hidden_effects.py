@@ -263,6 +263,15 @@ def test_counters_are_refused() -> None:
     refused(nn.Sequential(Counter(), Net()), "forward of 0 changes its attribute calls", "to 1")
 
 
+def test_a_number_that_is_not_one_yet_is_no_change() -> None:
+    class Remembers(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.best = float("nan")
+
+    assert bp.plan(Remembers(), X).pruned
+
+
 def test_a_change_of_mode_is_refused() -> None:
     refused(nn.Sequential(Switch(), Net()), "forward of 0.norm changes its attribute training")
 
