@@ -113,13 +113,18 @@ def finish(analysis: Analysis) -> None:
                 segment.channels.freeze("no layer reads it")
     for name in [name for name, layout in analysis.parameters.items() if layout.free]:
         del analysis.parameters[name]
-    for layout in analysis.parameters.values():
-        for segment in resolve(layout.segments):
-            if segment.channels.free:
-                segment.channels.freeze("not made by a layer")
     for node, value in analysis.values.items():
         if isinstance(value, Layout) and value.free:
             analysis.values[node] = None
+        elif isinstance(value, Layout):
+            _freeze_free(value)
+
+
+def _freeze_free(layout: Layout) -> None:
+    """Freeze the channels of parameters that stand beside those of layers, tied to none."""
+    for segment in resolve(layout.segments):
+        if segment.channels.free:
+            segment.channels.freeze("not made by a layer")
 
 
 def _is_item_of_input(node: fx.Node) -> bool:

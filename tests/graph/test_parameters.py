@@ -394,6 +394,30 @@ def test_one_of_two_groups_that_meet_in_a_parameter_stays() -> None:
     assert small.b.weight.shape == (4, 10, 1, 1)
 
 
+class Beside(Base):
+    """A parameter next to the channels of a layer, and perhaps a number for each of all."""
+
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.b = nn.Conv2d(14, 4, 1)
+        self.add("beside", 1, 6, 1, 1)
+        self.add("scale", *((14, 1, 1) if scaled else ()))
+
+    def between(self, x: Tensor) -> Tensor:
+        beside = self.beside.expand(x.shape[0], -1, x.shape[2], x.shape[3])
+        return torch.cat([x, beside], 1) * self.scale
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_parameter_beside_the_channels_of_a_layer_stays(scaled: bool) -> None:
+    blended = attached(scramble(Beside(scaled).double().eval()))
+    reasons = {group.width: group.reason for group in blended.plan.groups}
+    assert reasons[8] is None and reasons[6] == "not made by a layer"
+    small = check_exact(blended)
+    assert small.beside.shape == (1, 6, 1, 1) and small.b.in_channels == 10
+    assert small.scale.shape == ((10, 1, 1) if scaled else ())
+
+
 def test_parameters_that_need_no_gradient() -> None:
     model = make(Scale3)
     model.scale.requires_grad_(False)

@@ -308,6 +308,12 @@ SHAPES: dict[str, Row] = {
 }
 
 LAYERS: dict[str, Row] = {
+    "grouped convolution whose blocks begin within channels": row(
+        lambda m, x: m.b(m.g(F.pixel_unshuffle(m.a(x), 2))),
+        "grouped convolution g reads channels of several layers",
+        a=conv(3, 6),
+        g=conv(24, 8, groups=4),
+    ),
     "buffer that is not saved": row(
         lambda m, x: m.b(m.a(x) + m.h.shift),
         "tied by add to _h_shift, whose width stays",
@@ -399,6 +405,15 @@ FINE: dict[str, Row] = {
         lambda m, x: m.b(m.n(m.a(x)).relu()), "", n=CentredNorm(8)
     ),
     "maximum of two": row(lambda m, x: m.b(torch.maximum(m.a(x), m.c(x))), "", c=conv(3, 8)),
+    "map of one channel times all channels": row(
+        lambda m, x: m.b(m.one(x).sigmoid() * m.a(x)), "", one=conv(3, 1)
+    ),
+    "gated linear unit along a dimension that is counted from the end": row(
+        lambda m, x: m.b(F.glu(m.a(x), -3)), "", b=conv(4, 4)
+    ),
+    "stack along a dimension that is counted from the end": row(
+        lambda m, x: m.b(torch.stack([m.a(x), m.c(x)], -1).mean(-1)), "", c=conv(3, 8)
+    ),
     "sum over rows": row(lambda m, x: m.fc(m.a(x).sum((2, 3))), "", fc=nn.Linear(8, 3)),
 }
 

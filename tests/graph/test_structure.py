@@ -1,7 +1,10 @@
 """Structures that the other networks of the suite do not have."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from models import Net
 from torch import Tensor, nn
 
 import branchprune as bp
@@ -71,3 +74,22 @@ def test_groups_that_cannot_be_cut_stay():
     model, x = GroupedPlusConcatenation().eval(), torch.randn(2, 4, 6, 6)
     with pytest.raises(bp.PruneError, match="channels of different structure meet in add"):
         bp.plan(model, x)
+
+
+def by_mode(training: Callable[[Net, Tensor], Tensor], evaluation: Callable[[Net, Tensor], Tensor]):
+    """Two layers of 8 channels, of which training runs one and evaluation the other."""
+    layers = {"a": nn.Conv2d(3, 8, 1), "c": nn.Conv2d(3, 8, 1)}
+    readers = {"b": nn.Conv2d(8, 4, 1), "d": nn.Conv2d(8, 4, 1), "norm": nn.BatchNorm2d(8)}
+    return Net(lambda m, x: (training if m.training else evaluation)(m, x), **layers, **readers)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        by_mode(lambda m, x: m.b(m.a(x).relu()), lambda m, x: m.b(m.c(x).relu())),
+        by_mode(lambda m, x: m.b(m.norm(m.a(x))), lambda m, x: m.d(m.norm(m.c(x)))),
+    ],
+)
+def test_what_one_layer_reads_in_either_mode_is_one_group(model: Net):
+    plan = bp.plan(model, torch.randn(2, 3, 4, 4))
+    assert set(plan.groups[0].layers) == {"a", "c"} and plan.groups[0].kept == 4

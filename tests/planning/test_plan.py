@@ -449,6 +449,12 @@ def test_an_example_of_the_wrong_shape(shape: tuple[int, ...], where: str) -> No
     assert f"fails at {where}: " in str(error.value)
 
 
+def test_a_norm_of_another_width_than_what_it_reads() -> None:
+    model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(6), nn.ReLU(), conv(8, 4))
+    with pytest.raises(bp.PruneError, match=r"does not pass through the model: it fails at 1: "):
+        bp.plan(model, torch.randn(IMAGE))
+
+
 def test_an_example_without_batch() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4))
     with pytest.raises(bp.PruneError, match=r"0 reads shape \(3, 8, 8\): .* batch dimension"):

@@ -77,12 +77,14 @@ def regrouped(analysis: Analysis, node: fx.Node, layout: Layout, place: int) -> 
         return analysis.unknown(node, "it mixes the channel dimension with others")
     if end > max(high, prod(before[1:])):
         return analysis.unknown(node, "it merges the batch into the channels")
-    strand = layout.strand
-    if strand == layout.dim + 1 and low == start * before[strand] and end == high:
+    if layout.strand is not None:
+        count, ahead = before[layout.strand], layout.dim - layout.strand
         whole = layout.moved.whole if isinstance(layout.moved, Cut) else None
-        return Layout(place, layout.segments * before[strand], None, whole).interleaved(
-            before[strand]
-        )
+        merged = Layout(place, layout.segments * count, None, whole)
+        if ahead == -1 and low == start * count and end == high:
+            return merged.interleaved(count)
+        if ahead == 1 and low == start and end == high * count:
+            return merged
     segments, moved, strand = resolve(layout.segments), layout.moved, None
     if end < high:
         parts = equal_parts(analysis, node, layout, high // end)

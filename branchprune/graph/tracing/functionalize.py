@@ -59,7 +59,7 @@ def _out_of_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | 
         return changed if getattr(modules[str(node.target)], "inplace", False) else None
     if node.op == "call_method" and isinstance(node.target, str):
         plain = node.target.removesuffix("_")
-        if plain == node.target or node.target.endswith("__") or not hasattr(Tensor, plain):
+        if plain == node.target or not hasattr(Tensor, plain):
             return None
         node.target = plain
         return changed
@@ -71,7 +71,7 @@ def _out_of_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | 
 def _function_out_of_place(node: fx.Node, function: Callable[..., Any]) -> bool:
     name = getattr(function, "__name__", "")
     plain = getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
-    if name.endswith("_") and not name.endswith("__") and plain is not None:
+    if name.endswith("_") and plain is not None:
         node.target = plain
         return True
     try:

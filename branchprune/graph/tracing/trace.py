@@ -39,6 +39,12 @@ from branchprune.graph.tracing.side_effects import (
     refuse_lost_gradient,
 )
 
+_COLLECTS: dict[Any, tuple[str, type]] = {
+    inspect.Parameter.VAR_POSITIONAL: ("*", tuple),
+    inspect.Parameter.VAR_KEYWORD: ("**", dict),
+}
+"""How arguments without a name of their own are written, and what they come in."""
+
 
 class _Tracer(fx.Tracer):
     """A tracer that remembers in which submodule it was when tracing failed.
@@ -214,17 +220,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         bound = inspect.signature(part.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise PruneError(f"example does not fit {type(part).__name__}.forward: {error}") from error
-    parameters = bound.signature.parameters.values()
-    fixed = {
-        p.name: p.default
-        for p in parameters
-        if p.name not in bound.arguments and p.default is not p.empty
-    }
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            fixed[f"*{parameter.name}"] = bound.arguments.get(parameter.name, ())
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            fixed[f"**{parameter.name}"] = bound.arguments.get(parameter.name, {})
+    fixed = _left_out(part, bound)
     absent = [name for name, value in bound.arguments.items() if value is None]
     prefix = f"{inside}." if inside else ""
     conditions = Conditions(part, dict(bound.arguments), inner=bool(inside))
@@ -237,9 +233,6 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         flags = [name for name, v in bound.arguments.items() if isinstance(v, bool | str | None)]
         raise PruneError(_explain(part, tracer, error, flags)) from error
     refuse_assigned_state(part)
-    for node in graph.find_nodes(op="placeholder"):
-        if str(node.target).startswith("*") and not node.users:
-            graph.erase_node(node)
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = f"{prefix}{node.target}"
@@ -247,6 +240,25 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         if around:
             node.meta[WHERE] = prefix + around[-1].partition("@")[0]  # @1: its second call
     return graph
+
+
+def _left_out(part: nn.Module, bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Return the arguments of forward that the example leaves out, as a trace names them."""
+    fixed: dict[str, Any] = {}
+    for name, parameter in bound.signature.parameters.items():
+        collects = _COLLECTS.get(parameter.kind)
+        if collects is not None:
+            stars, kind = collects
+            if bound.arguments.get(name):
+                raise PruneError(
+                    f"the example gives {type(part).__name__}.forward arguments by {stars}{name}, "
+                    "into which a trace does not see: name them in forward, or prune a part that "
+                    "has names for them with `inside`"
+                )
+            fixed[f"{stars}{name}"] = kind()
+        elif name not in bound.arguments and parameter.default is not parameter.empty:
+            fixed[name] = parameter.default
+    return fixed
 
 
 def _record(tracer: _Tracer, part: nn.Module) -> fx.Graph:

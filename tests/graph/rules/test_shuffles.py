@@ -406,3 +406,30 @@ def test_channels_tied_to_shuffled_ones_are_chosen_from_all_quarters(first: str)
     assert chosen is not None and len(chosen) == 8
     quarters = (chosen % width) // (width // 4)
     assert quarters.bincount().tolist() == [8 * kept // (4 * kept)] * 4
+
+
+def in_halves(m: Any, x: Tensor) -> Tensor:
+    """See shuffled channels as two halves for a while."""
+    y = F.channel_shuffle(m.a(x), 2)
+    halves = y.view(y.shape[0], 2, y.shape[1] // 2, *IMAGE[2:])
+    return m.b(halves.relu().flatten(1, 2).flatten(1))
+
+
+def by_position(m: Any, x: Tensor) -> Tensor:
+    """Lay the shuffled channels of one position behind those of another."""
+    return m.b(F.channel_shuffle(m.a(x), 2).permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize("run", [in_halves, by_position])
+@pytest.mark.parametrize("number", [0, 6, 15])
+def test_the_start_behind_shuffled_channels_that_are_regrouped(
+    run: Callable[..., Tensor], number: int
+) -> None:
+    layers = {"a": nn.Conv2d(3, 16, 1, bias=False), "b": nn.Linear(16 * 6 * 6, 2)}
+    model = Net(run, **layers).double()
+    blended = bp.attach(model, bp.plan(model, image()), init=one_of_each_pair(number))
+    blended.alpha = 0
+    rows = chosen_rows(blended, "a")
+    assert rows is not None and len(rows) == 8
+    with torch.no_grad():
+        assert relative(masked(blended)(image(1)), blended(image(1))) < 1e-12

@@ -263,6 +263,15 @@ def test_counters_are_refused() -> None:
     refused(nn.Sequential(Counter(), Net()), "forward of 0 changes its attribute calls", "to 1")
 
 
+def test_a_number_that_is_not_one_yet_is_no_change() -> None:
+    class Remembers(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.best = float("nan")
+
+    assert bp.plan(Remembers(), X).pruned
+
+
 def test_a_change_of_mode_is_refused() -> None:
     refused(nn.Sequential(Switch(), Net()), "forward of 0.norm changes its attribute training")
 
@@ -427,6 +436,15 @@ def test_macs_with_inputs_in_a_list() -> None:
             return super().forward(xs[0])
 
     assert bp.plan(Listed(), ([X],)).before == bp.plan(Net(), X[:1]).before
+
+
+def test_macs_behind_a_split_are_those_of_one_example() -> None:
+    class Halved(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.chunk(2, -1)
+            return super().forward(torch.cat([second, first], -1))
+
+    assert bp.plan(Halved(), X).before == bp.plan(Net(), X[:1]).before
 
 
 def test_a_large_table_beside_small_inputs() -> None:

@@ -1,0 +1,26 @@
+"""Examples: which numbers stay, and which are replaced by noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from branchprune.graph.inputs import without_constants
+
+
+@pytest.mark.parametrize(
+    "constant", [torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 3), -2.5), torch.tensor([4.0])]
+)
+def test_constant_floats_become_the_same_noise_in_every_call(constant: Tensor) -> None:
+    first, again = (without_constants({"x": constant}) for _ in range(2))
+    assert isinstance(first, dict) and isinstance(again, dict)
+    assert first["x"].shape == constant.shape and first["x"].dtype == constant.dtype
+    assert len(first["x"].unique()) == constant.numel()
+    assert not torch.equal(first["x"], constant) and torch.equal(first["x"], again["x"])
+
+
+@pytest.mark.parametrize("given", [torch.tensor([1.0, 2.0]), torch.ones(3, dtype=torch.int64)])
+def test_other_tensors_stay(given: Tensor) -> None:
+    kept, flag = without_constants((given, True))
+    assert torch.equal(kept, given) and flag is True
