@@ -140,7 +140,7 @@ def seconds(entry: Entry) -> float | None:
         dense = json.loads(path.with_suffix(".dense.json").read_text()) if lines else {}
         first = (dense.get("record") or {}).get("seconds", 0)
         return first + sum(map(_seconds, lines)) if lines else None
-    keys = {key: entry.settings.get(key) for key in ("method", "preset")}
+    keys = {"method": entry.settings.get("method"), "preset": entry.settings.get("preset", "own")}
     mine = [_seconds(line) for line in lines if keys.items() <= line.items()]
     dense = [x["seconds"]["dense"] for x in lines if "dense" in x["seconds"]]
     shared = not any("dense" in x["seconds"] for x in lines if keys.items() <= x.items())

@@ -102,7 +102,8 @@ def _described(*options: str) -> tuple[str, str, str, str]:
     """Return experiment, method, preset and data set of a configuration."""
     with chdir(ROOT):
         config = parse([*options, "--output", "unused"])
-    return config.name, config.method, config.preset, config.dataset
+    method = config.method or config.prune.algorithm_key
+    return config.name, method, config.preset, config.dataset
 
 
 def all_runs(seeds: int) -> list[Run]:

@@ -102,7 +102,12 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_argument("--name", type=str, default="run", help="Name of the experiment")
-    parser.add_argument("--method", type=str, default="blended", help="Name of the method")
+    parser.add_argument(
+        "--method",
+        type=str | None,
+        default=None,
+        help="What result lines call this way to prune; null: blend, cut or torch_pruning",
+    )
     parser.add_argument("--preset", type=str, default="own", help="Name of the settings")
     parser.add_argument("--output", type=Path, required=True, help="Folder to write; must be new")
     parser.add_argument(

@@ -57,6 +57,11 @@ class PruneConfig:
         """The one algorithm that is set."""
         return self._choice()[1]
 
+    @property
+    def algorithm_key(self) -> str:
+        """The key of the one algorithm that is set."""
+        return self._choice()[0]
+
     def _choice(self) -> tuple[str, Algorithm]:
         """Return the algorithm that is set, and its key."""
         algorithms: dict[str, Algorithm | None] = {

@@ -79,7 +79,7 @@ def _setting(config: RunConfig, command: str, commit: str | None) -> dict[str, A
     metric, blend = config.metric, config.prune.blend
     return {
         "experiment": config.name,
-        "method": config.method,
+        "method": config.method or config.prune.algorithm_key,
         "preset": config.preset,
         "dataset": config.dataset,
         "command": command,

@@ -53,7 +53,7 @@ class RunSettings:
 
     Attributes:
         name: Name of the experiment.
-        method: Name of the method.
+        method: What result lines call the way to prune; None: its algorithm's key.
         preset: Name of the settings.
         output: Folder to write.
         results: File to which a finished run adds a line.
@@ -74,7 +74,7 @@ class RunSettings:
     """
 
     name: str
-    method: str
+    method: str | None
     preset: str
     output: Path
     results: Path | None

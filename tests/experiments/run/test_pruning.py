@@ -71,6 +71,7 @@ def test_at_once_means_that_the_selection_is_fine_tuned(go):
     expected = selected(dense, bp.plan(dense, EXAMPLE, 0.5))
     assert same(starts[1], expected.state_dict()) and len(starts) == 2
     assert line["epochs"] == {"dense": 2, "finetune": 3} and line["curve"] == []
+    assert line["method"] == "cut"  # none is given
     end = bp.load(TinyVGG(), folder / "small.safetensors").state_dict()
     assert not same(end, starts[1]) and end.keys() == starts[1].keys()
 

@@ -76,3 +76,5 @@ def test_times_of_a_dry_run_are_those_of_a_single_pass(fast, seconds, tmp_path, 
     arguments = ["run", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "run")]
     assert main([*arguments, "--fast", fast]) == 0
     assert asked == [seconds] * 2
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["method"], result["fast"]) == ("blend", fast == "true")
