@@ -357,6 +357,8 @@ def test_the_table_agrees_with_the_lines(world, capsys):
         assert float(row["mean"]) == pytest.approx(np.mean(values), abs=1e-15)
         assert float(row["deviation"]) == pytest.approx(statistics.stdev(values), abs=1e-15)
         assert (row["n"], float(row["compute"])) == (str(len(values)), 0.5)
+        others = ("train_macs", "params_removed", "macs_removed")
+        assert [float(row[name]) for name in others] == pytest.approx([MACS, 0.882, 0.881])
     assert found["ours", "equal compute"]["seeds"] == "0 1 4"
     assert found["dense model", ""]["mean"] == "0.75"
 
