@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from branchprune.errors import PruneError
@@ -69,7 +70,7 @@ def _run(args: Sequence[str], console: Console) -> None:
             with unwritable_named(config.output):
                 write_report(config.output)
     console.print(summary(result))
-    console.print(f"{report}", style="bold", soft_wrap=True)
+    console.print(f"{report}", style="bold", markup=False, soft_wrap=True)
 
 
 def _dense(args: Sequence[str], console: Console) -> None:
@@ -118,7 +119,7 @@ def _report(args: Sequence[str], console: Console) -> None:
 
     if len(args) != 1:
         raise PruneError(f"report takes one folder, not {args}")
-    console.print(f"{write_report(Path(args[0]))}")
+    console.print(f"{write_report(Path(args[0]))}", markup=False, soft_wrap=True)
 
 
 def _bench(args: Sequence[str], console: Console) -> None:
@@ -149,12 +150,12 @@ def summary(result: dict[str, Any]) -> Table:
     """Return the table that ends a run: dense against small, as in the report."""
     from branchprune.reports.before_after import compare
 
-    table = Table(title=f"{result['experiment']}, seed {result['seed']}")
+    table = Table(title=escape(f"{result['experiment']}, seed {result['seed']}"))
     table.add_column()
     for column in ("dense", "small", "change"):
         table.add_column(column, justify="right")
     for row in compare(result):
-        table.add_row(row.label, row.before, row.after, row.change)
+        table.add_row(escape(row.label), row.before, row.after, row.change)
     error = result["collapse"]["relative_error"]
     table.add_row("Error of the collapse, float64", "", f"{error:.1e}", "")
     return table

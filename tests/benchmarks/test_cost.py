@@ -187,6 +187,18 @@ def test_a_compiler_that_fails_is_recorded_and_tried_again(tmp_path, capsys, mon
         assert {line["image_s"] for line in result["summary"]} == {None}
 
 
+def test_a_process_on_the_cpu_sees_no_gpu(tmp_path, monkeypatch):
+    def run_child(arguments, timeout, variables):
+        seen.append(variables)
+        return [], "nothing"
+
+    seen = []
+    monkeypatch.setattr(cost, "run_child", run_child)
+    for device in ("cpu", "cuda"):
+        cost.run_apart(small_settings(device=device), tmp_path, 1)
+    assert seen == [{"CUDA_VISIBLE_DEVICES": ""}, {}]
+
+
 def test_a_process_that_hangs_is_recorded(tmp_path):
     row = cost.run_apart(small_settings(), tmp_path / "none", 0.01)
     assert row.error == "took longer than 0.01 s" and row.key == small_settings().key

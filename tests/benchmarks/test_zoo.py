@@ -192,6 +192,63 @@ def test_large_models_are_pruned_in_rounds(monkeypatch):
     assert 0 < apart.collapse_error <= 1e-10
 
 
+def convolutions(count):
+    return nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(count)), nn.Flatten(), nn.Linear(8, 2))
+
+
+def test_rounds_are_filled(monkeypatch):
+    planned = bp.plan(convolutions(5), torch.randn(1, 8, 1, 1), 0.5)
+    monkeypatch.setattr(zoo, "LARGEST_ENDS", 2 * 2 * 8 * 4)  # two layers, each made and read once
+    assert zoo._rounds(planned) == [["0", "1"], ["2", "3"], ["4"]]
+
+
+def test_the_largest_error_of_all_rounds_counts(monkeypatch):
+    def collapse(blended):
+        return bp.collapse(blended), next(errors)
+
+    errors = iter([2e-15, 3e-15, 1e-15])
+    monkeypatch.setitem(
+        zoo.LIBRARIES, "torchvision", (None, lambda *_: (convolutions(3).eval(), (8, 1, 1)))
+    )
+    monkeypatch.setattr(zoo, "LARGEST_ENDS", 1)
+    monkeypatch.setattr(zoo, "collapse_with_error", collapse)
+    zoo.measure(row := squeezenet(), lambda _: None)
+    assert (row.rounds, row.collapse_error, row.exact) == (3, 3e-15, True)
+
+
+def test_shares_are_of_all_that_is_counted():
+    planned = bp.plan(convolutions(3), torch.randn(1, 8, 1, 1), 0.5)
+    row = squeezenet()
+    row.macs_before = 2 * planned.before.macs  # as much again in attention
+    row.describe(planned)
+    [stays] = row.frozen.values()
+    assert (row.macs_share_prunable, stays["macs_share"]) == (
+        pytest.approx(3 * 64 / (3 * 64 + 16) / 2),
+        pytest.approx(16 / (3 * 64 + 16) / 2),
+    )
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, 8), (3, 2), (16, 1)])
+def test_models_side_by_side_share_the_threads(jobs, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    [row] = zoo._blank_rows(zoo.Options(models="alexnet", jobs=jobs)).values()
+    assert row.threads == threads
+
+
+def test_a_table_is_of_one_setting(tmp_path):
+    rows = [Row("torchvision", "net", "nets", keep, 0, None, 1) for keep in (0.5, 0.25)]
+    zoo_table.write_tables(tmp_path, {row.key: row for row in rows}, rows[1].key[:-1])
+    assert zoo_table.read_csv(tmp_path / "zoo.csv") == rows[1:]
+    assert "| all | 1 | 0 |" in (tmp_path / "zoo.md").read_text()
+
+
+def test_families_of_other_tasks_stand_last():
+    families = ["video", "vgg", "segmentation", "alexnet"]
+    rows = [Row("torchvision", "net", family, 0.5, 0, None, 1) for family in families]
+    found = [line[0] for line in zoo_table.summary(rows)]
+    assert found == ["family", "alexnet", "vgg", "segmentation", "video", "all"]
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_comparison_at_alpha_1_can_fail(mode, monkeypatch):
     class Wrong(nn.Conv2d):

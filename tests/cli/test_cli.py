@@ -1,5 +1,6 @@
 """The command line, as a user runs it, and everything that can be wrong."""
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule
+from rich.console import Console
 from tiny_run import TINY, Data, Net
 from torch import nn
 
 import branchprune as bp
 from branchprune.cli import main
+from branchprune.cli.commands import COMMANDS, summary
 from branchprune.lightning import ClassificationTask
+from branchprune.reports.before_after import Row
 
 
 class Unprunable(nn.Sequential):
@@ -54,8 +58,9 @@ def scalars(path):
     return json.loads(Path(path).read_text())
 
 
-def test_result_agrees_with_the_files(tiny):
+def test_result_agrees_with_the_files(tiny, capsys):
     assert tiny() == 0
+    shown = capsys.readouterr().out.splitlines()
     result = scalars("out/result.json")
     dense = bp.load(Net(), "out/dense.safetensors")
     small = bp.load(Net(), "out/small.safetensors")
@@ -73,6 +78,9 @@ def test_result_agrees_with_the_files(tiny):
         loss = torch.cat([-logits[range(len(y)), y] for logits, y in found])
         logged = {"loss/test": loss.mean().item(), "metric/test_acc": hits.mean().item()}
         assert result["test"][name] == pytest.approx(logged, rel=1e-5)
+    sizes = [result["cost"][name]["params"] for name in ("dense", "small")]
+    row = next(line for line in shown if "Parameters" in line)
+    assert re.findall(r"[\d,]+", row)[:2] == [f"{size:,}" for size in sizes]
     assert small[0].out_channels == 4
     assert result["scores"]["blended_at_zero"]["val"] == result["scores"]["small"]["val"]
 
@@ -285,6 +293,57 @@ def test_help(capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("usage: branchprune dense")
     options = [line for line in text.splitlines() if line.startswith("  --")]
     assert len(options) < 80 and len(text.splitlines()) < 4 * len(options)
+
+
+def test_a_command_without_arguments_says_what_it_takes(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: branchprune run")
+    assert main(["dense"]) == 0
+    assert capsys.readouterr().out.startswith("usage: branchprune dense")
+    assert main(["report", "a", "b"]) == 2
+    assert "report takes one folder, not ['a', 'b']" in capsys.readouterr().err
+
+
+def test_an_error_stands_on_one_line_as_it_is(capsys):
+    folder = f"[red]{'x' * 90}/{'x' * 90} [b"
+    assert main(["report", folder]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"branchprune: error: {folder}/result.json: there is no such file"
+
+
+def test_paths_and_names_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+    report = tmp_path / f"{'x' * 90}[red]" / "[/b] report.html"
+    monkeypatch.setattr("branchprune.reports.report.write_report", lambda folder: report)
+    assert main(["report", "out"]) == 0
+    assert capsys.readouterr().out == f"{report}\n"
+
+
+def test_the_table_of_a_run_shows_names_as_they_are(monkeypatch):
+    row = Row("PSNR in [dB], test", "", "20", "19", "−1")
+    monkeypatch.setattr("branchprune.reports.before_after.compare", lambda result: [row])
+    console = Console(file=io.StringIO(), width=100)
+    collapse = {"relative_error": 1e-15}
+    console.print(summary({"experiment": "a[/b]", "seed": 3, "collapse": collapse}))
+    assert "a[/b], seed 3" in console.file.getvalue()
+    assert re.search(r"PSNR in \[dB\], test +│ +20 │ +19 │ +−1", console.file.getvalue())
+
+
+@pytest.mark.parametrize("command", ["run", "dense"])
+def test_modules_beside_the_configuration_are_found(command, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path(f"beside_{command}.py").write_text("from test_cli import Unprunable\n")
+    args = ["--output", "out", "--model", f"beside_{command}.Unprunable"]
+    assert main([command, "tiny.yaml", *args]) == 2
+    assert "nothing in the model can be pruned" in capsys.readouterr().err
+
+
+def test_a_module_that_no_extra_installs_is_no_error_of_the_users(monkeypatch):
+    def broken(args, console):
+        raise ModuleNotFoundError("No module named 'own'", name="own")
+
+    monkeypatch.setitem(COMMANDS, "bench", broken)
+    with pytest.raises(ModuleNotFoundError, match="own"):
+        main(["bench"])
 
 
 @contextmanager

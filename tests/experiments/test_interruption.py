@@ -7,13 +7,22 @@ import shlex
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from killed_runs import CONFIG, Data
 
 from branchprune.cli import main
-from branchprune.experiments.interruption import NAMES, saved
+from branchprune.experiments import interruption
+from branchprune.experiments.interruption import (
+    NAMES,
+    SIGNALS,
+    Interrupted,
+    how_to_go_on,
+    interruptible,
+    saved,
+)
 from branchprune.planning.profiling import measure_latency
 
 HELD = """
@@ -167,3 +176,50 @@ def test_all_that_a_run_goes_on_from_is_named(tmp_path):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (i, i))
     assert saved(tmp_path) == files
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Signals that a process sends to itself, which do not reach it."""
+    sent = []
+    monkeypatch.setattr(interruption.os, "kill", lambda _, number: sent.append(number))
+    return sent
+
+
+def test_the_same_signal_again_ends_the_process_at_once_and_another_is_ignored(sent):
+    before = [*map(signal.getsignal, SIGNALS)]
+    with interruptible():
+        with pytest.raises(Interrupted) as interrupted:
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupted.value.status == 128 + 15
+        signal.raise_signal(signal.SIGINT)
+        assert sent == []
+        signal.raise_signal(signal.SIGTERM)
+        assert sent == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert [*map(signal.getsignal, SIGNALS)] == before
+
+
+def test_a_worker_ends_as_if_nobody_had_asked_for_interruptions(sent, monkeypatch):
+    with interruptible():
+        monkeypatch.setattr(interruption.os, "getpid", lambda: 1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert sent == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_thread_that_cannot_receive_signals_works_without():
+    def complain():
+        return main(["report", "none"])
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(complain).result() == 2
+
+
+def test_a_run_that_is_resumed_goes_on_by_its_own_command(tmp_path):
+    (tmp_path / "dense.safetensors").touch()
+    (interrupted := Interrupted(signal.SIGINT)).folder = tmp_path
+    said = how_to_go_on(interrupted, "run", ["c.yaml", "--resume", "--output", "x"]).splitlines()
+    assert said[1] == f"saved in {tmp_path}: dense.safetensors"
+    assert said[2] == "to go on: branchprune run c.yaml --resume --output x"

@@ -32,6 +32,8 @@ if how == "fail":
 if how != "silent":
     (folder / f"{name}.done").touch()
 note("ends")
+if how == "fail late":
+    sys.exit(3)
 """
 
 
@@ -94,6 +96,18 @@ def test_a_job_that_fails_is_named_and_the_others_go_on(world, how):
     assert runner.failed == {"bad"}
     assert world.names() == ["bad", "good"]
     assert "bad FAILED, see its log" in world.said and "good is done" in world.said
+
+
+def test_a_job_that_fails_after_all_is_done_has_failed(world):
+    runner = world.runner()
+    assert runner.run([world.job("bad", "fail late")]) == []
+    assert runner.failed == {"bad"} and world.said[1] == "bad FAILED, see its log"
+
+
+def test_the_log_of_an_earlier_call_is_kept(world):
+    for _ in range(2):
+        world.runner().run([world.job("a", "silent")])
+    assert (world.path / "logs" / "a.log").read_text() == 2 * "this is a\n"
 
 
 def test_a_job_waits_until_it_is_ready_and_its_command_is_made_then(world):
@@ -180,6 +194,24 @@ def test_the_callers_own_signal_handler_comes_back(world):
     before = signal.getsignal(signal.SIGTERM)
     world.runner().run([world.job("a")])
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_handler_that_the_caller_has_stays_while_jobs_run(world):
+    seen = []
+
+    def command():
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return ["true"]
+
+    def own(*_):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        world.runner().run([Job("a", command, lambda: bool(seen))])
+        assert seen == [own] and signal.getsignal(signal.SIGTERM) == own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_error_in_a_command_ends_the_others(world):

@@ -101,6 +101,10 @@ def test_a_file_without_variants_is_handed_on_as_it_is(write):
         *("--config", "plain.yaml", "--config", "none.yaml", "--a", "1")
     ]
     assert files_as_options(["--a", "1", "--config=plain.yaml"])[2:] == ["--config", "plain.yaml"]
+    Path("null.yaml").write_text("a:\n")  # which the parser would take for text
+    assert files_as_options(["null.yaml"]) == ["--config", '{"a": null}']
+    text = json.dumps({"a": [1.0] * 2000})  # too long for the name of a file
+    assert files_as_options(["--config", text]) == ["--config", text]
     Path("broken.yaml").write_text("a: [")
     write("more.yaml", {"base": "broken.yaml"})
     for file in ("broken.yaml", "more.yaml"):

@@ -1,10 +1,31 @@
 """The plots of a comparison: names and marks that would lie on each other."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from branchprune.experiments.compare.config import Budget, Comparison, Method
+from branchprune.experiments.compare.results import Results
+from branchprune.experiments.run.settings import MetricConfig
 from branchprune.reports import comparison_plots
+
+RUNS = {("a", "few"): (0.5, 0.9), ("a", "many"): (0.7, 0.8), ("b", "few"): (0.6, 0.7)}
+"""Score and MACs removed by method and budget."""
+
+
+@pytest.fixture
+def results():
+    budgets = {name: Budget(name, epochs=1) for name in ("few", "many")}
+    methods = {name: Method(name, (), (0,), (*budgets,)) for name in "ab"}
+    comparison = Comparison("small", Path("c.yaml"), (0,), budgets, methods, MetricConfig())
+    lines = [
+        {"method": method, "preset": budget, "seed": 0, "final": score, "macs_removed": removed}
+        | {"dense": 0.75, "train_macs": 1}
+        for (method, budget), (score, removed) in RUNS.items()
+    ]
+    return Results(comparison, lines, {}, 0)
 
 
 def test_names_beside_a_plot_keep_apart_and_in_order():
@@ -36,3 +57,25 @@ def test_marks_at_one_place_stand_side_by_side():
     assert sum(shown[n, "y"] for n in "abcdefgh") / 8 == pytest.approx(0.22)
     assert [text.get_text() for text in axes.texts] == ["all ≈ 0.20", "all ≈ 0.22"]
     assert len({text.get_position()[1] for text in axes.texts}) == 2
+
+
+def test_macs_left_are_what_is_not_removed(results, tmp_path, monkeypatch):
+    def figure(results, places, label, percent):
+        drawn[label] = places
+        return Figure((1, 1))
+
+    drawn = {}
+    monkeypatch.setattr(comparison_plots, "_figure", figure)
+    assert comparison_plots.draw(results, tmp_path) == [tmp_path / "metric_vs_macs.png"]
+    left = {key: pytest.approx(1 - removed) for key, (_, removed) in RUNS.items()}
+    assert drawn == {"MACs left": left}
+
+
+def test_the_mark_of_the_last_budget_is_filled_and_has_the_name(results):
+    places = {key: 1 - removed for key, (_, removed) in RUNS.items()}
+    axes = comparison_plots._figure(results, places, "MACs left", percent=True).axes[0]
+    marks = [line for line in axes.get_lines() if line.get_marker() in comparison_plots.MARKERS]
+    filled = {line.get_ydata()[0]: line.get_markerfacecolor() != "white" for line in marks}
+    assert filled == {0.5: False, 0.7: True, 0.6: False}
+    named = {text.get_text(): text.xy for text in axes.texts}
+    assert named["a"] == pytest.approx((0.2, 0.7)) and named["b"] == pytest.approx((0.3, 0.6))

@@ -167,7 +167,10 @@ def test_exactness(report: Make, result: Result) -> None:
 
 
 def test_widths_and_the_reason_of_a_group_that_stays(report: Make) -> None:
-    page = Page(report())
+    html = report()
+    page = Page(html)
+    bars = re.findall(r'<div (?:class="track.*?" )?style="width: (.*?)%">', html)
+    assert bars == ["100.00", "34.38", "15.62", "100.00"]  # 22 of 64; 10 / 64, 10 of 10
     assert page.row("features.0")[1:] == ["+ features.3", "64 → 22", "12.3 %"]
     assert page.row("classifier")[1:] == ["stays: it is an output of the model", "10", "0.1 %"]
 
@@ -344,6 +347,21 @@ def test_read_metrics_names_a_cell_that_is_no_number(tmp_path: Path) -> None:
         read_metrics(path)
     with pytest.raises(PruneError, match=r"none\.csv: there is no such file"):
         read_metrics(tmp_path / "none.csv")
+
+
+def test_rounds_are_drawn_from_the_dense_model_on(
+    report: Make, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounds(points: list[tuple[float, float]], metric: Result, width: float) -> str:
+        drawn.append(points)
+        return ""
+
+    drawn: list[list[tuple[float, float]]] = []
+    monkeypatch.setattr("branchprune.reports.plots.rounds", rounds)
+    result["cost"]["dense"]["params"] = 1000
+    result["rounds"] = [{"val": 0.95, "params": 500}, {"val": 0.9, "params": 250}]
+    assert "removing channels and fine-tuning" in report()
+    assert drawn == 2 * [[(1.0, 0.981), (0.5, 0.95), (0.25, 0.9)]]
 
 
 ROWS = [

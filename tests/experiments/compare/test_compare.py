@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from branchprune.cli import main
 from branchprune.errors import PruneError
@@ -20,7 +21,7 @@ from branchprune.reports import comparison_plots
 
 MACS = 123_456_789_012
 PROGRAM = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 args = sys.argv[1:]
 at = lambda name: args[args.index(name) + 1]
@@ -28,7 +29,7 @@ output, world = Path(at("--output")), Path(WORLD)
 todo = json.loads((world / "todo.json").read_text())
 name = "dense" if args[0] == "dense" else "/".join(output.parts[-2:])
 with (world / "log").open("a") as file:
-    file.write(json.dumps([name, args, time.monotonic()]) + "\\n")
+    file.write(json.dumps([name, args, os.environ["OMP_NUM_THREADS"]]) + "\\n")
 how = todo.get(name, "ok")
 if how == "fail":
     sys.exit("something is wrong")
@@ -97,6 +98,12 @@ class World:
         (self.path / "todo.json").write_text(json.dumps(todo.get("todo", {})))
         return main(["compare", "compare/small.yaml", "--results", "kept/r.jsonl", *options])
 
+    def make(self, *options):
+        """Make runs alone, without the table and the plots."""
+        (self.path / "todo.json").write_text("{}")
+        args = ["compare/small.yaml", "--results", "kept/r.jsonl", *options]
+        assert not compare.compare(args, Console(quiet=True)).failed
+
     def rows(self):
         path = self.path / "log"
         return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
@@ -163,7 +170,9 @@ def test_the_order_is_that_of_seeds_then_budgets_then_methods(world):
 
 
 def test_the_commands(world):
-    assert world.go("--overlay", "fast.yaml", "--variant", "all", "--output", "out") == 0
+    inside, threads = ["--output", str(world.path / "out")], ["--threads", "3"]
+    assert world.go("--overlay", "fast.yaml", "--variant", "all", *inside, *threads) == 0
+    assert {row[2] for row in world.rows()} == {"3"}
     base = ["compare/small.yaml", "fast.yaml", "--variant", "all"]
     assert world.args("dense") == [
         *("dense", *base, "--seed", "0", "--output", "out/dense", "--resume")
@@ -278,6 +287,24 @@ def test_runs_of_another_dense_model_are_not_mixed(world, capsys):
     assert json.loads(Path("kept/small.dense.json").read_text()) == other
 
 
+def test_a_dense_model_of_which_no_runs_are_left_is_replaced(world):
+    world.write([], {"record": {"train_macs": 1, "epochs": 1}, "scores": {"val": 0, "test": 0}})
+    world.make("--only", RUNS[0])
+    assert json.loads(Path("kept/small.dense.json").read_text())["record"]["train_macs"] == MACS
+
+
+def test_the_dense_model_is_of_the_first_seed_and_made_again_where_its_weights_are_gone(world):
+    world.set(seeds=[1, 0])
+    (world.path / "fast.yaml").write_text("variants: {quick: {}}")
+    fast = ["--overlay", "fast.yaml", "--variant", "quick"]
+    world.make("--only", RUNS[0], *fast)
+    command = world.args("dense")
+    assert command[command.index("--seed") + 1] == "1"
+    Path("runs/compare/small/dense/dense.safetensors").unlink()
+    world.make("--only", RUNS[1], *fast)
+    assert world.names() == ["dense", RUNS[0], "dense", RUNS[1]]
+
+
 def test_a_dense_model_from_a_checkpoint_has_no_compute(world, capsys):
     assert world.go(todo={"found": {"record": None}}) == 2
     assert "budgets.equal compute.train_macs (=0.5)" in flat(capsys.readouterr().err)
@@ -330,6 +357,8 @@ def test_the_table_agrees_with_the_lines(world, capsys):
         assert float(row["mean"]) == pytest.approx(np.mean(values), abs=1e-15)
         assert float(row["deviation"]) == pytest.approx(statistics.stdev(values), abs=1e-15)
         assert (row["n"], float(row["compute"])) == (str(len(values)), 0.5)
+        others = ("train_macs", "params_removed", "macs_removed")
+        assert [float(row[name]) for name in others] == pytest.approx([MACS, 0.882, 0.881])
     assert found["ours", "equal compute"]["seeds"] == "0 1 4"
     assert found["dense model", ""]["mean"] == "0.75"
 
@@ -414,6 +443,7 @@ WRONG = {
     "both": ({"budgets": {"b": {"epochs": 1, "train_macs": 1}}}, "either epochs or train_macs"),
     "budget": ({"budgets": {"b": {"hours": 1}}}, "budgets.b has the key 'hours'; known are epochs"),
     "epochs": ({"budgets": {"b": {"epochs": 0}}}, "budgets.b.epochs (=0) must be a positive whole"),
+    "truth as epochs": ({"budgets": {"b": {"epochs": True}}}, "budgets.b.epochs (=True) must be"),
     "half epochs": ({"budgets": {"b": {"epochs": 1.5}}}, "budgets.b.epochs (=1.5) must be"),
     "macs": ({"budgets": {"b": {"train_macs": 0}}}, "budgets.b.train_macs (=0) must be a positive"),
     "infinite": ({"budgets": {"b": {"train_macs": float("inf")}}}, "train_macs (=inf) must be"),
@@ -430,6 +460,11 @@ WRONG = {
         {"methods": {"m": {"budgets": ["equal"]}}},
         "methods.m.budgets (=['equal']) must be a list of equal epochs, equal compute",
     ),
+    "no budget at all": (
+        {"methods": {"m": {"budgets": []}}},
+        "methods.m.budgets (=[]) must be a list of equal epochs, equal compute",
+    ),
+    "no letter": ({"methods": {"**": {}}}, "methods has the name '**', which must be text with a"),
     "number as name": ({"methods": {1: {}}}, "methods has the name 1, which must be text"),
     "option as name": ({"methods": {"--seed": {}}}, "methods has the name '--seed'"),
     "one folder": ({"methods": {"a b": {}, "a/b": {}}}, "have one folder, equal_epochs/a_b-0"),
@@ -446,6 +481,16 @@ def test_what_is_wrong_in_the_configuration_is_named(case, world):
     with pytest.raises(PruneError, match=re.escape(message)) as error:
         compare_config.read(world.config)
     assert str(error.value).startswith(f"{world.config}: ")
+
+
+def test_the_metric_is_put_together_as_a_run_does_it(world):
+    (world.path / "base.yaml").write_text("metric: {label: loss, format: percent}")
+    (world.path / "data.yaml").write_text(
+        "variants: {taken: {metric: {format: number}}, shared: {}}\nmetric: {mode: min}"
+    )
+    metric = compare_config.read(world.config).metric
+    assert (metric.label, metric.mode, metric.format) == ("loss", "min", "number")
+    assert metric.val == "metric/val_acc"
 
 
 def test_the_metric_of_base_is_checked(world):

@@ -18,6 +18,7 @@ from branchprune.experiments.run.sparsity_training import (
     ScalePenalty,
     SparsifyConfig,
     make_penalty,
+    sparsify,
 )
 from branchprune.experiments.run.torch_pruning import make_pruner, prune_by
 from branchprune.lightning import BranchPruning, ClassificationTask
@@ -305,6 +306,35 @@ def test_the_penalty_of_torch_pruning_is_its_own():
     make_pruner("group_norm", model, planned, reg=0.2).regularize(model)
     assert sum(g.abs().sum() for g in found) > 0
     assert all(torch.equal(a, p.grad) for a, p in zip(found, model.parameters(), strict=True))
+
+
+def test_the_model_with_the_penalty_is_not_the_teacher(monkeypatch):
+    def train(stages, file, teacher, student, epochs, penalty):
+        assert teacher is dense and penalty.penalty.scales[0] is student.features[1].weight
+        return student
+
+    module = "branchprune.experiments.run.sparsity_training.train_student"
+    monkeypatch.setattr(module, train)
+    dense = TinyVGG()
+    wide = sparsify(SparsifyConfig(), dense, bp.plan(dense, EXAMPLE, 0.5), None)
+    own = {id(parameter) for parameter in dense.parameters()}
+    assert not own & {id(parameter) for parameter in wide.parameters()}
+    assert same(wide.state_dict(), dense.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "group_norm"])
+def test_torch_pruning_leaves_every_layer_in_its_mode(kind):
+    model = TinyVGG().train()
+    model.features[1].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    make_pruner(kind, model, bp.plan(model, EXAMPLE, 0.5))
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_gradients_of_the_wide_model_do_not_ask_for_features_of_branches(go):
+    criterion, blend = "criterion: {name: taylor, calibration: 1}", "blend: {levels: [0.5, 0.0]}"
+    _, line, _ = go(f"prune: {{{criterion}, {blend}, task: {{feature_weight: 0.5}}}}\n")
+    assert line["epochs"] == {"dense": 2, "prune": 2}
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "group_norm"])

@@ -10,7 +10,7 @@ import torch
 import branchprune as bp
 from branchprune.experiments import environment
 from branchprune.experiments.files import append_line, read_lines, read_object, write_whole
-from branchprune.experiments.run.folder import check_folder
+from branchprune.experiments.run.folder import check_folder, make_folder
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
@@ -95,6 +95,23 @@ def test_a_half_written_file_does_not_hinder_overwriting(tmp_path):
     for name in ("config.yaml.part", "result.json.part", "report.html.part"):
         (tmp_path / name).write_text("{")
     check_folder(tmp_path, overwrite=True)
+
+
+def test_a_run_may_go_on_under_another_path(tmp_path):
+    (tmp_path / "config.yaml").write_text("{output: a, results: r.jsonl, seed: 0}")
+    check_folder(tmp_path, overwrite=False, resumed="{output: b, results: null, seed: 0}")
+    with pytest.raises(bp.PruneError, match="seed was 0 and is 1"):
+        check_folder(tmp_path, overwrite=False, resumed="{output: a, results: r.jsonl, seed: 1}")
+
+
+def test_a_folder_beside_it_that_is_no_run_is_not_replaced(tmp_path):
+    for name, file in (("run", "result.json"), ("run.previous", "thesis.tex")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("years of work")
+    with pytest.raises(bp.PruneError, match=r"run\.previous is not a run alone: .* thesis\.tex"):
+        make_folder(tmp_path / "run")
+    assert (tmp_path / "run.previous" / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def git(folder, *args):

@@ -1,6 +1,7 @@
 """Progress: one line an epoch that fits 80 columns; a bar only on a terminal, in long epochs."""
 
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,3 +99,45 @@ def test_time_left_is_that_of_the_epochs_to_come():
         "1:00",
         "0:00",
     ]
+
+
+def state(**changes):
+    """What a trainer says of itself, at epoch 4 of 8."""
+    known = {"current_epoch": 4, "max_epochs": 8, "callback_metrics": {}, "sanity_checking": False}
+    return SimpleNamespace(
+        **known | {"num_training_batches": 2, "num_val_batches": [3, 4]} | changes
+    )
+
+
+def test_a_training_that_goes_on_counts_its_own_epochs_and_the_mean_loss():
+    file, times = StringIO(), iter([0.0, 0.0, 60.0])
+    console = Console(file=file, width=80)
+    progress = StageProgress("dense", "metric/val_acc", console, lambda: next(times))
+    progress.on_train_start(state(), None)
+    progress.on_train_epoch_start(state(), None)
+    for number, loss in enumerate((1.0, 3.0)):
+        progress.on_train_batch_end(state(), None, {"loss": torch.tensor(loss)}, None, number)
+    progress.on_train_epoch_end(state(), None)
+    assert file.getvalue().splitlines()[1].split() == ["dense", "5/8", "2.0000", "3:00"]
+
+
+def test_a_schedule_that_ends_early_says_so():
+    file = StringIO()
+    progress = StageProgress("prune", "metric/val_acc", Console(file=file, width=80))
+    progress.on_train_end(state(current_epoch=8), None)
+    assert file.getvalue() == ""
+    progress.on_train_end(state(current_epoch=5), None)
+    assert file.getvalue() == "prune: the schedule ended after 5 epochs\n"
+
+
+def test_the_bar_counts_all_validation_sets_and_goes_away_with_an_error():
+    console = Console(file=StringIO(), width=80, force_terminal=True)
+    progress = StageProgress("dense", "metric/val_acc", console, Ticks(10))
+    progress.on_train_start(state(), None)
+    progress.on_train_epoch_start(state(), None)
+    progress.on_validation_start(state(), None)
+    progress.on_validation_batch_end(state(), None, None, None, batch_idx=1, dataloader_idx=1)
+    bar = progress.bar
+    assert (bar.tasks[0].completed, bar.tasks[0].total) == (5, 7)
+    progress.on_exception(state(), None, RuntimeError())
+    assert progress.bar is None and not bar.live.is_started

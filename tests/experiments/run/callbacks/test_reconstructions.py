@@ -36,7 +36,7 @@ class Writer(DummyLogger):
         self.grids.append(grid)
 
 
-def shown(task, batch_size=8, named=False, shuffle=False, count=4, epochs=1):
+def shown(task, batch_size=8, named=False, shuffle=False, count=4, epochs=1, every=1):
     """Train on images that are each one grey value, and return the grids."""
     images = VALUES.view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
     data = TensorDataset(images, images)
@@ -45,7 +45,7 @@ def shown(task, batch_size=8, named=False, shuffle=False, count=4, epochs=1):
         loader = DataLoader(
             [{"image": x, "clean": y} for x, y in data], batch_size, shuffle=shuffle
         )
-    writer, callback = Writer(), Reconstructions(count, every=1)
+    writer, callback = Writer(), Reconstructions(count, every)
     run = trainer(epochs, callback, num_sanity_val_steps=2, logger=writer)
     run.fit(task, loader, loader)
     return writer.grids
@@ -81,3 +81,19 @@ def test_batches_may_be_dictionaries():
 def test_few_images_are_shown_once_each():
     [grid] = shown(ReconstructionTask(Shift(), learning_rate=1e-9), batch_size=32, count=64)
     assert values(grid) == VALUES.tolist()
+
+
+def test_grids_come_every_few_epochs():
+    assert len(shown(ReconstructionTask(Shift(), learning_rate=0.1), epochs=3, every=2)) == 2
+
+
+def test_outputs_are_cut_to_what_can_be_shown():
+    model = Shift()
+    torch.nn.init.constant_(model.shift, 2.0)
+    [grid] = shown(ReconstructionTask(model, learning_rate=1e-9))
+    assert values(grid, row=1) == [1.0] * 4 and max(values(grid)) < 1
+
+
+def test_of_a_stream_the_first_batch_is_shown():
+    places = Reconstructions(count=4)._places
+    assert (places(0, float("inf"), 8), places(1, float("inf"), 8)) == ([1, 3, 5, 7], [])
