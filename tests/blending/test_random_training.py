@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 import branchprune as bp
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(cases(), st.sampled_from([0.25, 0.5]))
 def test_gradients_between_0_and_1(case: Case, alpha: float) -> None:
     case.model.train()
@@ -30,7 +30,7 @@ def test_gradients_between_0_and_1(case: Case, alpha: float) -> None:
     assert all(p.grad.isfinite().all() for p in blended.parameters())
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(cases())
 def test_the_wide_path_rests_at_alpha_0(case: Case) -> None:
     case.model.train()
@@ -53,7 +53,7 @@ def test_the_wide_path_rests_at_alpha_0(case: Case) -> None:
         assert all(p.grad is not None for p in part.parameters())
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(cases(), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
 def test_copies_are_independent(case: Case, alpha: float, training: bool) -> None:
     blended = attached(case)
@@ -74,7 +74,7 @@ def test_copies_are_independent(case: Case, alpha: float, training: bool) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(cases())
 def test_autocast(case: Case) -> None:
     """Runs forwards and backwards at every α, and stays near what float32 gives."""

@@ -19,7 +19,7 @@ import branchprune as bp
 EXACT = 1e-10
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(cases())
 def test_alpha_1_is_the_model(case: Case) -> None:
     blended = attached(case)
@@ -56,7 +56,7 @@ def check_collapse(case: Case, plan: bp.Plan, init: str = "l1") -> None:
             assert abs(group.kept - case.keep * group.width) < channels.blocks
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(cases(), st.sampled_from(["l1", "random"]))
 def test_collapse_is_exact(case: Case, init: str) -> None:
     case.double().model.eval()
@@ -136,7 +136,7 @@ def test_arguments_are_not_changed(case: Case, training: bool) -> None:
     assert str(plan) == table and torch.equal(case.x, x)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(cases(), st.data())
 def test_groups_in_any_order(case: Case, data: st.DataObject) -> None:
     """Some groups at 0 and some at 1: collapses exactly, or says which norm joins them."""

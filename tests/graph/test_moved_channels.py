@@ -52,7 +52,7 @@ OPERATIONS = """
 MOVES = st.sampled_from([operation.strip() for operation in OPERATIONS.split("|")])
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(MOVES, min_size=1, max_size=4), st.sampled_from([1, 2]))
 def test_where_the_channels_are(operations: list[str], batch: int) -> None:
     """Every value of a tensor says its channel: the layout must find them where they are."""
@@ -79,7 +79,7 @@ def test_where_the_channels_are(operations: list[str], batch: int) -> None:
     assert torch.equal(last_dim, expected.expand_as(last_dim))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(MOVES, min_size=1, max_size=4), st.sampled_from([1, 2]))
 def test_collapse_behind_moved_channels(operations: list[str], batch: int) -> None:
     chain = Chain(operations).double().eval()

@@ -67,7 +67,7 @@ def own_index(of: tuple[tuple[int, ...], int]) -> tuple[Tensor, int]:
     return torch.tensor(chosen), width
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.recursive(leaves(), larger, max_leaves=5))
 def test_recipes_are_what_happens_to_labels(tree: Tree) -> None:
     origin, wide, narrow = tree
@@ -90,7 +90,7 @@ def naive_choice(scores: list[float], kept: int, blocks: int, strata: int) -> li
     return chosen
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data())
 def test_choice_with_strata(data: st.DataObject) -> None:
     blocks, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 20))
