@@ -7,6 +7,10 @@ first run; where that is neither in `--runs` nor to come, they are refused.
 
     python scripts/reproduce.py --preset cpu --jobs 2
     python scripts/reproduce.py --preset paper --overlay configs/gpu.yaml --jobs 4 --minutes 8
+
+With `--next` the long runs of queue.yaml are made instead, one after the other; see run_queue.py.
+
+    python scripts/reproduce.py --next --threads 2 --record
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from fnmatch import fnmatch
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import run_queue
 
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_lines
@@ -279,7 +285,14 @@ def main(args: Sequence[str] | None = None) -> int:
     results.add_argument("--results", type=Path, help="folder of the lines; default: in --runs")
     record = f"add the lines to those that are committed, in {_shown(RECORDED)}"
     results.add_argument("--record", action="store_true", help=record)
-    return int(Reproduction(parser.parse_args(args)).go() > 0)
+    parser.add_argument("--next", action="store_true", help="the long runs of scripts/queue.yaml")
+    device = "with --next: where; cuda adds configs/gpu.yaml"
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help=device)
+    options = parser.parse_args(args)
+    if options.next:
+        with chdir(ROOT):
+            return run_queue.go(options.minutes, options.threads, options.record, options.device)
+    return int(Reproduction(options).go() > 0)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,13 @@ def check_reproduce(command, world):
     assert "configs/recipe.yaml" in words and not any("scripts/results" in w for w in words)
 
 
+def check_next(command, world):
+    """The long runs, of which there is no time for any: what is left is said."""
+    module = importlib.import_module("reproduce")
+    assert module.main([*shlex.split(command)[2:], "--minutes", "0"]) == 0
+    assert "left: full_size, " in world.printed()
+
+
 def check_figures(command, world):
     """A script that draws: its figures lie below runs/ unless they are recorded."""
     script, *options = shlex.split(command)[1:]
@@ -189,7 +196,8 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"pytest tests/\w+( -q)?": check_pytest,
     r"pytest --nbmake --nbmake-timeout=\d+ notebooks": check_notebooks,
     r"pip install .*": check_install,
-    SCRIPT + r"reproduce\.py .*": check_reproduce,
+    SCRIPT + r"reproduce\.py --preset .*": check_reproduce,
+    SCRIPT + r"reproduce\.py --next .*": check_next,
     SCRIPT + r"(paper_figures|cliff_figure)\.py .*": check_figures,
     SCRIPT + r"draw_mechanism\.py": check_mechanism,
     SCRIPT + r"plan_speed\.py .*": check_plan_speed,

@@ -245,8 +245,10 @@ class _Comparing:
     def _budget(self, run: Run) -> list[str]:
         """Return the options that limit a run; multiply-adds in absolute numbers."""
         budget, dense = self.comparison.budgets[run.budget], self._store_dense()
-        if budget.train_macs is None:
+        if budget.epochs is not None:
             return ["--prune.cost.epochs", str(budget.epochs)]
+        if budget.train_macs is None:
+            return []
         if not dense["record"]:
             raise PruneError(
                 f"budgets.{budget.name}.train_macs (={budget.train_macs}) is a multiple of the "

@@ -26,7 +26,7 @@ COMMON = ("base", "rows", "variants", *SAID)
 
 @dataclass(frozen=True)
 class Budget:
-    """What each method may spend; one of the two is None.
+    """What each method may spend, in epochs or multiply-adds; neither: what its rows say.
 
     Args:
         name: Its name, the preset of the lines of results.
@@ -198,8 +198,10 @@ def _seeds(key: str, value: Any) -> tuple[int, ...]:
 def _budget(name: str, value: Any) -> Budget:
     key = f"budgets.{name}"
     given = _mapping(key, value, ("epochs", "train_macs"))
-    if len(given) != 1:
-        raise _wrong(key, value, "either epochs or train_macs")
+    if len(given) > 1:
+        raise _wrong(key, value, "either epochs or train_macs, or {}: what each method's rows say")
+    if not given:
+        return Budget(name)
     [(kind, amount)] = given.items()
     if kind == "epochs":
         if type(amount) is not int or amount < 1:

@@ -439,7 +439,6 @@ WRONG = {
     "seeds of text": ({"seeds": ["a"]}, "seeds (=['a']) must be"),
     "truth as seed": ({"seeds": [True]}, "seeds (=[True]) must be"),
     "no budgets": ({"budgets": {}}, "budgets (={}) must be"),
-    "empty budget": ({"budgets": {"b": {}}}, "budgets.b (={}) must be either epochs or train_macs"),
     "both": ({"budgets": {"b": {"epochs": 1, "train_macs": 1}}}, "either epochs or train_macs"),
     "budget": ({"budgets": {"b": {"hours": 1}}}, "budgets.b has the key 'hours'; known are epochs"),
     "epochs": ({"budgets": {"b": {"epochs": 0}}}, "budgets.b.epochs (=0) must be a positive whole"),

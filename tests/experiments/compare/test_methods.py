@@ -21,7 +21,7 @@ from branchprune.experiments.variants import read_file
 pytestmark = pytest.mark.usefixtures("without_charts")
 
 NAMES = (
-    *("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "vgg16_cifar10"),
+    *("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "vgg16_cifar10", "full_size"),
     *("autoencoder_carla_cpu", "autoencoder_carla"),
 )
 FILES = {name: CONFIGS / "compare" / f"{name}.yaml" for name in NAMES}
@@ -36,9 +36,10 @@ def chosen():
     """Yield methods which together have every variant that a method of their experiment has.
 
     The others put the same variants together otherwise; those of comparisons for a GPU are the same
-    as at the scale of two cores.
+    as at the scale of two cores, and those of the file of the experiment are run elsewhere.
     """
-    seen = {"autoencoder_carla": set(), "vgg16_cifar10": set()}
+    files = ("autoencoder_carla", "vgg16_cifar10")
+    seen = {name: {*read_file(CONFIGS / f"{name}.yaml").variants} for name in files}
     for name, comparison in COMPARISONS.items():
         own, done = read_file(FILES[name]).variants, seen[experiment(name)]
         for method in sorted(comparison.methods.values(), key=lambda method: -len(method.rows)):
@@ -90,12 +91,21 @@ def test_every_method_is_understood(name):
     for method in comparison.methods:
         config = parser.parse_args([*files_as_options(arguments(name, method)), "--output", "x"])
         built = pruning.instantiate(Namespace(prune=config.prune)).prune
-        assert built.widths.keep == 0.34375 and built.algorithm is not None
+        rounds = built.rounds is not None and not built.rounds.gradual  # which end by themselves
+        assert built.widths.keep == (0.85 if rounds else 0.34375) and built.algorithm is not None
         found[method] = config.clone()
         for key in ("config", "method"):
             found[method].pop(key)
     different = {str(each) for each in found.values()}
     assert len(different) == len(found)  # no two methods are one
+
+
+def test_the_papers_method_is_that_of_its_own_file():
+    def pruning(*files):
+        return make_parser().parse_args([*files_as_options(files), "--output", "x"]).prune
+
+    full = str(FILES["full_size"])
+    assert pruning(full, "--variant", "paper") == pruning(str(CONFIGS / "vgg16_cifar10.yaml"))
 
 
 @pytest.mark.parametrize("name", NAMES)
