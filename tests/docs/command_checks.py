@@ -197,7 +197,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"pytest --nbmake --nbmake-timeout=\d+ notebooks": check_notebooks,
     r"pip install .*": check_install,
     SCRIPT + r"reproduce\.py --preset .*": check_reproduce,
-    SCRIPT + r"reproduce\.py --next .*": check_next,
+    SCRIPT + r"reproduce\.py --next.*": check_next,
     SCRIPT + r"(paper_figures|cliff_figure)\.py .*": check_figures,
     SCRIPT + r"draw_mechanism\.py": check_mechanism,
     SCRIPT + r"plan_speed\.py .*": check_plan_speed,
