@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from torch import nn
 
@@ -30,11 +30,10 @@ from branchprune.lightning.freezing import originals_learn
 from branchprune.planning.plan import Plan
 
 LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {
-    "steps": schedules.steps,
-    "multiplicative": schedules.multiplicative,
-    "linear": schedules.linear,
-    "cosine": schedules.cosine,
+    make.__name__: make
+    for make in (schedules.steps, schedules.multiplicative, schedules.linear, schedules.cosine)
 }
+"""Schedules by name; the one argument is the first, a whole number where it is an int."""
 
 
 @dataclass
@@ -226,10 +225,11 @@ def _levels(value: dict[str, float] | list[float]) -> tuple[float, ...]:
     if len(value) != 1 or not value.keys() <= LEVELS.keys():
         raise PruneError(f"levels (={value}) must be a list or name one of {', '.join(LEVELS)}")
     [(name, argument)] = value.items()
-    whole = name in ("linear", "cosine")
+    make = LEVELS[name]
+    whole = next(iter(get_type_hints(make).values())) is int
     if whole and argument != int(argument):
         raise PruneError(f"levels (={value}): {name} takes a whole number")
-    return LEVELS[name](int(argument) if whole else argument)
+    return make(int(argument) if whole else argument)
 
 
 def _kind(alpha: float | dict[str, float]) -> Any:

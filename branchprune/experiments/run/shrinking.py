@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class Pruned:
     loggers: list[Logger] = field(default_factory=list)
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """A way to shrink a model: a section of `prune`, with its options."""
 
