@@ -119,13 +119,13 @@ class BlendConfig:
         final = replace(final, mode=mode) if isinstance(final, Plateau) else final
         return Schedule(_levels(self.levels), hold, final, self.order, self.restarts)
 
-    def lasting(self, epochs: int) -> BlendConfig:
-        """Return the same with so many epochs at α = 0, and at each restart; see `Algorithm`."""
+    def with_last_stage(self, epochs: int) -> BlendConfig:
+        """Return a copy with so many epochs at α = 0, and at each restart; see `Algorithm`."""
         self._check_counted()
         return replace(self, final_hold=epochs)
 
-    def to_train(self, metric: MetricConfig, dense: nn.Module, planned: Plan) -> list[Epoch]:
-        """Return what each epoch trains; see `Algorithm`."""
+    def epochs_to_train(self, metric: MetricConfig, dense: nn.Module, planned: Plan) -> list[Epoch]:
+        """Return each epoch of the schedule, with the blended model at its α; see `Algorithm`."""
         self._check_counted()
         found = []
         for alpha in self.schedule(self.direction(metric)):

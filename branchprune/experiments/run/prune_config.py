@@ -105,8 +105,8 @@ class PruneConfig:
                 "cost.train_macs: what an epoch costs depends on what blend.mixing (='step') draws"
             )
 
-    def lasting(self, epochs: int) -> PruneConfig:
-        """Return the same with a last stage of so many epochs.
+    def with_last_stage(self, epochs: int) -> PruneConfig:
+        """Return a copy whose last stage lasts `epochs` epochs.
 
         Raises:
             PruneError: Nothing is trained, or how long depends on a metric.
@@ -114,7 +114,7 @@ class PruneConfig:
         if self.finetune is not None:
             return replace(self, finetune=replace(self.finetune, epochs=epochs))
         name, algorithm = self._choice()
-        changed: dict[str, Any] = {name: algorithm.lasting(epochs)}
+        changed: dict[str, Any] = {name: algorithm.with_last_stage(epochs)}
         return replace(self, **changed)
 
     def hyperparameters(self) -> dict[str, Any]:
