@@ -172,12 +172,15 @@ def check_images(command, world):
     dense = torchvision.models.resnet18(num_classes=10)
     torch.save(dense.state_dict(), world.folder / "mine.pt")
     (world.folder / "my_images").symlink_to("classes")
-    small = "--fast true --data.init_args.batch_size 8 --data.init_args.limit_train 32"
+    small = (
+        "--overwrite true --fast true --data.init_args.batch_size 8 --data.init_args.limit_train 32"
+    )
     assert main([*shlex.split(command)[1:], *small.split()]) == 0
     folder = world.folder / "runs/own_model"
     weights = load_file(folder / "dense.safetensors")
     assert torch.equal(weights["conv1.weight"], dense.conv1.weight)
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"finetune"}
+    trained = {path.parent.name for path in folder.glob("*/metrics.csv")}
+    assert trained == {"finetune"}
     compare_with_page(command)
 
 

@@ -441,7 +441,7 @@ def test_rounds_are_drawn_from_the_dense_model_on(
     monkeypatch.setattr("branchprune.reports.plots.rounds", rounds)
     result["cost"]["dense"]["params"] = 1000
     result["rounds"] = [{"val": 0.95, "params": 500}, {"val": 0.9, "params": 250}]
-    assert "removing channels and fine-tuning" in report()
+    assert "removed in 2 rounds" in report()
     assert drawn == 2 * [[(1.0, 0.981), (0.5, 0.95), (0.25, 0.9)]]
 
 

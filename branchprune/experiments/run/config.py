@@ -106,7 +106,7 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         "--method",
         type=str | None,
         default=None,
-        help="Label of this way to prune in result lines; null: blend, cut or torch_pruning",
+        help="Label of this way to prune in result lines; null: the key of its algorithm",
     )
     parser.add_argument(
         "--preset",
