@@ -51,7 +51,7 @@ HEADLINES = (
         *("vgg7_16px", "branches, distilled", "equal epochs"),
     ),
     Headline(
-        "linear maps kept until the end, Muon",
+        "linear ends kept until the end, Muon",
         *("autoencoder_carla_cpu", "over-parameterised, Muon", "equal compute"),
     ),
     Headline(
@@ -81,7 +81,8 @@ def headlines(comparisons: Comparisons, bench: Mapping[str, Any]) -> str:
             for row in HEADLINES
             if row.comparison == name
         ]
-        header = [f"{title}; dense: {dense}", "small (runs)", "parameters / MACs left", "training"]
+        score = "score of the small model (runs)"
+        header = [f"{title}; dense: {dense}", score, "parameters / MACs left", "training"]
         parts.append(markdown_table([header, *rows]))
     faster = next(r for r in bench["rows"] if r["what"] == "dense / collapsed, inference")
     hardware = {line["hardware"] for results in comparisons.values() for line in results.lines}

@@ -52,7 +52,23 @@ def compile_program(
 
 
 class _Writer:
-    """Writes the graph of a blended model, first backwards (what is needed), then forwards."""
+    """Writes the graph of a blended model, first backwards (what is needed), then forwards.
+
+    Args:
+        structure: See `compile_program`, as all others.
+
+    Attributes:
+        twins: Nodes that exist in a narrow form, too: they depend on a branch.
+        needed: The forms (wide, narrow) in which something reads a node's output.
+        measured: The forms in which only a size of a node's output is read.
+        written: The new node for each node and form.
+        mixed_by: The new node of α of every group, or of what was drawn in its place.
+        pulled: The new node of each tensor that feature matching pulls towards the wide one, by
+            the linear end behind it.
+        terms: The new nodes of the losses of feature matching, one a linear end.
+        matched: The linear ends at which there is such a loss.
+        features: The new node of what each linear end reads, where these are returned, too.
+    """
 
     def __init__(
         self,
@@ -104,7 +120,7 @@ class _Writer:
         return {layer.expand for layer in layers if any(self._between(layer.inputs))}
 
     def _between(self, pieces: Pieces | None) -> list[bool]:
-        """Return of which pieces both paths count."""
+        """Return, for each piece, whether 0 < α < 1, so that both paths are computed."""
         return [0 < self.alphas.get(piece.group, 0) < 1 for piece in pieces or ()]
 
     @property

@@ -21,7 +21,7 @@ _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 @dataclass(frozen=True)
 class EndPiece:
-    """Part of a channel dimension at a linear end.
+    """Part of a channel dimension at a linear end: the channels of one group, in one run.
 
     Attributes:
         wide: Channels on the wide side.
@@ -101,7 +101,7 @@ class LinearEnd(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(list(parts), self.dim)
 
     def folds(self) -> list[Fold]:
-        """Return the matrices in the form that `folding` takes."""
+        """Return, for each piece, its wide channels, entries a channel and matrix; see `Fold`."""
         return [(piece.wide, piece.repeat, matrix) for piece, matrix in self.each()]
 
     def extra_repr(self) -> str:

@@ -53,6 +53,7 @@ def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
 
 
 def _check_alphas(blended: Blended) -> None:
+    """Raise unless each α is 0 or 1, one is 0, and groups that share a norm or parameter agree."""
     for name, alpha in blended.alpha.items():
         if alpha not in (0.0, 1.0):
             raise PruneError(f"alpha of {name} is {alpha}: set blended.alpha = 0 before collapse")
@@ -70,6 +71,7 @@ def _check_alphas(blended: Blended) -> None:
 
 
 def _check_trained(blended: Blended) -> None:
+    """Raise if there are gradients, and yet no parameter has ever been updated."""
     trained = any(parameter.grad is not None for parameter in blended.parameters())
     if trained and updates(blended) == blended.updates_at_start:
         raise PruneError(
@@ -90,6 +92,7 @@ def _in_float64(blended: Blended) -> Blended:
 
 
 def _fold(exact: Blended) -> nn.Module:
+    """Return the small model: weights folded, norms and parameters those of the twin."""
     # What is not folded is shared: folding replaces tensors and writes into none.
     small = sharing_copy(exact.model)
     structure = exact.plan.structure
@@ -108,6 +111,7 @@ def _fold(exact: Blended) -> nn.Module:
 
 
 def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
+    """Fold the linear ends behind and before a layer into its weight and bias in `small`."""
     module = small.get_submodule(layer.name)
     reduce = expand = None
     if folds(exact, layer.outputs):

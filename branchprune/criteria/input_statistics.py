@@ -65,7 +65,11 @@ def read(
 
 
 def _readers(structure: Structure, groups: Iterable[int]) -> Iterator[_Reader]:
-    """Yield a reader for every layer and each group that it reads."""
+    """Yield a reader for every layer and each group that it reads.
+
+    Channels are numbered through all groups; a layer's labels say which one is at each entry of
+    its input.
+    """
     starts = [0, *accumulate(group.width for group in structure.groups)]
 
     def own(pieces: Pieces) -> Tensor:
@@ -83,6 +87,7 @@ def _readers(structure: Structure, groups: Iterable[int]) -> Iterator[_Reader]:
 
 @contextmanager
 def _listening(model: nn.Module, readers: Iterable[_Reader]) -> Iterator[None]:
+    """Let the readers see what their layers read, as long as the block runs."""
     with ExitStack() as hooks:
         for reader in readers:
             layer = model.get_submodule(reader.layer.name)

@@ -95,6 +95,7 @@ class _Numbering:
 
 
 def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) -> Structure:
+    """Return what the walk has found, with groups by number in place of the union-find."""
     numbering = _Numbering(analysis.channels)
     linears = _linear_layers(analysis, numbering)
     channelwise = {
@@ -161,6 +162,7 @@ def _linear_layers(analysis: Analysis, numbering: _Numbering) -> dict[str, Linea
 
 
 def _constants(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, Tensor]:
+    """Return the tensors that forward makes from plain numbers, by the name of their node."""
     return {
         str(node.target): attrgetter(str(node.target))(model)
         for graph in graphs
@@ -170,6 +172,7 @@ def _constants(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, Tensor
 
 
 def _first_reader(analysis: Analysis, layer: Linear) -> str:
+    """Return the first layer that reads a tensor that this one reads: both share one `expand`."""
     return next(
         name
         for name, other in analysis.linears.items()

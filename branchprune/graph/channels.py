@@ -27,7 +27,9 @@ class Channels:
         width: Number of channels.
         blocks: The kept width must be divisible by this (grouped convolutions, GroupNorm).
         reason: Why the width has to stay, or None if it may shrink.
-        strata: The branch starts from equally many channels of each of so many parts.
+        strata: Number of equal parts of which each gives the branch as many channels to start
+            from. Of 8 channels in 4 strata, half of which are kept, the branch starts from one of
+            channels 0 and 1, one of 2 and 3, one of 4 and 5, and one of 6 and 7.
         free: Whether they belong to a parameter that is not tied to any layer's channels yet.
     """
 
@@ -74,7 +76,9 @@ class Layout:
     Attributes:
         dim: The channel dimension.
         segments: What it is made of, in order.
-        strand: The dimension that tells apart equal parts that the channels were split into.
+        strand: The dimension that counts the parts where a view has split the channels into
+            equal ones: with (N, 6, H, W) seen as (N, 2, 3, H, W), `dim` is 2 and `strand` 1. A
+            transpose of both and a flatten then are a channel shuffle. None: no such view.
         moved: Where narrow channels come from, if a shuffle or a cut has moved them.
     """
 

@@ -3,8 +3,9 @@
 A narrow tensor made by a selection holds some channels of the wide tensor, in order. Behind a
 channel shuffle it holds them in another order, and behind a cut perhaps none of the wide part's.
 An origin is a recipe for an index: for each narrow channel, the wide channel it stands for, or -1
-if that is in another part. It only decides how a branch starts; the collapse is exact whatever
-the start.
+if that is in another part. Recipes lie in each other, as `Cut(Interleaved(Own(…), 2), 0, 2)`: the
+first half of a shuffle of two parts. The innermost ones, `Own`, are the leaves. An origin only
+decides how a branch starts; the collapse is exact whatever the start.
 """
 
 from __future__ import annotations

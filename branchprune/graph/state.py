@@ -17,7 +17,16 @@ from branchprune.graph.nodes import WHERE, Recorded
 
 @dataclass(eq=False)
 class Linear:
-    """A linear layer while the walk goes on."""
+    """A convolution or fully connected layer while the walk goes on.
+
+    Attributes:
+        dim: The channel dimension of its output.
+        outputs: Its output channels.
+        groups: Its number of groups, as of a grouped convolution.
+        macs: Multiply-adds of all its calls so far, for one example.
+        inputs: The channels that it reads; None: not known, so that they stay.
+        operands: The tensors that it is called on, one a call.
+    """
 
     dim: int
     outputs: Layout
@@ -29,7 +38,29 @@ class Linear:
 
 @dataclass(eq=False)
 class Analysis:
-    """The state of the walk, with what rules may ask of it and tell it."""
+    """The state of the walk, with what rules may ask of it and tell it.
+
+    Rules use its methods; what the fields hold follows from them.
+
+    Attributes:
+        model: The network.
+        obstacles: Why the weights of a module cannot be replaced, by its path: its channels stay.
+        readable: Names of the parameters and buffers that forward reads itself and that may
+            become narrower.
+        counting: Whether multiply-adds are counted: in the graph of evaluation, not of training.
+        batches: The batch size behind each tensor: of how many examples it is made.
+        modules: The modules by path, filled at the first question.
+        recorded: Shapes and lengths of the nodes' values for the example.
+        values: What each node's rule has found: where the channels of its output are.
+        lost: For nodes whose output channels are not known, the reason, as shown to people.
+        linears: Convolutions and fully connected layers by path.
+        channelwise: Modules with one entry a channel in their tensors (norms, depthwise
+            convolutions) by path: the channels they read, the axis of these entries (None: no
+            such axis), outputs for each input channel, multiply-adds.
+        parameters: Where the channels are in each parameter or buffer that forward reads itself.
+        channels: All output channels that have been met, with the path of the layer that makes
+            them, in order of their first call.
+    """
 
     model: nn.Module
     obstacles: dict[str, str]
@@ -127,8 +158,8 @@ class Analysis:
         self.freeze_inputs(node, f"read by {self.lost[node]}")
         return None
 
-    def stays(self, node: fx.Node) -> str:
-        """Say that the width of a tensor stays, and where its channels were lost sight of."""
+    def why_it_stays(self, node: fx.Node) -> str:
+        """Name a tensor whose width stays, and say where its channels were lost sight of."""
         seen, rest = {node}, [node]
         while rest:
             each = rest.pop(0)
@@ -140,7 +171,16 @@ class Analysis:
         return f"{node.name}, whose width stays"
 
     def linear(self, node: fx.Node, dim: int, source: Layout | None) -> Layout:
-        """Note a linear layer; its outputs are new channels the first time it is met."""
+        """Note a convolution or fully connected layer, and return where its output channels are.
+
+        Its outputs are new channels the first time it is met. What it reads is tied to what it
+        has read before.
+
+        Args:
+            node: The call.
+            dim: The channel dimension of its output.
+            source: The channels that it reads; None: not known.
+        """
         name, module = str(node.target), self.module(node)
         if name not in self.linears:
             groups = int(getattr(module, "groups", 1))
@@ -158,7 +198,13 @@ class Analysis:
         return layer.outputs
 
     def resized(self, node: fx.Node, axis: int | None, times: int = 1) -> Layout | None:
-        """Note a module whose tensors have one entry a channel along `axis`; return its output."""
+        """Note a module whose tensors have one entry a channel, and return where its outputs are.
+
+        Args:
+            node: The call.
+            axis: The dimension of these entries in its parameters; None: it has no such tensors.
+            times: Outputs for each input channel, as of a depthwise convolution.
+        """
         name, layout = str(node.target), self.layout(self.operand(node))
         if layout is None:
             return None

@@ -97,7 +97,8 @@ class ChannelGroup:
         name: Path of the first layer that makes them.
         width: Number of channels.
         blocks: Divisor of the width that is kept (grouped convolutions, GroupNorm).
-        strata: The branch starts from equally many channels of each of so many parts.
+        strata: Number of equal parts of which each gives the branch as many channels to start
+            from; see `Channels`.
         reason: Why the width stays, or None if it may shrink.
     """
 

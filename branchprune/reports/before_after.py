@@ -79,8 +79,9 @@ def headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (label, change(dense[key], small[key]), f"{count(dense[key])} → {count(small[key])}")
         for label, key in (("Parameters", "params"), ("MACs", "macs"))
     ]
+    before = first.before.rstrip("\u00a0%")
     return [
-        (first.label, f"{first.before.removesuffix(' %')} → {first.after}", first.change),
+        (first.label, f"{before} → {first.after}", first.change),
         *sizes,
         ("Speed-up", *_speed_up(result)),
     ]

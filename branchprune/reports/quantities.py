@@ -7,22 +7,24 @@ from typing import Literal
 
 Format = Literal["percent", "number"]
 
-_COUNTS = ((1e9, " G"), (1e6, " M"), (1e3, " k"), (1, ""))
-_SIZES = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1, " B"))
-_TIMES = ((60, " min"), (1, " s"), (1e-3, " ms"), (1e-6, " µs"))
+_SPACE = "\u00a0"
+"""Between a number and its unit, where no line may break."""
+_COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
+_TIMES = ((60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def score(value: float, form: Format) -> str:
     """Return a metric, of which "percent" says that it is a fraction."""
-    text = f"{100 * value:.2f} %" if form == "percent" else f"{value:.4g}"
+    text = f"{100 * value:.2f}{_SPACE}%" if form == "percent" else f"{value:.4g}"
     return text.replace("-", "−")
 
 
 def difference(before: float, after: float, form: Format) -> str:
     """Return how far a metric has moved, as the difference of the numbers that are shown."""
     if form == "percent":
-        text = f"{round(100 * after, 2) - round(100 * before, 2):+.2f} points"
+        text = f"{round(100 * after, 2) - round(100 * before, 2):+.2f}{_SPACE}points"
     else:
         text = f"{float(f'{after:.4g}') - float(f'{before:.4g}'):+.4g}"
     return text.replace("-", "−")
@@ -30,7 +32,7 @@ def difference(before: float, after: float, form: Format) -> str:
 
 def share(value: float, sign: str = "") -> str:
     """Return a fraction in percent; "+" as `sign` writes that of positive ones, too."""
-    return f"{100 * value:{sign}.1f} %".replace("-", "−")
+    return f"{100 * value:{sign}.1f}{_SPACE}%".replace("-", "−")
 
 
 def change(old: float, new: float) -> str:
@@ -43,7 +45,7 @@ def power(value: float) -> str:
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     if not exponent or not value:
         return mantissa
-    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return f"{mantissa}{_SPACE}×{_SPACE}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
 def count(value: float) -> str:
@@ -61,7 +63,12 @@ def duration(seconds: float) -> str:
     return _scaled(seconds, _TIMES)
 
 
+def epochs(number: float) -> str:
+    """Return a number of epochs, as 8 epochs."""
+    return f"{number:,.4g}{_SPACE}epoch{'s' * (number != 1)}"
+
+
 def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
     factor, unit = next((unit for unit in units if value >= unit[0]), units[-1])
     value /= factor
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}{_SPACE * bool(unit)}{unit}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,7 @@ from branchprune.experiments.files import write_whole
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.reports import plots, quantities
 from branchprune.reports.before_after import compare, dry, headline
+from branchprune.reports.summary import Summary
 
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {
@@ -49,12 +50,17 @@ _RESULT = {
     "seconds": {"dense": _NUMBER, "prune": _NUMBER},
 }
 
+_FILTERS = ("share", "power", "duration", "epochs")
 _PHASES = {
     "dense": "epochs of dense training",
     "sparsify": "epochs with the penalty",
     "prune": "epochs of blending",
     "finetune": "epochs of fine-tuning",
 }
+
+
+_WIDTHS, _HALF = (7.8, 4.2), (4.4,)
+"""Widths of charts in inches: of the page on a screen and on a phone; of half the page on both."""
 
 
 def write_report(folder: Path) -> Path:
@@ -77,7 +83,7 @@ def write_report(folder: Path) -> Path:
     result = _read_result(folder / "result.json")
     loader = PackageLoader("branchprune.reports", "")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    page.filters |= {name: getattr(quantities, name) for name in ("share", "power", "duration")}
+    page.filters |= {name: getattr(quantities, name) for name in _FILTERS}
     page.filters["score"] = partial(quantities.score, form=result["metric"]["format"])
     text = page.get_template("report.html.j2").render(
         **result,
@@ -85,6 +91,7 @@ def write_report(folder: Path) -> Path:
         rows=compare(result),
         headline=headline(result),
         dry=dry(result),
+        summary=Summary(result),
         waited=_waited(result["stages"]),
         widest=max((group["width"] for group in result["plan"]["groups"]), default=1),
     )
@@ -109,8 +116,11 @@ def _waited(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Markup]]:
-    """Draw rounds or blending, where there are, in two widths, and the losses of each phase."""
+def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Draw rounds or blending, where there are, in two widths, and the losses of each phase.
+
+    The losses of a phase are drawn for half the page, or for all of it where they stand alone.
+    """
     score, blended = result["scores"]["dense"]["val"], folder / "prune" / "metrics.csv"
     draw: Callable[..., str] | None = None
     if result["rounds"]:
@@ -120,10 +130,18 @@ def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Markup]]:
         draw = partial(plots.blending, rows, result["metric"], score)
     phases = [(folder / stage / "metrics.csv", title) for stage, title in _PHASES.items()]
     phases = [(path, title) for path, title in phases if path.exists()]
+    widths = _WIDTHS if len(phases) == 1 else _HALF
     return {
-        "course": [Markup(draw(width=width)) for width in (7.8, 4.2)] if draw else [],
-        "losses": [Markup(plots.losses(read_metrics(path), title)) for path, title in phases],
+        "course": _in_widths(draw, _WIDTHS) if draw else [],
+        "losses": [
+            _in_widths(partial(plots.losses, read_metrics(path), title), widths)
+            for path, title in phases
+        ],
     }
+
+
+def _in_widths(draw: Callable[..., str], widths: Sequence[float]) -> list[Markup]:
+    return [Markup(draw(width=width)) for width in widths]
 
 
 def _draw_rounds(result: Mapping[str, Any], score: float, width: float) -> str:

@@ -15,6 +15,7 @@ from run_checks import (
     FRAMES,
     World,
     check_demo,
+    check_images,
     check_own,
     check_repeated,
     check_run,
@@ -181,6 +182,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune run configs/(own_model\.yaml --variant blend|digits_unet\.yaml) --prune.*": (
         check_run
     ),
+    r"branchprune run configs/own_model\.yaml --variant images .*": check_images,
     r"branchprune run configs/vgg16_cifar10\.yaml configs/gpu\.yaml .*": check_run,
     r"branchprune run configs/compare/vgg7_16px\.yaml --variant .*": check_run,
     r"branchprune run runs/digits/config\.yaml --output runs/again": check_repeated,

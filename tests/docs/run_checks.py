@@ -16,8 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torchvision
 import yaml
 from pages import ROOT, around, blocks, text
+from safetensors.torch import load_file
 
 from branchprune.cli import main
 from branchprune.experiments.arguments import files_as_options
@@ -30,12 +32,18 @@ ENTRIES = {entry.command for entry in importlib.import_module("config_table").en
 sys.path.pop()
 
 FRAMES = " --data.init_args.root FRAMES"
+IMAGES = (
+    "--variant images --model.init_args.num_classes 10 --data.init_args.root my_images "
+    "--data.init_args.image_size 64 --data.init_args.mean '[0.485, 0.456, 0.406]' "
+    "--data.init_args.std '[0.229, 0.224, 0.225]' --dense.epochs 0 --dense.checkpoint mine.pt"
+)
 SAID = {  # command on README.md: what stands beside it, method, preset, algorithm
     "run configs/recipe.yaml": ("a teacher, Muon and mixup", "ours", "paper", "cut"),
     "run configs/own_model.yaml": ("your own model and data", "cut", "own", "cut"),
     "run configs/own_model.yaml --variant blend --prune.blend.mixing sample": (
         *("draw a path", "blended", "own", "blend"),
     ),
+    f"run configs/own_model.yaml {IMAGES}": ("images in a folder", "cut", "own", "cut"),
     "run configs/vgg16_cifar10.yaml": ("the paper", "blended", "paper", "blend"),
     "run configs/vgg16_cifar10.yaml --variant cpu": ("two cores", "blended", "cpu", "blend"),
     "run configs/autoencoder_carla.yaml" + FRAMES: (
@@ -157,6 +165,23 @@ def check_run(command, world):
     assert (folder / "report.html").exists()
     if command.removeprefix("branchprune ") in SAID:
         compare_with_page(command)
+
+
+def check_images(command, world):
+    """Trained weights and a folder of images: normalised as told, pruned from these weights."""
+    dense = torchvision.models.resnet18(num_classes=10)
+    torch.save(dense.state_dict(), world.folder / "mine.pt")
+    (world.folder / "my_images").symlink_to("classes")
+    small = (
+        "--overwrite true --fast true --data.init_args.batch_size 8 --data.init_args.limit_train 32"
+    )
+    assert main([*shlex.split(command)[1:], *small.split()]) == 0
+    folder = world.folder / "runs/own_model"
+    weights = load_file(folder / "dense.safetensors")
+    assert torch.equal(weights["conv1.weight"], dense.conv1.weight)
+    trained = {path.parent.name for path in folder.glob("*/metrics.csv")}
+    assert trained == {"finetune"}
+    compare_with_page(command)
 
 
 def check_own(command, world):

@@ -113,7 +113,7 @@ class MyAttention(nn.Module):
         return x * x.mean(1, keepdim=True) if bool(x.isfinite().all()) else x
 
 
-class MyFold(nn.Module):
+class Stretch(nn.Module):
     def forward(self, x):
         n, c, h, w = (int(size) for size in x.shape)
         return x.reshape(n, c, h // 2, 2 * w)
@@ -123,16 +123,16 @@ class Taught(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c, self.d = (nn.Conv2d(i, 8, 1) for i in (3, 8, 8, 8))
-        self.act, self.norm, self.attention, self.fold = (
+        self.act, self.norm, self.attention, self.stretch = (
             *(MyActivation(), MyNorm(8), MyAttention()),
-            MyFold(),
+            Stretch(),
         )
         self.head = nn.Conv2d(8, 2, 1)
 
     def forward(self, x):
         x = self.norm(self.act(self.a(x)))
         x = my_function(x, self.b(x))
-        return self.head(self.d(self.attention(self.c(self.fold(x)))).relu())
+        return self.head(self.d(self.attention(self.c(self.stretch(x)))).relu())
 
 
 def test_operations_are_taught_as_the_page_says(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import event, given, reject, settings
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.graph.build import analyse
+from branchprune.graph.structure import ChannelTensor
 
 
 class Chain(nn.Module):
@@ -32,24 +34,53 @@ class Chain(nn.Module):
         return self.moved(self.conv(x))
 
 
-OPERATIONS = """
-    x.permute(0, 2, 3, 1) | x.permute(3, 0, 1, 2) | torch.permute(x, (1, 0, 2)) |
+KNOWN = """
+    x.permute(0, 2, 3, 1) | x.permute(3, 0, 1, 2) | torch.permute(x, (1, 0, 2, 3)) |
     x.transpose(1, 2) | x.transpose(-1, 1) | torch.transpose(x, 0, -2) | x.flatten(1) |
     x.flatten(2) | torch.flatten(x, 1, 2) | x.flatten(-2) | x.reshape(x.size(0), -1) |
-    x.view(x.shape[0], x.shape[1], -1) | x.flatten(0, 1) |
-    torch.reshape(x, (x.size(0), x.size(1), -1)) | x.unsqueeze(1) | x.unsqueeze(-1) |
-    x.unsqueeze(0) | torch.unsqueeze(x, 2) | x.squeeze() | x.squeeze(1) | torch.squeeze(x, -1) |
-    x.mean(2) | x.mean((2, 3)) | x.mean(-1, keepdim=True) | torch.mean(x, 0) | x.amax((0, 2)) |
-    torch.sum(x[:1], 0) | x.mean(1) | x[0] | x[:, 0] | x[..., 0] | x[:, :, 1:] | x[None] |
-    x[:, None] | x[..., None, :] | x[:, :, 0, None] | x[:, -1:] | x[..., ::2] | x[:1, ..., 0] |
-    F.pad(x, (1, 1), mode='replicate') | x.contiguous().clone() | F.avg_pool2d(x, 2) |
+    x.view(x.shape[0], x.shape[1], -1) | torch.reshape(x, (x.size(0), x.size(1), -1)) |
+    x.unsqueeze(1) | x.unsqueeze(-1) | x.unsqueeze(0) | torch.unsqueeze(x, 2) | x.squeeze() |
+    x.squeeze(1) | torch.squeeze(x, -1) | x.mean(2) | x.mean((2, 3)) | x.mean(-1, keepdim=True) |
+    torch.mean(x, 0) | x.amax((0, 2)) | torch.sum(x[:1], 0) | x[0] | x[..., 0] | x[:, :, 1:] |
+    x[None] | x[:, None] | x[..., None, :] | x[:, :, 0, None] | x[..., ::2] | x[:1, ..., 0] |
+    F.pad(x, (1, 1, 0, 0), mode='replicate') | x.contiguous().clone() | F.avg_pool2d(x, 2) |
     F.max_pool1d(x.flatten(2), 2) | torch.cat([x, x], 0) | torch.cat([x, x], -1) |
-    x.reshape(-1, x.size(-1)) | x.view(x.size(0), -1, 1) | torch.maximum(x, x[:, :1]) | x * 1 |
-    x.expand_as(x) | x.swapaxes(1, -1) | torch.swapdims(x, 0, 1) | x.flip(2) |
-    torch.flip(x, (0, -1)) | x.flip(1) | x.repeat(1, 1, 2, 1) | x.repeat(2, 1, 1, 1, 1) |
-    x.repeat(1, 2, 1, 1) | torch.where(x >= 0, x, -x)
+    x.view(x.size(0), -1, 1) | torch.maximum(x, x[:, :1]) | x * 1 | x.expand_as(x) |
+    x.swapaxes(1, -1) | torch.swapdims(x, 0, 1) | x.flip(2) | torch.flip(x, (0, -1)) |
+    x.repeat(1, 1, 2, 1) | x.repeat(2, 1, 1, 1, 1) | torch.where(x >= 0, x, -x)
 """
-MOVES = st.sampled_from([operation.strip() for operation in OPERATIONS.split("|")])
+"""Calls behind which the channels of (N, C, H, W) must be found."""
+REFUSED = """
+    x.flatten(0, 1) | x.reshape(-1, x.size(-1)) | x.mean(1) | x[:, 0] | x[:, -1:] | x.flip(1) |
+    x.repeat(1, 2, 1, 1)
+"""
+"""Calls that mix the channels of (N, C, H, W), or pick some of them."""
+OF_THREE = "torch.permute(x, (1, 0, 2)) | F.pad(x, (1, 1), mode='replicate')"
+"""Calls that take three dimensions, which only others leave."""
+
+
+def calls(listed: str) -> list[str]:
+    return [call.strip() for call in listed.split("|")]
+
+
+MOVES = st.sampled_from([*calls(KNOWN), *calls(REFUSED), *calls(OF_THREE)])
+
+
+def layout_behind(chain: Chain, x: Tensor) -> ChannelTensor | None:
+    """Return where the channels of the chain's output are, if that is known."""
+    structure = analyse(chain, x)
+    return structure.tensors[False].get(list(structure.graphs[False].nodes)[-2].name)
+
+
+@pytest.mark.parametrize("call", calls(KNOWN))
+def test_channels_are_found_behind(call: str) -> None:
+    layout = layout_behind(Chain([call]), torch.randn(2, 3, 4, 2))
+    assert layout is not None, "no rule: is it in the tables of graph/rules/registry.py?"
+
+
+@pytest.mark.parametrize("call", calls(REFUSED))
+def test_channels_are_given_up_behind(call: str) -> None:
+    assert layout_behind(Chain([call]), torch.randn(2, 3, 4, 2)) is None
 
 
 @settings(max_examples=150)
@@ -65,9 +96,7 @@ def test_where_the_channels_are(operations: list[str], batch: int) -> None:
         reject()
     if found.numel() == 0 or found.isnan().any():
         reject()
-    structure = analyse(chain, torch.randn(batch, 3, 4, 2))
-    last = list(structure.graphs[False].nodes)[-2]
-    layout = structure.tensors[False].get(last.name)
+    layout = layout_behind(chain, torch.randn(batch, 3, 4, 2))
     if layout is None:
         event("not known")
         return
@@ -88,8 +117,7 @@ def test_collapse_behind_moved_channels(operations: list[str], batch: int) -> No
         shape = chain(x).shape
     except (RuntimeError, IndexError):
         reject()
-    structure = analyse(chain, x)
-    layout = structure.tensors[False].get(list(structure.graphs[False].nodes)[-2].name)
+    layout = layout_behind(chain, x)
     if layout is None or 0 in shape:
         reject()
     if layout.dim == len(shape) - 1:

@@ -18,4 +18,4 @@ from branchprune.reports import quantities
     ],
 )
 def test_a_unit_begins_with_one_of_it(show, value, shown):
-    assert getattr(quantities, show)(value) == shown
+    assert getattr(quantities, show)(value) == shown.replace(" ", "\u00a0")

@@ -100,6 +100,7 @@ class Page(HTMLParser):
             self.rows.append([])
 
     def handle_data(self, data: str) -> None:
+        data = data.replace("\u00a0", " ")
         self.text.append(data)
         if self.rows and data.strip():
             self.rows[-1].append(data.strip())
@@ -166,6 +167,74 @@ def test_exactness(report: Make, result: Result) -> None:
     assert "No." in html and "Yes." not in html
 
 
+CUT = "prune: {criterion: {name: l1, fit: 0}, cut: {}, finetune: {epochs: 4, fresh: false}}"
+
+
+def after(report: Make, heading: str) -> str:
+    """Return what stands behind a heading, up to the next one."""
+    html = report().partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]
+    return " ".join("".join(Page(html.partition("</main>")[0]).text).split())
+
+
+@pytest.mark.parametrize(
+    ("fit", "rounds", "said"),
+    [
+        (
+            0,
+            0,
+            "fine-tuning, the small model computed the same as the dense one with these "
+            "channels left out (relative error 1.2 × 10⁻¹⁵ in float64,",
+        ),
+        (8, 0, "these channels replaced by a linear fit of the others (relative"),
+        (
+            0,
+            2,
+            "fine-tuning in each round, the small model computed the same as the model "
+            "before with these",
+        ),
+    ],
+)
+def test_exactness_of_a_cut(report: Make, result: Result, fit: int, rounds: int, said: str) -> None:
+    result["configuration"] = CUT.replace("fit: 0", f"fit: {fit}")
+    result["stages"]["finetune"] = result["stages"].pop("prune")
+    result["rounds"] = [{"val": 0.95, "params": 300000}] * rounds
+    assert said in after(report, "Is the cut exact?")
+    assert "Is the collapse exact?" not in report()
+    result["collapse"]["relative_error"] = 2e-10
+    assert "No." in after(report, "Is the cut exact?")
+    assert "did not compute the same" in after(report, "Is the cut exact?")
+
+
+def test_nothing_is_said_to_be_exact_of_what_torch_pruning_removed(
+    report: Make, result: Result
+) -> None:
+    result["configuration"] = "prune: {torch_pruning: {pruner: magnitude}}"
+    result["stages"]["finetune"] = result["stages"].pop("prune")
+    said = after(report, "Is the cut exact?")
+    assert "nothing was folded" in said and "Yes" not in said
+
+
+def test_how_much_longer_the_small_model_has_trained(report: Make, result: Result) -> None:
+    said = "The small model has trained 4 epochs more than the dense one (3 epochs). To see what"
+    assert said in after(report, "Before and after")
+    result["epochs"] = {"dense": 0, "prune": 1}
+    assert "trained 1 epoch more than the dense one. To" in after(report, "Before and after")
+    result["epochs"]["prune"] = 0
+    assert "epoch" not in after(report, "Before and after")
+    result["epochs"] = {"dense": 3, "prune": 4}
+    result["configuration"] = CUT.replace("fresh: false", "fresh: true")
+    said = "trained from scratch, for 4 epochs; the dense one trained for 3 epochs."
+    assert said in after(report, "Before and after")
+
+
+def test_a_chart_of_losses_that_stands_alone_takes_the_width_of_the_page(report: Make) -> None:
+    losses = report(dense=None).partition("<h2>Losses")[2].partition("<h2>")[0]
+    widths = re.findall(r'class="(\w+)"><svg[^>]*width="([\d.]+)pt"', losses)
+    assert dict(widths) == {"wide": "561.6", "narrow": "302.4"} and 'class="pair"' not in losses
+    losses = report().partition("<h2>Losses")[2].partition("<h2>")[0]
+    assert losses.count("<svg") == 2 and 'class="pair"' in losses and 'class="wide"' not in losses
+
+
 def test_widths_and_the_reason_of_a_group_that_stays(report: Make) -> None:
     html = report()
     page = Page(html)
@@ -209,13 +278,25 @@ def test_page_is_made_for_narrow_screens(report: Make) -> None:
 
 
 def test_small_print(report: Make, result: Result) -> None:
-    html = report()
+    text = "".join(Page(report()).text)
     for part in (result["command"], result["hardware"], result["date"], "torch 2.15.0", "2.40 min"):
-        assert part in html
+        assert part in text
 
 
 def training(html: str) -> str:
-    return " ".join(html.split("<dt>training</dt><dd>")[1].split("</dd>")[0].split())
+    said = html.split("<dt>training</dt><dd>")[1].split("</dd>")[0]
+    return " ".join(said.replace("\u00a0", " ").split())
+
+
+def test_no_line_breaks_between_a_number_and_its_unit_nor_within_an_option(
+    report: Make, result: Result
+) -> None:
+    html = re.sub("<svg.*?</svg>", "", report().partition("<details>")[0], flags=re.S)
+    breakable = r"\d[ \n]+(?:%|(?:[GMk]?B|[GMk]|min|m?s|µs|points|epochs?)\b)"
+    assert not re.findall(breakable, html.partition("<body>")[2])
+    result["command"] = "branchprune run my.yaml --prune.cut '{}'"
+    words = ("branchprune", "run", "my.yaml", "--prune.cut", "&#39;{}&#39;")
+    assert " ".join(f"<span>{word}</span>" for word in words) in report()
 
 
 def test_share_of_the_time_that_waited_for_data(report: Make, result: Result) -> None:
@@ -360,7 +441,7 @@ def test_rounds_are_drawn_from_the_dense_model_on(
     monkeypatch.setattr("branchprune.reports.plots.rounds", rounds)
     result["cost"]["dense"]["params"] = 1000
     result["rounds"] = [{"val": 0.95, "params": 500}, {"val": 0.9, "params": 250}]
-    assert "removing channels and fine-tuning" in report()
+    assert "removed in 2 rounds" in report()
     assert drawn == 2 * [[(1.0, 0.981), (0.5, 0.95), (0.25, 0.9)]]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from torch import nn
 
@@ -30,11 +30,10 @@ from branchprune.lightning.freezing import originals_learn
 from branchprune.planning.plan import Plan
 
 LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {
-    "steps": schedules.steps,
-    "multiplicative": schedules.multiplicative,
-    "linear": schedules.linear,
-    "cosine": schedules.cosine,
+    make.__name__: make
+    for make in (schedules.steps, schedules.multiplicative, schedules.linear, schedules.cosine)
 }
+"""Schedules by name; the one argument is the first, a whole number where it is an int."""
 
 
 @dataclass
@@ -120,13 +119,13 @@ class BlendConfig:
         final = replace(final, mode=mode) if isinstance(final, Plateau) else final
         return Schedule(_levels(self.levels), hold, final, self.order, self.restarts)
 
-    def lasting(self, epochs: int) -> BlendConfig:
-        """Return the same with so many epochs at α = 0, and at each restart; see `Algorithm`."""
+    def with_last_stage(self, epochs: int) -> BlendConfig:
+        """Return a copy with so many epochs at α = 0, and at each restart; see `Algorithm`."""
         self._check_counted()
         return replace(self, final_hold=epochs)
 
-    def to_train(self, metric: MetricConfig, dense: nn.Module, planned: Plan) -> list[Epoch]:
-        """Return what each epoch trains; see `Algorithm`."""
+    def epochs_to_train(self, metric: MetricConfig, dense: nn.Module, planned: Plan) -> list[Epoch]:
+        """Return each epoch of the schedule, with the blended model at its α; see `Algorithm`."""
         self._check_counted()
         found = []
         for alpha in self.schedule(self.direction(metric)):
@@ -226,10 +225,11 @@ def _levels(value: dict[str, float] | list[float]) -> tuple[float, ...]:
     if len(value) != 1 or not value.keys() <= LEVELS.keys():
         raise PruneError(f"levels (={value}) must be a list or name one of {', '.join(LEVELS)}")
     [(name, argument)] = value.items()
-    whole = name in ("linear", "cosine")
+    make = LEVELS[name]
+    whole = next(iter(get_type_hints(make).values())) is int
     if whole and argument != int(argument):
         raise PruneError(f"levels (={value}): {name} takes a whole number")
-    return LEVELS[name](int(argument) if whole else argument)
+    return make(int(argument) if whole else argument)
 
 
 def _kind(alpha: float | dict[str, float]) -> Any:

@@ -17,7 +17,7 @@ from torch import nn
 from branchprune.errors import PruneError
 from branchprune.experiments.arguments import files_as_options, files_named
 from branchprune.experiments.run.keys import check_keys
-from branchprune.experiments.run.prune_config import PruneConfig
+from branchprune.experiments.run.prune_config import PruneConfig, algorithms
 from branchprune.experiments.run.settings import (
     DenseConfig,
     MetricConfig,
@@ -31,9 +31,9 @@ COMMANDS = {
     "dense": "Train the dense model of a run.",
 }
 SWITCH = "{}: set, with the defaults below; null: not set"
-ONE = "Exactly one of prune.blend, prune.cut and prune.torch_pruning must be set."
+ONE = f"Exactly one of {', '.join(f'prune.{name}' for name in algorithms())} must be set."
 OTHERS = {
-    **dict.fromkeys(("blend", "cut", "torch_pruning"), ONE),
+    **dict.fromkeys(algorithms(), ONE),
     "task": "Arguments of the task that differ from those of the dense training",
 }
 
@@ -106,9 +106,14 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         "--method",
         type=str | None,
         default=None,
-        help="What result lines call this way to prune; null: blend, cut or torch_pruning",
+        help="Label of this way to prune in result lines; null: the key of its algorithm",
     )
-    parser.add_argument("--preset", type=str, default="own", help="Name of the settings")
+    parser.add_argument(
+        "--preset",
+        type=str,
+        default="own",
+        help="Label of the size of the experiment in result lines",
+    )
     parser.add_argument("--output", type=Path, required=True, help="Folder to write; must be new")
     parser.add_argument(
         "--results",

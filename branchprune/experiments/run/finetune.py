@@ -34,8 +34,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         averaging(self.average)  # finds what is wrong
 
-    def to_train(self, dense: nn.Module, planned: Plan) -> list[Epoch]:
-        """Return what each epoch trains: the small model of a plan."""
+    def epochs_to_train(self, dense: nn.Module, planned: Plan) -> list[Epoch]:
+        """Return one `Epoch` per training epoch, to count its cost: of a small model."""
         return [Epoch(planned, partial(at_widths, dense, planned))] * self.epochs
 
 

@@ -81,16 +81,16 @@ class Pruning:
         plans = self._plans(dense, planned)
         stages_with = partial(self._stages, dense, plans)
         epochs = longest_last_stage(cost, stages_with, dense, stages)
-        self.settings = self.settings.lasting(epochs)
+        self.settings = self.settings.with_last_stage(epochs)
 
     def _stages(self, dense: nn.Module, plans: list[Plan], epochs: int) -> list[Sequence[Epoch]]:
         """Return what each epoch of each stage trains, the last stage having so many epochs."""
-        settings = self.settings.lasting(epochs)
-        found = [settings.algorithm.to_train(self.config.metric, dense, plans[-1])]
+        settings = self.settings.with_last_stage(epochs)
+        found = [settings.algorithm.epochs_to_train(self.config.metric, dense, plans[-1])]
         if settings.sparsify is not None:
-            found.insert(0, settings.sparsify.to_train(dense))
+            found.insert(0, settings.sparsify.epochs_to_train(dense))
         if settings.finetune is not None:
-            found += [settings.finetune.to_train(dense, planned) for planned in plans]
+            found += [settings.finetune.epochs_to_train(dense, planned) for planned in plans]
         return found
 
     def _narrow(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, get_args, get_type_hints
 
 from branchprune.errors import PruneError
 from branchprune.experiments.run.blend import BlendConfig
@@ -64,15 +64,11 @@ class PruneConfig:
 
     def _choice(self) -> tuple[str, Algorithm]:
         """Return the algorithm that is set, and its key."""
-        algorithms: dict[str, Algorithm | None] = {
-            "blend": self.blend,
-            "cut": self.cut,
-            "torch_pruning": self.torch_pruning,
-        }
-        chosen = [(name, each) for name, each in algorithms.items() if each is not None]
+        sections = {section.name: getattr(self, section.name) for section in fields(self)}
+        chosen = [(name, each) for name, each in sections.items() if isinstance(each, Algorithm)]
         if len(chosen) == 1:
             return chosen[0]
-        given, known = " and ".join(name for name, _ in chosen), ", ".join(algorithms)
+        given, known = " and ".join(name for name, _ in chosen), ", ".join(algorithms())
         if not chosen:
             raise PruneError(
                 f"prune needs one algorithm of {known}, and none is set: such as "
@@ -109,8 +105,8 @@ class PruneConfig:
                 "cost.train_macs: what an epoch costs depends on what blend.mixing (='step') draws"
             )
 
-    def lasting(self, epochs: int) -> PruneConfig:
-        """Return the same with a last stage of so many epochs.
+    def with_last_stage(self, epochs: int) -> PruneConfig:
+        """Return a copy whose last stage lasts `epochs` epochs.
 
         Raises:
             PruneError: Nothing is trained, or how long depends on a metric.
@@ -118,10 +114,21 @@ class PruneConfig:
         if self.finetune is not None:
             return replace(self, finetune=replace(self.finetune, epochs=epochs))
         name, algorithm = self._choice()
-        changed: dict[str, Any] = {name: algorithm.lasting(epochs)}
+        changed: dict[str, Any] = {name: algorithm.with_last_stage(epochs)}
         return replace(self, **changed)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the sections that are set, as TensorBoard's table shows them."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return {"algorithm": self._choice()[0], **given}
+
+
+def algorithms() -> list[str]:
+    """Return the keys of the sections that are an `Algorithm`, one of which must be set."""
+    hints = get_type_hints(PruneConfig)
+    kinds = {name: next(iter(get_args(hint)), hint) for name, hint in hints.items()}
+    return [
+        name
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Algorithm)
+    ]

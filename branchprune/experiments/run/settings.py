@@ -53,8 +53,8 @@ class RunSettings:
 
     Attributes:
         name: Name of the experiment.
-        method: What result lines call the way to prune; None: its algorithm's key.
-        preset: Name of the settings.
+        method: Label of this way to prune in result lines; None: its algorithm's key.
+        preset: Label of the size of the experiment in result lines.
         output: Folder to write.
         results: File to which a finished run adds a line.
         resume: Continue a run that was broken off.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class Pruned:
     loggers: list[Logger] = field(default_factory=list)
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """A way to shrink a model: a section of `prune`, with its options."""
 
@@ -94,17 +95,24 @@ class Algorithm(Protocol):
             stages: Where to train.
         """
 
-    def to_train(self, metric: MetricConfig, dense: nn.Module, planned: Plan) -> Sequence[Epoch]:
-        """Return what each of its epochs trains; nothing unless it trains.
+    def epochs_to_train(
+        self, metric: MetricConfig, dense: nn.Module, planned: Plan
+    ) -> Sequence[Epoch]:
+        """Return one `Epoch` per training epoch, to count its cost.
+
+        It is empty for algorithms without training.
 
         Args:
             metric: The metric of the run.
             dense: The trained model.
             planned: From the dense to the small model.
+
+        Raises:
+            PruneError: How many epochs there are depends on a metric.
         """
 
-    def lasting(self, epochs: int) -> Self:
-        """Return the same with a last stage of so many epochs.
+    def with_last_stage(self, epochs: int) -> Self:
+        """Return a copy whose last stage lasts `epochs` epochs.
 
         Raises:
             PruneError: It does not train.
@@ -115,11 +123,13 @@ class Algorithm(Protocol):
 class Untrained:
     """What algorithms have in common that train nothing."""
 
-    def to_train(self, metric: MetricConfig, dense: nn.Module, planned: Plan) -> Sequence[Epoch]:
-        """Return nothing; see `Algorithm`."""
+    def epochs_to_train(
+        self, metric: MetricConfig, dense: nn.Module, planned: Plan
+    ) -> Sequence[Epoch]:
+        """Return none; see `Algorithm`."""
         return ()
 
-    def lasting(self, epochs: int) -> Self:
+    def with_last_stage(self, epochs: int) -> Self:
         """Refuse; see `Algorithm`."""
         raise PruneError("cost: nothing is trained: set finetune, or blend")
 

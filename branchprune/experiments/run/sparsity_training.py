@@ -36,8 +36,8 @@ class SparsifyConfig:
     penalty: Literal["bn_scale", "group_norm"] = "bn_scale"
     weight: float = 1e-4
 
-    def to_train(self, dense: nn.Module) -> list[Epoch]:
-        """Return what each epoch trains: the dense model."""
+    def epochs_to_train(self, dense: nn.Module) -> list[Epoch]:
+        """Return one `Epoch` per training epoch, to count its cost: of the dense model."""
         return [Epoch("sparsify", partial(copied, dense))] * self.epochs
 
 

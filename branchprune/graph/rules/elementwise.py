@@ -59,7 +59,9 @@ def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
             if layout is not None and layout.dim == len(shape) + offset:
                 tied.append(layout.at(len(analysis.shape(node)) + offset))
             elif size > 1:
-                analysis.freeze_inputs(node, f"tied by {node.name} to {analysis.stays(operand)}")
+                analysis.freeze_inputs(
+                    node, f"tied by {node.name} to {analysis.why_it_stays(operand)}"
+                )
     tied.sort(key=lambda layout: -layout.size)
     for layout in tied[1:]:
         if layout.size == tied[0].size:

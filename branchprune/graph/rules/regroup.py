@@ -112,7 +112,7 @@ def reshape_as(analysis: Analysis, node: fx.Node) -> Layout | None:
         return shaped
     other = analysis.layout(like)
     if other is None or other.dim != shaped.dim or other.size != shaped.size:
-        return analysis.unknown(node, f"it takes the shape of {analysis.stays(like)}")
+        return analysis.unknown(node, f"it takes the shape of {analysis.why_it_stays(like)}")
     unify(shaped.segments, other.segments, node.name)
     return shaped
 

@@ -34,7 +34,18 @@ def divide(analysis: Analysis, node: fx.Node) -> Known:
 def equal_parts(
     analysis: Analysis, node: fx.Node, layout: Layout, count: int
 ) -> tuple[Layout, ...] | None:
-    """Cut the channels into equal parts and tie them, so that they stay equal."""
+    """Cut the channels into equal parts and tie them, so that they stay equal.
+
+    Args:
+        analysis: The walk.
+        node: What cuts them.
+        layout: The channels.
+        count: Number of parts.
+
+    Returns:
+        Where the channels of each part are; None, and the width stays, where a cut would fall into
+        a channel or a block.
+    """
     parts = cut(layout.segments, layout.size // count) if layout.size % count == 0 else None
     if parts is None:
         analysis.unknown(node, "it splits the channels where they cannot be split")

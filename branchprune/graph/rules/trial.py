@@ -63,6 +63,7 @@ def _scrambled(module: nn.Module) -> nn.Module:
 
 
 def _is_linear(layer: nn.Module, shape: tuple[int, ...], dim: int) -> bool:
+    """Return whether a layer between two random linear maps gives what the folded layer gives."""
     groups = int(getattr(layer, "groups", 1))
     wide: Tensor = layer(torch.randn(shape, dtype=torch.float64))
     inputs, outputs = shape[dim], wide.shape[dim]
@@ -87,6 +88,15 @@ def _is_linear(layer: nn.Module, shape: tuple[int, ...], dim: int) -> bool:
 def _is_channelwise(
     module: nn.Module, shape: tuple[int, ...], dim: int, axis: int | None, blocks: int
 ) -> bool:
+    """Return whether reordered channels come out in that order, and fewer channels as fewer.
+
+    Args:
+        module: The module.
+        shape: Of its input.
+        dim: The channel dimension.
+        axis: The dimension of its tensors that has one entry a channel; None: no such tensors.
+        blocks: What the number of channels must be divisible by.
+    """
     width = shape[dim]
     order = torch.randperm(width)
     x = torch.randn(shape, dtype=torch.float64)

@@ -14,7 +14,7 @@ from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare import results as compare_results
 from branchprune.experiments.compare.config import Budget
 from branchprune.experiments.files import read_lines
-from branchprune.experiments.run.config import make_parser
+from branchprune.experiments.run.config import make_parser, parse
 from branchprune.experiments.run.prune_config import PruneConfig
 from branchprune.experiments.variants import read_file
 
@@ -106,6 +106,27 @@ def test_the_papers_method_is_that_of_its_own_file():
 
     full = str(FILES["full_size"])
     assert pruning(full, "--variant", "paper") == pruning(str(CONFIGS / "vgg16_cifar10.yaml"))
+
+
+def test_the_methods_for_a_model_of_ones_own_go_with_a_copy_elsewhere(tmp_path):
+    """The methods learn as their variants say, not as the file of the model says of its pruning."""
+    shipped = yaml.safe_load((CONFIGS / "compare" / "own_model.yaml").read_text())
+    model = yaml.safe_load((CONFIGS / "own_model.yaml").read_text())
+    model["prune"] |= {"widths": {"keep": 0.25}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(model))
+    path = tmp_path / "compare_mine.yaml"
+    base = ["my.yaml", str(CONFIGS / "compare" / "methods.yaml")]
+    path.write_text(yaml.safe_dump(shipped | {"base": base}))
+    found = {}
+    for name, method in compare_config.read(path).methods.items():
+        rows = [part for row in method.rows for part in ("--variant", row)]
+        prune = parse([str(path), *rows, "--output", str(tmp_path / "run")]).prune
+        assert prune.widths.keep == 0.25
+        found[name] = type(prune.algorithm).__name__, prune.task.get("teacher_weight")
+    assert found.pop("blended by drawing a path, a teacher") == ("BlendConfig", 0.9)
+    taught = {name for name, each in found.items() if each == ("CutConfig", 0.9)}
+    assert taught == {"reconstruction, a teacher", "reconstruction, a teacher, Muon"}
+    assert {found[name] for name in {*found} - taught} == {("CutConfig", None)}
 
 
 @pytest.mark.parametrize("name", NAMES)
