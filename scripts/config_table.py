@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, RESULTS, README = ROOT / "configs", ROOT / "scripts/results", ROOT / "configs/README.md"
 ADDED = "gpu.yaml"
 """A file that is no configuration without another one."""
+OTHER_DATA = {"jpeg", "images"}
+"""Variants by which a run reads other data than those of the lines of results."""
 METHODS = "methods.yaml"
 """The file of variants that comparisons have in common."""
 
@@ -154,7 +156,7 @@ def _seconds(line: dict[str, Any]) -> float:
 def duration(entry: Entry) -> str:
     """Return how long an entry took."""
     found = seconds(entry)
-    if found is None or "jpeg" in entry.variants:
+    if found is None or OTHER_DATA & {*entry.variants}:
         return "not measured"
     if found < 100:
         return f"{found:.0f} s"

@@ -1,6 +1,6 @@
 """scripts/reproduce.py, with a small program in place of `branchprune`."""
 
-import importlib.util
+import importlib
 import json
 import shlex
 import sys
@@ -17,10 +17,9 @@ from branchprune.experiments.files import read_lines
 from branchprune.experiments.run.config import make_parser
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
-reproduce = importlib.util.module_from_spec(SPEC)
-sys.modules["reproduce"] = reproduce
-SPEC.loader.exec_module(reproduce)
+sys.path.append(str(ROOT / "scripts"))
+reproduce = importlib.import_module("reproduce")
+sys.path.pop()
 
 PROGRAM = """
 import json, os, signal, sys, time
