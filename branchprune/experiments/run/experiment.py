@@ -15,7 +15,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError, optional
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, unwritable_named, write_whole
-from branchprune.experiments.run.callbacks.quiet import quiet_lightning
+from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
@@ -102,7 +102,7 @@ class _Run:
         return self.scores["dense"]
 
     def _check_folder(self) -> None:
-        quiet_lightning()
+        quiet_libraries()
         optional("tensorboard", "a run")  # for Lightning, which would ask for it after the checks
         resumed = self.config.text if self.config.resume else None
         check_folder(self.config.output, self.config.overwrite, resumed)
