@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from branchprune.cli.commands import summary
+from branchprune.cli.commands import show_summary
 from branchprune.errors import PruneError
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.reports.plots import alpha_courses, blending
@@ -171,11 +171,23 @@ def test_card_table_and_terminal_say_the_same_of_the_speed(
     assert page.text[place + 1] == card and fine in page.text
     note = "median of 37 on CPU; IQR 1.20 ms → 400 µs"
     assert page.row("Latency, batch 64")[1:] == [note, "41.2 ms", "10.3 ms", cell]
-    console.print(summary(result))
+    show_summary(result, console)
     line = next(line for line in console.export_text().splitlines() if "Latency" in line)
     assert [part.strip() for part in line.split("│")[1:-1]] == [
         *("Latency, batch 64", "41.2 ms", "10.3 ms", cell)
     ]
+
+
+def test_the_table_that_ends_a_run_shortens_nothing(result: Result) -> None:
+    tables = {width: Console(width=width, file=io.StringIO(), record=True) for width in (40, 60)}
+    for console in tables.values():
+        show_summary(result, console)
+    narrow, wide = (console.export_text() for console in tables.values())
+    assert "…" not in narrow + wide and "│" in wide
+    lines = narrow.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[lines.index("MACs") + 1] == "  313,201,664 → 37,801,984 (−87.9 %)"
+    assert lines[-2:] == ["Error of the collapse, float64", "  1.2e-15"]
 
 
 def test_a_dry_run_says_so_and_claims_no_speed(report: Make, result: Result) -> None:
