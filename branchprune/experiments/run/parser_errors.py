@@ -44,7 +44,9 @@ def _wrong_class(message: str) -> str | None:
         found = value_at(path, argument, fits)
     except PruneError as error:
         return str(error)
-    return None if fits(found) else f"{argument} (={path!r}) is no subclass of {base.__name__}"
+    if fits(found) or (callable(found) and not isinstance(found, type)):
+        return None
+    return f"{argument} (={path!r}) is no subclass of {base.__name__}"
 
 
 def _innermost(message: str) -> str | None:
