@@ -43,16 +43,14 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_pass_is_timed() -> Iterator[None]:
     """No test reads how long a network takes in a run, so none needs to wait for it."""
-    from branchprune.planning import profiling
+    from branchprune.planning.latency import compare_latency
 
-    measure = profiling.measure_latency
-
-    def timed_once(model: Any, x: torch.Tensor, seconds: float = 1.0) -> profiling.Latency:
-        return measure(model, x, seconds=0.0)
+    def timed_once(dense: Any, small: Any, x: torch.Tensor, _: float) -> Any:
+        return compare_latency(dense, small, x, seconds=0.0)
 
     with pytest.MonkeyPatch.context() as patch:
         if "branchprune.cli" in sys.modules:  # otherwise nothing is run, and importing takes long
-            patch.setattr("branchprune.experiments.run.result.measure_latency", timed_once)
+            patch.setattr("branchprune.experiments.run.result.compare_latency", timed_once)
         yield
 
 

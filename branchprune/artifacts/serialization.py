@@ -43,13 +43,13 @@ def save(model: nn.Module, path: str | Path) -> None:
     widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
     header = {"format": FORMAT, "class": type(model).__qualname__, "widths": json.dumps(widths)}
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
-            temporary = Path(handle.name)
-        try:
-            save_file(state, temporary, metadata=header)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            file = Path(folder) / path.name
+            file.touch()
+            mode = file.stat().st_mode
+            save_file(state, file, metadata=header)
+            file.chmod(mode)  # that of any new file, of which safetensors makes a private one
+            file.replace(path)
     except OSError as error:
         raise PruneError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,9 +29,8 @@ from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.files import refusals_named, write_whole
 from branchprune.models import VGG
+from branchprune.planning.latency import Step, in_turns, quartiles
 from branchprune.planning.plan import plan
-
-Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -172,23 +170,10 @@ def _macs_as_defined(blended: Blended, x: torch.Tensor, y: torch.Tensor) -> int:
 
 
 def ratios(first: Step, second: Step, repeats: int, device: torch.device) -> list[float]:
-    """Return the ratio of two functions' times, measured in turn after a warm-up."""
+    """Return the ratio of two functions' times, measured in turns after a warm-up."""
     for function in (first, second):
         function()
-    found = []
-    for i in range(repeats):
-        pair = (first, second) if i % 2 else (second, first)
-        times = {function: _seconds(function, device) for function in pair}
-        found.append(times[first] / times[second])
-    return found
-
-
-def _seconds(function: Step, device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return [one / other for one, other in in_turns([first, second], device, repeats)]
 
 
 def _forward(model: nn.Module, x: torch.Tensor, times: int) -> Step:
@@ -230,5 +215,5 @@ def _pipeline_seconds(x: torch.Tensor, keep: float) -> float:
 
 
 def _row(what: str, values: Sequence[float], target: str) -> Row:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, middle, high = quartiles(values)
     return Row(what, middle, low, high, target)

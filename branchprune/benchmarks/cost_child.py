@@ -23,7 +23,8 @@ from branchprune.benchmarks.child import forget_peak, give_memory_back, one_line
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.models import VGG, Autoencoder
-from branchprune.planning.profiling import count_params, measure_latency
+from branchprune.planning.latency import measure_latency
+from branchprune.planning.profiling import count_params
 
 CLASSES: Mapping[str, type[nn.Module]] = {"VGG": VGG, "Autoencoder": Autoencoder}
 SETTINGS = 13

@@ -69,7 +69,7 @@ def _run(args: Sequence[str], console: Console) -> None:
         if not report.exists():
             with unwritable_named(config.output):
                 write_report(config.output)
-    console.print(summary(result))
+    show_summary(result, console)
     console.print(f"{report}", style="bold", markup=False, soft_wrap=True)
 
 
@@ -146,16 +146,29 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
 }
 
 
-def summary(result: dict[str, Any]) -> Table:
-    """Return the table that ends a run: dense against small, as in the report."""
+def show_summary(result: dict[str, Any], console: Console) -> None:
+    """Print the table that ends a run: dense against small, as in the report.
+
+    Where it does not fit, what is in a row stands below its label.
+    """
     from branchprune.reports.before_after import compare
 
-    table = Table(title=escape(f"{result['experiment']}, seed {result['seed']}"))
+    title = f"{result['experiment']}, seed {result['seed']}"
+    rows = [(row.label, row.before, row.after, row.change) for row in compare(result)]
+    error = f"{result['collapse']['relative_error']:.1e}"
+    rows.append(("Error of the collapse, float64", "", error, ""))
+    table = Table(title=escape(title))
     table.add_column()
     for column in ("dense", "small", "change"):
         table.add_column(column, justify="right")
-    for row in compare(result):
-        table.add_row(escape(row.label), row.before, row.after, row.change)
-    error = result["collapse"]["relative_error"]
-    table.add_row("Error of the collapse, float64", "", f"{error:.1e}", "")
-    return table
+    for row in rows:
+        table.add_row(*map(escape, row))
+    wide = console.options.update(width=1000)
+    if console.measure(table, options=wide).minimum <= console.width:
+        console.print(table)
+        return
+    console.print(title, style="bold", highlight=False, markup=False)
+    for label, before, after, change in rows:
+        values = f"{before} → {after}" if before else after
+        text = f"{label}\n  {values}{change and f' ({change})'}"
+        console.print(text, highlight=False, markup=False)

@@ -1,10 +1,9 @@
-"""What a model costs: parameters, multiply-adds, latency, memory."""
+"""What a model costs: parameters, multiply-adds, memory."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,16 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.graph.inputs import Example, call, tensors, training_mode
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Time of one forward pass, in seconds, as median and interquartile range of many."""
-
-    median_s: float
-    iqr_s: float
-    batch_size: int
-    device: str
 
 
 def count_macs(
@@ -43,28 +32,6 @@ def count_macs(
 def count_params(model: nn.Module) -> int:
     """Return the number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def measure_latency(model: nn.Module, x: torch.Tensor, seconds: float = 1.0) -> Latency:
-    """Time forward passes in evaluation mode after a warm-up.
-
-    Args:
-        model: The network.
-        x: A batch on the model's device.
-        seconds: How long to measure; 0: a single pass.
-    """
-    from torch.utils.benchmark import Timer  # its import may log that there is no GPU
-
-    with torch.inference_mode(), training_mode(model, False):
-        timer = Timer(
-            "model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()
-        )
-        timer.timeit(2)
-        if seconds:
-            times = timer.adaptive_autorange(min_run_time=seconds / 2, max_run_time=seconds)
-        else:
-            times = timer.timeit(1)
-    return Latency(times.median, times.iqr, len(x), x.device.type)
 
 
 def peak_memory(model: nn.Module, x: Tensor) -> int:

@@ -26,6 +26,8 @@ _MEASURES: dict[str, tuple[str, str, Format]] = {
 }
 """Label, note and format of what tasks log, by the last part of its name."""
 
+_DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+
 
 class Row(NamedTuple):
     """One line of the table that compares the dense with the small model."""
@@ -44,16 +46,11 @@ def compare(result: Mapping[str, Any]) -> list[Row]:
         result: The content of a `result.json`.
     """
     dense, small = result["cost"]["dense"], result["cost"]["small"]
-    before, after = dense["latency"], small["latency"]
 
     def row(label: str, key: str, form: Callable[[float], str], note: str = "") -> Row:
         old, new = dense[key], small[key]
         return Row(label, note, form(old), form(new), change(old, new))
 
-    spread = f"IQR {duration(before['iqr_s'])} → {duration(after['iqr_s'])}"
-    setting = f"median, batch {before['batch_size']} on {before['device']}; {spread}"
-    old, new = before["median_s"], after["median_s"]
-    faster = "–" if dry(result) else change(old, new)
     return [
         _score_row(result, "test"),
         *_other_rows(result),
@@ -62,7 +59,7 @@ def compare(result: Mapping[str, Any]) -> list[Row]:
         row("Parameters", "params", "{:,}".format),
         row("MACs", "macs", "{:,}".format, "multiply-adds for one example"),
         row("File size", "file_bytes", size),
-        Row("Latency", setting, duration(old), duration(new), faster),
+        _latency_row(result),
         row("Peak memory", "peak_memory_bytes", size, "weights, input and activations"),
     ]
 
@@ -80,10 +77,12 @@ def headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for label, key in (("Parameters", "params"), ("MACs", "macs"))
     ]
     before = first.before.rstrip("\u00a0%")
+    said, why = _speed_up(result)
+    old, new, device = _times(result)
     return [
         (first.label, f"{before} → {first.after}", first.change),
         *sizes,
-        ("Speed-up", *_speed_up(result)),
+        ("Speed-up", said, f"{old} → {new} on {device}{why and f', {why}'}"),
     ]
 
 
@@ -93,16 +92,40 @@ def dry(result: Mapping[str, Any]) -> bool:
 
 
 def _speed_up(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Return how many times as fast the small model is, where that was measured."""
+    """Return how many times as fast the small model is, where that is clear, and what tells."""
     dense, small = (result["cost"][model]["latency"] for model in ("dense", "small"))
-    old, new = dense["median_s"], small["median_s"]
-    times = f"{duration(old)} → {duration(new)}"
+    found = result["cost"].get("speed_up")  # older runs have measured one model after the other
     if dry(result):
         return "–", "not measured in a dry run"
+    if found is not None:
+        span = f"quartiles {found['low']:.2f}–{found['high']:.2f}×"
+        clear = not found["low"] <= 1 <= found["high"]
+        return (f"{found['median']:.2f}×" if clear else "unclear"), span
+    old, new = dense["median_s"], small["median_s"]
+    if not dense["iqr_s"] or not small["iqr_s"]:
+        return "unclear", "timed once"
     spread = max(dense["iqr_s"], small["iqr_s"])
     if abs(old - new) <= spread:
-        return "unclear", f"{times}, less than their spread (IQR {duration(spread)})"
-    return f"{old / new:.2f}×", times
+        return "unclear", f"less than their spread (IQR {duration(spread)})"
+    return f"{old / new:.2f}×", ""
+
+
+def _times(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the latency of the dense and of the small model, and the device."""
+    dense, small = (result["cost"][model]["latency"] for model in ("dense", "small"))
+    device = _DEVICES.get(dense["device"], dense["device"])
+    return duration(dense["median_s"]), duration(small["median_s"]), device
+
+
+def _latency_row(result: Mapping[str, Any]) -> Row:
+    latencies = [result["cost"][model]["latency"] for model in ("dense", "small")]
+    old, new, device = _times(result)
+    said, _ = _speed_up(result)
+    spreads = [duration(latency["iqr_s"]) if latency["iqr_s"] else "–" for latency in latencies]
+    count = latencies[0].get("count")  # older runs do not say
+    note = f"median{f' of {count}' if count else ''} on {device}; IQR {' → '.join(spreads)}"
+    faster = f"{said} as fast" if said.endswith("×") else said
+    return Row(f"Latency, batch {latencies[0]['batch_size']}", note, old, new, faster)
 
 
 def _score_row(result: Mapping[str, Any], split: str) -> Row:

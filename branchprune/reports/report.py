@@ -23,8 +23,12 @@ from branchprune.reports.summary import Summary
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {
     **dict.fromkeys(("channels", "params", "macs", "file_bytes", "peak_memory_bytes"), int),
-    "latency": {"median_s": _NUMBER, "iqr_s": _NUMBER, "batch_size": int, "device": str},
+    "latency": {
+        **{"median_s": _NUMBER, "iqr_s": (*_NUMBER, type(None))},
+        **{"batch_size": int, "device": str},
+    },
 }
+_SPEED_UP = dict.fromkeys(("median", "low", "high"), _NUMBER)
 _STAGE = {"seconds": _NUMBER, "loader_share": _NUMBER}
 _GROUP = {"name": str, "layers": [str], "width": int, "kept": int, "reason": _MAYBE_TEXT}
 _SCORE = {"val": _NUMBER, "test": _NUMBER}
@@ -167,6 +171,8 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise PruneError(f"{path}: cannot be read as JSON ({error})") from error
     _check(result, _RESULT, "", path)
     _check(result["stages"], dict.fromkeys(result["stages"], _STAGE), "stages", path)
+    if result["cost"].get("speed_up") is not None:  # older runs and dry ones have none
+        _check(result["cost"]["speed_up"], _SPEED_UP, "cost.speed_up", path)
     dense, small = (result["cost"][model]["latency"] for model in ("dense", "small"))
     if any(dense[key] != small[key] for key in ("batch_size", "device")):
         raise PruneError(

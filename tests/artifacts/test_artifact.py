@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import branchprune as bp
+from branchprune.experiments.files import write_whole
 
 
 def make_model():
@@ -114,6 +115,18 @@ def test_the_file_is_written_where_it_will_be(small, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     bp.save(small, tmp_path / "small.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_file_is_as_readable_as_any_new_one(small, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # new, and in place of another
+            bp.save(small, tmp_path / "small.safetensors")
+            write_whole(tmp_path / "result.json", "{}")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
 def test_file_with_other_kernels_is_refused(tmp_path):

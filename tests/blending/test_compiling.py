@@ -17,7 +17,7 @@ from branchprune.cli import main
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
-from branchprune.planning.profiling import measure_latency
+from branchprune.planning.latency import compare_latency
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 
@@ -227,11 +227,11 @@ def test_a_whole_run(tmp_path, monkeypatch):
     backend, measured = Backend(), []
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
 
-    def watch(model, x, seconds):
-        measured.append((model._compiled_call_impl, seconds))
-        return measure_latency(model, x, seconds=0)
+    def watch(dense, small, x, seconds):
+        measured.extend((model._compiled_call_impl, seconds) for model in (dense, small))
+        return compare_latency(dense, small, x, seconds=0)
 
-    monkeypatch.setattr("branchprune.experiments.run.result.measure_latency", watch)
+    monkeypatch.setattr("branchprune.experiments.run.result.compare_latency", watch)
     results = []
     for compiles in ("false", "true"):
         arguments = ["run", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / compiles)]
@@ -245,4 +245,4 @@ def test_a_whole_run(tmp_path, monkeypatch):
         assert compiled["stages"][stage]["train_macs"] == plain["stages"][stage]["train_macs"] > 0
     scores = compiled["scores"]
     assert scores["blended_at_zero"]["val"] == pytest.approx(scores["small"]["val"])
-    assert measured == [(None, 1.0)] * 4
+    assert measured == [(None, 2.0)] * 4

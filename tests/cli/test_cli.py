@@ -18,7 +18,7 @@ from torch import nn
 
 import branchprune as bp
 from branchprune.cli import main
-from branchprune.cli.commands import COMMANDS, summary
+from branchprune.cli.commands import COMMANDS, show_summary
 from branchprune.lightning import ClassificationTask
 from branchprune.reports.before_after import Row
 
@@ -324,7 +324,7 @@ def test_the_table_of_a_run_shows_names_as_they_are(monkeypatch):
     monkeypatch.setattr("branchprune.reports.before_after.compare", lambda result: [row])
     console = Console(file=io.StringIO(), width=100)
     collapse = {"relative_error": 1e-15}
-    console.print(summary({"experiment": "a[/b]", "seed": 3, "collapse": collapse}))
+    show_summary({"experiment": "a[/b]", "seed": 3, "collapse": collapse}, console)
     assert "a[/b], seed 3" in console.file.getvalue()
     assert re.search(r"PSNR in \[dB\], test +│ +20 │ +19 │ +−1", console.file.getvalue())
 

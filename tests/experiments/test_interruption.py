@@ -23,7 +23,7 @@ from branchprune.experiments.interruption import (
     interruptible,
     saved,
 )
-from branchprune.planning.profiling import measure_latency
+from branchprune.planning.latency import compare_latency
 
 HELD = """
 data: {class_path: test_interruption.Held}
@@ -73,8 +73,8 @@ class Held(Data):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "branchprune.experiments.run.result.measure_latency",
-        lambda model, batch, _: measure_latency(model, batch, seconds=0.01),
+        "branchprune.experiments.run.result.compare_latency",
+        lambda dense, small, batch, _: compare_latency(dense, small, batch, seconds=0.0),
     )
     Path("config.yaml").write_text(CONFIG)
     Path("more.yaml").write_text(HELD)

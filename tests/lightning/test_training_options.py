@@ -322,7 +322,10 @@ def test_arguments_of_an_optimizer_come_before_its_usual_ones():
             {"optimizer": "sgdd"},
             r"optimizer \(='sgdd'\) must be 'sgd', 'adam', 'muon' or an import path",
         ),
-        ({"optimizer": "torch.optim.Nix"}, r"optimizer \(='torch.optim.Nix'\) cannot be imported"),
+        (
+            {"optimizer": "torch.optim.Adan"},
+            r"optimizer \(='torch.optim.Adan'\): module torch.optim has no Adan; .* is Adam",
+        ),
         ({"optimizer_args": {"lr": 1}}, r"optimizer_args.lr \(=1\): the task has learning_rate"),
         ({"optimizer_args": {"nix": 1}}, r"optimizer_args \(=\{'nix': 1\}\): .*'nix'"),
     ],

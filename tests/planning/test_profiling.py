@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from branchprune.benchmarks.bench import main as bench
-from branchprune.benchmarks.bench import ratios
 from branchprune.models import VGG
-from branchprune.planning.profiling import count_macs, count_params, measure_latency, peak_memory
+from branchprune.planning.profiling import count_macs, count_params, peak_memory
 
 
 def test_macs_and_parameters_of_a_convolution_and_a_linear_layer():
@@ -39,32 +38,6 @@ def test_memory_in_place_is_not_counted_twice():
     model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ReLU(inplace=True))
     x = torch.zeros(2, 4, 16, 16)
     assert peak_memory(model, x) == 16 * 4 + 2 * x.nbytes
-
-
-def test_latency_reports_its_setting():
-    latency = measure_latency(nn.Linear(4, 4), torch.zeros(7, 4), seconds=0.02)
-    assert latency.batch_size == 7 and latency.device == "cpu"
-    assert latency.median_s > 0 and latency.iqr_s >= 0
-
-
-def test_a_single_pass_can_be_timed():
-    passes = []
-    model = nn.Linear(4, 4)
-    model.register_forward_hook(lambda *_: passes.append(None))
-    latency = measure_latency(model, torch.zeros(7, 4), seconds=0)
-    assert latency.median_s > 0 and latency.iqr_s == 0
-    assert len(passes) < 10  # the others warm up
-
-
-def test_ratios_alternate_and_divide(monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr("branchprune.benchmarks.bench.time.perf_counter", lambda: next(clock))
-
-    def slow():
-        next(clock), next(clock)
-
-    found = ratios(slow, lambda: None, 4, torch.device("cpu"))
-    assert found == [3.0] * 4
 
 
 def test_bench_writes_its_rows(tmp_path, capsys, monkeypatch):

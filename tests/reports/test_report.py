@@ -1,5 +1,6 @@
 """The report shows what the result files say, and names what is wrong with them."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from branchprune.cli.commands import show_summary
 from branchprune.errors import PruneError
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.reports.plots import alpha_courses, blending
@@ -118,7 +121,7 @@ def test_table_shows_the_numbers_of_the_result(report: Make) -> None:
         ("Parameters", "1,234,567", "145,679", "−88.2 %"),
         ("MACs", "313,201,664", "37,801,984", "−87.9 %"),
         ("File size", "4.94 MB", "588 kB", "−88.1 %"),
-        ("Latency", "41.2 ms", "10.3 ms", "−75.0 %"),
+        ("Latency, batch 64", "41.2 ms", "10.3 ms", "4.00× as fast"),
         ("Peak memory", "403 MB", "96.5 MB", "−76.0 %"),
     ]:
         assert page.row(label)[-3:] == cells
@@ -134,9 +137,59 @@ def test_a_speed_up_below_the_spread_is_none(report: Make, result: Result) -> No
     result["cost"]["small"]["latency"] |= {"median_s": 0.0395, "iqr_s": 0.0018}
     text = Page(report()).text
     assert text[text.index("Speed-up") + 1] == "unclear"
-    assert "41.2 ms → 39.5 ms, less than their spread (IQR 1.80 ms)" in text
+    assert "41.2 ms → 39.5 ms on CPU, less than their spread (IQR 1.80 ms)" in text
     result["cost"]["small"]["latency"]["iqr_s"] = 0.0001
     assert "1.04×" not in text and "1.04×" in Page(report()).text
+
+
+@pytest.mark.parametrize("iqr", [0.0, None])
+def test_a_speed_up_of_unknown_spread_is_none(report: Make, result: Result, iqr: float) -> None:
+    result["cost"]["small"]["latency"]["iqr_s"] = iqr
+    page = Page(report())
+    assert page.text[page.text.index("Speed-up") + 1] == "unclear"
+    assert page.row("Latency, batch 64")[-1] == "unclear"
+
+
+@pytest.mark.parametrize(
+    ("quartiles", "card", "cell"),
+    [
+        ((1.9, 2.1), "2.00×", "2.00× as fast"),
+        ((0.9, 2.1), "unclear", "unclear"),
+        ((1.0, 2.1), "unclear", "unclear"),
+    ],
+)
+def test_card_table_and_terminal_say_the_same_of_the_speed(
+    report: Make, result: Result, quartiles: tuple[float, float], card: str, cell: str
+) -> None:
+    low, high = quartiles
+    result["cost"]["speed_up"] = {"median": 2.0, "low": low, "high": high}
+    for model in ("dense", "small"):
+        result["cost"][model]["latency"]["count"] = 37
+    page, console = Page(report()), Console(width=80, file=io.StringIO(), record=True)
+    place = page.text.index("Speed-up")
+    fine = f"41.2 ms → 10.3 ms on CPU, quartiles {low:.2f}–{high:.2f}×"
+    assert page.text[place + 1] == card and fine in page.text
+    note = "median of 37 on CPU; IQR 1.20 ms → 400 µs"
+    assert page.row("Latency, batch 64")[1:] == [note, "41.2 ms", "10.3 ms", cell]
+    show_summary(result, console)
+    text = console.export_text().replace("\u00a0", " ")
+    line = next(line for line in text.splitlines() if "Latency" in line)
+    assert [part.strip() for part in line.split("│")[1:-1]] == [
+        *("Latency, batch 64", "41.2 ms", "10.3 ms", cell)
+    ]
+
+
+def test_the_table_that_ends_a_run_shortens_nothing(result: Result) -> None:
+    tables = {width: Console(width=width, file=io.StringIO(), record=True) for width in (40, 60)}
+    for console in tables.values():
+        show_summary(result, console)
+    texts = (console.export_text() for console in tables.values())
+    narrow, wide = (text.replace("\u00a0", " ") for text in texts)
+    assert "…" not in narrow + wide and "│" in wide
+    lines = narrow.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[lines.index("MACs") + 1] == "  313,201,664 → 37,801,984 (−87.9 %)"
+    assert lines[-2:] == ["Error of the collapse, float64", "  1.2e-15"]
 
 
 def test_a_dry_run_says_so_and_claims_no_speed(report: Make, result: Result) -> None:
@@ -146,7 +199,7 @@ def test_a_dry_run_says_so_and_claims_no_speed(report: Make, result: Result) -> 
     page = Page(report())
     assert any(said in text for text in page.text[: page.text.index("Before and after")])
     assert page.text[page.text.index("Speed-up") + 1] == "–" and "4.00×" not in page.text
-    assert page.row("Latency")[-1] == "–"
+    assert page.row("Latency, batch 64")[-1] == "–"
 
 
 def test_error_metric_is_shown_as_a_number_and_says_its_direction(
@@ -352,6 +405,7 @@ def delete(result: Result, path: str) -> None:
         "experiment",
         "scores.small.test",
         "cost.dense.latency.iqr_s",
+        "cost.speed_up.low",
         "plan.groups",
         "stages.prune.loader_share",
     ],
@@ -359,6 +413,7 @@ def delete(result: Result, path: str) -> None:
 def test_missing_key_is_named_with_its_file(
     report: Make, result: Result, tmp_path: Path, key: str
 ) -> None:
+    result["cost"]["speed_up"] = {"median": 2.0, "low": 1.9, "high": 2.1}
     delete(result, key)
     with pytest.raises(PruneError, match=rf"result\.json: key '{re.escape(key)}' is missing") as e:
         report()

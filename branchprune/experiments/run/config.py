@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, is_dataclass
 from inspect import getdoc
-from itertools import takewhile
 from pathlib import Path
-from textwrap import dedent
 from typing import get_args, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
@@ -17,6 +15,7 @@ from torch import nn
 from branchprune.errors import PruneError
 from branchprune.experiments.arguments import files_as_options, files_named
 from branchprune.experiments.run.keys import check_keys
+from branchprune.experiments.run.parser_errors import explained
 from branchprune.experiments.run.prune_config import PruneConfig, algorithms
 from branchprune.experiments.run.settings import (
     DenseConfig,
@@ -203,19 +202,8 @@ def parse(args: list[str]) -> RunConfig:
         built = parser.instantiate(config)
         prune_task = parser.instantiate(pruning).task
     except (ArgumentError, ValueError, TypeError) as error:
-        raise PruneError(_innermost(str(error))) from error
+        raise PruneError(explained(str(error))) from error
     for key in ("overwrite", "resume"):
         config.pop(key)  # a stored configuration must not replace anything by itself
     text = parser.dump(config, skip_unset=False)  # a null may be no default
     return RunConfig(**vars(built), prune_task=prune_task, text=text)
-
-
-def _innermost(message: str) -> str:
-    """Return what the parser says of a key within sections, without what it says of these."""
-    found = [*re.finditer(r'^( *).*?arser key "(.+)":\n', message, re.MULTILINE)]
-    if len(found) < 2:
-        return message
-    deeper = " " * len(found[-1][1]) + " "
-    lines = message[found[-1].end() :].splitlines(keepends=True)
-    said = "".join(takewhile(lambda line: line.startswith(deeper), lines))
-    return f"{'.'.join(match[2] for match in found)}: {dedent(said).strip()}"

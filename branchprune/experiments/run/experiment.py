@@ -15,7 +15,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError, optional
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, unwritable_named, write_whole
-from branchprune.experiments.run.callbacks.quiet import quiet_lightning
+from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
@@ -86,26 +86,28 @@ class _Run:
     tested: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        self._check_folder()
+        self._check_folder("run")
         output, results = self.config.output, self.config.results
         result = read_object(output / "result.json") if self.config.resume else None
         if result is None:
             result = self._carry_out()
+        else:
+            self.stages.tell("all is done, and shown again", begun=True)
         if not self.config.fast:
             add_line(results or output.parent / "results" / f"{self.config.name}.jsonl", result)
         return result
 
     def train_dense(self) -> dict[str, float]:
-        self._check_folder()
+        self._check_folder("dense")
         self._begin()
         self._train_dense()
         return self.scores["dense"]
 
-    def _check_folder(self) -> None:
-        quiet_lightning()
+    def _check_folder(self, command: str) -> None:
+        quiet_libraries()
         optional("tensorboard", "a run")  # for Lightning, which would ask for it after the checks
         resumed = self.config.text if self.config.resume else None
-        check_folder(self.config.output, self.config.overwrite, resumed)
+        check_folder(self.config.output, self.config.overwrite, resumed, command)
 
     def _begin(self) -> Pruning:
         """Check the configuration and make the folder; return how to prune."""
@@ -121,6 +123,7 @@ class _Run:
         method = self._begin()
         dense = self._train_dense()
         pruned = self._prune(dense, method)
+        self.stages.tell("no training is left")
         with self.console.status("measuring the dense and the small model"):
             result = make_result(
                 self.config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,19 +22,22 @@ FREE = ("output", "results")
 """Keys of a configuration that may differ where a run continues."""
 
 
-def check_folder(output: Path, overwrite: bool, resumed: str | None = None) -> None:
+def check_folder(
+    output: Path, overwrite: bool, resumed: str | None = None, command: str = "run"
+) -> None:
     """Raise a PruneError if a run may not be written to a folder.
 
     Args:
         output: The folder.
         overwrite: Whether an earlier run there may be moved away; anything else never is.
         resumed: The configuration, as YAML, of a run there that is to continue, if there is one.
+        command: The command that is to continue it.
     """
     if not output.exists():
         return
     if resumed is not None:
         if not _is_blank(output):
-            _check_same(output / "config.yaml", resumed)
+            _check_same(output / "config.yaml", resumed, command)
         return
     if not overwrite:
         raise PruneError(
@@ -60,16 +64,18 @@ def _is_blank(output: Path) -> bool:
     )
 
 
-def _check_same(path: Path, resumed: str) -> None:
+def _check_same(path: Path, resumed: str, command: str) -> None:
     """Raise if a stored configuration says something else than that of a run that continues."""
     if not path.is_file():
         raise PruneError(f"output folder {path.parent} is no run that could be resumed: no {path}")
     before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(), resumed))
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE and before.get(key) != now.get(key):
+            again = [str(path), "--output", str(path.parent), "--resume"]
             raise PruneError(
                 f"output folder {path.parent} is a run with other settings: {key} was "
-                f"{before.get(key)!r} and is {now.get(key)!r}"
+                f"{before.get(key)!r} and is {now.get(key)!r}; to go on with its own: "
+                f"{shlex.join(['branchprune', command, *again])}"
             )
 
 

@@ -16,8 +16,8 @@ from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.shrinking import Pruned
 from branchprune.graph.inputs import copied
-from branchprune.planning.plan import Plan
-from branchprune.planning.profiling import count_params, measure_latency, peak_memory
+from branchprune.planning.latency import compare_latency
+from branchprune.planning.profiling import count_params, peak_memory
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -56,10 +56,7 @@ def make_result(
         **_setting(config, command, commit),
         "scores": scores,
         "test": tested,
-        "cost": {
-            "dense": _cost(config, "dense", dense, pruned.plan, batch),
-            "small": _cost(config, "small", pruned.small.cpu(), pruned.plan, batch),
-        },
+        "cost": _cost(config, dense, pruned, batch),
         "collapse": {
             "relative_error": pruned.collapse_error,
             "tolerance": TOLERANCE,
@@ -119,19 +116,25 @@ def _curve(config: RunConfig) -> list[dict[str, float]]:
     return curve
 
 
-def _cost(
-    config: RunConfig, which: str, model: nn.Module, plan: Plan, batch: Tensor
-) -> dict[str, Any]:
-    """Measure a model on the run's device: latency, memory, size of its file."""
+def _cost(config: RunConfig, dense: nn.Module, pruned: Pruned, batch: Tensor) -> dict[str, Any]:
+    """Measure both models on the run's device: latency, memory, size of their files."""
     device = environment.device_of(config.accelerator)
-    model, batch = copied(model).to(device), batch.to(device)  # a copy is not compiled
-    cost = asdict(plan.before if which == "dense" else plan.after)
-    seconds = 0.0 if config.fast else 1.0  # of a dry run, times mean nothing
-    return cost | {
-        "file_bytes": (config.output / f"{which}.safetensors").stat().st_size,
-        "latency": asdict(measure_latency(model, batch, seconds)),
-        "peak_memory_bytes": peak_memory(model, batch),
+    batch = batch.to(device)
+    models = {"dense": dense, "small": pruned.small.cpu()}
+    models = {name: copied(model).to(device) for name, model in models.items()}  # not compiled
+    seconds = 0.0 if config.fast else 2.0  # of a dry run, times mean nothing
+    before, after, speed_up = compare_latency(models["dense"], models["small"], batch, seconds)
+    measured = {"dense": (pruned.plan.before, before), "small": (pruned.plan.after, after)}
+    cost: dict[str, Any] = {
+        name: asdict(planned)
+        | {
+            "file_bytes": (config.output / f"{name}.safetensors").stat().st_size,
+            "latency": asdict(latency),
+            "peak_memory_bytes": peak_memory(models[name], batch),
+        }
+        for name, (planned, latency) in measured.items()
     }
+    return cost | {"speed_up": speed_up and asdict(speed_up)}
 
 
 def _check_size(pruned: Pruned) -> None:

@@ -37,12 +37,16 @@ class Stages:
         records: What each stage cost, by its name: seconds, epochs, multiply-adds of the training
             (`train_macs`), share of the time that waited for data (`loader_share`).
         keys: What the batches are like.
+        done: Stages of a run that continues, in which nothing is left to do.
+        told: Whether it has been said where the run goes on, or that it begins.
     """
 
     config: RunSettings
     console: Console
     records: dict[str, dict[str, float]] = field(default_factory=dict)
     keys: Keys = field(default_factory=Keys)
+    done: list[str] = field(default_factory=list)
+    told: bool = False
 
     def fit(self, stage: str, task: LightningModule, epochs: int, *callbacks: Callback) -> Trainer:
         """Train a task, from the stage's last checkpoint if there is one.
@@ -61,12 +65,15 @@ class Stages:
         checkpoint, note = find_checkpoint(folder)
         if note:
             self.console.print(note, highlight=False, soft_wrap=True, markup=False)
+        place = None if checkpoint is None else _place(checkpoint)
+        epoch = "the start" if place is None else f"epoch {place[0] + 1} of {epochs}"
+        self.tell(f"{stage} from {epoch}", place is not None)
         saved = EpochCheckpoint(folder)
         progress = StageProgress(stage, self.config.metric.val, self.console)
         batches = 2 if self.config.fast else None
         trainer = self._trainer(
             max_epochs=epochs,
-            logger=self._loggers(stage, checkpoint),
+            logger=self._loggers(stage, place),
             callbacks=[*callbacks, cost, Reconstructions(), progress, saved],
             limit_train_batches=batches,
             limit_val_batches=batches,
@@ -90,8 +97,22 @@ class Stages:
         }
         return trainer
 
-    def _loggers(self, stage: str, checkpoint: Path | None) -> list[Logger]:
-        """Return loggers of a stage, which go on from the epoch of a checkpoint.
+    def tell(self, left: str, begun: bool = False) -> None:
+        """Say, once, where a run goes on.
+
+        Args:
+            left: What comes next.
+            begun: Whether a part of it is done.
+        """
+        if not self.told and (self.done or begun):
+            verb = "is" if len(self.done) == 1 else "are"
+            done = f"{', '.join(self.done)} {verb} done; " if self.done else ""
+            text = f"goes on: {done}{left}"
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.told = True
+
+    def _loggers(self, stage: str, place: tuple[int, int] | None) -> list[Logger]:
+        """Return loggers of a stage, which go on from the epoch and step of a checkpoint.
 
         The logger of metrics.csv deletes it: until then and beyond, the rows of the earlier epochs
         are in metrics.csv.kept, which counts where a kill has left it.
@@ -99,10 +120,9 @@ class Stages:
         output, purge = self.config.output, None
         table, kept = (output / stage / name for name in ("metrics.csv", "metrics.csv.kept"))
         rows: list[dict[str, str]] = []
-        if checkpoint is not None:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            rows = earlier_rows(kept if kept.exists() else table, state["epoch"])
-            purge = state["global_step"]
+        if place is not None:
+            epoch, purge = place
+            rows = earlier_rows(kept if kept.exists() else table, epoch)
         names = sorted({name for row in rows for name in row})
         if rows:
             write_whole(kept, table_text(rows, names))
@@ -193,4 +213,11 @@ class Stages:
             return None
         if found["record"]:
             self.records[stage] = found["record"]
+            self.done.append(stage)
         return found
+
+
+def _place(checkpoint: Path) -> tuple[int, int]:
+    """Return the epoch and the step at which a checkpoint was written."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return state["epoch"], state["global_step"]

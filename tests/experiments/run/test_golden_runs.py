@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from branchprune.experiments.run.config import parse
 from branchprune.experiments.run.experiment import run
-from branchprune.planning.profiling import Latency
+from branchprune.planning.latency import Latency
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_runs.json").read_text())
 CONFIG = """
@@ -32,7 +32,8 @@ accelerator: cpu
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_numbers_of_a_run(case, tmp_path, monkeypatch):
-    measuring = {"measure_latency": Latency(1.0, 0.0, 1, "cpu"), "peak_memory": 1}
+    latency = Latency(1.0, None, 1, "cpu", 1)
+    measuring = {"compare_latency": (latency, latency, None), "peak_memory": 1}
     for name, value in measuring.items():  # which would take longer than the rest
         monkeypatch.setattr(f"branchprune.experiments.run.result.{name}", Mock(return_value=value))
     (tmp_path / "config.yaml").write_text(CONFIG + yaml.safe_dump({"prune": GOLDEN[case]["now"]}))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,13 +74,30 @@ def whole_rounds(tmp_path_factory):
 
 
 # 5 steps an epoch; the dense stage has 10, a level of the blending at most 10.
-@pytest.mark.parametrize("kills", [[1], [3], [6], [8, 4], [12], [18], [23, 5, 3], [33], [48]])
-def test_a_run_killed_anywhere_ends_with_the_same_weights(kills, whole, run):
+@pytest.mark.parametrize(
+    ("kills", "last"),
+    [
+        ([1], None),
+        ([3], None),
+        ([6], "dense from epoch 2 of 2"),
+        ([8, 4], "dense from epoch 2 of 2"),
+        ([12], "dense is done; prune from the start"),
+        ([18], "dense is done; prune from epoch 2 of 8"),
+        ([23, 5, 3], "dense is done; prune from epoch 3 of 8"),
+        ([33], "dense is done; prune from epoch 5 of 8"),
+        ([48], "dense is done; prune from epoch 8 of 8"),
+    ],
+)
+def test_a_run_killed_anywhere_ends_with_the_same_weights(kills, last, whole, run, capsys):
     run("killed", kill=kills[0])
     for kill in kills[1:]:
         run("killed", "--resume", kill=kill)
+    capsys.readouterr()
     resumed = run("killed", "--resume")
     check_same(whole, resumed, ["dense", "prune"])
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("goes on")]
+    assert told == ([f"goes on: {last}"] if last else [])
 
 
 def test_the_runs_of_this_file_use_what_could_differ(whole, run):
@@ -253,17 +271,17 @@ def test_a_full_disk_is_named_and_costs_no_more_than_an_epoch(
 
 
 @pytest.mark.parametrize(
-    ("name", "kill"),
+    ("name", "kill", "left"),
     [
-        ("config.yaml.part", -1),
-        ("dense/finished.json.part", -1),
-        ("prune/metrics.csv.kept.part", 23),
-        ("result.json.part", -1),
-        ("report.html.part", -1),
+        ("config.yaml.part", -1, None),
+        ("dense/finished.json.part", -1, "dense from epoch 2 of 2"),
+        ("prune/metrics.csv.kept.part", 23, "dense is done; prune from epoch 3 of 8"),
+        ("result.json.part", -1, "dense, prune are done; no training is left"),
+        ("report.html.part", -1, "all is done, and shown again"),
     ],
 )
 def test_a_full_disk_between_the_trainings_is_named(
-    name, kill, whole, run, tmp_path, monkeypatch, capsys
+    name, kill, left, whole, run, tmp_path, monkeypatch, capsys
 ):
     write = Path.write_text
 
@@ -287,6 +305,8 @@ def test_a_full_disk_between_the_trainings_is_named(
     resumed = run("killed", "--resume")
     check_same(whole, resumed, ["dense", "prune"])
     assert (resumed / "report.html").read_text().rstrip().endswith("</html>")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("goes on")]
+    assert told == ([f"goes on: {left}"] if left else [])
 
 
 def test_a_full_disk_is_named_where_the_weights_are_written(tmp_path, monkeypatch, capsys):
@@ -359,7 +379,9 @@ def test_a_finished_run_with_other_settings_is_refused(run, capsys):
     assert main([*arguments, "--prune.widths.keep", "0.25", "--name", "other"]) == 2
     assert "name was 'killed' and is 'other'" in capsys.readouterr().err
     assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
-    assert "prune.widths.keep was 0.5 and is 0.25" in capsys.readouterr().err
+    said, _, command = capsys.readouterr().err.partition("; to go on with its own: branchprune ")
+    assert said.endswith("prune.widths.keep was 0.5 and is 0.25")
+    assert main(shlex.split(command)) == 0
     assert lines.read_text() == before and len([*lines.parent.iterdir()]) == 1
 
 

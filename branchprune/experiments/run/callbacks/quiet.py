@@ -1,4 +1,4 @@
-"""What Lightning says that a run does not need to hear."""
+"""What Lightning and torch say that a run does not need to hear."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import warnings
 
 
-def quiet_lightning() -> None:
-    """Silence notes that do not concern a run whose data set lives in memory."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+def quiet_libraries() -> None:
+    """Silence notes that do not concern a run: its data may live in memory, and it needs no GPU."""
+    lightning = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
+    for name in (*lightning, "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         "does not have many workers",

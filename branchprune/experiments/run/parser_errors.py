@@ -1,0 +1,72 @@
+"""What the parser's messages say of a configuration, without what they say of the parser."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+from textwrap import dedent
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch import nn
+
+from branchprune.errors import PruneError
+from branchprune.training.import_path import value_at
+
+CLASSES = {"model": nn.Module, "data": LightningDataModule, "task": LightningModule}
+
+
+def explained(message: str) -> str:
+    """Return what a message of the parser says that a user can do something about.
+
+    Of a class that does not exist, it names the module's nearest.
+    """
+    said = _innermost(message) or _wrong_class(message) or _wrong_argument(message) or message
+    return said.partition(". Got value: Namespace(")[0]
+
+
+def _wrong_class(message: str) -> str | None:
+    """Say what is wrong with the class of the model, the data or the task, if that is what is."""
+    key = re.match(r'Parser key "(\w+)"', message)
+    given = re.search(r"(?:Given|Got) value: (.*)", message)
+    if key is None or given is None or key[1] not in CLASSES:
+        return None
+    named = re.search(r"class_path(?:': |=|', val=)'([^']*)'", given[1])
+    path, base = named[1] if named else given[1], CLASSES[key[1]]
+    if not re.fullmatch(r"[\w.]+", path):
+        return None
+    argument = f"{key[1]}.class_path"
+
+    def fits(found: Any) -> bool:
+        return isinstance(found, type) and issubclass(found, base)
+
+    try:
+        found = value_at(path, argument, fits)
+    except PruneError as error:
+        return str(error)
+    if fits(found) or (callable(found) and not isinstance(found, type)):
+        return None
+    return f"{argument} (={path!r}) is no subclass of {base.__name__}"
+
+
+def _innermost(message: str) -> str | None:
+    """Return what the parser says of a key within sections, without what it says of these."""
+    found = [*re.finditer(r'^( *).*?arser key "(.+)":\n', message, re.MULTILINE)]
+    if len(found) < 2:
+        return None
+    deeper = " " * len(found[-1][1]) + " "
+    lines = message[found[-1].end() :].splitlines(keepends=True)
+    said = "".join(takewhile(lambda line: line.startswith(deeper), lines))
+    return f"{'.'.join(match[2] for match in found)}: {dedent(said).strip()}"
+
+
+def _wrong_argument(message: str) -> str | None:
+    """Return what the parser says of an argument of a class, if it says that."""
+    found = re.match(
+        r'Parser key "(.+?)":\n.*(?:'
+        r"Problem with given class_path |expects a function or a callable class: )"
+        r"(.+?)(?:\n *- |\. Got value)",
+        message,
+        re.DOTALL,
+    )
+    return f"{found[1]}: {' '.join(found[2].split())}" if found else None

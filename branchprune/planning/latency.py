@@ -1,0 +1,162 @@
+"""How long models take: one alone, or two in turns, so that they can be compared."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.graph.inputs import training_mode
+
+Step = Callable[[], object]
+LEAST = 5
+"""So often a latency is measured, however long it takes."""
+BLOCK_S = 0.01
+"""Seconds of passes that are timed together where one takes less."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass, as median and interquartile range of several measurements.
+
+    Attributes:
+        median_s: The median, in seconds.
+        iqr_s: Their interquartile range, in seconds; None: there is one measurement alone.
+        batch_size: Examples a pass.
+        device: "cpu" or "cuda".
+        count: Number of measurements. Each is of one pass, or of several in a row where a pass
+            takes less than 10 ms.
+    """
+
+    median_s: float
+    iqr_s: float | None
+    batch_size: int
+    device: str
+    count: int
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times as fast one model is as another, measured in turns.
+
+    Attributes:
+        median: Median of the ratios of two measurements that follow on each other.
+        low: Lower quartile.
+        high: Upper quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def measure_latency(model: nn.Module, x: Tensor, seconds: float = 1.0) -> Latency:
+    """Time forward passes in evaluation mode after a warm-up.
+
+    Args:
+        model: The network.
+        x: A batch on the model's device.
+        seconds: How long to measure, five passes at least; 0: a single pass.
+    """
+    return _latency([time for (time,) in _times([model], x, seconds)], x)
+
+
+def compare_latency(
+    dense: nn.Module, small: nn.Module, x: Tensor, seconds: float = 2.0
+) -> tuple[Latency, Latency, SpeedUp | None]:
+    """Time forward passes of two models in turns, so that the machine's drift meets both alike.
+
+    Args:
+        dense: A network.
+        small: Another.
+        x: A batch on the device of both.
+        seconds: How long to measure, five passes of each at least; 0: a single pass of each.
+
+    Returns:
+        The latency of each, and how many times as fast `small` is; None after a single pass.
+    """
+    pairs = _times([dense, small], x, seconds)
+    first, second = (_latency(times, x) for times in zip(*pairs, strict=True))
+    found = [before / after for before, after in pairs]
+    if len(found) == 1:
+        return first, second, None
+    low, median, high = quartiles(found)
+    return first, second, SpeedUp(median, low, high)
+
+
+def in_turns(
+    steps: Sequence[Step], device: torch.device, least: int, seconds: float = 0.0
+) -> list[list[float]]:
+    """Time functions in turns, forwards and backwards (A B, B A, …).
+
+    Args:
+        steps: What to time; each has been called before, if that warms it up.
+        device: Where they compute.
+        least: Number of turns.
+        seconds: How long to go on with more of them.
+
+    Returns:
+        For each turn, the seconds of each function.
+    """
+    turns: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(turns) < least or time.perf_counter() < end:
+        way = -1 if len(turns) % 2 else 1
+        turns.append([_seconds(step, device) for step in steps[::way]][::way])
+    return turns
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return lower quartile, median and upper quartile of at least two numbers."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
+def _times(models: Sequence[nn.Module], x: Tensor, seconds: float) -> list[list[float]]:
+    """Return the seconds of a forward pass of each of some models, turn by turn."""
+    with torch.inference_mode(), ExitStack() as stack:
+        for model in models:
+            stack.enter_context(training_mode(model, False))
+            model(x)
+        sizes = [_block_size(model, x) if seconds else 1 for model in models]
+        steps = [partial(_passes, *each, x) for each in zip(models, sizes, strict=True)]
+        turns = in_turns(steps, x.device, LEAST if seconds else 1, seconds)
+    return [[s / size for s, size in zip(turn, sizes, strict=True)] for turn in turns]
+
+
+def _block_size(model: nn.Module, x: Tensor) -> int:
+    """Return how many passes of a model that is warm to time together."""
+    ((pass_s,),) = in_turns([partial(model, x)], x.device, 1)
+    return max(1, math.ceil(BLOCK_S / max(pass_s, 1e-6)))
+
+
+def _passes(model: nn.Module, count: int, x: Tensor) -> None:
+    for _ in range(count):
+        model(x)
+
+
+def _seconds(step: Step, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _latency(times: Sequence[float], x: Tensor) -> Latency:
+    if len(times) == 1:
+        return Latency(times[0], None, len(x), x.device.type, 1)
+    low, median, high = quartiles(times)
+    return Latency(median, high - low, len(x), x.device.type, len(times))
