@@ -9,6 +9,7 @@ from rich.console import Console
 
 from branchprune.benchmarks import bench
 from branchprune.models import VGG
+from branchprune.planning import latency
 
 CPU = torch.device("cpu")
 
@@ -27,10 +28,10 @@ def test_two_functions_take_turns_behind_a_warm_up(monkeypatch):
         return "fast"
 
     called, timed = [], []
-    monkeypatch.setattr(bench, "_seconds", seconds)
+    monkeypatch.setattr(latency, "_seconds", seconds)
     assert bench.ratios(slow, fast, 3, CPU) == [2.0] * 3
     assert called[:2] == ["slow", "fast"] and timed == called[2:]
-    assert timed == ["fast", "slow", "slow", "fast", "fast", "slow"]
+    assert timed == ["slow", "fast", "fast", "slow", "slow", "fast"]
 
 
 def test_times_are_compared_with_what_multiply_adds_predict(monkeypatch):
