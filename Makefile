@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint wheel clean
+.PHONY: help demo test pytest lint wheel clean
 
 help:
 	@echo "make demo    train, prune and report on handwritten digits (1 minute)"
@@ -16,9 +16,13 @@ help:
 demo: $(READY)
 	$(BIN)/branchprune run configs/digits.yaml --overwrite true
 
-# One thread a process, which use both cores; one process more than cores, since tests wait for others.
-test: export OMP_NUM_THREADS = 1
-test: lint
+test: $(READY)
+	$(MAKE) --jobs=2 lint pytest
+
+# One thread a process: two that use both cores each slow each other down. One process more than
+# two cores have, since some tests wait for what others compute.
+pytest: export OMP_NUM_THREADS = 1
+pytest: $(READY)
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --nbmake --nbmake-timeout=300 notebooks tests
 
 lint: $(READY)

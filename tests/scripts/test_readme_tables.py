@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,10 +28,9 @@ def lines(name):
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
-def test_pages_are_those_of_the_result_files():
-    command = [sys.executable, str(ROOT / "scripts" / "readme_tables.py"), "--check"]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    assert done.returncode == 0, f"run scripts/readme_tables.py for {done.stdout}"
+def test_pages_are_those_of_the_result_files(readme_tables, capsys):
+    status = readme_tables.main(["--check"])
+    assert status == 0, f"run scripts/readme_tables.py for {capsys.readouterr().out}"
 
 
 def test_check_names_the_page_that_changed(readme_tables, monkeypatch, capsys, tmp_path):
