@@ -6,6 +6,7 @@ groups.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from branchprune.blending.alpha_buffer import AlphaBuffer, Alphas
 from branchprune.blending.bn_recalibration import recalibrated
 from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.path_sampling import Mixing, check_mixing, drawn_together
+from branchprune.blending.untrained import Untrained
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied, example_inputs
 from branchprune.graph.layers import set_path
@@ -66,7 +68,8 @@ class Blended(nn.Module):
         self.register_buffer("alphas", torch.ones(len(plan.pruned), dtype=torch.float32))
         self.register_buffer("matching_loss", torch.zeros(()), persistent=False)
         self._alphas = AlphaBuffer((1.0,) * len(plan.pruned))
-        self.updates_at_start = -1
+        self.made_from: list[weakref.ref[nn.Parameter]] = []
+        self.untrained: Untrained | None = None
         self._moded = differing_modules(self._structure.graphs)
         self._programs: dict[tuple[object, ...], Program] = {}
         self._features: dict[str, Tensor] | None = None
@@ -198,12 +201,12 @@ class Blended(nn.Module):
         self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_programs", "_run", "_run_at", "_compiled", "_features")
+        left_out = ("_programs", "_run", "_run_at", "_compiled", "_features", "made_from")
         return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
-        self._programs, self._compiled, self._features = {}, None, None
+        self._programs, self._compiled, self._features, self.made_from = {}, None, None, []
         self._refresh()
 
     def _refresh(self) -> None:
@@ -299,8 +302,3 @@ class Blended(nn.Module):
 def _load_alphas(blended: nn.Module, _: object) -> None:
     assert isinstance(blended, Blended)
     blended._refresh()
-
-
-def updates(blended: Blended) -> int:
-    """Return a count that grows whenever an optimizer changes a parameter."""
-    return sum(parameter._version for parameter in blended.parameters())

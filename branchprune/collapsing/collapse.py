@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from torch import Tensor, nn
 
-from branchprune.blending.blended import Blended, updates
+from branchprune.blending.blended import Blended
 from branchprune.blending.float64 import exact as exact_tensor
 from branchprune.blending.float64 import sharing_copy, widen
 from branchprune.blending.projections import Expand, LinearEnd, Reduce
@@ -73,7 +73,7 @@ def _check_alphas(blended: Blended) -> None:
 def _check_trained(blended: Blended) -> None:
     """Raise if there are gradients, and yet no parameter has ever been updated."""
     trained = any(parameter.grad is not None for parameter in blended.parameters())
-    if trained and updates(blended) == blended.updates_at_start:
+    if trained and blended.untrained is not None and blended.untrained.still(blended):
         raise PruneError(
             "gradients were computed but no parameter has changed since attach: the optimizer "
             "was built before it, from the parameters of another model"

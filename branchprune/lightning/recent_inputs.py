@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -33,8 +33,7 @@ class RecentInputs:
         # A plain function: a bound method would make deepcopy of the model copy the trainer too.
         def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if isinstance(module, Blended) and module.training and torch.is_grad_enabled():
-                named = signature(module.model.forward).bind(*args, **kwargs).arguments
-                inputs.append(dict(named) if kwargs else args)
+                inputs.append(_named(module.model, args, kwargs) if kwargs else args)
 
         self.hook = blended.register_forward_pre_hook(remember, with_kwargs=True)
 
@@ -53,3 +52,13 @@ class RecentInputs:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+
+def _named(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of forward, all by name."""
+    bound = signature(model.forward).bind(*args, **kwargs)
+    named = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            named.update(named.pop(name, {}))
+    return named
