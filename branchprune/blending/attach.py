@@ -9,7 +9,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from branchprune.blending.attach_check import check_outputs
+from branchprune.blending.attach_check import check_outputs, tell_lost_checkpoints
 from branchprune.blending.blended import Blended
 from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.path_sampling import Mixing, check_mixing
@@ -92,6 +92,7 @@ def attach(
     builder = _Builder(blended, chosen, random=init == "random")
     builder.build()
     check_outputs(model, blended)
+    tell_lost_checkpoints(plan.structure)
     begin_training(blended, model)
     return blended
 

@@ -25,6 +25,7 @@ from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied, example_inputs
 from branchprune.graph.layers import set_path
 from branchprune.graph.structure import Structure
+from branchprune.graph.tracing.guards import same_modes
 from branchprune.graph.tracing.trace import differing_modules
 from branchprune.planning.plan import Plan
 
@@ -231,7 +232,7 @@ class Blended(nn.Module):
             PruneError: Other arguments are given than in the plan's example, or a module is in
                 another mode than the whole, though its forward depends on the mode.
         """
-        self._check_modes()
+        same_modes(self.model, self._moded, self.part_of_model.training)
         if len(args) + len(kwargs) != self._structure.arguments:
             given, planned = len(args) + len(kwargs), self._structure.arguments
             raise PruneError(
@@ -254,16 +255,6 @@ class Blended(nn.Module):
             alpha = drawn_together(self._alphas.values)
             return self.program(training, alpha=alpha, features=collects)
         return self.program(training, features=True) if collects else self._run[training]
-
-    def _check_modes(self) -> None:
-        training = self.part_of_model.training
-        for name in self._moded:
-            if self.model.get_submodule(name).training != training:
-                raise PruneError(
-                    f"{name} is in {'evaluation' if training else 'training'} mode and the model "
-                    f"around it is not, but its forward, which was traced, depends on the mode of "
-                    "the whole: leave it out with `opaque`, or use nn.Dropout for F.dropout"
-                )
 
     @property
     def part_of_model(self) -> nn.Module:

@@ -76,7 +76,8 @@ _WATCHED: list[_Watch] = []
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
-    if _WATCHED and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
+        Untrained.steps_of_all += 1
         for watch in tuple(_WATCHED):
             watch.look(optimizer)
 

@@ -18,9 +18,17 @@ class Untrained:
         model: The model before it is trained.
     """
 
+    steps_of_all = 0
+    """Steps that optimizers have made in this process."""
+
     def __init__(self, model: nn.Module) -> None:
+        self.steps = Untrained.steps_of_all
         self.versions = {name: p._version for name, p in model.named_parameters()}
         self.samples = {name: _sample(p) for name, p in model.named_parameters()}
+
+    def optimized(self) -> bool:
+        """Return whether an optimizer has made a step since, with whatever it holds."""
+        return Untrained.steps_of_all > self.steps
 
     def still(self, model: nn.Module) -> bool:
         """Return whether no parameter has changed since."""

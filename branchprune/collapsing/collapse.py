@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from operator import attrgetter
 
 from torch import Tensor, nn
@@ -71,13 +72,17 @@ def _check_alphas(blended: Blended) -> None:
 
 
 def _check_trained(blended: Blended) -> None:
-    """Raise if there are gradients, and yet no parameter has ever been updated."""
+    """Raise, or warn, if there are gradients and yet no parameter has ever been updated."""
     trained = any(parameter.grad is not None for parameter in blended.parameters())
-    if trained and blended.untrained is not None and blended.untrained.still(blended):
+    start = blended.untrained
+    if start is None or not trained or not start.still(blended):
+        return
+    found = "gradients were computed but no parameter has changed since attach"
+    if start.optimized():
         raise PruneError(
-            "gradients were computed but no parameter has changed since attach: the optimizer "
-            "was built before it, from the parameters of another model"
+            f"{found}: the optimizer was built before it, from the parameters of another model"
         )
+    warnings.warn(f"{found}, and no optimizer has made a step", stacklevel=4)
 
 
 def _in_float64(blended: Blended) -> Blended:

@@ -140,5 +140,5 @@ def test_training_by_hand_with_the_wrong_parameters_is_told_by_collapse():
     step(blended)
     for parameter in model.parameters():
         parameter.data.mul_(0.9)
-    with pytest.raises(bp.PruneError, match="no parameter has changed"):
+    with pytest.warns(UserWarning, match="no parameter has changed"):
         bp.collapse(blended)
