@@ -22,7 +22,7 @@ from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.path_sampling import Mixing, check_mixing, drawn_together
 from branchprune.blending.untrained import Untrained
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import Example, copied, example_inputs
+from branchprune.graph.inputs import Example, copied, example_inputs, on_device
 from branchprune.graph.layers import set_path
 from branchprune.graph.structure import Structure
 from branchprune.graph.tracing.guards import same_modes
@@ -147,7 +147,8 @@ class Blended(nn.Module):
         try:
             self.alpha = begun or 0.0
             changed = self.alpha != before
-            with recalibrated(self, map(example_inputs, batches if changed else ())):
+            seen = (example_inputs(on_device(b, self)) for b in (batches if changed else ()))
+            with recalibrated(self, seen):
                 yield
         finally:
             self.alpha = before

@@ -184,7 +184,7 @@ class BranchPruning(LossGuard):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to remember recent training inputs."""
-        self.recent.watch(self._blended)
+        self.recent.watch(self._blended, trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log what feature matching has added to the loss."""
