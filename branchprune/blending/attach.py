@@ -9,8 +9,9 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from branchprune.blending.attach_check import check_outputs
-from branchprune.blending.blended import Blended, updates
+from branchprune.blending.attach_check import check_outputs, tell_lost_checkpoints
+from branchprune.blending.blended import Blended
+from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.path_sampling import Mixing, check_mixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
 from branchprune.criteria.input_statistics import Reading, read
@@ -91,7 +92,8 @@ def attach(
     builder = _Builder(blended, chosen, random=init == "random")
     builder.build()
     check_outputs(model, blended)
-    blended.updates_at_start = updates(blended)
+    tell_lost_checkpoints(plan.structure)
+    begin_training(blended, model)
     return blended
 
 

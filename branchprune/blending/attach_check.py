@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -21,7 +22,8 @@ from branchprune.graph.inputs import (
     untouched,
     without_constants,
 )
-from branchprune.graph.nodes import WHERE
+from branchprune.graph.nodes import CHECKPOINTED, WHERE
+from branchprune.graph.structure import Structure
 
 MOST_GRADIENTS = 50_000_000
 """Parameters up to which gradients are compared too; a larger model would need too much memory."""
@@ -57,6 +59,20 @@ def _check_outputs(model: nn.Module, blended: Blended) -> None:
             stack.enter_context(untouched(each))
             stack.enter_context(training_mode(each, True))
         _check_training(model, part, blended, example)
+
+
+def tell_lost_checkpoints(structure: Structure) -> None:
+    """Warn where forward checkpoints activations, which the blended model keeps instead."""
+    nodes = [node for graph in structure.graphs.values() for node in graph.nodes]
+    lost = [node for node in nodes if CHECKPOINTED in node.meta]
+    if lost:
+        layers = dict.fromkeys(str(node.target) for node in lost if node.op == "call_module")
+        first = ", ".join([*layers][:3]) or lost[0].name
+        warnings.warn(
+            f"forward runs {first} under torch.utils.checkpoint: the small model will, too, but "
+            "the blended one keeps these activations and so takes more memory to train",
+            stacklevel=3,
+        )
 
 
 def _run_branch(blended: Blended, example: Example) -> None:

@@ -6,6 +6,7 @@ groups.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,13 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from branchprune.blending.alpha_buffer import AlphaBuffer, Alphas
 from branchprune.blending.bn_recalibration import recalibrated
 from branchprune.blending.codegen import Program, compile_program
-from branchprune.blending.path_sampling import Mixing, drawn_together
+from branchprune.blending.path_sampling import Mixing, check_mixing, drawn_together
+from branchprune.blending.untrained import Untrained
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import Example, copied, example_inputs
+from branchprune.graph.inputs import Example, copied, example_inputs, on_device
 from branchprune.graph.layers import set_path
 from branchprune.graph.structure import Structure
+from branchprune.graph.tracing.guards import same_modes
 from branchprune.graph.tracing.trace import differing_modules
 from branchprune.planning.plan import Plan
 
@@ -30,7 +34,8 @@ class Blended(nn.Module):
     """A model whose consumers read `α · wide + (1 − α) · branch`; made by `attach`.
 
     Call it as the original model. `alpha` reads as a dictionary from group to value and is set
-    to a number for all groups, or to a dictionary from groups, layers or modules to numbers.
+    to a number for all groups, or to a dictionary from groups, layers or modules to numbers. It
+    lives in the buffer `alphas`: a pass computes what that says, whoever has written it.
 
     Attributes:
         model: The original layers, copied.
@@ -38,7 +43,7 @@ class Blended(nn.Module):
         expand: For each tensor that a consumer reads, its linear end, by the first consumer.
         twin: The channelwise layers (norms, …) of the branch.
         plan: The plan it was built from.
-        mixing: How training mixes the paths; see `attach`.
+        mixing: How training mixes the paths; see `attach`. Can be set, as `matching`.
         matching: Weight of feature matching; see `attach`.
         matching_loss: The last value of what feature matching adds to the loss, for logging.
     """
@@ -50,7 +55,7 @@ class Blended(nn.Module):
         self, model: nn.Module, plan: Plan, mixing: Mixing = "sum", matching: float = 0.0
     ) -> None:
         super().__init__()
-        self.plan, self.mixing, self.matching = plan, mixing, matching
+        self.plan, self._training_options = plan, (mixing, matching)
         self.model = model
         self.reduce, self.expand, self.twin, self.plain = (nn.Module() for _ in range(4))
         for name in sorted(self._structure.inplace):
@@ -63,35 +68,64 @@ class Blended(nn.Module):
             self.constants.register_buffer(last, constant.clone(), persistent=False)
         self.register_buffer("alphas", torch.ones(len(plan.pruned), dtype=torch.float32))
         self.register_buffer("matching_loss", torch.zeros(()), persistent=False)
-        self._alpha = (1.0,) * len(plan.pruned)
-        self.updates_at_start = -1
+        self._alphas = AlphaBuffer((1.0,) * len(plan.pruned))
+        self.made_from: list[weakref.ref[nn.Parameter]] = []
+        self.untrained: Untrained | None = None
         self._moded = differing_modules(self._structure.graphs)
         self._programs: dict[tuple[object, ...], Program] = {}
         self._features: dict[str, Tensor] | None = None
         self._compiled: Callable[[Program], Program] | None = None
-        nn.Module.register_load_state_dict_post_hook(self, _read_alphas)
+        nn.Module.register_load_state_dict_post_hook(self, _load_alphas)
 
     @property
     def _structure(self) -> Structure:
         return self.plan.structure
 
     @property
+    def mixing(self) -> Mixing:
+        """How training mixes the paths."""
+        return self._training_options[0]
+
+    @mixing.setter
+    def mixing(self, value: Mixing) -> None:
+        self._train_by(value, self.matching)
+
+    @property
+    def matching(self) -> float:
+        """Weight of feature matching in training."""
+        return self._training_options[1]
+
+    @matching.setter
+    def matching(self, value: float) -> None:
+        self._train_by(self.mixing, value)
+
+    def _train_by(self, mixing: Mixing, matching: float) -> None:
+        check_mixing(mixing, matching)
+        self._training_options = mixing, matching
+        self._refresh()
+
+    def _groups(self) -> list[str]:
+        return [self.plan.groups[i].name for i in self.plan.pruned]
+
+    @property
+    def _alpha(self) -> Alphas:
+        return self._alphas.read(self.alphas, self.part_of_model.training, self._groups)
+
+    @property
     def alpha(self) -> dict[str, float]:
         """α of each pruned group, by group name."""
-        names = [self.plan.groups[i].name for i in self.plan.pruned]
-        return dict(zip(names, self._alpha, strict=True))
+        return dict(zip(self._groups(), self._alpha, strict=True))
 
     @alpha.setter
     def alpha(self, value: float | Mapping[str, float]) -> None:
-        new = list(self._alpha)
-        for name, number in value.items() if isinstance(value, Mapping) else [(None, value)]:
+        single = not isinstance(value, Mapping)
+        new = list(self._alphas.values if single else self._alpha)
+        for name, number in [(None, value)] if single else value.items():
             if not isinstance(number, Real | Tensor) or not 0 <= number <= 1:
                 raise PruneError(f"alpha (={number}) must be in [0, 1]")
             for i in range(len(new)) if name is None else self.plan.branches_within(name):
                 new[i] = float(number)
-        with torch.no_grad():
-            self.alphas.copy_(torch.tensor(new))
-        self._alpha = tuple(new)
+        self._alphas.write(self.alphas, tuple(new))
         self._refresh()
 
     @contextmanager
@@ -113,7 +147,8 @@ class Blended(nn.Module):
         try:
             self.alpha = begun or 0.0
             changed = self.alpha != before
-            with recalibrated(self, map(example_inputs, batches if changed else ())):
+            seen = (example_inputs(on_device(b, self)) for b in (batches if changed else ()))
+            with recalibrated(self, seen):
                 yield
         finally:
             self.alpha = before
@@ -140,10 +175,10 @@ class Blended(nn.Module):
         """Return the forward function for an α of each group, by default the current one."""
         values = self._alpha if alpha is None else alpha
         state = tuple(a if a in (0.0, 1.0) else 0.5 for a in values)
-        key = (training, fold, state, features)
+        mixing, matching = self._training_options if training else ("sum", 0.0)
+        key = (training, fold, state, features, mixing, matching)
         if key not in self._programs:
             alphas = dict(zip(self.plan.pruned, state, strict=True))
-            mixing, matching = (self.mixing, self.matching) if training else ("sum", 0.0)
             program = compile_program(
                 self._structure,
                 training,
@@ -159,22 +194,25 @@ class Blended(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the forward code of every α that comes; arguments are those of torch.compile.
 
-        While α moves between 0 and 1 nothing is compiled again. A copy is not compiled.
+        While α moves between 0 and 1 nothing is compiled again. A copy is not compiled. A
+        `torch.compile` around the blended model follows an α that is assigned or loaded, but not
+        one that is written into the buffer.
         """
         self._compiled = partial(torch.compile, *args, **kwargs)
         self._programs = {}
         self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_programs", "_run", "_compiled", "_features")
+        left_out = ("_programs", "_run", "_run_at", "_compiled", "_features", "made_from")
         return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
-        self._programs, self._compiled, self._features = {}, None, None
+        self._programs, self._compiled, self._features, self.made_from = {}, None, None, []
         self._refresh()
 
     def _refresh(self) -> None:
+        self._run_at = self._alpha
         self._run = {training: self.program(training) for training in (False, True)}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -195,7 +233,7 @@ class Blended(nn.Module):
             PruneError: Other arguments are given than in the plan's example, or a module is in
                 another mode than the whole, though its forward depends on the mode.
         """
-        self._check_modes()
+        same_modes(self.model, self._moded, self.part_of_model.training)
         if len(args) + len(kwargs) != self._structure.arguments:
             given, planned = len(args) + len(kwargs), self._structure.arguments
             raise PruneError(
@@ -212,20 +250,12 @@ class Blended(nn.Module):
     def _program_of_call(self, training: bool) -> Program:
         """Return the forward function for one call; it is drawn if all groups draw together."""
         collects = self._features is not None
+        if not torch.compiler.is_compiling() and self._alpha is not self._run_at:
+            self._refresh()
         if training and self.mixing == "step":
-            alpha = drawn_together(self._alpha)
+            alpha = drawn_together(self._alphas.values)
             return self.program(training, alpha=alpha, features=collects)
         return self.program(training, features=True) if collects else self._run[training]
-
-    def _check_modes(self) -> None:
-        training = self.part_of_model.training
-        for name in self._moded:
-            if self.model.get_submodule(name).training != training:
-                raise PruneError(
-                    f"{name} is in {'evaluation' if training else 'training'} mode and the model "
-                    f"around it is not, but its forward, which was traced, depends on the mode of "
-                    "the whole: leave it out with `opaque`, or use nn.Dropout for F.dropout"
-                )
 
     @property
     def part_of_model(self) -> nn.Module:
@@ -258,15 +288,9 @@ class Blended(nn.Module):
         levels = sorted(set(self._alpha))
         alpha = levels[0] if len(levels) == 1 else levels
         name = type(self.model).__name__
-        return f"{type(self).__name__}({name}, groups={len(self._alpha)}, alpha={alpha})"
+        return f"{type(self).__name__}({name}, groups={len(self.plan.pruned)}, alpha={alpha})"
 
 
-def _read_alphas(blended: nn.Module, _: object) -> None:
+def _load_alphas(blended: nn.Module, _: object) -> None:
     assert isinstance(blended, Blended)
-    blended._alpha = tuple(round(value, 6) for value in blended.alphas.tolist())
     blended._refresh()
-
-
-def updates(blended: Blended) -> int:
-    """Return a count that grows whenever an optimizer changes a parameter."""
-    return sum(parameter._version for parameter in blended.parameters())

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx
 
+from branchprune.blending.code_paths import spell_out
 from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
 from branchprune.blending.projections import apply_folded
@@ -44,6 +45,7 @@ def compile_program(
         features: Return a pair: the output, and by the name of each `expand` what it reads.
     """
     graph = _Writer(structure, training, alphas, fold, mixing, matching, features).write()
+    spell_out(graph)
     code = graph.python_code(root_module="self")
     scope = dict(code.globals)
     exec(compile(code.src, f"<branchprune training={training}>", "exec"), scope)
@@ -135,16 +137,13 @@ class _Writer:
             if self._is_linear(node):
                 has = bool(self._live(self.structure.linears[str(node.target)].outputs))
             elif node.op == "get_attr":
-                has = bool(self._live(self._parameter_pieces(node)))
+                parameter = self.structure.parameters.get(str(node.target))
+                has = bool(self._live(parameter.pieces if parameter else ()))
             else:
                 has = any(n in twins for n in node.all_input_nodes)
             if has:
                 twins.add(node)
         return twins
-
-    def _parameter_pieces(self, node: fx.Node) -> Pieces:
-        parameter = self.structure.parameters.get(str(node.target))
-        return parameter.pieces if parameter else ()
 
     def _is_linear(self, node: fx.Node) -> bool:
         return node.op == "call_module" and str(node.target) in self.structure.linears

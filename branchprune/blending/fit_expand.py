@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.blending.blended import Blended, updates
+from branchprune.blending.blended import Blended
 from branchprune.blending.bn_recalibration import Inputs, batch_norms, reestimate
+from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.projections import EndPiece, Expand
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs, first_call, on_device, tensors
@@ -65,7 +66,7 @@ def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4
             _fit(fitted, end, consumer, inputs, ridge)
         reestimate(norms, inputs, partial(_run, fitted, 0.0))
     fitted.alpha = blended.alpha
-    fitted.updates_at_start = updates(fitted)
+    begin_training(fitted, blended)
     return fitted
 
 

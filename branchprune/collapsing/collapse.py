@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from operator import attrgetter
 
 from torch import Tensor, nn
 
-from branchprune.blending.blended import Blended, updates
+from branchprune.blending.blended import Blended
 from branchprune.blending.float64 import exact as exact_tensor
 from branchprune.blending.float64 import sharing_copy, widen
 from branchprune.blending.projections import Expand, LinearEnd, Reduce
@@ -71,13 +72,17 @@ def _check_alphas(blended: Blended) -> None:
 
 
 def _check_trained(blended: Blended) -> None:
-    """Raise if there are gradients, and yet no parameter has ever been updated."""
+    """Raise, or warn, if there are gradients and yet no parameter has ever been updated."""
     trained = any(parameter.grad is not None for parameter in blended.parameters())
-    if trained and updates(blended) == blended.updates_at_start:
+    start = blended.untrained
+    if start is None or not trained or not start.still(blended):
+        return
+    found = "gradients were computed but no parameter has changed since attach"
+    if start.optimized():
         raise PruneError(
-            "gradients were computed but no parameter has changed since attach: the optimizer "
-            "was built before it, from the parameters of another model"
+            f"{found}: the optimizer was built before it, from the parameters of another model"
         )
+    warnings.warn(f"{found}, and no optimizer has made a step", stacklevel=4)
 
 
 def _in_float64(blended: Blended) -> Blended:

@@ -14,6 +14,7 @@ from typing import Any
 import torchmetrics
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.data import extract_batch_size
+from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
 from branchprune.blending.blended import Blended
@@ -54,13 +55,23 @@ def validate_branch(
                 islice(loader, None if limit == float("inf") else int(limit))
             ):
                 batch = trainer.precision_plugin.convert_input(batch)
+                batch = module._on_before_batch_transfer(batch, index)
                 batch = trainer.strategy.batch_to_device(batch, dataloader_idx=index)
                 collected.batch = batch
                 with trainer.precision_plugin.val_step_context():
-                    module.validation_step(batch, i, *([index] if len(loaders) > 1 else []))
+                    _step(module, batch, i, [index] if len(loaders) > 1 else [])
         collected.begin(None)
+        collected.batch = None
         module.on_validation_epoch_end()
         return collected.means()
+
+
+def _step(module: LightningModule, batch: Any, number: int, loader: Sequence[int]) -> None:
+    """Call the module's validation of a batch with the arguments that Lightning gives it."""
+    module.on_validation_batch_start(batch, number, *loader)
+    takes_number = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
+    outputs = module.validation_step(batch, *([number] if takes_number else []), *loader)
+    module.on_validation_batch_end(outputs, batch, number, *loader)
 
 
 def last_shares(trainer: Trainer, blended: Blended, recent: Sequence[Example]) -> dict[str, float]:

@@ -13,13 +13,14 @@ from branchprune.blending.attach import Init, attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.path_sampling import Mixing, check_mixing
-from branchprune.blending.schedules import Plateau, Schedule
+from branchprune.blending.schedules import Schedule
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example
 from branchprune.lightning.best_weights import BestWeights
 from branchprune.lightning.blended_macs import blended_macs
 from branchprune.lightning.branch_validation import last_shares, validate_branch
+from branchprune.lightning.callback_checks import check_options, check_order, plateaus
 from branchprune.lightning.freezing import Freezing
 from branchprune.lightning.loss_guard import LossGuard
 from branchprune.lightning.lr_restart import LearningRates
@@ -106,18 +107,10 @@ class BranchPruning(LossGuard):
         compile: bool = False,
         collapse: bool = True,
     ) -> None:
-        if restore_best not in (None, "max", "min"):
-            raise PruneError(f"restore_best (={restore_best!r}) must be 'max', 'min' or None")
-        self.originals = Freezing(thaw_at)
-        if thaw_at != 1 and schedule.levels[0] == 1:
-            raise PruneError(f"thaw_at (={thaw_at}): nothing learns at the first level, alpha = 1")
-        if learning_rate not in ("keep", "restart"):
-            raise PruneError(f"learning_rate (={learning_rate!r}) must be 'keep' or 'restart'")
         counts = {"recalibrate": recalibrate, "fit": fit, "calibration": calibration}
-        for name, count in counts.items():
-            if count < 0:
-                raise PruneError(f"{name} (={count}) must be a number of batches")
+        check_options(schedule, monitor, restore_best, learning_rate, thaw_at, counts)
         check_mixing(mixing, matching)
+        self.originals = Freezing(thaw_at)
         self.schedule, self.keep = schedule, keep
         self.planning: dict[str, Any] = {
             "exclude": exclude,
@@ -134,18 +127,10 @@ class BranchPruning(LossGuard):
         self.new_level = False
         self.curves = TensorBoardCurves()
         self.recalibrate, self.recent = recalibrate, RecentInputs(max(recalibrate, 1))
-        self._check_monitor()
         self.plan: Plan | None = None
         self.blended: Blended | None = None
         self.small: nn.Module | None = None
         self.collapse_error: float | None = None
-
-    def _check_monitor(self) -> None:
-        monitor, waits = self.monitor, self._waits()
-        if (waits or self.best) and monitor is None:
-            raise PruneError("monitor (=None) must name a metric: it decides how levels end")
-        if "loss" in (monitor or "") and any(hold.mode == "max" for hold in waits):
-            raise PruneError(f"monitor (={monitor!r}) is a loss: use Plateau(mode='min')")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the branches, before the optimizer is built."""
@@ -154,17 +139,27 @@ class BranchPruning(LossGuard):
         if self.schedule.done:
             self.schedule.reset()
         self.small = self.collapse_error = None
+        check_order(trainer, self, pl_module)
         self._swap = NetworkSwap(pl_module, self.target)
         network = self._swap.network
         example = find_example(trainer, pl_module) if self.example is None else self.example
         self.plan = plan(network, example, self.keep, **self.planning)
         self.blended = self._attach(trainer, network, self.plan, keys_of(pl_module))
-        self.blended.alpha = self.schedule.alpha
+        self._set_alpha(self.blended)
         if self.compiles:
             self.blended.compile()
         self.originals.begin(self.blended.model)
         self._swap.insert(self.blended)
         self.macs = 0
+
+    def _set_alpha(self, blended: Blended) -> None:
+        blended.alpha = self.schedule.alpha
+        self.alpha = blended.alpha
+
+    def _keep_alpha(self) -> None:
+        """Give the blended model its α back, which another callback may have averaged."""
+        if self._blended.alpha != self.alpha:
+            self._blended.alpha = self.alpha
 
     def _attach(self, trainer: Trainer, network: nn.Module, planned: Plan, keys: Keys) -> Blended:
         seen = first_inputs(trainer, "calibration", self.calibration, keys)
@@ -177,7 +172,7 @@ class BranchPruning(LossGuard):
         """Note where the learning rate starts; check what the trainer is set to."""
         self._rates = LearningRates(trainer)
         check_optimizers(trainer, self._blended)
-        if (self._waits() or self.best) and trainer.check_val_every_n_epoch != 1:
+        if (plateaus(self.schedule) or self.best) and trainer.check_val_every_n_epoch != 1:
             every = trainer.check_val_every_n_epoch
             raise PruneError(f"check_val_every_n_epoch (={every}) must be 1: it decides on levels")
         limit = trainer.max_epochs
@@ -187,14 +182,9 @@ class BranchPruning(LossGuard):
                 f"to {self.schedule.max_epochs}"
             )
 
-    def _waits(self) -> list[Plateau]:
-        """Return the holds that watch a metric."""
-        holds = (self.schedule.hold, self.schedule.final_hold)
-        return [hold for hold in holds if isinstance(hold, Plateau)]
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to remember recent training inputs."""
-        self.recent.watch(self._blended)
+        self.recent.watch(self._blended, trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log what feature matching has added to the loss."""
@@ -224,7 +214,8 @@ class BranchPruning(LossGuard):
         super().on_train_epoch_start(trainer, pl_module)
         self.recent.forget()
         blended = self._blended
-        before, blended.alpha = blended.alpha, self.schedule.alpha
+        before = self.alpha
+        self._set_alpha(blended)
         self.originals.move(blended.alpha.values())
         if blended.alpha != before or not self.macs:
             self.macs = blended_macs(trainer, blended)
@@ -249,6 +240,11 @@ class BranchPruning(LossGuard):
             pl_module.log(f"{name}_branch", value, batch_size=1)
         for name, value in last_shares(trainer, self.blended, self.recent.inputs).items():
             pl_module.log(f"share/{name}", value, batch_size=1)
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
+        """See to it that the α that is validated is that of the schedule."""
+        if self.small is None and self.blended is not None:
+            self._keep_alpha()
 
     def where(self) -> str:
         """Say what α is."""
@@ -279,7 +275,10 @@ class BranchPruning(LossGuard):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collapse."""
-        if not self.collapses or self.small is not None:
+        if self.small is not None:
+            return
+        self._keep_alpha()
+        if not self.collapses:
             return
         if any(self._blended.alpha.values()):
             rank_zero_warn(f"training ended at {self._blended.alpha}: nothing is collapsed")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
@@ -34,8 +37,8 @@ class WeightAverage(EMAWeightAveraging):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in the place of the weights."""
-        super().on_validation_epoch_start(trainer, pl_module)
-        _restore_alphas(pl_module)
+        with _keeping_alphas(pl_module):
+            super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do nothing: the average is there already."""
@@ -45,13 +48,13 @@ class WeightAverage(EMAWeightAveraging):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back."""
-        super().on_validation_epoch_end(trainer, pl_module)
-        _restore_alphas(pl_module)
+        with _keeping_alphas(pl_module):
+            super().on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the average."""
-        super().on_train_end(trainer, pl_module)
-        _restore_alphas(pl_module)
+        with _keeping_alphas(pl_module):
+            super().on_train_end(trainer, pl_module)
 
 
 def averaging(decay: float) -> list[WeightAverage]:
@@ -59,8 +62,10 @@ def averaging(decay: float) -> list[WeightAverage]:
     return [WeightAverage(decay)] if decay else []
 
 
-def _restore_alphas(module: LightningModule) -> None:
-    """Give blended models α as it was set: the average holds one of its past."""
-    for blended in module.modules():
-        if isinstance(blended, Blended):
-            blended.alpha = blended.alpha
+@contextmanager
+def _keeping_alphas(module: LightningModule) -> Iterator[None]:
+    """Give blended models back the α that they had, after a `with` block: it is not averaged."""
+    before = [(m, m.alpha) for m in module.modules() if isinstance(m, Blended)]
+    yield
+    for blended, alpha in before:
+        blended.alpha = alpha

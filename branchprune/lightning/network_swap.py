@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -58,6 +62,9 @@ class NetworkSwap:
 
     def restore(self, small: nn.Module) -> None:
         """Put the collapsed network in place of the blended one."""
+        place = self.target or "blended"
+        refuse = partial(_refuse_blended, type(self.module).__name__, place)
+        self.module.register_load_state_dict_pre_hook(refuse)
         if self.target:
             self._set(small)
             return
@@ -72,6 +79,20 @@ class NetworkSwap:
     def _set(self, network: nn.Module) -> None:
         parent, _, name = self.target.rpartition(".")
         setattr(self.module.get_submodule(parent), name, network)
+
+
+def _refuse_blended(
+    owner: str, place: str, module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any
+) -> None:
+    """Raise a PruneError for a state of the time before the collapse."""
+    alphas = state.get(f"{prefix}{place}.alphas")
+    blended = any(path == place and isinstance(m, Blended) for path, m in module.named_modules())
+    if alphas is not None and not blended:
+        levels = ", ".join(f"{level:.4g}" for level in sorted(set(alphas.tolist())))
+        raise PruneError(
+            f"the checkpoint holds {owner} with a blended network in `{place}` (alpha {levels}), "
+            "which is collapsed now: test what was collapsed, with ckpt_path=None"
+        )
 
 
 def _find(module: nn.Module) -> str:
@@ -92,6 +113,7 @@ def _shell(module: nn.Module) -> nn.Module:
         if hasattr(shell, name):
             shell.__dict__[name] = None
     shell.__dict__.pop("log", None)
+    shell._load_state_dict_pre_hooks = OrderedDict()  # which know the module by a weak reference
     return shell
 
 

@@ -56,3 +56,63 @@ def spelled_out_with_size(blended: bp.Blended, x: Tensor) -> Tensor:
     wide = net.up(mapped(expand.up, low), output_size=x.shape[2:])
     up = mapped(reduce.up, wide).relu()
     return net.head(mapped(expand.head, up + skip))
+
+
+def everywhere(name: str) -> nn.Module:
+    """A network in which every kind of layer, and a parameter, has one name on its path."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({name: nn.Conv2d(3, 8, 3), "norm": nn.Module()})
+            self.parts["norm"].add_module(name, nn.BatchNorm2d(8))
+            self.parts["norm"].register_parameter("scale", nn.Parameter(torch.rand(1, 8, 1, 1)))
+            self.add_module(name, nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3)))
+            self.get_submodule(name).register_parameter("gain", nn.Parameter(torch.rand(8, 1, 1)))
+            self.head = nn.ModuleDict({name: nn.Conv2d(8, 2, 1)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts, own = self.parts, self.get_submodule(name)
+            x = parts["norm"].get_submodule(name)(parts[name](x)) * parts["norm"].scale
+            x = own(x) * own.gain
+            out: Tensor = self.head[name](x.relu())
+            return out
+
+    torch.manual_seed(0)
+    return Named()
+
+
+KEYWORDS = ["in", "class", "None", "lambda"]
+OWN = [
+    "alphas",
+    "model",
+    "twin",
+    "plain",
+    "constants",
+    "reduce",
+    "expand",
+    "torch",
+    "matching_loss",
+]
+ODD = ["1x1", "a b", "a-b", "\ufb01", "\u540d", "__x", "match", "getattr", "relu", "inf", "device"]
+
+
+@pytest.mark.parametrize("name", [*KEYWORDS, *OWN, *ODD])
+def test_modules_may_have_any_name(name: str) -> None:
+    model = scramble(everywhere(name).double().eval())
+    plain = scramble(everywhere("ordinary").double().eval())
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    outputs = []
+    for net in (model, plain):
+        blended = bp.attach(net, bp.plan(net, x), mixing="group", matching=0.1)
+        scramble(blended, seed=3)
+        for alpha in (0.5, 0.0):
+            blended.alpha = alpha
+            outputs.append(blended(x).detach())
+        outputs.append(bp.collapse(blended)(x).detach())
+        blended.train().alpha = 0.5
+        blended(x).sum().backward()
+    half, zero, small, *others = outputs
+    assert relative(zero, small) < 1e-12
+    for found, expected in zip((half, zero), others, strict=False):
+        assert relative(expected, found) < 1e-12

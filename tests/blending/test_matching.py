@@ -359,3 +359,26 @@ def test_the_callback_mixes_matches_and_logs() -> None:
         BranchPruning(schedule, mixing="none")
     with pytest.raises(bp.PruneError, match="matching"):
         BranchPruning(schedule, matching=-1)
+
+
+def test_mixing_and_matching_take_effect_when_they_are_set():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    x = torch.randn(4, 3, 8, 8)
+    plan = bp.plan(net, x)
+    changed = bp.attach(net, plan).train()
+    made = bp.attach(net, plan, mixing="group", matching=0.3).train()
+    changed.alpha = made.alpha = 0.5
+    changed(x)  # whose code is kept
+    changed.mixing, changed.matching = "group", 0.3
+    for blended in (changed, made):
+        torch.manual_seed(3)
+        blended(x).square().sum().backward()
+    assert changed.matching_loss == made.matching_loss > 0
+    for a, b in zip(changed.parameters(), made.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    changed.matching, changed.mixing = 0.0, "step"
+    with pytest.raises(bp.PruneError, match="matching"):
+        changed.matching = 0.3
+    with pytest.raises(bp.PruneError, match=r"mixing \(='mean'\)"):
+        changed.mixing = "mean"
+    assert (changed.mixing, changed.matching) == ("step", 0.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from killed_runs import check_same, go
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from small_training import TinyVGG, loader
 from small_training import trainer as any_trainer
 
@@ -129,3 +130,28 @@ def test_settings_that_make_no_sense(text, tmp_path, capsys):
     with pytest.raises(AssertionError):
         go(tmp_path, "run", more=f"prune: {{blend: {{{text}}}}}\n")
     assert f"average (={text[9:12]})" in " ".join(capsys.readouterr().err.split())
+
+
+class SeenAlphas(Callback):
+    """Notes at which α the whole is validated."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_validation_batch_end(self, trainer, pl_module, *_):
+        self.seen.append(set(pl_module.model.alpha.values()))
+
+
+def test_an_average_of_lightnings_own_leaves_alpha_to_the_schedule():
+    pruning, seen = BranchPruning(bp.Schedule((0.6, 0.0)), example=EXAMPLE), SeenAlphas()
+    task = ClassificationTask(TinyVGG(), learning_rate=0.05)
+    trainer(2, pruning, EMAWeightAveraging(decay=0.9), seen).fit(task, loader(), loader())
+    assert seen.seen == [{0.6}] * 3 + [{0.0}] * 3
+    assert task.model is pruning.small and pruning.collapse_error < 1e-10
+
+
+def test_an_average_in_front_would_have_no_branches():
+    pruning = BranchPruning(bp.Schedule((0.0,)), example=EXAMPLE)
+    task = ClassificationTask(TinyVGG())
+    with pytest.raises(bp.PruneError, match="put EMAWeightAveraging behind BranchPruning"):
+        trainer(1, EMAWeightAveraging(decay=0.9), pruning).fit(task, loader(), loader())

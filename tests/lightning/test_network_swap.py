@@ -1,10 +1,13 @@
 """Modules whose own forward is pruned: what they hold themselves is trained and put back once."""
 
+import copy
+
 import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
 import torchmetrics
+from small_training import make_module as make_user_module
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -140,3 +143,22 @@ def test_a_module_can_be_pruned_twice():
         assert module.scale.shape == (1, width, 1, 1)
         module.eval()
         assert torch.equal(module(example), pruning.small.eval()(example))
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_checkpoint_of_the_blended_network_is_told_from_one_of_the_small_one(inner):
+    from branchprune.lightning.network_swap import NetworkSwap
+
+    module = make_user_module(pytorch_lightning, inner).eval()
+    swap = NetworkSwap(module)
+    blended = bp.attach(swap.network, bp.plan(swap.network, torch.randn(2, 1, 8, 8)))
+    swap.insert(blended)
+    before = copy.deepcopy(module.state_dict())
+    blended.alpha = 0
+    swap.restore(bp.collapse(blended))
+    with pytest.raises(bp.PruneError, match=r"blended network in `\w+` \(alpha 1\)"):
+        module.load_state_dict(before)
+    module.load_state_dict(module.state_dict())
+    swap.insert(blended)
+    module.load_state_dict(before)
+    assert set(blended.alpha.values()) == {1.0}

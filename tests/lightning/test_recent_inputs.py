@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_training import Tiny, loader, network
+from pytorch_lightning import Callback
+from small_training import Tiny, loader, network, trainer
 from torch import nn
 
 import branchprune as bp
-from branchprune.lightning import ClassificationTask, Keys
+from branchprune.lightning import BranchPruning, ClassificationTask, Keys
 from branchprune.lightning.recent_inputs import RecentInputs
 from branchprune.lightning.training_inputs import find_example, first_inputs
 
@@ -62,15 +63,54 @@ def test_the_branch_is_judged_by_inputs_with_names(blended):
 
 
 def test_an_example_is_the_modules_own_or_the_first_training_image():
-    trainer, task = SimpleNamespace(datamodule=Tiny()), ClassificationTask(network())
+    fake, task = SimpleNamespace(datamodule=Tiny()), ClassificationTask(network())
     images = [x for x, _ in loader()]
-    assert torch.equal(find_example(trainer, task), images[0][:1])
+    assert torch.equal(find_example(fake, task), images[0][:1])
     task.keys = Keys(input=1)
-    assert find_example(trainer, task).dtype == torch.long
+    assert find_example(fake, task).dtype == torch.long
     task.example_input_array = images[1]
-    assert find_example(trainer, task) is images[1]
-    found = first_inputs(trainer, "fit", 2, Keys())
+    assert find_example(fake, task) is images[1]
+    found = first_inputs(fake, "fit", 2, Keys())
     assert len(found) == 2 and all(map(torch.equal, found, images))
     assert first_inputs(SimpleNamespace(), "fit", 0, Keys()) == []
     with pytest.raises(bp.PruneError, match=r"fit \(=2\) needs a data module"):
         first_inputs(SimpleNamespace(datamodule=None), "fit", 2, Keys())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, [1, 2]), ({"val_check_interval": 2}, [0, 1, 2]), ({"limit_train_batches": 2}, [0, 1])],
+)
+def test_batches_wait_for_validation_only_if_they_are_the_last(options, expected):
+    pruning, seen = BranchPruning(bp.Schedule((0.5, 0.0)), recalibrate=2), []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            waits = [example[0] for example in pruning.recent]
+            seen.append(any(torch.equal(example, batch[0]) for example in waits))
+
+    fit = trainer(2, pruning, Look(), num_sanity_val_steps=0, **options)
+    fit.fit(ClassificationTask(network()), Tiny())
+    batches_an_epoch = len(seen) // 2
+    assert seen == [i in expected for i in range(batches_an_epoch)] * 2
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    """Batches whose number nobody knows."""
+
+    def __iter__(self):
+        return iter(loader())
+
+
+def test_batches_of_an_unknown_number_all_wait():
+    pruning, waits = BranchPruning(bp.Schedule((0.0,)), recalibrate=2), []
+    pruning.example = torch.randn(2, 1, 8, 8)
+
+    class Look(Callback):
+        def on_train_batch_end(self, *_):
+            waits.append(len(pruning.recent))
+
+    data = torch.utils.data.DataLoader(Streamed(), batch_size=None)
+    fit = trainer(1, pruning, Look(), num_sanity_val_steps=0)
+    fit.fit(ClassificationTask(network()), data, loader())
+    assert waits == [1, 2, 2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -144,3 +144,20 @@ def source_line() -> tuple[str, str]:
         if users
         else ("", "")
     )
+
+
+def same_modes(model: nn.Module, names: Iterable[str], training: bool) -> None:
+    """Raise a PruneError for a module in another mode than the whole.
+
+    Args:
+        model: The model.
+        names: The modules whose forward was traced differently in the two modes.
+        training: The mode of the whole.
+    """
+    for name in names:
+        if model.get_submodule(name).training != training:
+            raise PruneError(
+                f"{name} is in {'evaluation' if training else 'training'} mode and the model "
+                f"around it is not, but its forward, which was traced, depends on the mode of "
+                "the whole: leave it out with `opaque`, or use nn.Dropout for F.dropout"
+            )

@@ -6,6 +6,7 @@ attributes that count or remember.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch import fx, nn
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
 from branchprune.errors import PruneError
@@ -85,6 +87,16 @@ def _passes_nothing(node: fx.Node) -> bool:
     if node.target is getattr:
         return node.args[1] not in _SAME_NUMBERS
     return node.op.startswith("call_") and node.target in _NO_GRADIENT
+
+
+def is_checkpointed() -> bool:
+    """Return whether what runs now is checkpointed by `torch.utils.checkpoint`."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import fx, nn
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, example_inputs, own_generators, training_mode
 from branchprune.graph.layers import has_own_forward
-from branchprune.graph.nodes import WHERE
+from branchprune.graph.nodes import CHECKPOINTED, WHERE
 from branchprune.graph.rules.registry import TAUGHT, is_layer
 from branchprune.graph.tracing.factories import recorded_factories
 from branchprune.graph.tracing.functionalize import make_out_of_place, refuse_assigned_state
@@ -34,6 +34,7 @@ from branchprune.graph.tracing.guards import (
 from branchprune.graph.tracing.side_effects import (
     Attributes,
     Draws,
+    is_checkpointed,
     no_autocast,
     recorded_functions,
     refuse_lost_gradient,
@@ -81,6 +82,8 @@ class _Tracer(fx.Tracer):
         if not torch.is_grad_enabled():
             part, inner = self.conditions.root, self.conditions.inner
             refuse_lost_gradient(proxy.node, part, inner, self.where())
+        if is_checkpointed():
+            proxy.node.meta[CHECKPOINTED] = True
         return proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -174,6 +177,8 @@ def trace(
             graphs[training] = _trace_once(model, example, inside, opaque)
             attributes.refuse()
     if str(graphs[True]) == str(graphs[False]):
+        for node, twin in zip(graphs[False].nodes, graphs[True].nodes, strict=True):
+            node.meta |= {k: v for k, v in twin.meta.items() if k == CHECKPOINTED}
         graphs[True] = graphs[False]
     for graph in dict.fromkeys(graphs.values()):
         make_out_of_place(graph, model)

@@ -1,0 +1,43 @@
+"""Paths of modules in generated code: any name that a module may have, Python's keywords too."""
+
+from __future__ import annotations
+
+import keyword
+from typing import Any
+
+from torch import fx, nn
+
+
+def spell_out(graph: fx.Graph) -> None:
+    """Replace paths that cannot be written in code, as `self.model.in`, by calls that look them up.
+
+    Args:
+        graph: A graph whose code is about to be written; it is changed.
+    """
+    for node in tuple(graph.nodes):
+        if node.op not in ("call_module", "get_attr") or not _is_odd(str(node.target)):
+            continue
+        first, *others = str(node.target).split(".")
+        with graph.inserting_before(node):
+            found = graph.create_node("get_attr", first)
+            for name in others:
+                found = graph.call_function(part, (found, name))
+            if node.op == "call_module":
+                found = graph.call_function(call, (found, *node.args), dict(node.kwargs))
+        node.replace_all_uses_with(found)
+        graph.erase_node(node)
+
+
+def _is_odd(path: str) -> bool:
+    """Return whether a path has a name that is a keyword, or that Python would read as another."""
+    return any(keyword.iskeyword(name) or not name.isascii() for name in path.split("."))
+
+
+def part(owner: nn.Module, name: str) -> Any:
+    """Return a module, parameter or buffer of a module."""
+    return getattr(owner, name)
+
+
+def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module."""
+    return module(*args, **kwargs)
