@@ -118,9 +118,8 @@ class Blended(nn.Module):
 
     @alpha.setter
     def alpha(self, value: float | Mapping[str, float]) -> None:
-        single = not isinstance(value, Mapping)
-        new = list(self._alphas.values if single else self._alpha)
-        for name, number in [(None, value)] if single else value.items():
+        new = list(self._alpha if isinstance(value, Mapping) else self._alphas.values)
+        for name, number in value.items() if isinstance(value, Mapping) else [(None, value)]:
             if not isinstance(number, Real | Tensor) or not 0 <= number <= 1:
                 raise PruneError(f"alpha (={number}) must be in [0, 1]")
             for i in range(len(new)) if name is None else self.plan.branches_within(name):

@@ -72,15 +72,16 @@ class RecentInputs:
 def _batches_left(trainer: Trainer) -> int:
     """Return how many batches there are up to the next validation; 0 where that is not known."""
     number = trainer.fit_loop.batch_idx
-    every, whole = trainer.val_check_batch, trainer.num_training_batches  # type: ignore[attr-defined]
-    lefts = [every - number % every if every != math.inf else math.inf, whole - number]
-    return 0 if min(lefts) == math.inf else int(min(lefts))
+    every: float = trainer.val_check_batch or math.inf
+    left = min(every - number % every, trainer.num_training_batches - number)
+    return 0 if left == math.inf else int(left)
 
 
 def _kept(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     """Return the arguments of a call, in the host's memory, as an example."""
     found: Example = _named(model, args, kwargs) if kwargs else args
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), found)
+    kept: Example = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), found)
+    return kept
 
 
 def _named(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
