@@ -93,7 +93,8 @@ def own_dtype_error(blended: Blended, small: nn.Module) -> float:
 def _compare_run(exact: Blended, small: nn.Module) -> tuple[dict[str, float], list[Tensor]]:
     """Run both on the example; return the error of every layer that is called, and of the output.
 
-    With it come the blended model's outputs. The blended model's outputs are kept, those of the small one are compared as they come.
+    With it come the blended model's outputs. Those of its layers are kept, and those of the small
+    one's are compared as they come.
     """
     layers, inside = _folded(exact), exact.plan.structure.inside
     example, program = _example_in_float64(exact), exact.program(training=False, fold=False)

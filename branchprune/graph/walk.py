@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from branchprune.graph.channels import Known, Layout, Segment, resolve
 from branchprune.graph.nodes import sources
+from branchprune.graph.rules.elementwise import opaque
 from branchprune.graph.rules.registry import rule_of, to_be_checked
 from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
@@ -53,6 +54,8 @@ def _apply(analysis: Analysis, node: fx.Node) -> Known:
     if node.op == "get_attr":
         return analysis.parameter(node)
     module = analysis.module(node) if node.op == "call_module" else None
+    if module in analysis.opaque:
+        return opaque(analysis, node)
     rule, known = rule_of(node, module), list(analysis.layouts(node.all_input_nodes))
     if rule is None or (known and not analysis.is_tensor(node) and rule not in WITHOUT_TENSOR):
         return analysis.unknown(node) if known else None

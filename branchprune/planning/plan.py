@@ -15,7 +15,7 @@ from branchprune.graph.build import analyse
 from branchprune.graph.inputs import Example, copied, inputs_of
 from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.graph.tracing.trace import check_model
-from branchprune.planning.costs import Cost, costs, macs_shares
+from branchprune.planning.costs import Cost, costs, costs_of_unseen, macs_shares
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,24 @@ class PlannedGroup:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will be pruned and what will not, and why; made by `plan`, printed as a table."""
+    """What will be pruned and what will not, and why; made by `plan`, printed as a table.
+
+    Attributes:
+        groups: The channel groups.
+        before: What the whole model costs.
+        after: What it will cost.
+        example: An example input of the part that was traced.
+        structure: What was found in the model.
+        unseen: What the parts cost that are not looked into, by path; `before` and `after` include
+            it.
+    """
 
     groups: tuple[PlannedGroup, ...]
     before: Cost
     after: Cost
     example: Example = field(repr=False)
     structure: Structure = field(repr=False)
+    unseen: Mapping[str, Cost] = field(default_factory=dict)
 
     @property
     def pruned(self) -> tuple[int, ...]:
@@ -89,7 +100,9 @@ class Plan:
             }
             for group in self.groups
         ]
-        return {"groups": rows, "before": vars(self.before), "after": vars(self.after)}
+        unseen = {name: vars(cost) for name, cost in self.unseen.items()}
+        numbers = {"groups": rows, "before": vars(self.before), "after": vars(self.after)}
+        return numbers | ({"unseen": unseen} if unseen else {})
 
     def __str__(self) -> str:
         rows = [("group", "layers", "width", "MACs", "stays because")]
@@ -109,6 +122,9 @@ class Plan:
             old, new = getattr(self.before, what), getattr(self.after, what)
             change = f" ({new / old - 1:+.1%})" if old else ""
             lines.append(f"{what}: {old:,} → {new:,}{change}")
+        for name, cost in self.unseen.items():
+            size = f"channels {cost.channels:,}, params {cost.params:,}, macs {cost.macs:,}"
+            lines.append(f"of these not looked into: {name}: {size}")
         return "\n".join(lines)
 
 
@@ -142,11 +158,13 @@ def plan(
         multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
         inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
             of a detector, which cannot be traced as a whole. Costs are then those of the module.
-        opaque: Paths of modules that are not looked into; what they read keeps its width.
+        opaque: Paths of modules that are not looked into; what they read keeps its width. The path
+            of a list of modules, or of one that is not called itself, means each within it.
 
     Returns:
         The plan; `print` shows it as a table. Its multiply-adds are those of convolutions and fully
-        connected layers that the trace sees.
+        connected layers that the trace sees, and of convolutions and matrix products in parts that
+        are not looked into.
 
     Raises:
         PruneError: An argument is wrong, the model cannot be traced or does not accept the
@@ -176,9 +194,8 @@ def plan(
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
         reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
         raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
-    return Plan(
-        groups, *costs(model, structure, [group.kept for group in groups]), example, structure
-    )
+    before, after = costs(model, structure, [group.kept for group in groups])
+    return Plan(groups, before, after, example, structure, costs_of_unseen(model, structure))
 
 
 def _names(argument: str, value: Any) -> tuple[str, ...]:
