@@ -16,7 +16,7 @@ from branchprune.collapsing.collapse_check import called_modules, folds, verify
 from branchprune.collapsing.own_dtype import check_own_dtype
 from branchprune.errors import PruneError
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
-from branchprune.graph.layers import set_linear_width, set_path
+from branchprune.graph.layers import become, set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
 
 
@@ -113,7 +113,7 @@ def _fold(exact: Blended) -> nn.Module:
             twin = copy.deepcopy(exact.twin.get_submodule(other.name))
             if other.name in structure.inplace:
                 twin.inplace = True  # type: ignore[assignment]
-            set_path(small, other.name, twin)
+            become(small.get_submodule(other.name), twin)
     for parameter in structure.parameters.values():
         if folds(exact, parameter.pieces):
             set_path(small, parameter.name, attrgetter(parameter.name)(exact.twin))

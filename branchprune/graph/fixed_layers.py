@@ -9,10 +9,10 @@ import torch
 from torch import fx, nn
 
 ABOUT = frozenset(
-    "dtype device layout shape ndim itemsize nbytes requires_grad is_leaf is_cuda is_cpu is_meta "
+    "dtype device layout ndim itemsize requires_grad is_leaf is_cuda is_cpu is_meta "
     "is_mps is_xpu is_sparse is_quantized is_nested".split()
 )
-"""Attributes of a tensor that tell nothing of its numbers."""
+"""Attributes of a tensor that tell nothing of its numbers, nor how many there are."""
 
 
 def find_opaque(model: nn.Module, paths: Iterable[str]) -> frozenset[nn.Module]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from branchprune.errors import PruneError, at_least_one
 from branchprune.graph.build import analyse
-from branchprune.graph.inputs import Example, copied, inputs_of
+from branchprune.graph.inputs import Example, copied, inputs_of, plain
 from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.graph.tracing.trace import check_model
 from branchprune.planning.costs import Cost, costs, costs_of_unseen, macs_shares
@@ -176,6 +176,7 @@ def plan(
     at_least_one("multiple_of", multiple_of)
     exclude, opaque = _names("exclude", exclude), _names("opaque", opaque)
     check_model(model)
+    example = plain(example)
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
     _check_named(model, named)
