@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError, optional
 from branchprune.graph.layers import set_sizes, sizes
+from branchprune.graph.width_attributes import kept_numbers, take_over
 
 FORMAT = "branchprune/1"
 
@@ -42,6 +43,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     }
     widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
     header = {"format": FORMAT, "class": type(model).__qualname__, "widths": json.dumps(widths)}
+    header["numbers"] = json.dumps(kept_numbers(model))
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             file = Path(folder) / path.name
@@ -83,6 +85,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         set_sizes(module, attributes)
     _resize(narrow, state, path)
     narrow.load_state_dict(state)
+    take_over(narrow, model, json.loads(header.get("numbers", "{}")))
     return narrow
 
 

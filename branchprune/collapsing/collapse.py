@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from operator import attrgetter
 
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from branchprune.errors import PruneError
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.graph.layers import become, set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
+from branchprune.graph.width_attributes import set_attributes, width_attributes
+from branchprune.planning.trial import try_widths
 
 
 def collapse(blended: Blended) -> nn.Module:
@@ -51,6 +54,7 @@ def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     _check_trained(blended)
     exact = _in_float64(blended)
     small = _fold(exact)
+    _update_attributes(blended, small)
     error, outputs = verify(exact, small)
     del exact  # its float64 copies go one by one as the small model's are cast back
     small = _like(small, blended)
@@ -118,6 +122,26 @@ def _fold(exact: Blended) -> nn.Module:
         if folds(exact, parameter.pieces):
             set_path(small, parameter.name, attrgetter(parameter.name)(exact.twin))
     return small
+
+
+def _update_attributes(blended: Blended, small: nn.Module) -> None:
+    """Let the numbers that users' modules keep of widths follow; warn of those that cannot."""
+    plan, model = blended.plan, blended.model
+    zero = {i for i, a in zip(plan.pruned, blended._alpha, strict=True) if a == 0}
+    kept = [g.kept if i in zero else g.width for i, g in enumerate(plan.groups)]
+    attributes = width_attributes(model, plan.structure, kept)
+    if not attributes:
+        return
+    try:
+        attributes = try_widths(model, plan.structure, kept, plan.example)
+    except PruneError:  # it was converted since, or the check that follows says what is wrong
+        attributes = tuple(replace(attribute, after=None) for attribute in attributes)
+    set_attributes(small, [a for a in attributes if a.after is not None], after=True)
+    stale = ", ".join(str(a) for a in attributes if a.after is None)
+    if stale:
+        warnings.warn(
+            f"attributes of the collapsed model that name a width of before: {stale}", stacklevel=4
+        )
 
 
 def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -92,7 +93,7 @@ def _compare(exact: Tensor, rounded: Tensor, found: Tensor) -> None:
 
 def _rounding(dtype: str) -> float:
     """Return the share of an output that roundings in a dtype may add up to in a deep network."""
-    return float(torch.finfo(getattr(torch, dtype)).eps) ** 0.5
+    return math.sqrt(torch.finfo(getattr(torch, dtype)).eps)
 
 
 def _distance(found: Tensor, exact: Tensor) -> float:

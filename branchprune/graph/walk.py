@@ -8,7 +8,6 @@ from torch import fx, nn
 
 from branchprune.graph.channels import Known, Layout, Segment, resolve
 from branchprune.graph.nodes import sources
-from branchprune.graph.rules.elementwise import opaque
 from branchprune.graph.rules.registry import rule_of, to_be_checked
 from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
@@ -55,7 +54,7 @@ def _apply(analysis: Analysis, node: fx.Node) -> Known:
         return analysis.parameter(node)
     module = analysis.module(node) if node.op == "call_module" else None
     if module in analysis.opaque:
-        return opaque(analysis, node)
+        return analysis.unknown(node, "it is opaque")
     rule, known = rule_of(node, module), list(analysis.layouts(node.all_input_nodes))
     if rule is None or (known and not analysis.is_tensor(node) and rule not in WITHOUT_TENSOR):
         return analysis.unknown(node) if known else None

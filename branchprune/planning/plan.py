@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from math import lcm
 from typing import Any
 
@@ -15,7 +14,10 @@ from branchprune.graph.build import analyse
 from branchprune.graph.inputs import Example, copied, inputs_of, plain
 from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.graph.tracing.trace import check_model
+from branchprune.graph.width_attributes import WidthAttribute, width_attributes
 from branchprune.planning.costs import Cost, costs, costs_of_unseen, macs_shares
+from branchprune.planning.paths import check_named, names
+from branchprune.planning.trial import try_widths
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Plan:
         structure: What was found in the model.
         unseen: What the parts cost that are not looked into, by path; `before` and `after` include
             it.
+        attributes: Numbers that the user's modules keep and that equal a width which changes. They
+            follow it where the collapsed model's forward agrees, but for those whose `after` is
+            None.
     """
 
     groups: tuple[PlannedGroup, ...]
@@ -64,6 +69,7 @@ class Plan:
     example: Example = field(repr=False)
     structure: Structure = field(repr=False)
     unseen: Mapping[str, Cost] = field(default_factory=dict)
+    attributes: tuple[WidthAttribute, ...] = ()
 
     @property
     def pruned(self) -> tuple[int, ...]:
@@ -125,6 +131,8 @@ class Plan:
         for name, cost in self.unseen.items():
             size = f"channels {cost.channels:,}, params {cost.params:,}, macs {cost.macs:,}"
             lines.append(f"of these not looked into: {name}: {size}")
+        stale = ", ".join(str(each) for each in self.attributes if each.after is None)
+        lines += [f"attributes that name a width and stay: {stale}"] if stale else []
         return "\n".join(lines)
 
 
@@ -137,6 +145,7 @@ def plan(
     multiple_of: int = 1,
     inside: str = "",
     opaque: Sequence[str] = (),
+    check: bool = False,
 ) -> Plan:
     """Find the channel groups of a model and decide how wide each will be.
 
@@ -160,6 +169,8 @@ def plan(
             of a detector, which cannot be traced as a whole. Costs are then those of the module.
         opaque: Paths of modules that are not looked into; what they read keeps its width. The path
             of a list of modules, or of one that is not called itself, means each within it.
+        check: Try the widths now, as `attach` does: a model of these widths is run beside its
+            graph, in both modes. That costs a few forward passes.
 
     Returns:
         The plan; `print` shows it as a table. Its multiply-adds are those of convolutions and fully
@@ -168,18 +179,19 @@ def plan(
 
     Raises:
         PruneError: An argument is wrong, the model cannot be traced or does not accept the
-            example, or nothing in it can be pruned.
+            example, nothing in it can be pruned, or `check` finds that the collapsed model would
+            compute something else.
     """
     for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
     at_least_one("multiple_of", multiple_of)
-    exclude, opaque = _names("exclude", exclude), _names("opaque", opaque)
+    exclude, opaque = names("exclude", exclude), names("opaque", opaque)
     check_model(model)
     example = plain(example)
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
-    _check_named(model, named)
+    check_named(model, named)
     model = copied(model, sharing=True)
     if inside:
         try:
@@ -195,28 +207,12 @@ def plan(
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
         reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
         raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
-    before, after = costs(model, structure, [group.kept for group in groups])
-    return Plan(groups, before, after, example, structure, costs_of_unseen(model, structure))
-
-
-def _names(argument: str, value: Any) -> tuple[str, ...]:
-    """Return an argument that is one path or several as a tuple of them."""
-    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    if not all(isinstance(name, str) for name in names):
-        raise PruneError(f"{argument} (={value!r}) must be a path of a module or several of them")
-    return names
-
-
-def _check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
-    """Raise for a path, of those in each argument, that is none of a module."""
-    known = {name for name, _ in model.named_modules()}
-    for argument, layers in named.items():
-        for name in layers:
-            if name in known and (name or argument in ("inside", "keep")):
-                continue
-            near = get_close_matches(str(name), known - {""}, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise PruneError(f"{argument} names the layer {name!r}, which the model lacks{hint}")
+    kept = [group.kept for group in groups]
+    before, after = costs(model, structure, kept)
+    of_widths = (model, structure, kept)
+    attributes = try_widths(*of_widths, example) if check else width_attributes(*of_widths)
+    unseen = costs_of_unseen(model, structure)
+    return Plan(groups, before, after, example, structure, unseen, attributes)
 
 
 def _makers(structure: Structure, group: int) -> tuple[str, ...]:

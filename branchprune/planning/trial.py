@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,11 @@ from branchprune.graph.inputs import (
 )
 from branchprune.graph.code_paths import compiled
 from branchprune.graph.structure import Structure
+from branchprune.graph.width_attributes import (
+    WidthAttribute,
+    set_attributes,
+    width_attributes,
+)
 from branchprune.planning.narrowed import narrowed
 
 MODEL = "model"
@@ -151,8 +157,11 @@ def _program(graph: fx.Graph, training: bool) -> Callable[..., Any]:
 
 def try_widths(
     model: nn.Module, structure: Structure, kept: Sequence[int], example: Example
-) -> None:
+) -> tuple[WidthAttribute, ...]:
     """Raise unless a model of the planned widths computes what the branch will.
+
+    Attributes of the user's modules that equal a width which changes follow it, all of a name in
+    a class alike, where forward then still agrees.
 
     Args:
         model: The model; it is not changed.
@@ -160,10 +169,19 @@ def try_widths(
         kept: The width that each group keeps.
         example: An example input of the part that was traced.
 
+    Returns:
+        The attributes that equal a width which changes; `after` is None for those that stay.
+
     Raises:
         PruneError: It does not run, or computes something else; the first layer is named.
     """
-    fault = Trial(model, structure, kept, example).fault()
+    trial = Trial(model, structure, kept, example)
+    attributes = width_attributes(model, structure, kept)
+    follow = [attribute for attribute in attributes if attribute.after is not None]
+    set_attributes(trial.small, follow, after=True)
+    fault = trial.fault()
+    if fault is not None and follow:
+        follow, fault = _that_may_follow(trial, follow)
     if fault is not None:
         raise PruneError(
             f"{type(model).__name__} at its planned widths {fault}. Its forward takes a width from "
@@ -171,6 +189,28 @@ def try_widths(
             "or an `if` on it: keep that number in an attribute of its own that names no width, or "
             "exclude the layers around it"
         )
+    return tuple(a if a in follow else replace(a, after=None) for a in attributes)
+
+
+def _that_may_follow(
+    trial: Trial, attributes: Sequence[WidthAttribute]
+) -> tuple[list[WidthAttribute], str | None]:
+    """Return the attributes with which forward agrees, and what goes wrong even so."""
+    kinds: dict[tuple[type, str], list[WidthAttribute]] = {}
+    for attribute in attributes:
+        owner = type(trial.small.get_submodule(attribute.module))
+        kinds.setdefault((owner, attribute.name), []).append(attribute)
+    set_attributes(trial.small, attributes, after=False)
+    fault = trial.fault()
+    follow: list[WidthAttribute] = []
+    for alike in kinds.values():
+        set_attributes(trial.small, alike, after=True)
+        with_these = trial.fault()
+        if with_these is not None and fault is None:
+            set_attributes(trial.small, alike, after=False)
+        else:
+            follow, fault = [*follow, *alike], with_these
+    return follow, fault
 
 
 def same_numbers(a: Tensor, b: Tensor) -> bool:
