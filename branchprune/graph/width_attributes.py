@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from branchprune.graph.layers import has_own_forward, sizes
+from branchprune.graph.layers import SIZE_ATTRIBUTES, has_own_forward, sizes
 from branchprune.graph.structure import Pieces, Structure
 
 Widths = Mapping[int, set[int]]
 """For each width before, what it becomes; several numbers where layers differ."""
 
+MOST = 1000
+"""Numbers that an attribute may hold to be kept in a file."""
 _COUNTS_OTHERS = re.compile(
     r"(?:image|img|kernel|patch|window|pool|input|batch|block|step)_?size|kernel|stride|pad|dilat|"
     r"group|head|class|resol|height|level|depth|layer|step|epoch|reduc|scale|seed|ratio|repeat"
@@ -40,13 +42,9 @@ class WidthAttribute:
     before: Any
     after: Any
 
-    @property
-    def path(self) -> str:
-        """The attribute as forward would write it, from the model on."""
-        return f"{self.module}.{self.name}" if self.module else self.name
-
     def __str__(self) -> str:
-        return f"{self.path} = {self.before!r}"
+        path = f"{self.module}.{self.name}" if self.module else self.name
+        return f"{path} = {self.before!r}" + ("" if self.after is None else f" → {self.after!r}")
 
 
 def width_attributes(
@@ -69,7 +67,10 @@ def width_attributes(
             for before, after in by_layer.get(part, ()):
                 widths.setdefault(before, set()).add(after)
         changing = {before: after for before, after in widths.items() if after != {before}}
-        found += _attributes(path, module, changing) if changing else ()
+        # The sizes of a layer itself change with its weight.
+        own = SIZE_ATTRIBUTES if module in by_layer else ()
+        attributes = _attributes(path, module, changing) if changing else ()
+        found += [attribute for attribute in attributes if attribute.name not in own]
     return tuple(found)
 
 
@@ -140,18 +141,22 @@ def set_attributes(model: nn.Module, attributes: Sequence[WidthAttribute], after
         setattr(model.get_submodule(attribute.module), attribute.name, value)
 
 
-def kept_numbers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return what users' modules keep of whole numbers that may be widths, by path and name."""
-    found: dict[str, dict[str, Any]] = {}
+def kept_numbers(model: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """Return the whole numbers that users' modules keep and that may be widths.
+
+    They are ordered by the path of the module and the name of the attribute.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
     for path, module in model.named_modules():
-        values = {name: v for name, v in _candidates(module) if [*_numbers(v)]}
+        values = {name: [*_numbers(value)] for name, value in _candidates(module)}
+        values = {name: numbers for name, numbers in values.items() if 0 < len(numbers) <= MOST}
         if values:
             found[path] = values
     return found
 
 
 def take_over(
-    narrow: nn.Module, dense: nn.Module, numbers: Mapping[str, Mapping[str, Any]]
+    narrow: nn.Module, dense: nn.Module, numbers: Mapping[str, Mapping[str, list[int]]]
 ) -> None:
     """Give a narrowed model the numbers of another of the same widths.
 
@@ -172,11 +177,14 @@ def take_over(
             )
         }
         for name, mine in _candidates(module):
-            other = numbers.get(path, {}).get(name, mine)
-            changes = [*zip(_numbers(mine), _numbers(other), strict=False)]
-            changes = [(old, new) for old, new in changes if old != new]
-            if changes and all(_belongs(*change, pairs) for change in changes):
-                setattr(module, name, _filled(mine, _numbers(other)))
+            own, other = [*_numbers(mine)], numbers.get(path, {}).get(name, [])
+            changes = [(a, b) for a, b in zip(own, other, strict=False) if a != b]
+            if (
+                changes
+                and len(own) == len(other)
+                and all(_belongs(*change, pairs) for change in changes)
+            ):
+                setattr(module, name, _filled(mine, iter(other)))
 
 
 def _belongs(old: int, new: int, pairs: Collection[tuple[int, int]]) -> bool:

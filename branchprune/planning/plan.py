@@ -131,6 +131,9 @@ class Plan:
         for name, cost in self.unseen.items():
             size = f"channels {cost.channels:,}, params {cost.params:,}, macs {cost.macs:,}"
             lines.append(f"of these not looked into: {name}: {size}")
+        follow = [str(each) for each in self.attributes if each.after is not None]
+        more = f" … {len(follow) - 5} more" * (len(follow) > 5)
+        lines += [f"attributes that follow: {', '.join(follow[:5])}{more}"] if follow else []
         stale = ", ".join(str(each) for each in self.attributes if each.after is None)
         lines += [f"attributes that name a width and stay: {stale}"] if stale else []
         return "\n".join(lines)

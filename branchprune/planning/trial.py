@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from branchprune.errors import PruneError
+from branchprune.graph.code_paths import compiled
 from branchprune.graph.inputs import (
     Example,
     call,
@@ -28,7 +29,6 @@ from branchprune.graph.inputs import (
     untouched,
     without_constants,
 )
-from branchprune.graph.code_paths import compiled
 from branchprune.graph.structure import Structure
 from branchprune.graph.width_attributes import (
     WidthAttribute,
