@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError, optional
 from branchprune.graph.layers import set_sizes, sizes
+from branchprune.graph.width_attributes import kept_numbers, take_over
 
 FORMAT = "branchprune/1"
 
@@ -42,6 +43,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     }
     widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
     header = {"format": FORMAT, "class": type(model).__qualname__, "widths": json.dumps(widths)}
+    header["numbers"] = json.dumps(kept_numbers(model))
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             file = Path(folder) / path.name
@@ -83,6 +85,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         set_sizes(module, attributes)
     _resize(narrow, state, path)
     narrow.load_state_dict(state)
+    take_over(narrow, model, _numbers(header, path))
     return narrow
 
 
@@ -125,6 +128,18 @@ def _widths(header: dict[str, str], path: Path) -> dict[str, dict[str, Any]]:
     except (KeyError, ValueError):
         raise PruneError(f"{path} is not complete: its header has no 'widths'") from None
     return widths
+
+
+def _numbers(header: dict[str, str], path: Path) -> dict[str, dict[str, list[int]]]:
+    """Return the numbers that modules of the saved model kept; an older file has none."""
+    try:
+        found = json.loads(header.get("numbers", "{}"))
+        return {
+            str(module): {str(name): [*map(int, values)] for name, values in named.items()}
+            for module, named in found.items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        raise PruneError(f"{path} is not complete: its header has damaged 'numbers'") from None
 
 
 def _resize(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

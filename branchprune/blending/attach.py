@@ -9,7 +9,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from branchprune.blending.attach_check import check_outputs, tell_lost_checkpoints
+from branchprune.blending.attach_check import check_collapse, check_outputs, tell_lost_checkpoints
 from branchprune.blending.blended import Blended
 from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.path_sampling import Mixing, check_mixing
@@ -74,7 +74,8 @@ def attach(
 
     Raises:
         PruneError: The model is not the one that was planned, `init`, `mixing` or `matching` is
-            unknown, or the model does something that the blended one cannot repeat.
+            unknown, or the model does something that the blended or the collapsed one cannot
+            repeat.
     """
     if not isinstance(plan, Plan):
         raise PruneError(f"plan (a {type(plan).__name__}) must be made by bp.plan")
@@ -92,6 +93,7 @@ def attach(
     builder = _Builder(blended, chosen, random=init == "random")
     builder.build()
     check_outputs(model, blended)
+    check_collapse(blended)
     tell_lost_checkpoints(plan.structure)
     begin_training(blended, model)
     return blended

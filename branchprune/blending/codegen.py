@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import fx
 
-from branchprune.blending.code_paths import spell_out
 from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
 from branchprune.blending.projections import apply_folded
+from branchprune.graph.code_paths import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
 
 Program = Callable[..., Any]
@@ -45,12 +45,7 @@ def compile_program(
         features: Return a pair: the output, and by the name of each `expand` what it reads.
     """
     graph = _Writer(structure, training, alphas, fold, mixing, matching, features).write()
-    spell_out(graph)
-    code = graph.python_code(root_module="self")
-    scope = dict(code.globals)
-    exec(compile(code.src, f"<branchprune training={training}>", "exec"), scope)
-    program: Program = scope["forward"]
-    return program
+    return compiled(graph, f"branchprune training={training}")
 
 
 class _Writer:

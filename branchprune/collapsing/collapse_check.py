@@ -24,7 +24,7 @@ FLOOR = 1e-3
 since outputs that cancel to nearly nothing are nothing but rounding errors."""
 
 
-def verify(exact: Blended, small: nn.Module) -> float:
+def verify(exact: Blended, small: nn.Module) -> tuple[float, list[Tensor]]:
     """Compare every linear layer into which something is folded and the outputs, on the example.
 
     Args:
@@ -32,7 +32,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
         small: The collapsed model in float64.
 
     Returns:
-        The largest relative difference.
+        The largest relative difference, and the outputs of the blended model.
 
     Raises:
         PruneError: It is larger than the tolerance; the first layer that differs is named.
@@ -40,7 +40,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
     layers = _folded(exact)
     modules = {*called_modules(exact, exact.model), *called_modules(exact, small)}
     with torch.no_grad(), training_mode(small, False), KeepsFloat64(), widened(modules):
-        errors = _compare_run(exact, small)
+        errors, outputs = _compare_run(exact, small)
         for layer in layers.values():
             if layer.name not in errors:
                 errors[layer.name] = _compare_alone(exact, small, layer)
@@ -49,7 +49,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
             raise PruneError(
                 f"the collapse is not exact: relative error {errors[name]:.1e} in {name}"
             )
-    return max(errors.values())
+    return max(errors.values()), outputs
 
 
 def _folded(exact: Blended) -> dict[str, LinearLayer]:
@@ -90,10 +90,11 @@ def own_dtype_error(blended: Blended, small: nn.Module) -> float:
     return max(_difference(a, b, 0.0) for a, b in zip(expected, found, strict=True))
 
 
-def _compare_run(exact: Blended, small: nn.Module) -> dict[str, float]:
+def _compare_run(exact: Blended, small: nn.Module) -> tuple[dict[str, float], list[Tensor]]:
     """Run both on the example; return the error of every layer that is called, and of the output.
 
-    The blended model's outputs are kept, those of the small one are compared as they come.
+    With it come the blended model's outputs. Those of its layers are kept, and those of the small
+    one's are compared as they come.
     """
     layers, inside = _folded(exact), exact.plan.structure.inside
     example, program = _example_in_float64(exact), exact.program(training=False, fold=False)
@@ -121,7 +122,7 @@ def _compare_run(exact: Blended, small: nn.Module) -> dict[str, float]:
     errors["the output"] = 0.0
     for a, b in zip(expected, found, strict=True):
         errors["the output"] = _worse(_difference(a, b, 0.0), errors["the output"])
-    return errors
+    return errors, expected
 
 
 @contextmanager

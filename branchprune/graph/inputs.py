@@ -113,6 +113,35 @@ def without_constants(example: Example) -> Example:
     return converted
 
 
+def plain(example: Example) -> Example:
+    """Return an example whose tensors are of torch's own class and belong to no computation.
+
+    Raises:
+        PruneError: A tensor holds no number, so that nothing could be checked on it.
+    """
+    for tensor in tensors(example):
+        if not tensor.numel():
+            shape = tuple(tensor.shape)
+            raise PruneError(
+                f"example has a tensor of shape {shape}, in which there is no number: what is "
+                "attached and collapsed is checked on the example, so give one with a batch"
+            )
+    result: Example = tree_map_only(
+        Tensor, lambda tensor: tensor.detach().as_subclass(Tensor), example
+    )
+    return result
+
+
+def repeated(example: Example) -> Example:
+    """Return an example with two in place of one wherever the first dimension is 1."""
+
+    def twice(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor]) if tensor.shape[:1] == (1,) else tensor
+
+    result: Example = tree_map_only(Tensor, twice, example)
+    return result
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Take back what calls change in modules, buffers and attributes, after a `with` block."""

@@ -129,6 +129,12 @@ def _narrow_attributes(module: nn.Module, axis: int, times: int, width: int, kep
         setattr(module, "normalized_shape", narrowed)  # noqa: B010
 
 
+def become(module: nn.Module, other: nn.Module) -> None:
+    """Make a module what another of its class is, wherever the module is referred to."""
+    vars(module).clear()
+    vars(module).update(vars(other))
+
+
 def set_path(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
     """Put a module, parameter or buffer at a dotted path, making the modules on the way."""
     *parents, last = path.split(".")

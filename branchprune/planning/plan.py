@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from math import lcm
 from typing import Any
 
@@ -12,10 +11,13 @@ from torch import nn
 
 from branchprune.errors import PruneError, at_least_one
 from branchprune.graph.build import analyse
-from branchprune.graph.inputs import Example, copied, inputs_of
+from branchprune.graph.inputs import Example, copied, inputs_of, plain
 from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.graph.tracing.trace import check_model
-from branchprune.planning.costs import Cost, costs, macs_shares
+from branchprune.graph.width_attributes import WidthAttribute, width_attributes
+from branchprune.planning.costs import Cost, costs, costs_of_unseen, macs_shares
+from branchprune.planning.paths import check_named, names
+from branchprune.planning.trial import try_widths
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,28 @@ class PlannedGroup:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will be pruned and what will not, and why; made by `plan`, printed as a table."""
+    """What will be pruned and what will not, and why; made by `plan`, printed as a table.
+
+    Attributes:
+        groups: The channel groups.
+        before: What the whole model costs.
+        after: What it will cost.
+        example: An example input of the part that was traced.
+        structure: What was found in the model.
+        unseen: What the parts cost that are not looked into, by path; `before` and `after` include
+            it.
+        attributes: Numbers that the user's modules keep and that equal a width which changes. They
+            follow it where the collapsed model's forward agrees, but for those whose `after` is
+            None.
+    """
 
     groups: tuple[PlannedGroup, ...]
     before: Cost
     after: Cost
     example: Example = field(repr=False)
     structure: Structure = field(repr=False)
+    unseen: Mapping[str, Cost] = field(default_factory=dict)
+    attributes: tuple[WidthAttribute, ...] = ()
 
     @property
     def pruned(self) -> tuple[int, ...]:
@@ -89,7 +106,9 @@ class Plan:
             }
             for group in self.groups
         ]
-        return {"groups": rows, "before": vars(self.before), "after": vars(self.after)}
+        unseen = {name: vars(cost) for name, cost in self.unseen.items()}
+        numbers = {"groups": rows, "before": vars(self.before), "after": vars(self.after)}
+        return numbers | ({"unseen": unseen} if unseen else {})
 
     def __str__(self) -> str:
         rows = [("group", "layers", "width", "MACs", "stays because")]
@@ -109,6 +128,14 @@ class Plan:
             old, new = getattr(self.before, what), getattr(self.after, what)
             change = f" ({new / old - 1:+.1%})" if old else ""
             lines.append(f"{what}: {old:,} → {new:,}{change}")
+        for name, cost in self.unseen.items():
+            size = f"channels {cost.channels:,}, params {cost.params:,}, macs {cost.macs:,}"
+            lines.append(f"of these not looked into: {name}: {size}")
+        follow = [str(each) for each in self.attributes if each.after is not None]
+        more = f" … {len(follow) - 5} more" * (len(follow) > 5)
+        lines += [f"attributes that follow: {', '.join(follow[:5])}{more}"] if follow else []
+        stale = ", ".join(str(each) for each in self.attributes if each.after is None)
+        lines += [f"attributes that name a width and stay: {stale}"] if stale else []
         return "\n".join(lines)
 
 
@@ -121,6 +148,7 @@ def plan(
     multiple_of: int = 1,
     inside: str = "",
     opaque: Sequence[str] = (),
+    check: bool = False,
 ) -> Plan:
     """Find the channel groups of a model and decide how wide each will be.
 
@@ -142,25 +170,31 @@ def plan(
         multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
         inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
             of a detector, which cannot be traced as a whole. Costs are then those of the module.
-        opaque: Paths of modules that are not looked into; what they read keeps its width.
+        opaque: Paths of modules that are not looked into; what they read keeps its width. The path
+            of a list of modules, or of one that is not called itself, means each within it.
+        check: Try the widths now, as `attach` does: a model of these widths is run beside its
+            graph, in both modes. That costs a few forward passes.
 
     Returns:
         The plan; `print` shows it as a table. Its multiply-adds are those of convolutions and fully
-        connected layers that the trace sees.
+        connected layers that the trace sees, and of convolutions and matrix products in parts that
+        are not looked into.
 
     Raises:
         PruneError: An argument is wrong, the model cannot be traced or does not accept the
-            example, or nothing in it can be pruned.
+            example, nothing in it can be pruned, or `check` finds that the collapsed model would
+            compute something else.
     """
     for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
     at_least_one("multiple_of", multiple_of)
-    exclude, opaque = _names("exclude", exclude), _names("opaque", opaque)
+    exclude, opaque = names("exclude", exclude), names("opaque", opaque)
     check_model(model)
+    example = plain(example)
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
-    _check_named(model, named)
+    check_named(model, named)
     model = copied(model, sharing=True)
     if inside:
         try:
@@ -176,29 +210,12 @@ def plan(
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
         reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
         raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
-    return Plan(
-        groups, *costs(model, structure, [group.kept for group in groups]), example, structure
-    )
-
-
-def _names(argument: str, value: Any) -> tuple[str, ...]:
-    """Return an argument that is one path or several as a tuple of them."""
-    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    if not all(isinstance(name, str) for name in names):
-        raise PruneError(f"{argument} (={value!r}) must be a path of a module or several of them")
-    return names
-
-
-def _check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
-    """Raise for a path, of those in each argument, that is none of a module."""
-    known = {name for name, _ in model.named_modules()}
-    for argument, layers in named.items():
-        for name in layers:
-            if name in known and (name or argument in ("inside", "keep")):
-                continue
-            near = get_close_matches(str(name), known - {""}, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise PruneError(f"{argument} names the layer {name!r}, which the model lacks{hint}")
+    kept = [group.kept for group in groups]
+    before, after = costs(model, structure, kept)
+    of_widths = (model, structure, kept)
+    attributes = try_widths(*of_widths, example) if check else width_attributes(*of_widths)
+    unseen = costs_of_unseen(model, structure)
+    return Plan(groups, before, after, example, structure, unseen, attributes)
 
 
 def _makers(structure: Structure, group: int) -> tuple[str, ...]:

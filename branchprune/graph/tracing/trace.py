@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class _Tracer(fx.Tracer):
     Args:
         fixed: Arguments of `forward` that keep these values and are no inputs of the graph.
         absent: Arguments that the example gives as None, and that have to stay None.
-        opaque: Paths of modules that are not looked into.
+        opaque: Modules that are not looked into.
         conditions: Tells which branch of an `if` the example takes.
     """
 
@@ -64,7 +64,7 @@ class _Tracer(fx.Tracer):
         self,
         fixed: Mapping[str, Any],
         absent: Sequence[str],
-        opaque: Sequence[str],
+        opaque: Collection[nn.Module],
         conditions: Conditions,
     ) -> None:
         super().__init__(autowrap_functions=tuple(TAUGHT))
@@ -92,7 +92,7 @@ class _Tracer(fx.Tracer):
         alone = not any(m.children()) and not isinstance(m, nn.Sequential)
         leaf = alone and not has_own_forward(m)
         parametrised = torch.nn.utils.parametrize.is_parametrized(m)
-        kept = parametrised or is_layer(m) or module_qualified_name in self.opaque
+        kept = parametrised or is_layer(m) or m in self.opaque
         return leaf or kept or super().is_leaf_module(m, module_qualified_name)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -153,7 +153,7 @@ class _Tracer(fx.Tracer):
 
 
 def trace(
-    model: nn.Module, example: Example, inside: str = "", opaque: Sequence[str] = ()
+    model: nn.Module, example: Example, inside: str = "", opaque: Collection[nn.Module] = ()
 ) -> dict[bool, fx.Graph]:
     """Record the graph of a model, or of a part of it, in training and in evaluation mode.
 
@@ -162,7 +162,7 @@ def trace(
         example: An example input of the part, which says which arguments of `forward` are given.
         inside: Path of the part; "" for the whole model. The graphs name modules by their paths
             in the whole model.
-        opaque: Paths of modules that are not looked into.
+        opaque: Modules that are not looked into.
 
     Returns:
         The graphs by `training` flag; the same object twice if the modes do not differ.
@@ -218,7 +218,9 @@ def check_model(model: nn.Module) -> None:
             raise PruneError(f"{name} has no size yet: run the model once before it is planned")
 
 
-def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequence[str]) -> fx.Graph:
+def _trace_once(
+    model: nn.Module, example: Example, inside: str, opaque: Collection[nn.Module]
+) -> fx.Graph:
     part = model.get_submodule(inside)
     args, kwargs = example_inputs(example)
     try:
@@ -229,7 +231,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
     absent = [name for name, value in bound.arguments.items() if value is None]
     prefix = f"{inside}." if inside else ""
     conditions = Conditions(part, dict(bound.arguments), inner=bool(inside))
-    tracer = _Tracer(fixed, absent, [path.removeprefix(prefix) for path in opaque], conditions)
+    tracer = _Tracer(fixed, absent, opaque, conditions)
     try:
         graph = _record(tracer, part)
     except PruneError:

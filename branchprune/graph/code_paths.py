@@ -1,11 +1,27 @@
-"""Paths of modules in generated code: any name that a module may have, Python's keywords too."""
+"""Code from graphs, and paths in it: any name that a module may have, Python's keywords too."""
 
 from __future__ import annotations
 
 import keyword
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
+
+
+def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
+    """Return a graph as a function of the module that holds what it names, and of its inputs.
+
+    Args:
+        graph: The graph; what cannot be written in code is replaced in it.
+        name: What its code is called in tracebacks.
+    """
+    spell_out(graph)
+    code = graph.python_code(root_module="self")
+    scope = dict(code.globals)
+    exec(compile(code.src, f"<{name}>", "exec"), scope)
+    function: Callable[..., Any] = scope["forward"]
+    return function
 
 
 def spell_out(graph: fx.Graph) -> None:
