@@ -97,3 +97,8 @@ class RunSettings:
     def dataset(self) -> str:
         """What result lines call the data."""
         return str(getattr(self.data, "name", "") or type(self.data).__name__)
+
+    @property
+    def results_file(self) -> Path:
+        """The file to which a finished run adds a line."""
+        return self.results or self.output.parent / "results" / f"{self.name}.jsonl"
