@@ -15,6 +15,7 @@ from torch import nn
 from branchprune.errors import PruneError
 from branchprune.experiments.arguments import files_as_options, files_named
 from branchprune.experiments.run.keys import check_keys
+from branchprune.experiments.run.one_line import said
 from branchprune.experiments.run.parser_errors import explained
 from branchprune.experiments.run.prune_config import PruneConfig, algorithms
 from branchprune.experiments.run.settings import (
@@ -203,6 +204,8 @@ def parse(args: list[str]) -> RunConfig:
         prune_task = parser.instantiate(pruning).task
     except (ArgumentError, ValueError, TypeError) as error:
         raise PruneError(explained(str(error))) from error
+    except Exception as error:  # the class of a model, data module or task may raise anything
+        raise PruneError(f"what the configuration names cannot be made: {said(error)}") from error
     for key in ("overwrite", "resume"):
         config.pop(key)  # a stored configuration must not replace anything by itself
     text = parser.dump(config, skip_unset=False)  # a null may be no default

@@ -17,12 +17,13 @@ CLASSES = {"model": nn.Module, "data": LightningDataModule, "task": LightningMod
 
 
 def explained(message: str) -> str:
-    """Return what a message of the parser says that a user can do something about.
+    """Return, in one line, what a message of the parser says that a user can do something about.
 
     Of a class that does not exist, it names the module's nearest.
     """
     said = _innermost(message) or _wrong_class(message) or _wrong_argument(message) or message
-    return said.partition(". Got value: Namespace(")[0]
+    line = " ".join(said.partition(". Got value: Namespace(")[0].split())
+    return re.sub(r'^Parser key "(.+?)": ', r"\1: ", line)
 
 
 def _wrong_class(message: str) -> str | None:
