@@ -62,7 +62,10 @@ ODD: tuple[Any, ...] = (
 )
 BOMB = "bomb: &a0 [x, x]\n" + "".join(f"b{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 ENDS = ("ran", "refused", "refused late", "traceback", "stopped")
-LONGEST, MEMORY = 40, 12 * 2**30  # seconds, bytes of addresses
+LONGEST, WAITING = 30, 900
+"""Seconds of a processor, and of any clock, after which a run is ended."""
+MEMORY = 12 * 2**30
+"""Bytes of addresses that a run may have."""
 
 
 @dataclass(frozen=True)
@@ -197,15 +200,15 @@ def outcome(mutant: Mutant, folder: Path) -> Outcome:
     said = (folder / "stderr").read_text(errors="replace")
     trained = (folder / "run").exists()
     if os.WIFSIGNALED(status):
-        stopped = os.WTERMSIG(status) == signal.SIGALRM and trained
+        stopped = os.WTERMSIG(status) == signal.SIGPROF and trained
         return Outcome("stopped" if stopped else "traceback", f"{said}\nsignal {status}")
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         return Outcome("ran", said)
-    errors = [line for line in said.splitlines() if line.startswith("branchprune: error: ")]
-    if code != 2 or len(errors) != 1 or "Traceback" in said:
+    last = said.rstrip().rpartition("\n")[2]
+    if code != 2 or not last.startswith("branchprune: error: ") or "Traceback" in said:
         return Outcome("traceback", said)
-    return Outcome("refused late" if trained else "refused", errors[0])
+    return Outcome("refused late" if trained else "refused", last)
 
 
 def _child(folder: Path) -> None:
@@ -215,7 +218,8 @@ def _child(folder: Path) -> None:
             os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        signal.alarm(LONGEST)
+        signal.setitimer(signal.ITIMER_PROF, LONGEST)
+        signal.alarm(WAITING)
         from branchprune.cli import main as command
 
         code = command(["run", "mutant.yaml", "--output", "run"])

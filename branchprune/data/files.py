@@ -159,7 +159,7 @@ def _note(place: str, seen: dict[tuple[int, int], str]) -> None:
     Raises:
         PruneError: It was seen by another path, around which a link leads.
     """
-    status = os.stat(place)
+    status = Path(place).stat()
     known = seen.setdefault((status.st_dev, status.st_ino), place)
     if known != place:
         raise PruneError(f"{place} is the same folder as {known}: remove the link")

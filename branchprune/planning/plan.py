@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from math import lcm
 from typing import Any
 
@@ -16,6 +15,7 @@ from branchprune.graph.inputs import Example, copied, inputs_of
 from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.graph.tracing.trace import check_model
 from branchprune.planning.costs import Cost, costs, macs_shares
+from branchprune.planning.paths import check_named, check_reached, makers, paths_of, within
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,23 @@ class PlannedGroup:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will be pruned and what will not, and why; made by `plan`, printed as a table."""
+    """What will be pruned and what will not, and why; made by `plan`, printed as a table.
+
+    Attributes:
+        groups: Every channel group.
+        before: What the model costs.
+        after: What it will cost.
+        example: Its input.
+        structure: How its layers are tied.
+        notes: What was asked for and could not be done everywhere.
+    """
 
     groups: tuple[PlannedGroup, ...]
     before: Cost
     after: Cost
     example: Example = field(repr=False)
     structure: Structure = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def pruned(self) -> tuple[int, ...]:
@@ -69,8 +79,8 @@ class Plan:
         found = [i for i, group in enumerate(branches) if group.name == name]
         # The name of a group means that group, even if the layer also makes channels of others.
         for branch, group in enumerate(() if found else branches):
-            makers = (group.name, *group.layers)
-            if any(_within(maker, [name]) for maker in makers):
+            layers = (group.name, *group.layers)
+            if any(within(layer, [name]) for layer in layers):
                 found.append(branch)
         if not found:
             raise PruneError(f"no pruned group is named, or made within, {name!r}")
@@ -109,7 +119,7 @@ class Plan:
             old, new = getattr(self.before, what), getattr(self.after, what)
             change = f" ({new / old - 1:+.1%})" if old else ""
             lines.append(f"{what}: {old:,} → {new:,}{change}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def plan(
@@ -139,7 +149,8 @@ def plan(
             keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.
             Parameters and MACs fall with about the square of the fraction.
         exclude: Layers, or modules around them, whose channels stay.
-        multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
+        multiple_of: Round the kept widths to a multiple of this; the plan names groups that are too
+            narrow for one, and shrink without.
         inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
             of a detector, which cannot be traced as a whole. Costs are then those of the module.
         opaque: Paths of modules that are not looked into; what they read keeps its width.
@@ -156,11 +167,11 @@ def plan(
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
     at_least_one("multiple_of", multiple_of)
-    exclude, opaque = _names("exclude", exclude), _names("opaque", opaque)
+    exclude, opaque = paths_of("exclude", exclude), paths_of("opaque", opaque)
     check_model(model)
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
-    _check_named(model, named)
+    check_named(model, named)
     model = copied(model, sharing=True)
     if inside:
         try:
@@ -168,6 +179,7 @@ def plan(
         except PruneError as error:
             raise PruneError(f"inside (={inside!r}): {error}") from error
     structure = analyse(model, example, inside, opaque)
+    check_reached(structure, named)
     groups = tuple(
         _plan_group(structure, i, share, keep, exclude, multiple_of)
         for i, share in enumerate(macs_shares(structure))
@@ -176,43 +188,30 @@ def plan(
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
         reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
         raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
-    return Plan(
-        groups, *costs(model, structure, [group.kept for group in groups]), example, structure
-    )
+    cost = costs(model, structure, [group.kept for group in groups])
+    return Plan(groups, *cost, example, structure, _too_narrow(groups, multiple_of))
 
 
-def _names(argument: str, value: Any) -> tuple[str, ...]:
-    """Return an argument that is one path or several as a tuple of them."""
-    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    if not all(isinstance(name, str) for name in names):
-        raise PruneError(f"{argument} (={value!r}) must be a path of a module or several of them")
-    return names
+def _too_narrow(groups: Sequence[PlannedGroup], multiple_of: int) -> tuple[str, ...]:
+    """Say which groups shrink to no multiple, because they are narrower than one.
 
-
-def _check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
-    """Raise for a path, of those in each argument, that is none of a module."""
-    known = {name for name, _ in model.named_modules()}
-    for argument, layers in named.items():
-        for name in layers:
-            if name in known and (name or argument in ("inside", "keep")):
-                continue
-            near = get_close_matches(str(name), known - {""}, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise PruneError(f"{argument} names the layer {name!r}, which the model lacks{hint}")
-
-
-def _makers(structure: Structure, group: int) -> tuple[str, ...]:
-    return tuple(
-        layer.name
-        for layer in structure.linears.values()
-        if any(piece.group == group for piece in layer.outputs)
-    )
-
-
-def _within(name: str, modules: Iterable[str]) -> str | None:
-    """Return the most specific of the modules that is, or contains, the named layer."""
-    around = [m for m in modules if name == m or name.startswith(f"{m}.")]
-    return max(around, key=len, default=None)
+    Raises:
+        PruneError: All of them.
+    """
+    shrinking = [group for group in groups if group.pruned]
+    narrow = [
+        f"{group.name} ({group.width})"
+        for group in shrinking
+        if group.kept < group.width and group.kept % multiple_of
+    ]
+    if narrow and len(narrow) == len(shrinking):
+        raise PruneError(
+            f"multiple_of (={multiple_of}) is more than the width of every group that shrinks: "
+            f"{', '.join(narrow[:5])}"
+        )
+    more = f" and {len(narrow) - 5} more" * (len(narrow) > 5)
+    said = f"multiple_of (={multiple_of}) is too much for {', '.join(narrow[:5])}{more}"
+    return (f"{said}: kept to no multiple",) if narrow else ()
 
 
 def _plan_group(
@@ -223,7 +222,7 @@ def _plan_group(
     exclude: Sequence[str],
     multiple_of: int,
 ) -> PlannedGroup:
-    group, layers = structure.groups[index], _makers(structure, index)
+    group, layers = structure.groups[index], makers(structure, index)
     fraction, reason = _fraction(layers, keep)
     reason = group.reason or _excluded(structure, index, exclude) or reason
     kept = group.width if reason else _round(group, fraction, multiple_of)
@@ -240,20 +239,20 @@ def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple
     named = {layer: keep[layer] for layer in layers if layer in keep}
     if len(set(named.values())) > 1:
         raise PruneError(f"keep names layers of one group with different fractions: {named}")
-    around = [module for layer in layers if (module := _within(layer, keep)) is not None]
+    around = [module for layer in layers if (module := within(layer, keep)) is not None]
     fractions = [*named.values(), *(keep[module] for module in around)]
     fractions += [keep[""]] if "" in keep else []
     return (fractions[0], None) if fractions else (1.0, "not named in keep")
 
 
 def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str | None:
-    members = [*_makers(structure, index)]
+    members = [*makers(structure, index)]
     members += [
         layer.name
         for layer in structure.channelwise.values()
         if any(piece.group == index for piece in layer.pieces)
     ]
-    found = next((name for name in members if _within(name, exclude)), None)
+    found = next((name for name in members if within(name, exclude)), None)
     return found and f"{found} is excluded"
 
 
