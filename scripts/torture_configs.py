@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import random
 import resource
@@ -211,11 +212,16 @@ def outcome(mutant: Mutant, folder: Path) -> Outcome:
     return Outcome("refused late" if trained else "refused", last)
 
 
+def _stream(number: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), write_through=True)
+
+
 def _child(folder: Path) -> None:
     code = 70
     try:
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
+        sys.stdout, sys.stderr = map(_stream, (1, 2))
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         signal.setitimer(signal.ITIMER_PROF, LONGEST)
