@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
-from numbers import Real
 from typing import Any
 
 INSTALL = dict.fromkeys(
@@ -38,13 +37,13 @@ def whole(name: str, value: object, least: int = 0) -> None:
 
 def positive(name: str, value: object) -> None:
     """Raise PruneError for an argument that is not a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise PruneError(f"{name} (={value!r}) must be positive and finite")
 
 
 def not_negative(name: str, value: object) -> None:
     """Raise PruneError for an argument that is not a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise PruneError(f"{name} (={value!r}) must not be negative, infinite or NaN")
 
 

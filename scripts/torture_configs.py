@@ -106,9 +106,8 @@ def mutants(count: int, seed: int) -> Iterator[Mutant]:
 
 def _paths(value: Any, within: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the way to every value that is nested in another."""
-    items = value.items() if isinstance(value, dict) else ()
-    items = enumerate(value) if isinstance(value, list) else items
-    for key, inner in items:
+    items = [*value.items()] if isinstance(value, dict) else []
+    for key, inner in enumerate(value) if isinstance(value, list) else items:
         yield (*within, key)
         yield from _paths(inner, (*within, key))
 

@@ -7,6 +7,7 @@ from itertools import takewhile
 from textwrap import dedent
 from typing import Any
 
+from jsonargparse import ArgumentError
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
 
@@ -24,8 +25,9 @@ def explained(error: Exception) -> str:
     Of a class that does not exist, it names the module's nearest.
     """
     message = str(error)
-    if message.startswith("Does not validate"):  # it does not say of what: a class has raised it
-        return f"{UNMADE}: {said(_first(error))}"
+    first = _first(error)
+    if not isinstance(first, ArgumentError | ValueError | TypeError):  # a class has raised it
+        return f"{UNMADE}: {said(first)}"
     found = _innermost(message) or _wrong_class(message) or _wrong_argument(message) or message
     line = " ".join(found.partition(". Got value: Namespace(")[0].split())
     return re.sub(r'^Parser key "(.+?)": ', r"\1: ", line)

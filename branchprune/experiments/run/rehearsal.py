@@ -13,6 +13,7 @@ from pathlib import Path
 
 from branchprune.errors import PruneError
 from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.folder import nearest
 from branchprune.experiments.run.prune_config import PruneConfig
 from branchprune.graph.inputs import copied
 
@@ -34,7 +35,7 @@ def rehearsal(config: RunConfig) -> Iterator[RunConfig]:
         PruneError: The folder cannot be written, or what the run writes, such as its checkpoints,
             is more than is free there.
     """
-    place = _nearest(config.output)
+    place = nearest(config.output)
     try:
         folder = tempfile.TemporaryDirectory(dir=place, prefix=f".{config.output.name}.rehearsal-")
     except OSError as error:
@@ -43,7 +44,7 @@ def rehearsal(config: RunConfig) -> Iterator[RunConfig]:
         ) from error
     with folder as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run gives them again
-        yield _in_small(config, Path(name) / "run")
+        yield _in_small(config, Path(name))
         _check_space(config.output, Path(name))
 
 
@@ -71,11 +72,6 @@ def _pruning_in_small(prune: PruneConfig) -> PruneConfig:
     if rounds is not None:
         rounds = replace(rounds, max_drop=None)
     return replace(prune, criterion=criterion, rounds=rounds)
-
-
-def _nearest(output: Path) -> Path:
-    """Return the folder nearest to an output folder that is there, and not the folder itself."""
-    return next(path for path in output.absolute().parents if path.exists())
 
 
 def _check_space(output: Path, rehearsed: Path) -> None:
