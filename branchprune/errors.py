@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any
 
@@ -25,8 +26,25 @@ class PruneError(ValueError):
 
 def at_least_one(name: str, value: object) -> None:
     """Raise PruneError for an argument that is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PruneError(f"{name} (={value!r}) must be a whole number of at least 1")
+    whole(name, value, 1)
+
+
+def whole(name: str, value: object, least: int = 0) -> None:
+    """Raise PruneError for an argument that is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise PruneError(f"{name} (={value!r}) must be a whole number of at least {least}")
+
+
+def positive(name: str, value: object) -> None:
+    """Raise PruneError for an argument that is not a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise PruneError(f"{name} (={value!r}) must be positive and finite")
+
+
+def not_negative(name: str, value: object) -> None:
+    """Raise PruneError for an argument that is not a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise PruneError(f"{name} (={value!r}) must not be negative, infinite or NaN")
 
 
 def optional(package: str, user: str) -> Any:

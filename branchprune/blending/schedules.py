@@ -67,7 +67,7 @@ def _falling(levels: Sequence[float]) -> tuple[float, ...]:
 
 def _rates(restarts: Sequence[float]) -> tuple[float, ...]:
     right = isinstance(restarts, Sequence) and not isinstance(restarts, str)
-    if not right or not all(isinstance(rate, Real) and rate > 0 for rate in restarts):
+    if not right or not all(isinstance(rate, Real) and 0 < rate < math.inf for rate in restarts):
         raise PruneError(f"restarts (={restarts!r}) must be a list of positive learning rates")
     return tuple(restarts)
 
@@ -91,7 +91,7 @@ class Plateau:
     def __post_init__(self) -> None:
         at_least_one("max_epochs", self.max_epochs)
         at_least_one("patience", self.patience)
-        if not isinstance(self.min_delta, Real):
+        if not isinstance(self.min_delta, Real) or not math.isfinite(self.min_delta):
             raise PruneError(f"min_delta (={self.min_delta!r}) must be a number")
         if self.mode not in ("max", "min"):
             raise PruneError(f"mode (={self.mode!r}) must be 'max' or 'min'")

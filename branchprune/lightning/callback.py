@@ -25,7 +25,7 @@ from branchprune.lightning.freezing import Freezing
 from branchprune.lightning.loss_guard import LossGuard
 from branchprune.lightning.lr_restart import LearningRates
 from branchprune.lightning.network_swap import NetworkSwap
-from branchprune.lightning.optimizer_check import check_optimizers
+from branchprune.lightning.optimizer_check import check_optimizers, check_precision
 from branchprune.lightning.recent_inputs import RecentInputs
 from branchprune.lightning.tensorboard_layout import TensorBoardCurves
 from branchprune.lightning.training_inputs import find_example, first_inputs
@@ -51,8 +51,7 @@ class BranchPruning(LossGuard):
         schedule: α over the epochs.
         keep: See `plan`.
         exclude, multiple_of, inside, opaque: See `plan`.
-        init: See `attach`.
-        mixing: See `attach`.
+        init, mixing: See `attach`.
         matching: See `attach`; what it adds is logged as "loss/matching".
         calibration: Training batches of the data module that `init` sees; see `attach`.
         fit: Training batches of the data module on which `fit_expand` fits the branch; 0: none.
@@ -136,6 +135,7 @@ class BranchPruning(LossGuard):
         """Attach the branches, before the optimizer is built."""
         if stage != "fit" or any(m is self.blended for m in pl_module.modules()):
             return
+        check_precision(trainer)
         if self.schedule.done:
             self.schedule.reset()
         self.small = self.collapse_error = None

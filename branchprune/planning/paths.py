@@ -1,4 +1,4 @@
-"""Paths of modules, as users give them: one or several, and each of a module that there is."""
+"""Paths of layers and modules, as the arguments of a plan name them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from branchprune.errors import PruneError
+from branchprune.graph.structure import Structure
 
 
-def names(argument: str, value: Any) -> tuple[str, ...]:
+def paths_of(argument: str, value: Any) -> tuple[str, ...]:
     """Return an argument that is one path or several as a tuple of them."""
     names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     if not all(isinstance(name, str) for name in names):
@@ -29,3 +30,31 @@ def check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
             near = get_close_matches(str(name), known - {""}, n=1)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise PruneError(f"{argument} names the layer {name!r}, which the model lacks{hint}")
+
+
+def check_reached(structure: Structure, named: Mapping[str, Sequence[str]]) -> None:
+    """Raise for a path in `keep` or `exclude` that has nothing to do with any channels."""
+    layers = {name for i in range(len(structure.groups)) for name in makers(structure, i)}
+    layers |= {group.name for group in structure.groups}
+    reached = {"keep": layers, "exclude": layers | {*structure.channelwise}}
+    for argument, members in reached.items():
+        for name in named[argument]:
+            if name and not any(within(member, [name]) for member in members):
+                near = get_close_matches(name, members, n=1, cutoff=0.0)
+                hint = f"; the nearest that does is {near[0]!r}" if near else ""
+                raise PruneError(f"{argument} names {name!r}, which makes no channels{hint}")
+
+
+def makers(structure: Structure, group: int) -> tuple[str, ...]:
+    """Return the paths of the layers that make the channels of a group."""
+    return tuple(
+        layer.name
+        for layer in structure.linears.values()
+        if any(piece.group == group for piece in layer.outputs)
+    )
+
+
+def within(name: str, modules: Iterable[str]) -> str | None:
+    """Return the most specific of the modules that is, or contains, the named layer."""
+    around = [m for m in modules if name == m or name.startswith(f"{m}.")]
+    return max(around, key=len, default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
@@ -16,7 +16,7 @@ from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.graph.tracing.trace import check_model
 from branchprune.graph.width_attributes import WidthAttribute, width_attributes
 from branchprune.planning.costs import Cost, costs, costs_of_unseen, macs_shares
-from branchprune.planning.paths import check_named, names
+from branchprune.planning.paths import check_named, check_reached, makers, paths_of, within
 from branchprune.planning.trial import try_widths
 
 
@@ -61,6 +61,7 @@ class Plan:
         attributes: Numbers that the user's modules keep and that equal a width which changes. They
             follow it where the collapsed model's forward agrees, but for those whose `after` is
             None.
+        notes: What was asked for and could not be done everywhere.
     """
 
     groups: tuple[PlannedGroup, ...]
@@ -70,6 +71,7 @@ class Plan:
     structure: Structure = field(repr=False)
     unseen: Mapping[str, Cost] = field(default_factory=dict)
     attributes: tuple[WidthAttribute, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def pruned(self) -> tuple[int, ...]:
@@ -86,8 +88,8 @@ class Plan:
         found = [i for i, group in enumerate(branches) if group.name == name]
         # The name of a group means that group, even if the layer also makes channels of others.
         for branch, group in enumerate(() if found else branches):
-            makers = (group.name, *group.layers)
-            if any(_within(maker, [name]) for maker in makers):
+            layers = (group.name, *group.layers)
+            if any(within(layer, [name]) for layer in layers):
                 found.append(branch)
         if not found:
             raise PruneError(f"no pruned group is named, or made within, {name!r}")
@@ -136,7 +138,7 @@ class Plan:
         lines += [f"attributes that follow: {', '.join(follow[:5])}{more}"] if follow else []
         stale = ", ".join(str(each) for each in self.attributes if each.after is None)
         lines += [f"attributes that name a width and stay: {stale}"] if stale else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def plan(
@@ -167,7 +169,8 @@ def plan(
             keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.
             Parameters and MACs fall with about the square of the fraction.
         exclude: Layers, or modules around them, whose channels stay.
-        multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
+        multiple_of: Round the kept widths to a multiple of this; the plan names groups that are too
+            narrow for one, and shrink without.
         inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
             of a detector, which cannot be traced as a whole. Costs are then those of the module.
         opaque: Paths of modules that are not looked into; what they read keeps its width. The path
@@ -189,7 +192,7 @@ def plan(
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
     at_least_one("multiple_of", multiple_of)
-    exclude, opaque = names("exclude", exclude), names("opaque", opaque)
+    exclude, opaque = paths_of("exclude", exclude), paths_of("opaque", opaque)
     check_model(model)
     example = plain(example)
     by_layer = list(keep) if isinstance(keep, Mapping) else []
@@ -202,6 +205,7 @@ def plan(
         except PruneError as error:
             raise PruneError(f"inside (={inside!r}): {error}") from error
     structure = analyse(model, example, inside, opaque)
+    check_reached(structure, named)
     groups = tuple(
         _plan_group(structure, i, share, keep, exclude, multiple_of)
         for i, share in enumerate(macs_shares(structure))
@@ -214,22 +218,31 @@ def plan(
     before, after = costs(model, structure, kept)
     of_widths = (model, structure, kept)
     attributes = try_widths(*of_widths, example) if check else width_attributes(*of_widths)
+    notes = _too_narrow(groups, multiple_of)
     unseen = costs_of_unseen(model, structure)
-    return Plan(groups, before, after, example, structure, unseen, attributes)
+    return Plan(groups, before, after, example, structure, unseen, attributes, notes)
 
 
-def _makers(structure: Structure, group: int) -> tuple[str, ...]:
-    return tuple(
-        layer.name
-        for layer in structure.linears.values()
-        if any(piece.group == group for piece in layer.outputs)
-    )
+def _too_narrow(groups: Sequence[PlannedGroup], multiple_of: int) -> tuple[str, ...]:
+    """Say which groups shrink to no multiple, because they are narrower than one.
 
-
-def _within(name: str, modules: Iterable[str]) -> str | None:
-    """Return the most specific of the modules that is, or contains, the named layer."""
-    around = [m for m in modules if name == m or name.startswith(f"{m}.")]
-    return max(around, key=len, default=None)
+    Raises:
+        PruneError: All of them.
+    """
+    shrinking = [group for group in groups if group.pruned]
+    narrow = [
+        f"{group.name} ({group.width})"
+        for group in shrinking
+        if group.kept < group.width and group.kept % multiple_of
+    ]
+    if narrow and len(narrow) == len(shrinking):
+        raise PruneError(
+            f"multiple_of (={multiple_of}) is more than the width of every group that shrinks: "
+            f"{', '.join(narrow[:5])}"
+        )
+    more = f" and {len(narrow) - 5} more" * (len(narrow) > 5)
+    said = f"multiple_of (={multiple_of}) is too much for {', '.join(narrow[:5])}{more}"
+    return (f"{said}: kept to no multiple",) if narrow else ()
 
 
 def _plan_group(
@@ -240,7 +253,7 @@ def _plan_group(
     exclude: Sequence[str],
     multiple_of: int,
 ) -> PlannedGroup:
-    group, layers = structure.groups[index], _makers(structure, index)
+    group, layers = structure.groups[index], makers(structure, index)
     fraction, reason = _fraction(layers, keep)
     reason = group.reason or _excluded(structure, index, exclude) or reason
     kept = group.width if reason else _round(group, fraction, multiple_of)
@@ -257,20 +270,20 @@ def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple
     named = {layer: keep[layer] for layer in layers if layer in keep}
     if len(set(named.values())) > 1:
         raise PruneError(f"keep names layers of one group with different fractions: {named}")
-    around = [module for layer in layers if (module := _within(layer, keep)) is not None]
+    around = [module for layer in layers if (module := within(layer, keep)) is not None]
     fractions = [*named.values(), *(keep[module] for module in around)]
     fractions += [keep[""]] if "" in keep else []
     return (fractions[0], None) if fractions else (1.0, "not named in keep")
 
 
 def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str | None:
-    members = [*_makers(structure, index)]
+    members = [*makers(structure, index)]
     members += [
         layer.name
         for layer in structure.channelwise.values()
         if any(piece.group == index for piece in layer.pieces)
     ]
-    found = next((name for name in members if _within(name, exclude)), None)
+    found = next((name for name in members if within(name, exclude)), None)
     return found and f"{found} is excluded"
 
 

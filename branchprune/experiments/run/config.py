@@ -15,7 +15,8 @@ from torch import nn
 from branchprune.errors import PruneError
 from branchprune.experiments.arguments import files_as_options, files_named
 from branchprune.experiments.run.keys import check_keys
-from branchprune.experiments.run.parser_errors import explained
+from branchprune.experiments.run.one_line import said
+from branchprune.experiments.run.parser_errors import UNMADE, explained
 from branchprune.experiments.run.prune_config import PruneConfig, algorithms
 from branchprune.experiments.run.settings import (
     DenseConfig,
@@ -140,7 +141,10 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         "--accelerator", type=str, default="auto", help="Device, as Lightning names it"
     )
     parser.add_argument(
-        "--precision", type=Precision, default="32-true", help="As Lightning names it"
+        "--precision",
+        type=Precision,
+        default="32-true",
+        help="As Lightning names it; weights stay float32, so others that it has are refused",
     )
     parser.add_argument("--compile", type=bool, default=False, help="Use torch.compile")
     for name, base, text in (
@@ -202,7 +206,9 @@ def parse(args: list[str]) -> RunConfig:
         built = parser.instantiate(config)
         prune_task = parser.instantiate(pruning).task
     except (ArgumentError, ValueError, TypeError) as error:
-        raise PruneError(explained(str(error))) from error
+        raise PruneError(explained(error)) from error
+    except Exception as error:  # the class of a model, data module or task may raise anything
+        raise PruneError(f"{UNMADE}: {said(error)}") from error
     for key in ("overwrite", "resume"):
         config.pop(key)  # a stored configuration must not replace anything by itself
     text = parser.dump(config, skip_unset=False)  # a null may be no default

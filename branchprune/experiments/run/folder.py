@@ -34,6 +34,9 @@ def check_folder(
         command: The command that is to continue it.
     """
     if not output.exists():
+        place = nearest(output)
+        if not place.is_dir():
+            raise PruneError(f"output folder {output} cannot be written: {place} is no folder")
         return
     if resumed is not None:
         if not _is_blank(output):
@@ -54,6 +57,11 @@ def check_folder(
         raise PruneError(f"output folder {output} is not a run alone: it holds {foreign[0]}")
     if Path.cwd().resolve().is_relative_to(output.resolve()):
         raise PruneError(f"output folder {output} is where the command runs: it is not replaced")
+
+
+def nearest(path: Path) -> Path:
+    """Return the nearest to a path, of all that it is within, that exists."""
+    return next(each for each in path.absolute().parents if each.exists())
 
 
 def _is_blank(output: Path) -> bool:

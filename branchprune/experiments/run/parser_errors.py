@@ -7,22 +7,37 @@ from itertools import takewhile
 from textwrap import dedent
 from typing import Any
 
+from jsonargparse import ArgumentError
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
 
 from branchprune.errors import PruneError
+from branchprune.experiments.run.one_line import said
 from branchprune.training.import_path import value_at
 
+UNMADE = "what the configuration names cannot be made"
 CLASSES = {"model": nn.Module, "data": LightningDataModule, "task": LightningModule}
 
 
-def explained(message: str) -> str:
-    """Return what a message of the parser says that a user can do something about.
+def explained(error: Exception) -> str:
+    """Return, in one line, what an error of the parser says that a user can do something about.
 
     Of a class that does not exist, it names the module's nearest.
     """
-    said = _innermost(message) or _wrong_class(message) or _wrong_argument(message) or message
-    return said.partition(". Got value: Namespace(")[0]
+    message = str(error)
+    first = _first(error)
+    if not isinstance(first, ArgumentError | ValueError | TypeError):  # a class has raised it
+        return f"{UNMADE}: {said(first)}"
+    found = _innermost(message) or _wrong_class(message) or _wrong_argument(message) or message
+    line = " ".join(found.partition(". Got value: Namespace(")[0].split())
+    return re.sub(r'^Parser key "(.+?)": ', r"\1: ", line)
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the error that led to another."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def _wrong_class(message: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,19 @@ def add_line(path: Path, result: Mapping[str, Any]) -> None:
         raise PruneError(
             f"results file {path} cannot be written: {error.strerror} (--resume continues)"
         ) from error
+
+
+def check_appendable(path: Path) -> None:
+    """Raise a PruneError if a line could not be added to a file; nothing is written."""
+    place = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if path.exists():
+        if not path.is_file():
+            raise PruneError(f"results file {path} cannot be written: it is no regular file")
+        read_lines(path)
+    elif not place.is_dir():
+        raise PruneError(f"results file {path} cannot be written: {place} is no folder")
+    if not os.access(place, os.W_OK):
+        raise PruneError(f"results file {path} cannot be written: {os.strerror(errno.EACCES)}")
 
 
 def make_line(result: Mapping[str, Any]) -> dict[str, Any]:

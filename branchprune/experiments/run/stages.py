@@ -21,6 +21,7 @@ from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoi
 from branchprune.experiments.run.callbacks.progress import StageProgress
 from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
+from branchprune.experiments.run.one_line import said
 from branchprune.experiments.run.settings import RunSettings
 from branchprune.training.batch_keys import Keys
 
@@ -39,6 +40,8 @@ class Stages:
         keys: What the batches are like.
         done: Stages of a run that continues, in which nothing is left to do.
         told: Whether it has been said where the run goes on, or that it begins.
+        rehearsed: Whether a run is tried in small: every model is judged on one batch, and any
+            error is told in one line.
     """
 
     config: RunSettings
@@ -47,6 +50,7 @@ class Stages:
     keys: Keys = field(default_factory=Keys)
     done: list[str] = field(default_factory=list)
     told: bool = False
+    rehearsed: bool = False
 
     def fit(self, stage: str, task: LightningModule, epochs: int, *callbacks: Callback) -> Trainer:
         """Train a task, from the stage's last checkpoint if there is one.
@@ -84,11 +88,12 @@ class Stages:
         try:
             path = None if checkpoint is None else str(checkpoint)
             trainer.fit(task, self.config.data, ckpt_path=path, weights_only=True)
-        except (PruneError, OSError) as error:
-            last, dense = folder / "last.ckpt", self.config.output / "dense.safetensors"
-            good = next((path for path in (last, dense) if path.exists()), None)
-            where = f"the last good checkpoint is {good}" if good else "no checkpoint was written"
-            raise PruneError(f"{stage} stage: {error}; {where} (--resume continues)") from error
+        except Exception as error:
+            if self.rehearsed:
+                raise PruneError(f"{stage} stage: {said(error)}") from error
+            if not isinstance(error, PruneError | OSError):
+                raise
+            raise PruneError(f"{stage} stage: {error}; {self._kept(folder)}") from error
         self.records[stage] = {
             "seconds": round(saved.spent(), 1),
             "epochs": trainer.current_epoch,
@@ -96,6 +101,13 @@ class Stages:
             "loader_share": round(cost.waited / cost.seconds, 4) if cost.seconds else 0.0,
         }
         return trainer
+
+    def _kept(self, folder: Path) -> str:
+        """Say from which file a run can go on."""
+        last, dense = folder / "last.ckpt", self.config.output / "dense.safetensors"
+        good = next((path for path in (last, dense) if path.exists()), None)
+        where = f"the last good checkpoint is {good}" if good else "no checkpoint was written"
+        return f"{where} (--resume continues)"
 
     def tell(self, left: str, begun: bool = False) -> None:
         """Say, once, where a run goes on.
@@ -173,6 +185,7 @@ class Stages:
             PruneError: The metric of the run is not logged, or something is missing for a test.
         """
         metric, data = self.config.metric, self.config.data
+        batches = 1 if self.rehearsed else batches
         try:
             judge = self._trainer(
                 logger=False, limit_val_batches=batches, limit_test_batches=batches

@@ -1,0 +1,85 @@
+"""A run in small before the run: whatever can fail at its end is tried at its beginning."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+from branchprune.errors import PruneError
+from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.folder import nearest
+from branchprune.experiments.run.prune_config import PruneConfig
+from branchprune.graph.inputs import copied
+
+BATCHES = 2
+"""Training batches that each stage, each criterion and each fit sees."""
+
+
+@contextmanager
+def rehearsal(config: RunConfig) -> Iterator[RunConfig]:
+    """Give a configuration in small, whose folder is removed behind a `with` block.
+
+    It trains a copy of the model for two batches a stage, and its tasks are copies, so nothing of
+    the run itself is changed but the state of random generators.
+
+    Args:
+        config: That of the run, whose output folder is not there yet.
+
+    Raises:
+        PruneError: The folder cannot be written, or what the run writes, such as its checkpoints,
+            is more than is free there.
+    """
+    place = nearest(config.output)
+    try:
+        folder = tempfile.TemporaryDirectory(dir=place, prefix=f".{config.output.name}.rehearsal-")
+    except OSError as error:
+        raise PruneError(
+            f"output folder {config.output} cannot be written: {error.strerror}"
+        ) from error
+    with folder as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run gives them again
+        yield _in_small(config, Path(name))
+        _check_space(config.output, Path(name))
+
+
+def _in_small(config: RunConfig, output: Path) -> RunConfig:
+    """Return the configuration of a run of few batches, with copies of all that is trained."""
+    return replace(
+        config,
+        output=output,
+        results=None,
+        fast=True,
+        compile=False,
+        model=copied(config.model),
+        task=deepcopy(config.task),
+        prune_task=deepcopy(config.prune_task),
+        prune=_pruning_in_small(config.prune),
+    )
+
+
+def _pruning_in_small(prune: PruneConfig) -> PruneConfig:
+    """Return a pruning in which few batches are looked at, and no round loses too much."""
+    criterion, rounds = prune.criterion, prune.rounds
+    if criterion is not None:
+        batches = {name: min(BATCHES, getattr(criterion, name)) for name in ("calibration", "fit")}
+        criterion = replace(criterion, **batches)
+    if rounds is not None:
+        rounds = replace(rounds, max_drop=None)
+    return replace(prune, criterion=criterion, rounds=rounds)
+
+
+def _check_space(output: Path, rehearsed: Path) -> None:
+    """Raise if what a rehearsal has written is more than is left for the run."""
+    needed = sum(path.stat().st_size for path in rehearsed.rglob("*") if path.is_file())
+    free = shutil.disk_usage(rehearsed).free + needed
+    if free < 2 * needed:  # a checkpoint is written beside the one before
+        raise PruneError(
+            f"output folder {output}: the run writes {2 * needed / 1e6:,.1f} MB, and "
+            f"{free / 1e6:,.1f} MB are free there"
+        )
