@@ -18,6 +18,7 @@ from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.named import CRITERIA
 from branchprune.criteria.scores import Criterion, group_weights, select
 from branchprune.errors import PruneError
+from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied
 from branchprune.graph.layers import describe, narrow_channelwise, set_path
 from branchprune.graph.provenance import Origin, Own, index_of
@@ -27,6 +28,7 @@ from branchprune.planning.plan import Plan
 Init = str | Criterion
 
 
+@one_at_a_time
 def attach(
     model: nn.Module,
     plan: Plan,
