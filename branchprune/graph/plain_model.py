@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from branchprune.errors import PruneError
+from branchprune.graph.sharding import refuse_sharded
 
 
 def check_model(model: nn.Module) -> None:
@@ -20,6 +21,7 @@ def check_model(model: nn.Module) -> None:
     )
     if kind in wrappers:
         raise PruneError(f"model is wrapped in {kind}: pass model.{wrappers[kind]}")
+    refuse_sharded(model)
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
             raise PruneError(f"{name} has no size yet: run the model once before it is planned")

@@ -20,6 +20,7 @@ from torch import nn
 from branchprune.blending.blended import Blended
 from branchprune.blending.branch_shares import branch_shares
 from branchprune.graph.inputs import Example
+from branchprune.lightning.ranks import summed
 
 
 def validate_branch(
@@ -42,7 +43,7 @@ def validate_branch(
         recent: Training inputs that BatchNorm takes its statistics from.
 
     Returns:
-        The mean of each logged value over the validation set, by name.
+        The mean of each logged value over the validation set, by name; the same on every rank.
     """
     collected = _Collected()
     with blended.branch_only(recent), _own_metrics(module), _log_into(module, collected):
@@ -131,7 +132,7 @@ class _Collected:
         self.sums[name] = (total + float(value) * weight, count + weight)
 
     def means(self) -> dict[str, float]:
-        means = {name: total / count for name, (total, count) in self.sums.items()}
+        means = {name: total / count for name, (total, count) in summed(self.sums).items()}
         return means | {name: float(metric.compute()) for name, metric in self.metrics.items()}
 
 
