@@ -57,11 +57,11 @@ def attach(
         batches: Inputs, each a tensor, or a tuple or dictionary of arguments, on which `init` sees
             what layers read (`GroupWeights.readings`).
         mixing: What training does where α is between 0 and 1. "sum": the weighted sum of both
-            paths, as in the paper. The others draw, with torch's generator on the CPU, either the
-            wide path, with probability α, or the branch; evaluation computes the weighted sum,
-            which is what they mix on average. "group": each group draws in each forward pass;
-            both paths are computed. "step": all groups draw together, and only one path is
-            computed, so the other has no gradient (under DDP: unused parameters). "sample": each
+            paths, as in the paper. The others draw, with torch's generator on the CPU (under DDP
+            that of the first rank), either the wide path, with probability α, or the branch;
+            evaluation computes the weighted sum, which is what they mix on average. "group": each
+            group draws in each forward pass; both paths are computed. "step": all groups draw
+            together, and only one path is computed, so the other has no gradient. "sample": each
             example, along dimension 0 of every tensor, and each group draw. Channels that stay
             beside others in a concatenation are mixed by the mean draw of those.
         matching: Weight of feature matching. While it trains with α between 0 and 1, the branch

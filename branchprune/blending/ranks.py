@@ -51,7 +51,8 @@ def uniform_rows(rows: int, columns: int) -> Tensor:
     dist.all_reduce(counts, group=group)
     sizes: list[int] = counts.tolist()
     numbers = torch.rand(sum(sizes), columns, dtype=torch.float32)
-    return _of_first(ddp, numbers).split(sizes)[rank]
+    mine: Tensor = _of_first(ddp, numbers).split(sizes)[rank]
+    return mine
 
 
 def _of_first(ddp: DistributedDataParallel, numbers: Tensor) -> Tensor:

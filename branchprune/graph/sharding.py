@@ -28,10 +28,10 @@ def _kind(module: nn.Module) -> str | None:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-    if getattr(module, "_is_fsdp_managed_module", False):
-        return "FullyShardedDataParallel"
     if isinstance(module, FSDPModule):
         return "FSDP2 (fully_shard)"
+    if getattr(module, "_is_fsdp_managed_module", False):
+        return "FullyShardedDataParallel"
     if any(isinstance(p, DTensor) for p in module._parameters.values()):
         return "tensor parallel (DTensor)"
     return None

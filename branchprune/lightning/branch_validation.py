@@ -20,7 +20,7 @@ from torch import nn
 from branchprune.blending.blended import Blended
 from branchprune.blending.branch_shares import branch_shares
 from branchprune.graph.inputs import Example
-from branchprune.lightning.ranks import summed
+from branchprune.lightning.ranks import means_of_ranks, summed
 
 
 def validate_branch(
@@ -76,17 +76,18 @@ def _step(module: LightningModule, batch: Any, number: int, loader: Sequence[int
 
 
 def last_shares(trainer: Trainer, blended: Blended, recent: Sequence[Example]) -> dict[str, float]:
-    """Return `branch_shares` of the last of some training inputs; none without any.
+    """Return `branch_shares` of the last of some training inputs, the mean over all ranks.
 
     Args:
         trainer: The trainer that validates, which says the precision.
         blended: The blended model.
         recent: The inputs.
     """
-    if not recent:
-        return {}
-    with trainer.precision_plugin.val_step_context():
-        return branch_shares(blended, recent[-1])
+    found: dict[str, float] = {}
+    if recent:
+        with trainer.precision_plugin.val_step_context():
+            found = branch_shares(blended, recent[-1])
+    return means_of_ranks(found)
 
 
 def _loaders(trainer: Trainer) -> list[Any]:

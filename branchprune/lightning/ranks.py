@@ -40,7 +40,21 @@ def summed(values: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, in
     return found
 
 
-def mean_of_ranks(value: float) -> float:
-    """Return the mean of a number over all ranks, bit by bit the same on each."""
-    total, count = summed({"": (value, 1)})[""]
-    return total / count
+def means_of_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the means of numbers over all ranks, bit by bit the same on each."""
+    if _ranks() == 1:
+        return dict(values)
+    sums = summed({name: (value, 1) for name, value in values.items()})
+    return {name: total / count for name, (total, count) in sums.items()}
+
+
+def monitored(trainer: Trainer, name: str) -> float:
+    """Return a metric that is logged; where ranks differ in it, their mean.
+
+    Raises:
+        PruneError: It is not logged.
+    """
+    if name not in trainer.callback_metrics:
+        known = ", ".join(sorted(trainer.callback_metrics))
+        raise PruneError(f"monitor (={name!r}) is not logged; logged are: {known}")
+    return means_of_ranks({name: float(trainer.callback_metrics[name])})[name]

@@ -3,10 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from two_ranks import CASES, train
+
+import branchprune as bp
+from branchprune.lightning.ranks import check_strategy
 
 CHILD = Path(__file__).parents[1] / "helpers" / "two_ranks.py"
 
@@ -39,3 +44,30 @@ def test_two_ranks_train_as_one_process(ranks, case):
     for name, weight in weights.items():
         assert torch.equal(ours[name], theirs[name])
         assert torch.allclose(ours[name], weight, 1e-6, 1e-6), name
+
+
+@pytest.mark.parametrize("thaw_at", [1, 0.2])
+def test_ranks_of_a_lightning_training_decide_alike(ranks, thaw_at):
+    """Each sees metrics of its own half, and yet both hold levels as long and restore the same."""
+    (ours, weights, error), (theirs, others, _) = (rank["fit", thaw_at] for rank in ranks)
+    assert [step[:2] for step in ours] == [step[:2] for step in theirs]
+    assert [alpha for alpha, *_ in ours][-1] == 0 and error < 1e-10
+    assert all(torch.equal(weights[name], others[name]) for name in weights if "mean" not in name)
+    held = [first for alpha, _, first in ours if alpha > thaw_at]
+    assert all(torch.equal(first, held[0]) for first in held)
+    assert not torch.equal(ours[0][2], ours[-1][2])
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "parallel"])
+def test_sharded_models_are_refused_by_name(ranks, kind):
+    name = {"fsdp2": "FSDP2", "parallel": "tensor parallel"}[kind]
+    for rank in ranks:
+        assert len(rank[kind]) == 2
+        assert all(f"sharded by {name}" in said and "ddp" in said for said in rank[kind])
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy])
+def test_sharding_strategies_are_refused_before_training(kind):
+    trainer = SimpleNamespace(strategy=object.__new__(kind))
+    with pytest.raises(bp.PruneError, match=f"strategy .a {kind.__name__}.*strategy='ddp'"):
+        check_strategy(trainer)

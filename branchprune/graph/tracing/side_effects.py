@@ -107,7 +107,8 @@ def no_autocast(where: Callable[[], str]) -> Iterator[None]:
     Args:
         where: Returns the path of the module whose forward is being traced.
     """
-    thread, original = threading.get_ident(), torch.autocast.__enter__
+    thread = threading.get_ident()
+    original: Callable[..., Any] = torch.autocast.__enter__
 
     def refuse(context: torch.autocast) -> Any:
         if thread != threading.get_ident():
