@@ -150,7 +150,8 @@ def _check_training(model: nn.Module, part: nn.Module, blended: Blended, example
     except RuntimeError:  # the model overwrites what its own backward needs
         return
     if wanted:
-        twins = [blended.model.get_parameter(name) for name, _ in named]
+        copies = dict(blended.model.named_parameters())
+        twins = [copies[name] for name, _ in named]
         _compare_gradients([name for name, _ in named], wanted, _gradients(found, twins))
 
 

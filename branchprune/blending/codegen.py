@@ -35,6 +35,8 @@ def compile_program(
 ) -> Program:
     """Return a function of the blended model and its inputs.
 
+    Its attribute `reads` holds the paths of all modules and tensors that it names.
+
     Args:
         structure: The model's structure.
         training: Which of the two traced graphs to follow.
@@ -45,7 +47,10 @@ def compile_program(
         features: Return a pair: the output, and by the name of each `expand` what it reads.
     """
     graph = _Writer(structure, training, alphas, fold, mixing, matching, features).write()
-    return compiled(graph, f"branchprune training={training}")
+    paths = [str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")]
+    program = compiled(graph, f"branchprune training={training}")
+    vars(program)["reads"] = tuple(dict.fromkeys(paths))
+    return program
 
 
 class _Writer:

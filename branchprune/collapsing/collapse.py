@@ -16,6 +16,7 @@ from branchprune.blending.projections import Expand, LinearEnd, Reduce
 from branchprune.collapsing.collapse_check import called_modules, folds, verify
 from branchprune.collapsing.own_dtype import check_own_dtype
 from branchprune.errors import PruneError
+from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.graph.layers import become, set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
@@ -46,6 +47,7 @@ def collapse(blended: Blended) -> nn.Module:
     return small
 
 
+@one_at_a_time
 def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     """Collapse, and return the small model with its relative error in float64; see `collapse`."""
     if not isinstance(blended, Blended):
@@ -177,19 +179,19 @@ def _endfolds(exact: Blended, kind: type[LinearEnd], end: nn.Module) -> list[Fol
 
 def _like(small: nn.Module, blended: Blended) -> nn.Module:
     """Give every tensor of the collapsed model the dtype, device and flags of the blended one."""
-    seen: dict[int, nn.Parameter] = {}
+    seen: dict[Tensor, nn.Parameter] = {}
     for name, module in small.named_modules():
         original = blended.model.get_submodule(name)
         module.training = original.training
         for key, buffer in module._buffers.items():
-            old = original._buffers.get(key)
+            old = dict(original._buffers).get(key)
             if buffer is not None and old is not None:
                 module._buffers[key] = buffer.to(old.device, old.dtype)
         for key, parameter in module._parameters.items():
-            old = original._parameters.get(key)
+            old = dict(original._parameters).get(key)
             if parameter is not None and old is not None:
                 new = nn.Parameter(_cast(f"{name}.{key}", parameter, old), old.requires_grad)
-                module._parameters[key] = seen.setdefault(id(parameter), new)
+                module._parameters[key] = seen.setdefault(parameter, new)
     return small
 
 

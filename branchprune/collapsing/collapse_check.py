@@ -63,6 +63,8 @@ def _folded(exact: Blended) -> dict[str, LinearLayer]:
 def called_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
     """Return what reads its parameters itself: modules of a model that are called, and the ends.
 
+    Those with a ScriptModule are left out: it takes no hook, by which they are found.
+
     Args:
         exact: The blended model.
         model: Its model, or the small one.
@@ -72,7 +74,12 @@ def called_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
     called = {str(node.target) for node in nodes if node.op == "call_module"}
     names = [name for name in called if not any(path.startswith(f"{name}.") for path in read)]
     ends = [module for module in exact.modules() if isinstance(module, LinearEnd)]
-    return [model.get_submodule(name) for name in sorted(names)] + ends
+    return [m for name in sorted(names) if takes_hooks(m := model.get_submodule(name))] + ends
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Return whether a module and all in it can be given hooks."""
+    return not any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
 
 
 def folds(exact: Blended, pieces: Pieces | None) -> bool:

@@ -161,12 +161,17 @@ def own_buffers(model: nn.Module) -> Iterator[None]:
     before = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         for module, buffers in before:
-            copies = {name: b if b is None else b.clone() for name, b in buffers.items()}
-            module._buffers.update(copies)
+            put(module._buffers, {n: b if b is None else b.clone() for n, b in buffers.items()})
         yield
     finally:
         for module, buffers in before:
-            module._buffers.update(buffers)
+            put(module._buffers, buffers)
+
+
+def put(store: dict[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Put parameters or buffers back into a module, one by one as a ScriptModule wants it."""
+    for name, tensor in tensors.items():
+        store[name] = tensor
 
 
 class _Reached(Exception):
@@ -253,6 +258,10 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
     shared = (*model.parameters(), *model.buffers()) if sharing else ()
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     try:
-        return copy.deepcopy(model, memo)
+        with torch.no_grad():  # a ScriptModule's parameters would come from those of the model
+            made = copy.deepcopy(model, memo)
     except Exception as error:
         raise PruneError(f"{type(model).__name__} cannot be copied by deepcopy: {error}") from error
+    for new, old in zip(made.parameters(), model.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return made

@@ -32,7 +32,10 @@ def sizes(module: nn.Module) -> dict[str, Any]:
 def describe(module: nn.Module) -> str:
     """Return the kind and the widths of a module, in words."""
     widths = ", ".join(f"{name}={value}" for name, value in sizes(module).items())
-    return f"{type(module).__name__}({widths})"
+    scripted = isinstance(
+        module, torch.jit.ScriptModule
+    )  # a copy of a traced one has another class
+    return f"{'ScriptModule' if scripted else type(module).__name__}({widths})"
 
 
 def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:

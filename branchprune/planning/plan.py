@@ -11,9 +11,10 @@ from torch import nn
 
 from branchprune.errors import PruneError, at_least_one
 from branchprune.graph.build import analyse
+from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied, inputs_of, plain
+from branchprune.graph.plain_model import check_model
 from branchprune.graph.structure import ChannelGroup, Structure
-from branchprune.graph.tracing.trace import check_model
 from branchprune.graph.width_attributes import WidthAttribute, width_attributes
 from branchprune.planning.costs import Cost, costs, costs_of_unseen, macs_shares
 from branchprune.planning.paths import check_named, check_reached, makers, paths_of, within
@@ -141,6 +142,7 @@ class Plan:
         return "\n".join([*lines, *self.notes])
 
 
+@one_at_a_time
 def plan(
     model: nn.Module,
     example: Example,

@@ -12,7 +12,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import Example, example_inputs, on_device, own_buffers, training_mode
+from branchprune.graph.inputs import (
+    Example,
+    example_inputs,
+    on_device,
+    own_buffers,
+    put,
+    training_mode,
+)
 from branchprune.graph.nodes import Recorded
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -126,7 +133,7 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for store, tensors in zip(stores, before, strict=True):
-            store.update(tensors)
+            put(store, tensors)
 
 
 def _run(recorder: _Recorder, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import getattr_static
@@ -106,8 +107,12 @@ def no_autocast(where: Callable[[], str]) -> Iterator[None]:
     Args:
         where: Returns the path of the module whose forward is being traced.
     """
+    thread = threading.get_ident()
+    original: Callable[..., Any] = torch.autocast.__enter__
 
-    def refuse(_: torch.autocast) -> None:
+    def refuse(context: torch.autocast) -> Any:
+        if thread != threading.get_ident():
+            return original(context)
         raise PruneError(
             f"forward of {where()} uses torch.autocast, which a trace loses: put it around the "
             "call of the model, or cast tensors with .float()"

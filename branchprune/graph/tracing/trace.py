@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -71,6 +72,7 @@ class _Tracer(fx.Tracer):
         self.fixed, self.absent, self.opaque, self.conditions = fixed, absent, opaque, conditions
         self.inside: list[str] = []
         self.draws, self.locates = Draws(), False
+        self.thread = threading.get_ident()
 
     def where(self) -> str:
         """Return the path of the module whose forward is being traced."""
@@ -89,6 +91,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A parametrised module, or a user's subclass that only sets arguments, keeps the
         # behaviour of its class in torch.nn but lives in another namespace.
+        if isinstance(m, torch.jit.ScriptModule):
+            return True  # it has no Python code to look into
         alone = not any(m.children()) and not isinstance(m, nn.Sequential)
         leaf = alone and not has_own_forward(m)
         parametrised = torch.nn.utils.parametrize.is_parametrized(m)
@@ -137,6 +141,8 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if self.thread != threading.get_ident():
+            return forward(*args, **kwargs)
         if self.locates:
             self.draws.refuse(self.where())
         self.inside.append(self.path_of_module(m))
@@ -150,6 +156,11 @@ class _Tracer(fx.Tracer):
             self.draws.refuse(self.where())
         self.inside.pop()
         return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.thread != threading.get_ident():
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 def trace(
@@ -201,23 +212,6 @@ def differing_modules(graphs: Mapping[bool, fx.Graph]) -> tuple[str, ...]:
     return tuple(path for path in paths if steps[True].get(path) != steps[False].get(path))
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise a PruneError for what is no plain module, or has no weights yet."""
-    kind = type(model).__name__
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise PruneError(f"model (a {kind}) must be a torch.nn.Module with a Python forward")
-    if kind == "Blended":
-        raise PruneError("model is blended already: collapse it first, or plan blended.model")
-    wrappers = {"OptimizedModule": "_orig_mod"} | dict.fromkeys(
-        ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"), "module"
-    )
-    if kind in wrappers:
-        raise PruneError(f"model is wrapped in {kind}: pass model.{wrappers[kind]}")
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise PruneError(f"{name} has no size yet: run the model once before it is planned")
-
-
 def _trace_once(
     model: nn.Module, example: Example, inside: str, opaque: Collection[nn.Module]
 ) -> fx.Graph:
@@ -241,6 +235,7 @@ def _trace_once(
         raise PruneError(_explain(part, tracer, error, flags)) from error
     refuse_assigned_state(part)
     for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # code that says so is patched by every later trace
         if node.op in ("call_module", "get_attr"):
             node.target = f"{prefix}{node.target}"
         around = [path for path in node.meta.get("nn_module_stack", {}) if path]
