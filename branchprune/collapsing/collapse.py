@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from dataclasses import replace
 from operator import attrgetter
@@ -22,6 +23,8 @@ from branchprune.graph.layers import become, set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
 from branchprune.graph.width_attributes import set_attributes, width_attributes
 from branchprune.planning.trial import try_widths
+
+LOGGER = logging.getLogger("branchprune")
 
 
 def collapse(blended: Blended) -> nn.Module:
@@ -141,9 +144,7 @@ def _update_attributes(blended: Blended, small: nn.Module) -> None:
     set_attributes(small, [a for a in attributes if a.after is not None], after=True)
     stale = ", ".join(str(a) for a in attributes if a.after is None)
     if stale:
-        warnings.warn(
-            f"attributes of the collapsed model that name a width of before: {stale}", stacklevel=4
-        )
+        LOGGER.warning("attributes of the collapsed model that name a width of before: %s", stale)
 
 
 def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:

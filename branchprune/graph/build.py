@@ -61,12 +61,12 @@ def analyse(
 
 
 def _unseen(analysis: Analysis, graphs: Iterable[fx.Graph]) -> set[str]:
-    """Return the paths of called modules that have weights and that no rule looks into."""
+    """Return the paths of called modules with weights that the user leaves out."""
     found = set()
     for node in [n for graph in graphs for n in graph.find_nodes(op="call_module")]:
         module = analysis.module(node)
-        rule = None if module in analysis.opaque else rule_of(node, module)
-        if rule in (None, not_looked_into) and any(True for _ in module.parameters()):
+        left_out = module in analysis.opaque or rule_of(node, module) is not_looked_into
+        if left_out and any(True for _ in module.parameters()):
             found.add(str(node.target))
     return found
 

@@ -183,7 +183,7 @@ def plan(
     Returns:
         The plan; `print` shows it as a table. Its multiply-adds are those of convolutions and fully
         connected layers that the trace sees, and of convolutions and matrix products in parts that
-        are not looked into.
+        `opaque` or `teach` leaves out.
 
     Raises:
         PruneError: An argument is wrong, the model cannot be traced or does not accept the
