@@ -267,7 +267,11 @@ def _shown(path: Path) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Parse the command line and run; return 1 if a run failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    given = sys.argv[1:] if args is None else args
+    if "--next" in given:
+        return run_queue.main([arg for arg in given if arg != "--next"])
+    queue = "With --next the runs of scripts/queue.yaml are made: see --next --help."
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0], epilog=queue)
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="more YAML files")
     jpeg = "take CIFAR-10 from a folder of images, data/cifar10-jpeg"
@@ -285,14 +289,7 @@ def main(args: Sequence[str] | None = None) -> int:
     results.add_argument("--results", type=Path, help="folder of the lines; default: in --runs")
     record = f"add the lines to those that are committed, in {_shown(RECORDED)}"
     results.add_argument("--record", action="store_true", help=record)
-    parser.add_argument("--next", action="store_true", help="the long runs of scripts/queue.yaml")
-    device = "with --next: where; cuda adds configs/gpu.yaml"
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help=device)
-    options = parser.parse_args(args)
-    if options.next:
-        with chdir(ROOT):
-            return run_queue.go(options.minutes, options.threads, options.record, options.device)
-    return int(Reproduction(options).go() > 0)
+    return int(Reproduction(parser.parse_args(args)).go() > 0)
 
 
 if __name__ == "__main__":

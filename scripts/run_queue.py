@@ -6,9 +6,11 @@ What has a line of results is done. A run that was broken off goes on from its l
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -129,3 +131,18 @@ def go(minutes: float, threads: int, record: bool, device: str) -> int:
     hours = sum(item.hours for item in todo)
     print(f"{len(items) - len(todo)} runs done, {len(todo)} left: {hours:g} hours")
     return int(failed)
+
+
+def main(args: Sequence[str]) -> int:
+    """Parse the command line and run; return 1 if a run failed."""
+    parser = argparse.ArgumentParser(
+        prog="reproduce.py --next", description=str(__doc__).splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--minutes", type=float, default=1e6, help="time budget")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a run")
+    record = "add the lines to those that are committed, in scripts/results/compare"
+    parser.add_argument("--record", action="store_true", help=record)
+    device = "where; cuda adds configs/gpu.yaml"
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help=device)
+    with chdir(ROOT):
+        return go(**vars(parser.parse_args(args)))

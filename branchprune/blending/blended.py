@@ -21,7 +21,7 @@ from branchprune.blending.bn_recalibration import recalibrated
 from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.path_sampling import Mixing, check_mixing, drawn_together
 from branchprune.blending.ranks import in_step
-from branchprune.blending.untrained import Untrained
+from branchprune.blending.weight_snapshot import WeightSnapshot
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied, example_inputs, on_device
 from branchprune.graph.layers import set_path
@@ -73,7 +73,7 @@ class Blended(nn.Module):
         self.register_buffer("matching_loss", torch.zeros(()), persistent=False)
         self._alphas = AlphaBuffer((1.0,) * len(plan.pruned))
         self.made_from: list[weakref.ref[nn.Parameter]] = []
-        self.untrained: Untrained | None = None
+        self.at_attach: WeightSnapshot | None = None
         self.originals_held = False
         self._moded = differing_modules(self._structure.graphs)
         self._programs: dict[tuple[object, ...], Program] = {}

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from branchprune.blending.blended import Blended
-from branchprune.blending.untrained import Untrained
+from branchprune.blending.weight_snapshot import WeightSnapshot
 from branchprune.errors import PruneError
 
 NAMED = 3
@@ -34,7 +34,7 @@ def begin_training(blended: Blended, original: nn.Module) -> None:
     before = [weakref.ref(parameter) for parameter in original.parameters()]
     if isinstance(original, Blended):
         before += original.made_from
-    blended.made_from, blended.untrained = before, Untrained(blended)
+    blended.made_from, blended.at_attach = before, WeightSnapshot(blended)
     _WATCHED.append(_Watch(blended))
 
 
@@ -77,7 +77,7 @@ _WATCHED: list[_Watch] = []
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
     if not torch.compiler.is_compiling():
-        Untrained.steps_of_all += 1
+        WeightSnapshot.optimizer_steps += 1
         for watch in tuple(_WATCHED):
             watch.look(optimizer)
 

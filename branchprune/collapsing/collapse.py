@@ -88,11 +88,11 @@ def _check_alphas(blended: Blended) -> None:
 def _check_trained(blended: Blended) -> None:
     """Raise, or warn, if there are gradients and yet no parameter has ever been updated."""
     trained = any(parameter.grad is not None for parameter in blended.parameters())
-    start = blended.untrained
-    if start is None or not trained or not start.still(blended):
+    start = blended.at_attach
+    if start is None or not trained or not start.matches(blended):
         return
     found = "gradients were computed but no parameter has changed since attach"
-    if start.optimized():
+    if start.optimizer_stepped():
         raise PruneError(
             f"{found}: the optimizer was built before it, from the parameters of another model"
         )

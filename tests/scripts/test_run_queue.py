@@ -73,6 +73,15 @@ def test_a_run_that_leaves_no_line_ends_the_queue(queue, world):
     assert len(world.made) == 1
 
 
+@pytest.mark.parametrize("option", ["--jobs=2", "--only=x", "--preset=paper", "--rec"])
+def test_options_of_other_runs_are_refused(option, queue, world, capsys):
+    reproduce = importlib.import_module("reproduce")
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["--next", option])
+    assert ended.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+    assert not world.made
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

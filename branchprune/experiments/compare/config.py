@@ -19,8 +19,10 @@ from branchprune.experiments.variants import ConfigFile, check, read_file
 KEYS = ("name", "seeds", "budgets", "methods")
 DERIVED = ("text", "prune_task")
 """What the settings of a run hold beside what a file says."""
-SAID = [field.name for field in fields(RunConfig) if field.name not in DERIVED]
-COMMON = ("base", "rows", "variants", *SAID)
+COMMON = (
+    *("base", "rows", "variants"),
+    *(field.name for field in fields(RunConfig) if field.name not in DERIVED),
+)
 """What a comparison may say of all its runs."""
 
 

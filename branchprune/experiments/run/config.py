@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from inspect import getdoc
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -17,7 +17,7 @@ from branchprune.experiments.arguments import files_as_options, files_named
 from branchprune.experiments.run.keys import check_keys
 from branchprune.experiments.run.one_line import said
 from branchprune.experiments.run.parser_errors import UNMADE, explained
-from branchprune.experiments.run.prune_config import PruneConfig, algorithms
+from branchprune.experiments.run.prune_config import PruneConfig, algorithms, prune_sections
 from branchprune.experiments.run.settings import (
     DenseConfig,
     MetricConfig,
@@ -73,17 +73,6 @@ def make_listing(command: str = "run") -> ArgumentParser:
             group.add_argument(f"--prune.{name}", metavar="{} | null", help=SWITCH)
         group.add_class_arguments(sections[name], f"prune.{name}", as_group=False)
     return parser
-
-
-def prune_sections() -> dict[str, type]:
-    """Return the dataclass of each section of `prune`, by its key."""
-    hints = get_type_hints(PruneConfig)
-    kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
-    return {
-        name: kind
-        for name, (kind, *_) in kinds.items()
-        if isinstance(kind, type) and is_dataclass(kind)
-    }
 
 
 def _sections() -> dict[str, type]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
 
 from branchprune.errors import PruneError
@@ -123,12 +123,17 @@ class PruneConfig:
         return {"algorithm": self._choice()[0], **given}
 
 
+def prune_sections() -> dict[str, type]:
+    """Return the dataclass of each section of `prune`, by its key."""
+    hints = get_type_hints(PruneConfig)
+    kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
+    return {
+        name: kind
+        for name, (kind, *_) in kinds.items()
+        if isinstance(kind, type) and is_dataclass(kind)
+    }
+
+
 def algorithms() -> list[str]:
     """Return the keys of the sections that are an `Algorithm`, one of which must be set."""
-    hints = get_type_hints(PruneConfig)
-    kinds = {name: next(iter(get_args(hint)), hint) for name, hint in hints.items()}
-    return [
-        name
-        for name, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, Algorithm)
-    ]
+    return [name for name, kind in prune_sections().items() if issubclass(kind, Algorithm)]

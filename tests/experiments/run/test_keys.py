@@ -11,11 +11,11 @@ import yaml
 import branchprune as bp
 from branchprune.experiments.run.blend import BlendConfig
 from branchprune.experiments.run.budget import CostConfig
-from branchprune.experiments.run.config import make_listing, parse, prune_sections
+from branchprune.experiments.run.config import make_listing, parse
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.cut import CutConfig
 from branchprune.experiments.run.finetune import FinetuneConfig
-from branchprune.experiments.run.prune_config import PruneConfig
+from branchprune.experiments.run.prune_config import PruneConfig, prune_sections
 from branchprune.experiments.run.rounds import RoundsConfig
 from branchprune.experiments.run.torch_pruning import TorchPruningConfig
 from branchprune.experiments.run.widths import WidthsConfig

@@ -1,4 +1,4 @@
-"""Has a model been trained since?"""
+"""A model's weights at one moment, to tell later whether they have been trained."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ SAMPLED = 64
 """So many entries of each parameter are kept."""
 
 
-class Untrained:
-    """Some numbers of a model, to tell later whether it has been trained.
+class WeightSnapshot:
+    """Some numbers of each parameter of a model, and how many steps optimizers had made.
 
     Versions of parameters do not grow with what optimizers write into their `.data`.
 
@@ -18,19 +18,19 @@ class Untrained:
         model: The model before it is trained.
     """
 
-    steps_of_all = 0
+    optimizer_steps = 0
     """Steps that optimizers have made in this process."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.steps = Untrained.steps_of_all
+        self.steps = WeightSnapshot.optimizer_steps
         self.versions = {name: p._version for name, p in model.named_parameters()}
         self.samples = {name: _sample(p) for name, p in model.named_parameters()}
 
-    def optimized(self) -> bool:
+    def optimizer_stepped(self) -> bool:
         """Return whether an optimizer has made a step since, with whatever it holds."""
-        return Untrained.steps_of_all > self.steps
+        return WeightSnapshot.optimizer_steps > self.steps
 
-    def still(self, model: nn.Module) -> bool:
+    def matches(self, model: nn.Module) -> bool:
         """Return whether no parameter has changed since."""
         now = dict(model.named_parameters())
         return now.keys() == self.samples.keys() and all(
