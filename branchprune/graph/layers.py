@@ -19,6 +19,8 @@ SIZE_ATTRIBUTES = (
 
 def has_own_forward(module: nn.Module) -> bool:
     """Return whether a module of a user's class replaces the forward of its class in torch.nn."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False  # its code is not Python's
     return not str(type(module).forward.__module__).startswith("torch.nn.modules")
 
 

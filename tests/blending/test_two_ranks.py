@@ -26,7 +26,7 @@ def ranks(tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        errors = [child.communicate(timeout=120)[1] for child in children]
+        errors = [child.communicate(timeout=300)[1] for child in children]
     finally:
         for child in children:
             child.kill()
