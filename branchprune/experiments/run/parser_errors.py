@@ -25,19 +25,20 @@ def explained(error: Exception) -> str:
     Of a class that does not exist, it names the module's nearest.
     """
     message = str(error)
-    first = _first(error)
-    if not isinstance(first, ArgumentError | ValueError | TypeError):  # a class has raised it
-        return f"{UNMADE}: {said(first)}"
-    found = _innermost(message) or _wrong_class(message) or _wrong_argument(message) or message
+    known = _innermost(message) or _wrong_class(message) or _wrong_argument(message)
+    found = known or _raised(error) or message
     line = " ".join(found.partition(". Got value: Namespace(")[0].split())
     return re.sub(r'^Parser key "(.+?)": ', r"\1: ", line)
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return the error that led to another."""
+def _raised(error: BaseException) -> str | None:
+    """Return what a class has raised as it was made, of which the parser says no more."""
+    if not str(error).startswith("Does not validate"):
+        return None
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
-    return error
+    known = isinstance(error, ArgumentError | ValueError | TypeError)
+    return None if known else f"{UNMADE}: {said(error)}"
 
 
 def _wrong_class(message: str) -> str | None:
