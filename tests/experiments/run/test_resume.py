@@ -25,7 +25,7 @@ from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.experiments.run.results_file import read_lines
 from branchprune.lightning import ClassificationTask
 
-pytestmark = pytest.mark.usefixtures("without_charts")
+pytestmark = pytest.mark.usefixtures("without_charts", "without_rehearsal")
 
 ROUNDS = """
 prune:
