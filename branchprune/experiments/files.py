@@ -6,13 +6,15 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from branchprune.errors import PruneError
+from branchprune.errors import Failed, PruneError
+from branchprune.experiments.locks import lock_file
 
 Parsed = TypeVar("Parsed")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -30,23 +32,41 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None if there is none, or the file is torn."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add an object, on a line of its own even behind a torn one, and in one piece.
+    """Add an object, on a line of its own even behind a torn one, and whole or not at all.
+
+    Processes that write to one file wait for each other.
 
     Raises:
-        OSError: The file cannot be written, or holds no more than a part of the line.
+        OSError: The file cannot be written.
     """
-    before = path.read_bytes() if path.exists() else b""
-    torn = bool(before) and not before.endswith(b"\n")
-    with path.open("ab", buffering=0) as file:
-        line = ("\n" * torn + json.dumps(value) + "\n").encode()
-        if file.write(line) < len(line):  # so a disk that becomes full is told, without buffers
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    with alone_with(path) as file:
+        write_line(file, value)
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[FileIO]:
+    """Open a file of lines for a `with` block; others that do the same wait for its end."""
+    with path.open("ab+", buffering=0) as file:
+        lock_file(file)
+        yield file
+
+
+def write_line(file: FileIO, value: Mapping[str, Any]) -> None:
+    """Add an object to a file of `alone_with`; see `append_line`."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    torn = size > 0 and file.read(1) != b"\n"
+    line = ("\n" * torn + json.dumps(value) + "\n").encode()
+    if file.write(line) < len(line):  # so a disk that becomes full is told, without buffers
+        with suppress(OSError):
+            file.truncate(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
 
 
 def parse_lines(path: Path, parse: Callable[[str], Parsed | None]) -> list[Parsed]:
@@ -100,12 +120,16 @@ def unwritable_named(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except Failed as error:
+        if "--resume" in str(error):
+            raise
+        raise Failed(f"{error}; what was written before is kept (--resume continues)") from error
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in UNWRITABLE:
             raise
         path = getattr(error, "filename", None) or f"output folder {folder}"
         reason = getattr(error, "strerror", None) or error
-        raise PruneError(
+        raise Failed(
             f"{path} cannot be written: {reason}; what was written before is kept "
             "(--resume continues)"
         ) from error

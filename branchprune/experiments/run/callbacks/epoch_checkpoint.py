@@ -14,7 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from branchprune.artifacts.torch_checkpoint import damage, is_zip
-from branchprune.errors import PruneError
+from branchprune.errors import Failed
 
 NAMES = ("last.ckpt", "previous.ckpt")
 
@@ -89,7 +89,7 @@ class EpochCheckpoint(Checkpoint):
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise PruneError(f"checkpoint {last} cannot be written: {error}") from error
+            raise Failed(f"checkpoint {last} cannot be written: {error}") from error
 
     def spent(self) -> float:
         """Return the seconds of the training so far, those before a kill included."""
