@@ -14,7 +14,7 @@ from torch import nn
 from branchprune.artifacts.serialization import save
 from branchprune.errors import PruneError, optional
 from branchprune.experiments import environment
-from branchprune.experiments.files import read_object, unwritable_named, write_whole
+from branchprune.experiments.files import read_object, sealed, unwritable_named, write_whole
 from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
@@ -136,7 +136,7 @@ class _Run:
                 pruned,
                 self.stages.keys.input_of(self._batch("test")),
             )
-        write_whole(self.config.output / "result.json", json.dumps(result, indent=1))
+        write_whole(self.config.output / "result.json", json.dumps(sealed(result), indent=1))
         return result
 
     def _check(self) -> Pruning:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from branchprune.errors import Failed
-from branchprune.experiments.files import alone_with, read_lines, write_line
+from branchprune.experiments.files import alone_with, read_lines, sealed, write_line
 from branchprune.experiments.run.configuration_digest import digest
 
 COPIED = ("experiment", "method", "preset", "seed", "dataset", "hardware", "versions", "commit")
@@ -31,7 +31,7 @@ def add_line(path: Path, result: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone_with(path) as file:
             if not any(_is_same(line, known) for known in read_lines(path)):
-                write_line(file, line)
+                write_line(file, sealed(line))
     except OSError as error:
         raise Failed(
             f"results file {path} cannot be written: {error.strerror} (--resume continues)"

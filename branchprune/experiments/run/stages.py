@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from rich.console import Console
 
 from branchprune.errors import Failed, PruneError
-from branchprune.experiments.files import read_object, write_whole
+from branchprune.experiments.files import read_object, sealed, write_whole
 from branchprune.experiments.metrics_csv import earlier_rows, table_text
 from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoint, find_checkpoint
 from branchprune.experiments.run.callbacks.progress import StageProgress
@@ -208,7 +208,8 @@ class Stages:
         """Note that a stage has ended, and what was found."""
         path = self.config.output / stage / "finished.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"record": self.records.get(stage), **found}, indent=1))
+        record = {"record": self.records.get(stage), **found}
+        write_whole(path, json.dumps(sealed(record), indent=1))
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """Return what was found in a stage that has ended, None if it has not."""
