@@ -13,9 +13,15 @@ from torch import nn
 from torture_runs import Net, Trial
 
 import branchprune as bp
-from branchprune.experiments.files import read_lines, read_object, sealed, write_whole
+from branchprune.experiments.files import (
+    alone_with,
+    read_lines,
+    read_object,
+    sealed,
+    write_line,
+    write_whole,
+)
 from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.results_file import alone_with, write_line
 
 Read = Callable[[Path], Any]
 LINES = [{"seed": i, "final": 0.1 * i, "curve": [{"val": i / 7}], "metric": "a"} for i in range(3)]
@@ -92,7 +98,5 @@ def _same_or_none(found: Any, right: Any) -> bool:
 
 
 def _holds(found: Any, right: Any) -> bool:
-    """Return whether everything is there; the name of a checksum may have changed, which is told
-    by no other, and by which nothing is read.
-    """
+    """Return whether everything is there, beside what is left of the name of a checksum."""
     return all(key in found and found[key] == value for key, value in right.items())

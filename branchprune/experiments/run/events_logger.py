@@ -127,6 +127,9 @@ def _writer_class(give_up: Callable[[OSError], None]) -> type:
             self.event_writer = _Events(str(log_dir), give_up)
 
     class Writer(tensorboard.SummaryWriter):  # type: ignore[misc, name-defined]
+        file_writer: Any
+        purge_step: int | None
+
         def _get_file_writer(self) -> Any:
             if self.file_writer is None:
                 self.file_writer = FileWriter(self.log_dir)

@@ -321,10 +321,7 @@ def test_a_full_disk_is_named_where_the_weights_are_written(tmp_path, monkeypatc
     arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]
     assert main(arguments) == 1
     error = capsys.readouterr().err
-    assert (
-        f"cannot write {tmp_path / 'killed' / 'dense.safetensors'}: I/O error: No space left on device"
-        in error
-    )
+    assert "killed/dense.safetensors: I/O error: No space left on device" in error
     assert "(--resume continues)" in error
 
 
