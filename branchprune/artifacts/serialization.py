@@ -163,9 +163,19 @@ def read(path: Path) -> Content:
         raise PruneError(f"{path} was not written by branchprune: its header lacks {FORMAT!r}")
     try:
         read = {key: json.loads(header[key]) for key in SAID if key in header}
-        return Content(state, kind=header.get("class"), **read)
-    except (TypeError, ValueError):
-        raise PruneError(f"{path} is not complete: its header has no 'widths'") from None
+    except ValueError:
+        raise PruneError(f"{path} is not complete: its header has no whole 'widths'") from None
+    if "widths" not in read:
+        raise PruneError(f"{path} is not complete: its header has no 'widths'")
+    for key, said in read.items():
+        if not _is_said(said, list if key == "full" else dict):
+            raise PruneError(f"{path} is not complete: its header has damaged {key!r}")
+    return Content(state, kind=header.get("class"), **read)
+
+
+def _is_said(said: Any, kind: type) -> bool:
+    """Return whether it is a mapping of what it should be."""
+    return isinstance(said, dict) and all(isinstance(each, kind) for each in said.values())
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

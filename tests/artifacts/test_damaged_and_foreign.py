@@ -183,6 +183,15 @@ def test_widths_that_are_not_those_of_the_tensors_are_refused(path):
         bp.load(make(), path)
 
 
+@pytest.mark.parametrize("key", ["widths", "numbers", "settings", "full"])
+@pytest.mark.parametrize("said", ["[1]", '{"features.0": 3}', "3"])
+def test_a_header_of_something_else_is_refused(key, said, path):
+    bp.save(pruned(make()), path)
+    rewritten(path, lambda header, state: header.update({key: said}))
+    with pytest.raises(bp.PruneError, match=f"not complete: its header has damaged '{key}'"):
+        bp.load(make(), path)
+
+
 def test_two_tensors_for_one_parameter_are_refused(path):
     def tied():
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
