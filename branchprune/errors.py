@@ -24,6 +24,13 @@ class PruneError(ValueError):
     """
 
 
+class Failed(PruneError):
+    """What was asked for is right, and could not be done: a full disk, a loss that is NaN.
+
+    Commands end with the status 1, not with the 2 of a user's error.
+    """
+
+
 def at_least_one(name: str, value: object) -> None:
     """Raise PruneError for an argument that is not a whole number of at least 1."""
     whole(name, value, 1)

@@ -19,6 +19,7 @@ from branchprune.collapsing.own_dtype import check_own_dtype
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
+from branchprune.graph.full_shapes import remember_full_shapes
 from branchprune.graph.layers import become, set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
 from branchprune.graph.width_attributes import set_attributes, width_attributes
@@ -64,6 +65,7 @@ def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     del exact  # its float64 copies go one by one as the small model's are cast back
     small = _like(small, blended)
     check_own_dtype(blended, small, outputs)
+    remember_full_shapes(small, blended.model)
     return small, error
 
 

@@ -68,18 +68,18 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 def set_linear_width(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Give a convolution or fully connected layer a weight and bias of other widths."""
-    for name, size in _linear_sizes(layer, weight).items():
+    for name, size in linear_sizes(layer, weight, int(getattr(layer, "groups", 1))).items():
         setattr(layer, name, size)
     set_tensor(layer, "weight", weight)
     if bias is not None:
         set_tensor(layer, "bias", bias)
 
 
-def _linear_sizes(layer: nn.Module, weight: Tensor) -> dict[str, int]:
+def linear_sizes(layer: nn.Module, weight: Tensor, groups: int) -> dict[str, int]:
+    """Return what the attributes of a convolution or fully connected layer say with a weight."""
     first, second = weight.shape[:2]
     if isinstance(layer, nn.Linear):
         return {"out_features": first, "in_features": second}
-    groups = int(getattr(layer, "groups", 1))
     if getattr(layer, "transposed", False):
         return {"in_channels": first, "out_channels": second * groups}
     return {"out_channels": first, "in_channels": second * groups}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from branchprune.artifacts.serialization import save
 from branchprune.errors import optional
 from branchprune.experiments import environment
-from branchprune.experiments.files import read_object, unwritable_named, write_whole
+from branchprune.experiments.files import read_object, sealed, unwritable_named, write_whole
 from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.checks import check, first_batch
 from branchprune.experiments.run.config import RunConfig
@@ -125,7 +125,7 @@ class _Run:
     def _carry_out(self) -> dict[str, Any]:
         """Train, prune and measure, or go on with that; write and return the result."""
         result = self._carry_out_with(self._begin())
-        write_whole(self.config.output / "result.json", json.dumps(result, indent=1))
+        write_whole(self.config.output / "result.json", json.dumps(sealed(result), indent=1))
         return result
 
     def _rehearse(self, example: Tensor) -> None:

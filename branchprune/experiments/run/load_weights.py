@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from branchprune.artifacts.serialization import read_tensors
+from branchprune.artifacts.torch_checkpoint import damage
 from branchprune.errors import PruneError
 
 
@@ -22,7 +23,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             (keys may begin with "model.").
 
     Raises:
-        PruneError: The file is missing, truncated, of another model, or holds code.
+        PruneError: The file is missing, damaged, of another model, or holds code.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,7 +39,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_tensors(path)[1]
+        damaged = damage(path)
+        if damaged is not None:
+            raise PruneError(f"it is damaged: {damaged}")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise PruneError(
