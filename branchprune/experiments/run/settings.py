@@ -99,8 +99,9 @@ class RunSettings:
     text: str
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.isprintable() or {*"/\\"} & {*self.name}:
-            raise PruneError(f"name (={self.name!r}) must be a part of a file's name")
+        nowhere = {"", ".", ".."} & {*self.name.split("/")} or "\\" in self.name
+        if nowhere or not self.name.isprintable():
+            raise PruneError(f"name (={self.name!r}) must be one of a file, as x or folder/x")
 
     @property
     def dataset(self) -> str:
