@@ -1,15 +1,7 @@
-"""Configurations with a mistake in them, and what `branchprune run` makes of each.
-
-```sh
-python scripts/torture_configs.py --count 1000 --seed 0
-```
-
-Every one must run, or be refused in one line before anything is trained.
-"""
+"""Configurations with a mistake in them, and what `branchprune run` makes of each."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -19,14 +11,14 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torture_runs import Trial
 
 COMMON = """
 name: torture
@@ -62,7 +54,7 @@ ODD: tuple[Any, ...] = (
     *({"class_path": "torch.nn.Conv2d"}, {"class_path": "x.Y", "init_args": []}),
 )
 BOMB = "bomb: &a0 [x, x]\n" + "".join(f"b{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
-ENDS = ("ran", "refused", "refused late", "traceback", "stopped")
+AS_TRIAL = {"ran": "survived", "stopped": "survived", "refused": "refused"}
 LONGEST, WAITING = 30, 900
 """Seconds of a processor, and of any clock, after which a run is ended."""
 MEMORY = 12 * 2**30
@@ -87,7 +79,8 @@ class Outcome:
     """What became of a mutant.
 
     Attributes:
-        end: One of `ENDS`; "stopped": it still trained when its time was over.
+        end: "ran", "refused", "refused late" (it had begun to train), "traceback", or "stopped"
+            (it still trained when its time was over).
         said: What it wrote to standard error.
     """
 
@@ -237,42 +230,15 @@ def _child(folder: Path) -> None:
         os._exit(code)
 
 
-def survey(count: int, seed: int, tell: Callable[[Mutant, Outcome], None]) -> Counter[str]:
-    """Run mutants, and return how many came to each of `ENDS`.
+def attack(count: int, seed: int) -> Iterator[Trial]:
+    """Run configurations with a mistake: each must run, or be refused before anything is trained.
 
     Args:
         count: How many.
         seed: Which.
-        tell: Called with each, and what became of it.
     """
-    ends: Counter[str] = Counter(dict.fromkeys(ENDS, 0))
     for mutant in mutants(count, seed):
         with tempfile.TemporaryDirectory() as folder:
             found = outcome(mutant, Path(folder))
-        ends[found.end] += 1
-        tell(mutant, found)
-    return ends
-
-
-def _tell(mutant: Mutant, found: Outcome) -> None:
-    said = found.said if found.end in ("traceback", "refused late") else found.said[:200]
-    print(f"{found.end}: {mutant.what}\n    {said.strip()}", flush=True)
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run mutants; return 1 if one is not refused as it must be."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--count", type=int, default=1000, help="How many mutants")
-    parser.add_argument("--seed", type=int, default=0, help="Which")
-    given = parser.parse_args(args)
-    import branchprune.cli.commands
-    import branchprune.experiments.run.experiment
-    import branchprune.reports.report  # noqa: F401  # once, not in every process
-
-    ends = survey(given.count, given.seed, _tell)
-    print(", ".join(f"{end}: {number}" for end, number in ends.items()))
-    return int(bool(ends["traceback"] or ends["refused late"]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        said = f"{mutant.what}: {found.end}: {found.said.strip()}"
+        yield Trial(AS_TRIAL.get(found.end, "wrong"), said)

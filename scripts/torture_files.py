@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,13 @@ def attack(path: Path, read: Read, same: Callable[[Any, Any], bool], count: int)
     path.write_bytes(content)
 
 
-def attacks(folder: Path, count: int) -> Iterator[tuple[str, Iterator[Trial]]]:
-    """Yield what is attacked, and the trials: saved models, checkpoints, lines and records."""
+def attacks(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], Iterator[Trial]]]]:
+    """Yield what is attacked, and what makes the trials: models, checkpoints, lines, records.
+
+    Args:
+        folder: Where to work.
+        count: How often a bit of each is flipped, and how often the end is cut off.
+    """
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     model = Net().eval()
@@ -70,10 +76,14 @@ def attacks(folder: Path, count: int) -> Iterator[tuple[str, Iterator[Trial]]]:
         for line in LINES:
             write_line(file, sealed(line))
     write_whole(record := folder / "finished.json", json.dumps(sealed(LINES[1]), indent=1))
-    yield "models of `bp.save`", attack(saved, lambda p: bp.load(Net(), p), _same_weights, count)
-    yield "checkpoints of `torch.save`", attack(checkpoint, _with_weights, _same_weights, count)
-    yield "lines of results", attack(lines, read_lines, _lacks_lines_at_most, count)
-    yield "records of stages", attack(record, read_object, _same_or_none, count)
+    kinds: dict[str, tuple[Path, Read, Callable[[Any, Any], bool]]] = {
+        "models of `bp.save`": (saved, lambda path: bp.load(Net(), path), _same_weights),
+        "checkpoints of `torch.save`": (checkpoint, _with_weights, _same_weights),
+        "lines of results": (lines, read_lines, _lacks_lines_at_most),
+        "records of stages": (record, read_object, _same_or_none),
+    }
+    for name, (path, read, same) in kinds.items():
+        yield name, partial(attack, path, read, same, count)
 
 
 def _with_weights(path: Path) -> nn.Module:

@@ -11,19 +11,36 @@ sys.path.append(str(ROOT / "scripts"))  # for child processes, too
 import torture  # noqa: E402
 import torture_files  # noqa: E402
 from torture_runs import Trial, is_clear  # noqa: E402
+from torture_table import table  # noqa: E402
+
+from branchprune.experiments.files import read_lines  # noqa: E402
+
+SURVIVED, WRONG = Trial("survived"), Trial("wrong", "x")
 
 
 def test_nothing_is_wrong(tmp_path):
     """In a process of its own: what makes writes fail is loaded before any other library."""
-    few = ["--kills", "2", "--writes", "2", "--races", "1", "--flips", "160"]
+    few = "--kills 1 --writes 1 --races 1 --flips 80 --configs 2 --networks 4 --record".split()
+    (tmp_path / "scripts" / "results").mkdir(parents=True)
     command = [sys.executable, str(ROOT / "scripts" / "torture.py"), *few]
-    command += ["--output", str(tmp_path / "table.md")]
-    found = subprocess.run(command, capture_output=True, text=True)
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 0 and "WRONG" not in found.stderr, found.stderr
-    assert found.stdout == (tmp_path / "table.md").read_text() + "\n"
-    rows = [line.split(" | ") for line in found.stdout.splitlines()[2:] if line]
-    assert [int(row[1]) for row in rows] == [*4 * [40], *3 * [2], *2 * [2], 1]
-    assert all(row[-1] == "0 |" for row in rows)
+    lines = read_lines(tmp_path / "scripts" / "results" / "torture.jsonl")
+    assert found.stdout == f"{table(lines)}\n"
+    assert [line["tried"] for line in lines] == [4, 1, 1, 1, 2, *4 * [20], *6 * [1]]
+    assert all(line["tried"] == line["survived"] + line["refused"] for line in lines)
+    assert not any(line["wrong"] for line in lines)
+    assert lines[0]["command"] == f"python scripts/torture.py {' '.join(few)}"
+
+
+def test_attacks_are_picked_and_what_is_wrong_ends_in_1(tmp_path, monkeypatch, capsys):
+    """A collapse that returns the dense model with its weights changed is noticed."""
+    monkeypatch.setattr(torture.torture_networks.bp, "collapse", lambda blended: blended.model)
+    status = torture.main(["--only", "random networks, float3*", "--networks", "8"])
+    told = capsys.readouterr()
+    assert status == 1 and told.out.count("random networks") == 2  # its row, and the command
+    assert "| random networks, float32 | 2 | 0 | 0 | 2 |" in told.out
+    assert told.err.count("WRONG: ") == 2 and "from float64, training=False" in told.err
 
 
 def test_what_is_read_wrong_is_counted(tmp_path):
@@ -33,9 +50,11 @@ def test_what_is_read_wrong_is_counted(tmp_path):
     assert found["wrong"] == 40 and path.read_text() == "1234567"
 
 
-def test_the_table_counts():
-    found = {"kill": Counter(t.how for t in [Trial("survived"), Trial("wrong", "x")])}
-    assert torture.table(found).splitlines()[2] == "| kill | 2 | 1 | 0 | 1 |"
+def test_the_table_counts_the_last_line_of_an_attack():
+    found = [Counter([t.how for t in trials]) for trials in ([], [SURVIVED, WRONG], [SURVIVED])]
+    lines = [torture.line(name, c, 1.0, []) for name, c in zip("aba", found, strict=True)]
+    rows = [row.split(" | ")[:5] for row in table(lines).splitlines()[2:]]
+    assert rows == [["| a", "1", "1", "0", "0"], ["| b", "2", "1", "0", "1"]]
 
 
 def test_a_traceback_is_not_clear():
