@@ -20,7 +20,7 @@ from branchprune.graph.structure import LinearLayer, Pieces, Structure
 
 Program = Callable[..., Any]
 WIDE, NARROW = "wide", "narrow"
-SIZES = (getattr, "size", "dim", "numel")
+SIZES = (getattr, len, "size", "dim", "numel")
 
 
 def compile_program(

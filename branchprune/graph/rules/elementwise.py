@@ -42,7 +42,11 @@ def opaque(analysis: Analysis, node: fx.Node) -> None:
 
 def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
     """Addition, multiplication, …: operands are aligned from the right, as in broadcasting."""
-    operands = [n for n in node.all_input_nodes if analysis.is_tensor(n)]
+    return _in_line(analysis, node, [n for n in node.all_input_nodes if analysis.is_tensor(n)])
+
+
+def _in_line(analysis: Analysis, node: fx.Node, operands: list[fx.Node]) -> Layout | None:
+    """Tie the channels of operands that are aligned from the right."""
     known = list(analysis.layouts(operands))
     made = [(n, layout) for n, layout in known if not layout.free] or known
     offsets = {layout.dim - len(analysis.shape(n)) for n, layout in made}
@@ -67,3 +71,12 @@ def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
         if layout.size == tied[0].size:
             unify(tied[0].segments, layout.segments, node.name)
     return tied[0] if tied else None
+
+
+def written(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """A value written into a part of a tensor: the part and the value are in line."""
+    whole = node.args[0]
+    assert isinstance(whole, fx.Node)
+    tensors = [n for n in node.all_input_nodes if n is not whole and analysis.is_tensor(n)]
+    _in_line(analysis, node, tensors)
+    return analysis.layout(whole)

@@ -9,22 +9,21 @@ from __future__ import annotations
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from inspect import getattr_static
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import fx, nn
 from torch.utils import checkpoint
-from torch.utils._pytree import tree_leaves
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import generator_states
+from branchprune.graph.nodes import CONSTANT
+from branchprune.graph.tracing.factories import DRAWS
 from branchprune.graph.tracing.guards import GUARDS, source_line
 
-Function = torch.autograd.Function
 _COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
 _NO_GRADIENT = {
     *GUARDS,
@@ -35,6 +34,8 @@ _NO_GRADIENT = {
 }
 """Functions and methods that pass no gradient on, whatever the mode."""
 _PLAIN = (bool, int, float, str)
+_SIZES = (getattr, "size", "dim", "numel", len)
+_DRAWN = ("bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "rand_like", "randn_like")
 _SAME_NUMBERS = ("T", "mT", "H", "mH", "real", "imag")
 """Attributes of a tensor that pass a gradient on."""
 
@@ -122,63 +123,66 @@ def no_autocast(where: Callable[[], str]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def recorded_functions() -> Iterator[None]:
-    """Let a trace record every `autograd.Function` as a whole, with its own backward.
+def refuse_values(nodes: Iterable[fx.Node], place: str) -> None:
+    """Raise a PruneError if a number that forward asks for follows from more than sizes.
 
-    Without it, a trace sees the operations in its forward, whose gradients are others.
+    Args:
+        nodes: The tensors in which it stands.
+        place: Where forward asks.
     """
-    original = getattr_static(Function, "apply")
-
-    def apply(kind: type[Function], *args: Any, **kwargs: Any) -> Any:
-        leaves = tree_leaves((args, kwargs))
-        proxy = next((leaf for leaf in leaves if isinstance(leaf, fx.Proxy)), None)
-        if proxy is None:
-            return original.__get__(None, kind)(*args, **kwargs)
-        if any(callable(leaf) and not isinstance(leaf, fx.Proxy) for leaf in leaves):
-            raise PruneError(
-                f"forward gives the autograd function {kind.__name__} a function or a module, "
-                "into which a trace does not see: leave the module around it out with `opaque`"
-            )
-        return proxy.tracer.create_proxy("call_function", _Whole(kind), args, kwargs)
-
-    with mock.patch.object(Function, "apply", classmethod(apply)):
-        yield
+    seen: set[fx.Node] = set()
+    rest = [*nodes]
+    while rest:
+        node = rest.pop()
+        if node in seen or node.target in _SIZES:
+            continue
+        seen.add(node)
+        rest += node.all_input_nodes
+        if node.target in DRAWS or str(node.target) in _DRAWN:
+            raise draws_are_lost("torch", place)
+        constant = node.op == "get_attr" and CONSTANT in str(node.target)
+        if node.op == "placeholder" or (node.op in ("get_attr", "call_module") and not constant):
+            raise TypeError("it asks for the value of a tensor")
 
 
-class _Whole:
-    """An `autograd.Function` as a function that a graph can hold and that can be pickled."""
+def draws_are_lost(what: str, where: str) -> PruneError:
+    """Return the error for a forward that draws random numbers that are not recorded."""
+    return PruneError(
+        f"forward of {where} draws random numbers from {what}, and a trace would keep the first "
+        "draw for ever: draw tensors, as by torch.rand_like(x), torch.rand(size) or F.dropout, or "
+        "leave the module out with `opaque`"
+    )
 
-    def __init__(self, kind: type[Function]) -> None:
-        self.kind, self.__name__ = kind, kind.__name__
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.kind.apply(*args, **kwargs)
+def state_is_changed(name: str) -> PruneError:
+    """Return the error for a forward that writes into a parameter or buffer."""
+    owner = name.rpartition(".")[0] or "the module"
+    return PruneError(
+        f"forward changes {name}, which a trace loses: leave {owner} out with `opaque`, or teach "
+        "its class with `bp.teach`"
+    )
 
 
 class Draws:
-    """Notices whether a forward that is being traced draws random numbers itself."""
+    """Notices whether a forward that runs draws random numbers where it is not recorded.
 
-    def __init__(self) -> None:
-        self.before = generator_states()
+    Args:
+        torchs: Whether draws of torch count, too, since recorded ones draw nothing.
+    """
 
-    def moved(self) -> list[str]:
-        """Return the names of the generators that have moved."""
-        now = generator_states()
-        return [name for name, state in self.before.items() if state != now[name]]
+    def __init__(self, torchs: bool) -> None:
+        self.torchs, self.before = torchs, generator_states()
 
     def refuse(self, where: str) -> None:
         """Raise a PruneError if a generator has moved.
 
         Args:
-            where: Path of the module whose forward has just been traced.
+            where: Path of the module whose forward has run.
         """
-        if moved := self.moved():
-            raise PruneError(
-                f"forward of {where} draws random numbers from {' and '.join(moved)}, and a trace "
-                "would keep the first draw for ever: draw from a tensor, as by torch.rand_like(x), "
-                "F.dropout or x.new_empty(size).normal_(), or leave the module out with `opaque`"
-            )
+        now = generator_states()
+        moved = [name for name, state in self.before.items() if state != now[name]]
+        if moved := [name for name in moved if self.torchs or not name.startswith("torch")]:
+            raise draws_are_lost(" and ".join(moved), where)
 
 
 class Attributes:
