@@ -154,7 +154,7 @@ def _shapes(model: nn.Module, modules: Mapping[str, nn.Module], content: Content
     for name in [name for name in here if name in content.state]:
         new, dense = tuple(content.state[name].shape), (content.full or {}).get(name)
         path, _, key = name.rpartition(".")
-        if dense is not None and tuple(dense) not in (here[name], full[name]):
+        if dense is not None and tuple(dense) not in (here[name], full[name]) and new != here[name]:
             yield f"{name} has shape {new}, pruned from {tuple(dense)}, not {here[name]}"
         elif not _fits(modules.get(path), key, here[name], new):
             yield f"{name} has shape {new}, not {here[name]}"

@@ -82,7 +82,7 @@ OTHERS = {
     "wider": (lambda: make([8, 8], [12]), r"\(8, 4, 3, 3\), pruned from \(16, 8, 3, 3\), not \(12"),
     "another head": (lambda: make(classes=9), r"classifier.* has shape \(4, .*, not \(9, "),
     "more inputs": (lambda: make(in_channels=3), r"shape \(4, 1, 3, 3\), .*, not \(8, 3, 3, 3\)"),
-    "narrower": (lambda: make([4, 4], [6]), r"shape \(4, 1, 3, 3\), .*, not \(4, 1, 3, 3\)"),
+    "narrower": (lambda: make([4, 4], [6]), r"shape \(8, 4, 3, 3\), .*, not \(6, 4, 3, 3\)"),
     "class": (
         lambda: Squared([[8, 8], [16]], classes=4, in_channels=1),
         "it is a VGG, not a Squared",
@@ -99,6 +99,13 @@ def test_a_model_of_other_widths_or_class_is_refused(case, path):
     with pytest.raises(bp.PruneError, match=f"another model: .*{message}"):
         bp.load(model, path)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_model_that_is_made_at_the_widths_of_the_file_takes_its_weights(path):
+    bp.save(small := pruned(make()), path)
+    widths = [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)]
+    loaded = bp.load(make(widths[:2], widths[2:]), path)
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in small.state_dict().items())
 
 
 def chain(stride=1, eps=1e-5, activation=nn.ReLU, dropout=0.1, norm=nn.BatchNorm2d, padding=0):
