@@ -54,6 +54,11 @@ def not_negative(name: str, value: object) -> None:
         raise PruneError(f"{name} (={value!r}) must not be negative, infinite or NaN")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind: a bare `assert` says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def optional(package: str, user: str) -> Any:
     """Import a package that need not be installed.
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from branchprune.graph.full_shapes import Shapes, full_shapes, shapes
 from branchprune.graph.layers import CONVOLUTIONS, SIZE_ATTRIBUTES, TRANSPOSED, linear_sizes, sizes
 
-Described = dict[str, Any]
 Attributes = dict[str, dict[str, Any]]
 FREE = {*SIZE_ATTRIBUTES, "inplace", "momentum"}
 """What a layer says of itself that pruning or training changes, and that is no other model."""

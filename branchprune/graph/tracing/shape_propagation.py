@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import (
     Example,
     example_inputs,
@@ -161,5 +161,5 @@ def _record_numbers(
         shapes = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
         raise PruneError(
             f"the example (shape {shapes[0] if len(shapes) == 1 else shapes}) does not pass "
-            f"through the model: it fails at {recorder.current}: {str(error).splitlines()[0]}"
+            f"through the model: it fails at {recorder.current}: {first_line(error)}"
         ) from error
