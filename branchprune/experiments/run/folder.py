@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from branchprune.errors import PruneError
-from branchprune.experiments.run.configuration_digest import flat
+from branchprune.experiments.run.configuration_digest import changed_settings, flat
 
 STAGE = (
     *("metrics.csv", "metrics.csv.kept", "hparams.yaml", "finished.json"),
@@ -28,7 +28,7 @@ CONTENT = (
 """Patterns of the files that a run makes; a kill leaves some with `.part` behind the name, and that
 of an earlier version some in folders of their own."""
 FOLDERS = ("tmp????????", *STAGES, *(f"{stage}/*" for stage in STAGES))
-FREE = ("output", "results")
+MAY_DIFFER = ("output", "results")
 """Keys of a configuration that may differ where a run continues."""
 
 
@@ -103,8 +103,8 @@ def _check_same(path: Path, resumed: str, command: str) -> None:
     if not path.is_file():
         raise PruneError(f"output folder {path.parent} is no run that could be resumed: no {path}")
     before, now = (flat(yaml.safe_load(text)) for text in (path.read_text(), resumed))
-    for key in sorted(before.keys() | now.keys()):
-        if key not in FREE and before.get(key) != now.get(key):
+    for key in changed_settings(before, now):
+        if key not in MAY_DIFFER:
             again = [str(path), "--output", str(path.parent), "--resume"]
             raise PruneError(
                 f"output folder {path.parent} is a run with other settings: {key} was "
