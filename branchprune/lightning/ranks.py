@@ -9,18 +9,6 @@ from pytorch_lightning import Trainer
 
 from branchprune.errors import PruneError
 
-_SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Raise a PruneError for a strategy by which no process has the whole model."""
-    kind = next((k.__name__ for k in type(trainer.strategy).__mro__ if k.__name__ in _SHARDING), "")
-    if kind:
-        raise PruneError(
-            f"strategy (a {kind}) cuts weights into pieces, and pruning needs whole ones: use "
-            "strategy='ddp'"
-        )
-
 
 def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
