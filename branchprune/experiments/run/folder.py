@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from branchprune.errors import PruneError
+from branchprune.experiments.files import nearest_existing
 from branchprune.experiments.run.configuration_digest import changed_settings, flat
 
 STAGE = (
@@ -44,7 +45,7 @@ def check_folder(
         command: The command that is to continue it.
     """
     if not output.exists():
-        place = nearest(output)
+        place = nearest_existing(output)
         if not place.is_dir():
             raise PruneError(f"output folder {output} cannot be written: {place} is no folder")
         return
@@ -63,11 +64,6 @@ def check_folder(
         raise PruneError(f"output folder {output} is not a run alone: it holds {foreign[0]}")
     if Path.cwd().resolve().is_relative_to(output.resolve()):
         raise PruneError(f"output folder {output} is where the command runs: it is not replaced")
-
-
-def nearest(path: Path) -> Path:
-    """Return the nearest to a path, of all that it is within, that exists."""
-    return next(each for each in path.absolute().parents if each.exists())
 
 
 def _foreign(output: Path) -> Iterator[Path]:
