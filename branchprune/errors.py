@@ -31,11 +31,6 @@ class Failed(PruneError):
     """
 
 
-def at_least_one(name: str, value: object) -> None:
-    """Raise PruneError for an argument that is not a whole number of at least 1."""
-    whole(name, value, 1)
-
-
 def whole(name: str, value: object, least: int = 0) -> None:
     """Raise PruneError for an argument that is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

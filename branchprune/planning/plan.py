@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from branchprune.errors import PruneError, at_least_one
+from branchprune.errors import PruneError, whole
 from branchprune.graph.build import analyse
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied, inputs_of, plain
@@ -193,7 +193,7 @@ def plan(
     for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
-    at_least_one("multiple_of", multiple_of)
+    whole("multiple_of", multiple_of, 1)
     exclude, opaque = paths_of("exclude", exclude), paths_of("opaque", opaque)
     check_model(model)
     example = plain(example)
