@@ -1,4 +1,4 @@
-"""Several processes: what decides on a training has to be the same on all of them."""
+"""Numbers that decide on a training, added up or averaged over its ranks, the same on each."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from branchprune.errors import PruneError, first_line
-from branchprune.graph.code_paths import compiled
 from branchprune.graph.hooks import watched
 from branchprune.graph.inputs import (
     Example,
@@ -29,6 +28,7 @@ from branchprune.graph.inputs import (
     untouched,
     without_constants,
 )
+from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import Structure
 from branchprune.graph.width_attributes import (
     WidthAttribute,
