@@ -31,11 +31,6 @@ class Failed(PruneError):
     """
 
 
-def at_least_one(name: str, value: object) -> None:
-    """Raise PruneError for an argument that is not a whole number of at least 1."""
-    whole(name, value, 1)
-
-
 def whole(name: str, value: object, least: int = 0) -> None:
     """Raise PruneError for an argument that is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -52,6 +47,11 @@ def not_negative(name: str, value: object) -> None:
     """Raise PruneError for an argument that is not a finite number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise PruneError(f"{name} (={value!r}) must not be negative, infinite or NaN")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind: a bare `assert` says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def optional(package: str, user: str) -> Any:

@@ -35,8 +35,9 @@ from typing import Any
 import torture_configs
 import torture_files
 import torture_networks
-from torture_runs import ERRORS, Runs, Trial, library
-from torture_table import HOW, table
+from torture_runs import ERRORS, Runs, library
+from torture_table import table
+from torture_trial import HOW, Trial
 
 from branchprune.experiments import environment
 from branchprune.experiments.files import append_line

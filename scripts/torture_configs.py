@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torture_runs import Trial
+from torture_trial import Trial, is_clear
 
 COMMON = """
 name: torture
@@ -199,7 +199,7 @@ def outcome(mutant: Mutant, folder: Path) -> Outcome:
     if code == 0:
         return Outcome("ran", said)
     last = said.rstrip().rpartition("\n")[2]
-    if code != 2 or not last.startswith("branchprune: error: ") or "Traceback" in said:
+    if code != 2 or not is_clear(last) or "Traceback" in said:
         return Outcome("traceback", said)
     return Outcome("refused late" if trained else "refused", last)
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torture_runs import Net, Trial
+from torture_runs import Net
+from torture_trial import Trial
 
 import branchprune as bp
 from branchprune.experiments.files import (

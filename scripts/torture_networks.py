@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from torch import Tensor, nn
-from torture_runs import Trial
+from torture_trial import Trial
 
 import branchprune as bp
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest.mock import patch
@@ -21,6 +20,7 @@ from pytorch_lightning import LightningDataModule
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torture_trial import Trial, is_clear
 
 from branchprune.cli import main
 from branchprune.experiments.files import read_lines
@@ -44,8 +44,6 @@ prune:
 MODELS = ("dense.safetensors", "small.safetensors")
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 ERRORS = {"ENOSPC": 28, "EIO": 5}
-
-
 PRELOADED = [
     *("torture_runs", "branchprune.experiments.run.experiment", "branchprune.reports.report"),
     "torch.utils.tensorboard",
@@ -82,19 +80,6 @@ class Data(LightningDataModule):
     def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         """Return the batches to test on."""
         return self._batches(2)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What became of one attack.
-
-    Args:
-        how: "survived", "refused" (one clear line) or "wrong".
-        what: What was done, and what went wrong.
-    """
-
-    how: str
-    what: str = ""
 
 
 class Runs:
@@ -238,11 +223,6 @@ def said(place: Path, pid: int | None) -> str:
     """Return what a run said of errors."""
     path = place / f"errors_{pid}.txt"
     return path.read_text().strip() if path.exists() else ""
-
-
-def is_clear(complaint: str) -> bool:
-    """Return whether a complaint is one line of ours."""
-    return complaint.startswith("branchprune: error: ") and "\n" not in complaint
 
 
 def library(folder: Path) -> Path | None:

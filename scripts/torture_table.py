@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from branchprune.experiments.markdown import markdown_table
+from torture_trial import HOW
 
-HOW = ("survived", "refused", "wrong")
+from branchprune.experiments.markdown import markdown_table
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 KEY = "digest"
 EMPTY = "0" * 32
 """What stands for the checksum while it is computed: BLAKE2b, 16 bytes in hexadecimal digits."""
+LENGTH = 8
+"""Bytes that say how long the header is; it follows."""
 CHUNK = 1 << 22
 
 
@@ -17,12 +19,11 @@ def stamp(path: Path) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    start, header = _header(path)
-    place = start + header.index(_field(EMPTY)) + len(_field(""))
+    header = _header(path)
     digest = _digest(path, header)
     with path.open("r+b") as file:
-        file.seek(place - 1)
-        file.write(digest.encode())
+        file.seek(LENGTH + header.index(_field(EMPTY)))
+        file.write(_field(digest))
 
 
 def is_whole(path: Path, digest: str) -> bool:
@@ -32,27 +33,24 @@ def is_whole(path: Path, digest: str) -> bool:
         path: The file.
         digest: What its header says.
     """
-    _, header = _header(path)
-    found = header.replace(_field(digest), _field(EMPTY), 1)
-    return len(digest) == len(EMPTY) and _digest(path, found) == digest
+    header = _header(path).replace(_field(digest), _field(EMPTY), 1)
+    return len(digest) == len(EMPTY) and _digest(path, header) == digest
 
 
 def _field(digest: str) -> bytes:
     return f'"{KEY}":"{digest}"'.encode()
 
 
-def _header(path: Path) -> tuple[int, bytes]:
-    """Return where the header begins, and the header."""
+def _header(path: Path) -> bytes:
     with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return 8, file.read(size)
+        return file.read(int.from_bytes(file.read(LENGTH), "little"))
 
 
 def _digest(path: Path, header: bytes) -> str:
     """Return the checksum of a file with another header of the same length."""
     found = hashlib.blake2b(header, digest_size=len(EMPTY) // 2)
     with path.open("rb") as file:
-        found.update(file.read(8))
+        found.update(file.read(LENGTH))
         file.seek(len(header), 1)
         while chunk := file.read(CHUNK):
             found.update(chunk)

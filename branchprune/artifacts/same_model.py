@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from branchprune.graph.full_shapes import Shapes, full_shapes, shapes
 from branchprune.graph.layers import CONVOLUTIONS, SIZE_ATTRIBUTES, TRANSPOSED, linear_sizes, sizes
 
-Described = dict[str, Any]
 Attributes = dict[str, dict[str, Any]]
 FREE = {*SIZE_ATTRIBUTES, "inplace", "momentum"}
 """What a layer says of itself that pruning or training changes, and that is no other model."""
@@ -154,7 +153,7 @@ def _shapes(model: nn.Module, modules: Mapping[str, nn.Module], content: Content
     for name in [name for name in here if name in content.state]:
         new, dense = tuple(content.state[name].shape), (content.full or {}).get(name)
         path, _, key = name.rpartition(".")
-        if dense is not None and tuple(dense) not in (here[name], full[name]):
+        if dense is not None and tuple(dense) not in (here[name], full[name]) and new != here[name]:
             yield f"{name} has shape {new}, pruned from {tuple(dense)}, not {here[name]}"
         elif not _fits(modules.get(path), key, here[name], new):
             yield f"{name} has shape {new}, not {here[name]}"

@@ -24,7 +24,7 @@ from branchprune.graph.width_attributes import kept_numbers, take_over
 
 FORMAT, EARLIER = "branchprune/2", "branchprune/1"
 """What the header of a file says it is; an earlier one has neither checksum nor settings."""
-SAID = ("widths", "numbers", "settings", "full")
+AS_JSON = ("widths", "numbers", "settings", "full")
 """What else it holds, as JSON."""
 
 
@@ -162,20 +162,20 @@ def read(path: Path) -> Content:
     if header.get("format") not in (FORMAT, EARLIER):
         raise PruneError(f"{path} was not written by branchprune: its header lacks {FORMAT!r}")
     try:
-        read = {key: json.loads(header[key]) for key in SAID if key in header}
+        fields = {key: json.loads(header[key]) for key in AS_JSON if key in header}
     except ValueError:
         raise PruneError(f"{path} is not complete: its header has no whole 'widths'") from None
-    if "widths" not in read:
+    if "widths" not in fields:
         raise PruneError(f"{path} is not complete: its header has no 'widths'")
-    for key, said in read.items():
-        if not _is_said(said, list if key == "full" else dict):
+    for key, field in fields.items():
+        if not _is_mapping(field, list if key == "full" else dict):
             raise PruneError(f"{path} is not complete: its header has damaged {key!r}")
-    return Content(state, kind=header.get("class"), **read)
+    return Content(state, kind=header.get("class"), **fields)
 
 
-def _is_said(said: Any, kind: type) -> bool:
-    """Return whether it is a mapping of what it should be."""
-    return isinstance(said, dict) and all(isinstance(each, kind) for each in said.values())
+def _is_mapping(value: Any, kind: type) -> bool:
+    """Return whether a value is a mapping whose values are of a kind."""
+    return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

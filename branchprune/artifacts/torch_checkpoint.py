@@ -10,6 +10,8 @@ from zipfile import ZipFile
 
 import torch
 
+from branchprune.errors import first_line
+
 START = b"PK\x03\x04"
 
 
@@ -34,7 +36,7 @@ def damage(path: Path) -> str | None:
                 return f"the checksum of {torn} is not that of its content"
             return next(_wrong_sizes(records), None)
     except Exception as error:  # of many kinds, in a torn file
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
 
 
 def _wrong_sizes(records: ZipFile) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
 from branchprune.blending.float64 import sharing_copy
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import (
     Example,
     call,
@@ -100,7 +100,7 @@ def _run_branch(blended: Blended, example: Example) -> None:
     except Exception as error:
         raise PruneError(
             f"the branch does not run at its widths, so forward names a width that cannot "
-            f"follow ({str(error).splitlines()[0]}){_failing_at(error, blended)}; exclude the "
+            f"follow ({first_line(error)}){_failing_at(error, blended)}; exclude the "
             "layers around it"
         ) from error
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from branchprune.blending.alpha_buffer import AlphaBuffer, Alphas
 from branchprune.blending.bn_recalibration import recalibrated
 from branchprune.blending.codegen import Program, compile_program
+from branchprune.blending.ddp_gradients import with_ddp_gradients
 from branchprune.blending.path_sampling import Mixing, check_mixing, drawn_together
-from branchprune.blending.ranks import in_step
 from branchprune.blending.weight_snapshot import WeightSnapshot
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied, example_inputs, on_device
@@ -249,7 +249,7 @@ class Blended(nn.Module):
         if self._features is not None:
             output, found = output
             self._features.update(found)
-        return in_step(self, self.part_of_model, vars(program)["reads"], output)
+        return with_ddp_gradients(self, self.part_of_model, vars(program)["reads"], output)
 
     def _program_of_call(self, training: bool) -> Program:
         """Return the forward function for one call; it is drawn if all groups draw together."""

@@ -15,7 +15,7 @@ from torch import fx
 from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
 from branchprune.blending.projections import apply_folded
-from branchprune.graph.code_paths import compiled
+from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
 
 Program = Callable[..., Any]

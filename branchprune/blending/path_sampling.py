@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from branchprune.blending.ranks import uniform, uniform_rows
+from branchprune.blending.shared_random import uniform, uniform_rows
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import tensors
 

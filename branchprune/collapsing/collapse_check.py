@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +12,7 @@ from branchprune.blending.blended import Blended
 from branchprune.blending.float64 import KeepsFloat64, widened
 from branchprune.blending.projections import LinearEnd
 from branchprune.errors import PruneError
+from branchprune.graph.hooks import takes_hooks, watched
 from branchprune.graph.inputs import Example, call, tensors, training_mode, without_constants
 from branchprune.graph.structure import LinearLayer, Pieces
 
@@ -77,24 +75,10 @@ def called_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
     return [m for name in sorted(names) if takes_hooks(m := model.get_submodule(name))] + ends
 
 
-def takes_hooks(module: nn.Module) -> bool:
-    """Return whether a module and all in it can be given hooks."""
-    return not any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
-
-
 def folds(exact: Blended, pieces: Pieces | None) -> bool:
     """Return whether a dimension has channels whose branch is folded in."""
     zero = {i for i, a in zip(exact.plan.pruned, exact._alpha, strict=True) if a == 0}
     return any(piece.group in zero for piece in pieces or ())
-
-
-def own_dtype_error(blended: Blended, small: nn.Module) -> float:
-    """Return the relative error of the collapsed model in its own dtype, on the example."""
-    part = small.get_submodule(blended.plan.structure.inside)
-    with torch.no_grad(), training_mode(blended, False), training_mode(small, False):
-        expected = tensors(call(blended, blended.plan.example, blended.part))
-        found = tensors(call(small, blended.plan.example, part))
-    return max(_difference(a, b, 0.0) for a, b in zip(expected, found, strict=True))
 
 
 def _compare_run(exact: Blended, small: nn.Module) -> tuple[dict[str, float], list[Tensor]]:
@@ -112,37 +96,24 @@ def _compare_run(exact: Blended, small: nn.Module) -> tuple[dict[str, float], li
         kept[name].append(output)
 
     def compare(name: str, output: Tensor) -> None:
-        error = _difference(kept[name].pop(0), output, floor) if kept[name] else float("inf")
+        error = difference(kept[name].pop(0), output, floor) if kept[name] else float("inf")
         errors[name] = _worse(error, errors.get(name, 0.0))
 
     wide = {
         name: (exact.reduce if folds(exact, layer.outputs) else exact.model).get_submodule(name)
         for name, layer in layers.items()
     }
-    with _watched(wide, keep):
+    with watched(wide, keep):
         expected = tensors(call(exact, example, partial(program, exact)))
     every = [*expected, *(output for outputs in kept.values() for output in outputs)]
     floor = FLOOR * max((_largest(tensor) for tensor in every), default=0.0)
     called = [name for name, outputs in kept.items() if outputs]
-    with _watched({name: small.get_submodule(name) for name in called}, compare):
+    with watched({name: small.get_submodule(name) for name in called}, compare):
         found = tensors(call(small, example, small.get_submodule(inside)))
     errors["the output"] = 0.0
     for a, b in zip(expected, found, strict=True):
-        errors["the output"] = _worse(_difference(a, b, 0.0), errors["the output"])
+        errors["the output"] = _worse(difference(a, b, 0.0), errors["the output"])
     return errors, expected
-
-
-@contextmanager
-def _watched(modules: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Show every output of some modules to a function, for a `with` block."""
-
-    def hook(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-        see(name, output)
-
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            stack.callback(module.register_forward_hook(partial(hook, name)).remove)
-        yield
 
 
 def _compare_alone(exact: Blended, small: nn.Module, layer: LinearLayer) -> float:
@@ -153,7 +124,7 @@ def _compare_alone(exact: Blended, small: nn.Module, layer: LinearLayer) -> floa
     expected = wide(inside)
     if folds(exact, layer.outputs):
         expected = exact.reduce.get_submodule(layer.name)(expected)
-    return _difference(expected, narrow(x), 0.0)
+    return difference(expected, narrow(x), 0.0)
 
 
 def _noise_for(layer: nn.Module) -> Tensor:
@@ -180,7 +151,7 @@ def _largest(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
 
 
-def _difference(expected: Tensor, found: Tensor, floor: float) -> float:
+def difference(expected: Tensor, found: Tensor, floor: float) -> float:
     """Return the largest difference over the largest expected number, or over the floor."""
     if expected.shape != found.shape:
         return float("inf")

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from branchprune.blending.blended import Blended
+from branchprune.collapsing.collapse_check import difference
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, call, tensors, training_mode, without_constants
 
+Run = Callable[[Example], list[Tensor]]
 WORSE = 10.0
 """How many times the blended model's own rounding error the collapsed one may have."""
 
@@ -34,8 +36,7 @@ def check_own_dtype(blended: Blended, small: nn.Module, exact: list[Tensor]) -> 
     Raises:
         PruneError: An output is not finite, or is far from the exact one.
     """
-    part = small.get_submodule(blended.plan.structure.inside)
-    runs = (partial(_outputs, blended, blended.part), partial(_outputs, small, part))
+    runs = _runs(blended, small)
     example = without_constants(blended.plan.example)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         rounded = _try(runs[0], example)
@@ -50,12 +51,25 @@ def check_own_dtype(blended: Blended, small: nn.Module, exact: list[Tensor]) -> 
             _compare(wanted, own, new)
 
 
+def own_dtype_error(blended: Blended, small: nn.Module) -> float:
+    """Return the relative error of the collapsed model in its own dtype, on the example."""
+    with torch.no_grad():
+        expected, found = (run(blended.plan.example) for run in _runs(blended, small))
+    return max(difference(a, b, 0.0) for a, b in zip(expected, found, strict=True))
+
+
+def _runs(blended: Blended, small: nn.Module) -> tuple[Run, Run]:
+    """Return what computes the outputs of both from an example, in evaluation mode."""
+    part = small.get_submodule(blended.plan.structure.inside)
+    return partial(_outputs, blended, blended.part), partial(_outputs, small, part)
+
+
 def _outputs(model: nn.Module, forward: Callable[..., Any], example: Example) -> list[Tensor]:
     with training_mode(model, False):
         return tensors(call(model, example, forward))
 
 
-def _try(run: Callable[[Example], list[Tensor]], example: Example) -> list[Tensor] | None:
+def _try(run: Run, example: Example) -> list[Tensor] | None:
     try:
         return run(example)
     except Exception:
@@ -74,6 +88,7 @@ def _converted(example: Example, model: nn.Module) -> Example:
 def _compare(exact: Tensor, rounded: Tensor, found: Tensor) -> None:
     """Raise if an output is infinite where it should not be, or further off than rounding."""
     dtype = str(found.dtype).removeprefix("torch.")
+    roundings = math.sqrt(torch.finfo(found.dtype).eps)  # as a deep network may add them up
     way_out = "collapse blended.float() instead, and convert what is returned layer by layer"
     exact, rounded, found = (x.detach().to("cpu", torch.float64) for x in (exact, rounded, found))
     if bool((~found.isfinite() & exact.isfinite()).any()):
@@ -82,18 +97,13 @@ def _compare(exact: Tensor, rounded: Tensor, found: Tensor) -> None:
             f"it is exact in float64: {way_out}"
         )
     error = _distance(found, exact)
-    allowed = max(_rounding(dtype), WORSE * _distance(rounded, exact))
+    allowed = max(roundings, WORSE * _distance(rounded, exact))
     if error > allowed:
         raise PruneError(
             f"the collapsed model is off by {error:.1e} in {dtype}, its own dtype, although it is "
             f"exact in float64 and the blended model is off by {_distance(rounded, exact):.1e}: "
             f"{way_out}"
         )
-
-
-def _rounding(dtype: str) -> float:
-    """Return the share of an output that roundings in a dtype may add up to in a deep network."""
-    return math.sqrt(torch.finfo(getattr(torch, dtype)).eps)
 
 
 def _distance(found: Tensor, exact: Tensor) -> float:

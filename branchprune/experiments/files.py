@@ -16,7 +16,7 @@ from zlib import crc32
 from safetensors import SafetensorError
 
 from branchprune.errors import Failed, PruneError
-from branchprune.experiments.locks import lock_file
+from branchprune.experiments.locks import wait_for_lock
 
 Parsed = TypeVar("Parsed")
 SEAL = "crc32"
@@ -24,6 +24,11 @@ WHOLE = re.compile(rf'"{SEAL}": "[0-9a-f]{{8}}"}}$')
 """How a line ends that has not broken off."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Errors that say of themselves that a file could not be written."""
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return a path, or the nearest of the folders around it that exists."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -79,7 +84,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 def alone_with(path: Path) -> Iterator[FileIO]:
     """Open a file of lines for a `with` block; others that do the same wait for its end."""
     with path.open("ab+", buffering=0) as file:
-        lock_file(file)
+        wait_for_lock(file)
         yield file
 
 

@@ -19,13 +19,13 @@ from branchprune.errors import PruneError
 if sys.platform != "win32":
     import fcntl
 
-UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 """Errors of file systems that have no locks."""
 held: set[str] = set()
 """Lock files of this process: the system's locks do not keep a process from itself."""
 
 
-def lock_file(file: FileIO) -> None:
+def wait_for_lock(file: FileIO) -> None:
     """Wait until no other process has an open file locked, and lock it until it is closed.
 
     Where the system or the file system has no locks, nothing is done.
@@ -34,16 +34,16 @@ def lock_file(file: FileIO) -> None:
         OSError: The file system refuses.
     """
     if sys.platform != "win32":
-        with _unknown_ignored():
+        with _without_locks_ignored():
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextmanager
-def _unknown_ignored() -> Iterator[None]:
+def _without_locks_ignored() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in UNKNOWN:
+        if error.errno not in NO_LOCKS:
             raise
 
 
@@ -64,7 +64,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder.absolute().parent / f".{folder.name}.lock"
     made = [each for each in path.parents if not each.exists()]
     try:
-        with _lock_file(path, folder):
+        with _holding(path, folder):
             yield
     finally:
         for each in made:  # of a run that was refused, nothing is left
@@ -73,7 +73,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lock_file(path: Path, folder: Path) -> Iterator[None]:
+def _holding(path: Path, folder: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquire(path, folder)
@@ -95,7 +95,7 @@ def _acquire(path: Path, folder: Path) -> FileIO:
         if str(path) in held:
             raise _refusal(path, folder)
         file = path.open("ab+", buffering=0)
-        if not _try(file):
+        if not _try_lock(file):
             file.close()
             raise _refusal(path, folder)
         with suppress(FileNotFoundError):
@@ -106,12 +106,12 @@ def _acquire(path: Path, folder: Path) -> FileIO:
         file.close()
 
 
-def _try(file: FileIO) -> bool:
+def _try_lock(file: FileIO) -> bool:
     """Lock a file, if no other process has; a record lock, which workers do not inherit."""
     if sys.platform == "win32":
         return True
     try:
-        with _unknown_ignored():
+        with _without_locks_ignored():
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False

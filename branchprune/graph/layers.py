@@ -34,9 +34,8 @@ def sizes(module: nn.Module) -> dict[str, Any]:
 def describe(module: nn.Module) -> str:
     """Return the kind and the widths of a module, in words."""
     widths = ", ".join(f"{name}={value}" for name, value in sizes(module).items())
-    scripted = isinstance(
-        module, torch.jit.ScriptModule
-    )  # a copy of a traced one has another class
+    # A copy of a traced one has another class.
+    scripted = isinstance(module, torch.jit.ScriptModule)
     return f"{'ScriptModule' if scripted else type(module).__name__}({widths})"
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import torch.distributed as dist
 from torch import nn
-from torch.distributed import is_available, is_initialized
 
 from branchprune.errors import PruneError
 
@@ -13,7 +13,7 @@ def refuse_sharded(model: nn.Module) -> None:
 
     What is folded reads whole weights, outside of the calls of layers in which FSDP gathers them.
     """
-    if not (is_available() and is_initialized()):
+    if not (dist.is_available() and dist.is_initialized()):  # the second is not in every build
         return
     for name, module in model.named_modules():
         if (kind := _kind(module)) is not None:

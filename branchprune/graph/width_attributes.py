@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,8 @@ def _attributes(path: str, module: nn.Module, widths: Widths) -> Iterator[WidthA
         numbers = set(_numbers(value)) & widths.keys()
         if numbers:
             unclear = any(len(widths[number]) > 1 for number in numbers)
-            yield WidthAttribute(path, name, value, None if unclear else _at(value, widths))
+            after = None if unclear else _mapped(value, lambda n: max(widths.get(n, {n})))
+            yield WidthAttribute(path, name, value, after)
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -123,14 +124,14 @@ def _numbers(value: Any) -> Iterator[int]:
         yield from _numbers(list(value.values()))
 
 
-def _at(value: Any, widths: Widths) -> Any:
-    """Return a value with each width before replaced by the one after."""
+def _mapped(value: Any, change: Callable[[int], int]) -> Any:
+    """Return a value with each of its `_numbers` changed, in order."""
     if type(value) is int:
-        return next(iter(widths[value])) if value in widths else value
+        return change(value)
     if type(value) in (tuple, list):
-        return type(value)(_at(each, widths) for each in value)
+        return type(value)(_mapped(each, change) for each in value)
     if type(value) is dict:
-        return {key: _at(each, widths) for key, each in value.items()}
+        return {key: _mapped(each, change) for key, each in value.items()}
     return value
 
 
@@ -194,8 +195,4 @@ def _belongs(old: int, new: int, pairs: Collection[tuple[int, int]]) -> bool:
 
 def _filled(value: Any, numbers: Iterator[int]) -> Any:
     """Return a value with its numbers replaced in order."""
-    if type(value) is int:
-        return next(numbers)
-    if type(value) in (tuple, list):
-        return type(value)(_filled(each, numbers) for each in value)
-    return {k: _filled(v, numbers) for k, v in value.items()} if type(value) is dict else value
+    return _mapped(value, lambda _: next(numbers))

@@ -25,10 +25,11 @@ from branchprune.lightning.freezing import Freezing
 from branchprune.lightning.loss_guard import LossGuard
 from branchprune.lightning.lr_restart import LearningRates
 from branchprune.lightning.network_swap import NetworkSwap
-from branchprune.lightning.optimizer_check import check_optimizers, check_precision
-from branchprune.lightning.ranks import check_strategy, monitored
+from branchprune.lightning.optimizer_check import check_optimizers
+from branchprune.lightning.ranks import monitored
 from branchprune.lightning.recent_inputs import RecentInputs
 from branchprune.lightning.tensorboard_layout import TensorBoardCurves
+from branchprune.lightning.trainer_check import check_trainer
 from branchprune.lightning.training_inputs import find_example, first_inputs
 from branchprune.planning.plan import Plan, plan
 from branchprune.training.batch_keys import Keys, keys_of
@@ -136,8 +137,7 @@ class BranchPruning(LossGuard):
         """Attach the branches, before the optimizer is built."""
         if stage != "fit" or any(m is self.blended for m in pl_module.modules()):
             return
-        check_precision(trainer)
-        check_strategy(trainer)
+        check_trainer(trainer)
         if self.schedule.done:
             self.schedule.reset()
         self.small = self.collapse_error = None

@@ -1,4 +1,4 @@
-"""Do the optimizers of a training hold what is to be trained, and its layers stay what they are?"""
+"""Do the optimizers of a training hold what is to be trained?"""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ from pytorch_lightning import Trainer
 
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
-
-
-def check_precision(trainer: Trainer) -> None:
-    """Raise PruneError for a precision whose plugin puts layers of its own into the network."""
-    if str(trainer.precision).startswith("transformer-engine"):
-        raise PruneError(
-            f"precision (={trainer.precision!r}) replaces layers by its own, which cannot be "
-            "folded: use 'bf16-mixed', 'bf16-true' or another"
-        )
 
 
 def check_optimizers(trainer: Trainer, blended: Blended) -> None:

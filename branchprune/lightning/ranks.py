@@ -1,4 +1,4 @@
-"""Several processes: what decides on a training has to be the same on all of them."""
+"""Numbers that decide on a training, added up or averaged over its ranks, the same on each."""
 
 from __future__ import annotations
 
@@ -8,18 +8,6 @@ import torch.distributed as dist
 from pytorch_lightning import Trainer
 
 from branchprune.errors import PruneError
-
-_SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Raise a PruneError for a strategy by which no process has the whole model."""
-    kind = next((k.__name__ for k in type(trainer.strategy).__mro__ if k.__name__ in _SHARDING), "")
-    if kind:
-        raise PruneError(
-            f"strategy (a {kind}) cuts weights into pieces, and pruning needs whole ones: use "
-            "strategy='ddp'"
-        )
 
 
 def _ranks() -> int:

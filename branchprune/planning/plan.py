@@ -1,50 +1,24 @@
-"""Which channel groups shrink, and to what width."""
+"""A plan: what will be pruned in a model and what will not, why, and what it will cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import lcm
 from typing import Any
 
 from torch import nn
 
-from branchprune.errors import PruneError, at_least_one
+from branchprune.errors import PruneError
 from branchprune.graph.build import analyse
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied, inputs_of, plain
 from branchprune.graph.plain_model import check_model
-from branchprune.graph.structure import ChannelGroup, Structure
+from branchprune.graph.structure import Structure
 from branchprune.graph.width_attributes import WidthAttribute, width_attributes
-from branchprune.planning.costs import Cost, costs, costs_of_unseen, macs_shares
-from branchprune.planning.paths import check_named, check_reached, makers, paths_of, within
+from branchprune.planning.costs import Cost, costs, costs_of_unseen
+from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_groups, too_narrow
+from branchprune.planning.paths import check_named, check_reached, paths_of, within
 from branchprune.planning.trial import try_widths
-
-
-@dataclass(frozen=True)
-class PlannedGroup:
-    """One row of a plan.
-
-    Attributes:
-        name: Path of the first layer that makes the channels.
-        layers: Paths of all layers that make them.
-        width: Channels before.
-        kept: Channels after.
-        macs_share: Share of the model's multiply-adds spent in making these channels.
-        reason: Why the width stays, or None.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    width: int
-    kept: int
-    macs_share: float
-    reason: str | None
-
-    @property
-    def pruned(self) -> bool:
-        """Whether the group gets a branch."""
-        return self.reason is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +164,7 @@ def plan(
             example, nothing in it can be pruned, or `check` finds that the collapsed model would
             compute something else.
     """
-    for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
-        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-            raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
-    at_least_one("multiple_of", multiple_of)
+    check_widths(keep, multiple_of)
     exclude, opaque = paths_of("exclude", exclude), paths_of("opaque", opaque)
     check_model(model)
     example = plain(example)
@@ -201,99 +172,24 @@ def plan(
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
     check_named(model, named)
     model = copied(model, sharing=True)
-    if inside:
-        try:
-            example = inputs_of(model.get_submodule(inside), model, example)
-        except PruneError as error:
-            raise PruneError(f"inside (={inside!r}): {error}") from error
+    example = _inputs_inside(model, inside, example)
     structure = analyse(model, example, inside, opaque)
     check_reached(structure, named)
-    groups = tuple(
-        _plan_group(structure, i, share, keep, exclude, multiple_of)
-        for i, share in enumerate(macs_shares(structure))
-    )
-    if not any(group.pruned for group in groups):
-        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
-        reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
-        raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
+    groups = plan_groups(structure, keep, exclude, multiple_of)
     kept = [group.kept for group in groups]
     before, after = costs(model, structure, kept)
     of_widths = (model, structure, kept)
     attributes = try_widths(*of_widths, example) if check else width_attributes(*of_widths)
-    notes = _too_narrow(groups, multiple_of)
+    notes = too_narrow(groups, multiple_of)
     unseen = costs_of_unseen(model, structure)
     return Plan(groups, before, after, example, structure, unseen, attributes, notes)
 
 
-def _too_narrow(groups: Sequence[PlannedGroup], multiple_of: int) -> tuple[str, ...]:
-    """Say which groups shrink to no multiple, because they are narrower than one.
-
-    Raises:
-        PruneError: All of them.
-    """
-    shrinking = [group for group in groups if group.pruned]
-    narrow = [
-        f"{group.name} ({group.width})"
-        for group in shrinking
-        if group.kept < group.width and group.kept % multiple_of
-    ]
-    if narrow and len(narrow) == len(shrinking):
-        raise PruneError(
-            f"multiple_of (={multiple_of}) is more than the width of every group that shrinks: "
-            f"{', '.join(narrow[:5])}"
-        )
-    more = f" and {len(narrow) - 5} more" * (len(narrow) > 5)
-    said = f"multiple_of (={multiple_of}) is too much for {', '.join(narrow[:5])}{more}"
-    return (f"{said}: kept to no multiple",) if narrow else ()
-
-
-def _plan_group(
-    structure: Structure,
-    index: int,
-    share: float,
-    keep: float | Mapping[str, float],
-    exclude: Sequence[str],
-    multiple_of: int,
-) -> PlannedGroup:
-    group, layers = structure.groups[index], makers(structure, index)
-    fraction, reason = _fraction(layers, keep)
-    reason = group.reason or _excluded(structure, index, exclude) or reason
-    kept = group.width if reason else _round(group, fraction, multiple_of)
-    if reason is None and kept >= group.width and fraction < 1:
-        step = _step(group, multiple_of)
-        divisible = f" in multiples of {step}" * (step > 1)
-        reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them{divisible}"
-    return PlannedGroup(group.name, layers, group.width, kept, share, reason)
-
-
-def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:
-    if not isinstance(keep, Mapping):
-        return keep, None
-    named = {layer: keep[layer] for layer in layers if layer in keep}
-    if len(set(named.values())) > 1:
-        raise PruneError(f"keep names layers of one group with different fractions: {named}")
-    around = [module for layer in layers if (module := within(layer, keep)) is not None]
-    fractions = [*named.values(), *(keep[module] for module in around)]
-    fractions += [keep[""]] if "" in keep else []
-    return (fractions[0], None) if fractions else (1.0, "not named in keep")
-
-
-def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str | None:
-    members = [*makers(structure, index)]
-    members += [
-        layer.name
-        for layer in structure.channelwise.values()
-        if any(piece.group == index for piece in layer.pieces)
-    ]
-    found = next((name for name in members if within(name, exclude)), None)
-    return found and f"{found} is excluded"
-
-
-def _step(group: ChannelGroup, multiple_of: int) -> int:
-    step = lcm(group.blocks, multiple_of)
-    return group.blocks if step > group.width else step
-
-
-def _round(group: ChannelGroup, fraction: float, multiple_of: int) -> int:
-    step = _step(group, multiple_of)
-    return min(group.width, max(step, round(fraction * group.width / step) * step))
+def _inputs_inside(model: nn.Module, inside: str, example: Example) -> Example:
+    """Return what a module gets as the model runs on an example."""
+    if not inside:
+        return example
+    try:
+        return inputs_of(model.get_submodule(inside), model, example)
+    except PruneError as error:
+        raise PruneError(f"inside (={inside!r}): {error}") from error

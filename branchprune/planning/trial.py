@@ -8,8 +8,7 @@ user's. So a model of the planned widths is made before anything is trained, and
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from branchprune.errors import PruneError
-from branchprune.graph.code_paths import compiled
+from branchprune.errors import PruneError, first_line
+from branchprune.graph.hooks import watched
 from branchprune.graph.inputs import (
     Example,
     call,
@@ -29,6 +28,7 @@ from branchprune.graph.inputs import (
     untouched,
     without_constants,
 )
+from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import Structure
 from branchprune.graph.width_attributes import (
     WidthAttribute,
@@ -85,7 +85,7 @@ class Trial:
         try:
             found = self._run(self.small, self._part, training, example)
         except Exception as error:
-            return f"does not run: {str(error).splitlines()[0]}"
+            return f"does not run: {first_line(error)}"
         if len(found) == len(wanted) and all(map(same_numbers, wanted, found)):
             return None
         return f"differs from the branch{self._place(training, example)}"
@@ -102,7 +102,7 @@ class Trial:
                     outputs = self._run(self.traced, self.programs[training], training, example)
                 except Exception as error:
                     if not training:
-                        why = str(error).splitlines()[0]
+                        why = first_line(error)
                         raise PruneError(f"the branch does not run at its widths: {why}") from error
                 else:
                     self._computed[training] = (example, outputs)
@@ -122,7 +122,7 @@ class Trial:
     def _place(self, training: bool, example: Example) -> str:
         """Name the first layer whose output differs."""
         kept: dict[str, list[Tensor]] = {name: [] for name in self.structure.linears}
-        with self._watched(self.traced, lambda name, output: kept[name].append(output)):
+        with watched(self._layers(self.traced), lambda name, output: kept[name].append(output)):
             self._run(self.traced, self.programs[training], training, example)
         differing: list[str] = []
 
@@ -130,20 +130,12 @@ class Trial:
             if not kept[name] or not same_numbers(kept[name].pop(0), output):
                 differing.append(name)
 
-        with self._watched(self.small, compare):
+        with watched(self._layers(self.small), compare):
             self._run(self.small, self._part, training, example)
         return f" from {differing[0]} on" if differing else " behind its last layer"
 
-    @contextmanager
-    def _watched(self, model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-        def hook(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-            see(name, output)
-
-        with ExitStack() as stack:
-            for name in self.structure.linears:
-                layer = model.get_submodule(name)
-                stack.callback(layer.register_forward_hook(partial(hook, name)).remove)
-            yield
+    def _layers(self, model: nn.Module) -> dict[str, nn.Module]:
+        return {name: model.get_submodule(name) for name in self.structure.linears}
 
 
 def _program(graph: fx.Graph, training: bool) -> Callable[..., Any]:

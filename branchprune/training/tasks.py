@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from branchprune.errors import PruneError, at_least_one, positive
+from branchprune.errors import PruneError, positive, whole
 from branchprune.training.batch_keys import Keys
 from branchprune.training.distillation import Teacher
 from branchprune.training.losses import L1SSIM, distillation
@@ -65,7 +65,7 @@ class ClassificationTask(Task):
         keys: Keys | None = None,
     ) -> None:
         if remember is not None:
-            at_least_one("remember", remember)
+            whole("remember", remember, 1)
         super().__init__(
             model,
             optimizer,

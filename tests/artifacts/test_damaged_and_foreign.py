@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import branchprune as bp
@@ -22,6 +22,11 @@ def pruned(model, keep=0.5):
     return bp.collapse(blended)
 
 
+@pytest.fixture(scope="module")
+def small():
+    return pruned(make())
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "small.safetensors"
@@ -31,20 +36,13 @@ def rewritten(path, change):
     """Write a file as another program would: with its header changed, and without a checksum."""
     size = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
-    state = {k: v.clone() for k, v in bp_state(path).items()}
+    state = {k: v.clone() for k, v in load_file(path).items()}
     kept = {k: header[k] for k in ("class", "widths")} | {"format": "branchprune/1"}
     change(kept, state)
     save_file(state, path, metadata=kept)
 
 
-def bp_state(path):
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def test_a_model_on_meta_gets_the_weights_of_the_file(path):
-    small = pruned(make())
+def test_a_model_on_meta_gets_the_weights_of_the_file(small, path):
     bp.save(small, path)
     with torch.device("meta"):
         empty = make()
@@ -82,7 +80,7 @@ OTHERS = {
     "wider": (lambda: make([8, 8], [12]), r"\(8, 4, 3, 3\), pruned from \(16, 8, 3, 3\), not \(12"),
     "another head": (lambda: make(classes=9), r"classifier.* has shape \(4, .*, not \(9, "),
     "more inputs": (lambda: make(in_channels=3), r"shape \(4, 1, 3, 3\), .*, not \(8, 3, 3, 3\)"),
-    "narrower": (lambda: make([4, 4], [6]), r"shape \(4, 1, 3, 3\), .*, not \(4, 1, 3, 3\)"),
+    "narrower": (lambda: make([4, 4], [6]), r"shape \(8, 4, 3, 3\), .*, not \(6, 4, 3, 3\)"),
     "class": (
         lambda: Squared([[8, 8], [16]], classes=4, in_channels=1),
         "it is a VGG, not a Squared",
@@ -91,14 +89,21 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_a_model_of_other_widths_or_class_is_refused(case, path):
-    bp.save(pruned(make()), path)
+def test_a_model_of_other_widths_or_class_is_refused(case, small, path):
+    bp.save(small, path)
     build, message = OTHERS[case]
     model = build()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(bp.PruneError, match=f"another model: .*{message}"):
         bp.load(model, path)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_model_that_is_made_at_the_widths_of_the_file_takes_its_weights(small, path):
+    bp.save(small, path)
+    widths = [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)]
+    loaded = bp.load(make(widths[:2], widths[2:]), path)
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in small.state_dict().items())
 
 
 def chain(stride=1, eps=1e-5, activation=nn.ReLU, dropout=0.1, norm=nn.BatchNorm2d, padding=0):
@@ -145,33 +150,33 @@ def test_a_class_is_the_same_wherever_it_was_made(path):
         return Net(nn.Linear(2, 2))
 
     bp.save(made(), path)
-    assert torch.equal(bp.load(again(), path)[0].weight, bp_state(path)["0.weight"])
+    assert torch.equal(bp.load(again(), path)[0].weight, load_file(path)["0.weight"])
     with pytest.raises(bp.PruneError, match="it is a Net, not a Sub"):
         bp.load(Sub(nn.Linear(2, 2)), path)
 
 
-def test_a_model_that_is_pruned_twice_is_loaded_into_the_dense_one(path):
-    small = pruned(pruned(make()))
-    bp.save(small, path)
+def test_a_model_that_is_pruned_twice_is_loaded_into_the_dense_one(small, path):
+    smaller = pruned(small)
+    bp.save(smaller, path)
     loaded, x = bp.load(make(), path).eval(), torch.randn(3, 1, 8, 8)
-    assert torch.equal(loaded(x), small(x))
+    assert torch.equal(loaded(x), smaller(x))
     bp.save(loaded, path)  # which still knows where it comes from
-    assert torch.equal(bp.load(make(), path).eval()(x), small(x))
+    assert torch.equal(bp.load(make(), path).eval()(x), smaller(x))
     with pytest.raises(bp.PruneError, match="another model"):
         bp.load(make([12, 8], [16]), path)
 
 
-def test_a_file_of_an_earlier_version_is_loaded(path):
-    small, x = pruned(make()), torch.randn(3, 1, 8, 8)
+def test_a_file_of_an_earlier_version_is_loaded(small, path):
     bp.save(small, path)
+    x = torch.randn(3, 1, 8, 8)
     rewritten(path, lambda header, state: None)
     assert torch.equal(bp.load(make(), path).eval()(x), small(x))
     with pytest.raises(bp.PruneError, match=r"another model: .*not a Squared"):
         bp.load(OTHERS["class"][0](), path)
 
 
-def test_widths_that_are_not_those_of_the_tensors_are_refused(path):
-    bp.save(pruned(make()), path)
+def test_widths_that_are_not_those_of_the_tensors_are_refused(small, path):
+    bp.save(small, path)
 
     def lie(header, state):
         widths = json.loads(header["widths"])
@@ -185,8 +190,8 @@ def test_widths_that_are_not_those_of_the_tensors_are_refused(path):
 
 @pytest.mark.parametrize("key", ["widths", "numbers", "settings", "full"])
 @pytest.mark.parametrize("said", ["[1]", '{"features.0": 3}', "3"])
-def test_a_header_of_something_else_is_refused(key, said, path):
-    bp.save(pruned(make()), path)
+def test_a_header_of_something_else_is_refused(key, said, small, path):
+    bp.save(small, path)
     rewritten(path, lambda header, state: header.update({key: said}))
     with pytest.raises(bp.PruneError, match=f"not complete: its header has damaged '{key}'"):
         bp.load(make(), path)

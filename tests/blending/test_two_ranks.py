@@ -3,15 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from two_ranks import CASES, train
-
-import branchprune as bp
-from branchprune.lightning.ranks import check_strategy
 
 CHILD = Path(__file__).parents[1] / "helpers" / "two_ranks.py"
 
@@ -64,10 +59,3 @@ def test_sharded_models_are_refused_by_name(ranks, kind):
     for rank in ranks:
         assert len(rank[kind]) == 2
         assert all(f"sharded by {name}" in said and "ddp" in said for said in rank[kind])
-
-
-@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy])
-def test_sharding_strategies_are_refused_before_training(kind):
-    trainer = SimpleNamespace(strategy=object.__new__(kind))
-    with pytest.raises(bp.PruneError, match=f"strategy .a {kind.__name__}.*strategy='ddp'"):
-        check_strategy(trainer)

@@ -46,6 +46,16 @@ def test_a_forward_that_computes_with_a_width_is_found_before_training(
     bp.attach(model, bp.plan(model, torch.randn(IMAGE), exclude=["a"], check=True))
 
 
+def test_a_forward_that_fails_without_a_word_is_named_by_its_kind() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        if m.a.out_channels != 32:
+            raise AssertionError
+        return m.out(m.b(m.a(x)))
+
+    with pytest.raises(bp.PruneError, match="at its planned widths does not run: AssertionError"):
+        bp.plan(net_with(forward), torch.randn(IMAGE), check=True)
+
+
 def test_a_norm_that_starts_at_zero_hides_nothing() -> None:
     model = net_with(lambda m, x: m.out(m.b(m.norm(m.a(x)) / m.b.in_channels)))
     nn.init.zeros_(model.norm.weight)

@@ -10,8 +10,8 @@ sys.path.append(str(ROOT / "scripts"))  # for child processes, too
 
 import torture  # noqa: E402
 import torture_files  # noqa: E402
-from torture_runs import Trial, is_clear  # noqa: E402
 from torture_table import table  # noqa: E402
+from torture_trial import Trial, is_clear  # noqa: E402
 
 from branchprune.experiments.files import read_lines  # noqa: E402
 

@@ -21,7 +21,7 @@ from branchprune.experiments.compare import results as compare_results
 from branchprune.experiments.compare.config import Comparison, Run
 from branchprune.experiments.compare.options import Options, make_parser
 from branchprune.experiments.compare.results import Line, Results, run_of
-from branchprune.experiments.compare.today import Today
+from branchprune.experiments.compare.stale import StaleCheck
 from branchprune.experiments.environment import recorded
 from branchprune.experiments.files import read_object, refusals_named, write_whole
 from branchprune.experiments.jobs import Job, JobRunner, shown
@@ -83,7 +83,7 @@ class _Comparing:
         self.results = self._results()
         self.stored = compare_results.dense_file(comparison, self.results)
         self.dense = self.output / "dense"
-        self.today = Today(self.say)
+        self.stale = StaleCheck(self.say)
         self.runs = self._chosen()
         self.files = [*map(self._shown, [comparison.path, *(options.overlay or [])])]
 
@@ -158,15 +158,15 @@ class _Comparing:
 
     def _is_current(self, line: Line) -> bool:
         """Return whether a line is of today's configuration, as far as that is known."""
-        run = run_of(line)
         if "configuration" not in line:
             return True
+        run = run_of(line)
         record = self._dense_record() or read_object(self.stored)
         if self.comparison.budgets[run.budget].train_macs is not None and record is None:
             return True
         left = "it is left out" if self.options.table else "it runs anew"
-        arguments = partial(self._arguments, run, record)
-        return self.today.has_made(line, run.name, arguments, left)
+        arguments = self._arguments(run, record)
+        return self.stale.is_current(line["configuration"], run.name, arguments, left)
 
     def _is_done(self, run: Run) -> bool:
         return run not in self._read().missing()
@@ -175,7 +175,7 @@ class _Comparing:
         """Return what the dense training left, once it is over; None of another configuration."""
         found = read_object(self.dense / "dense" / "finished.json")
         whole = found is not None and (self.dense / "dense.safetensors").exists()
-        if not whole or self.today.differs(self.dense, self._dense_arguments(), OF_DENSE):
+        if not whole or self.stale.differs(self.dense, self._dense_arguments(), OF_DENSE):
             return None
         return found
 
@@ -194,7 +194,7 @@ class _Comparing:
 
     def _dense_command(self) -> list[str]:
         arguments = self._dense_arguments()
-        return [*COMMAND, "dense", *arguments, *self.today.how(self.dense, arguments)]
+        return [*COMMAND, "dense", *arguments, *self.stale.resume_options(self.dense, arguments)]
 
     def _dense_arguments(self) -> list[str]:
         seed = str(self.comparison.seeds[0])
@@ -203,7 +203,8 @@ class _Comparing:
 
     def _command(self, run: Run) -> list[str]:
         arguments = self._arguments(run, self._store_dense())
-        return [*COMMAND, "run", *arguments, *self.today.how(self.output / run.name, arguments)]
+        options = self.stale.resume_options(self.output / run.name, arguments)
+        return [*COMMAND, "run", *arguments, *options]
 
     def _arguments(self, run: Run, dense: dict[str, Any] | None) -> list[str]:
         """Return the arguments of a run; `dense` is what the dense training left."""

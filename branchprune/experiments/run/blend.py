@@ -16,7 +16,7 @@ from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.path_sampling import Mixing
 from branchprune.blending.schedules import Mode, Plateau, Schedule
-from branchprune.collapsing.collapse_check import own_dtype_error
+from branchprune.collapsing.own_dtype import own_dtype_error
 from branchprune.errors import PruneError, whole
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.load_weights import load_weights

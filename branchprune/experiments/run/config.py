@@ -138,6 +138,12 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         help="As Lightning names it; weights stay float32, so others that it has are refused",
     )
     parser.add_argument("--compile", type=bool, default=False, help="Use torch.compile")
+    _add_parts(parser)
+    return parser
+
+
+def _add_parts(parser: ArgumentParser) -> None:
+    """Add what a run is put together from."""
     for name, base, text in (
         ("model", nn.Module, "The network"),
         ("data", LightningDataModule, "The data"),
@@ -148,7 +154,6 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
     )
     for name, kind in (("metric", MetricConfig), ("dense", DenseConfig)):
         parser.add_class_arguments(kind, name)
-    return parser
 
 
 def help_text(command: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-FREE = ("output", "results", "accelerator", "dense.checkpoint")
+PLACES = ("output", "results", "accelerator", "dense.checkpoint")
 """Settings that say where a run is made, and not what it does."""
 OF_DENSE = ("model", "data", "task", "dense", "seed", "fast", "precision", "compile")
 """Sections on which the dense training depends."""
@@ -24,12 +24,17 @@ def settings_of(text: str, sections: Sequence[str] = ()) -> dict[str, Any]:
     """
     found = flat(yaml.safe_load(text) or {})
     chosen = {k: v for k, v in found.items() if not sections or k.partition(".")[0] in sections}
-    return {key: value for key, value in chosen.items() if key not in FREE}
+    return {key: value for key, value in chosen.items() if key not in PLACES}
 
 
-def digest(text: str, sections: Sequence[str] = ()) -> str:
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the dotted paths, in their order, at which settings differ or are missing."""
+    return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+
+
+def digest(text: str) -> str:
     """Return twelve digits that differ where configurations differ; see `settings_of`."""
-    settings = json.dumps(settings_of(text, sections), sort_keys=True, default=str)
+    settings = json.dumps(settings_of(text), sort_keys=True, default=str)
     return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from branchprune.errors import PruneError
-from branchprune.experiments.run.configuration_digest import flat
+from branchprune.experiments.files import nearest_existing
+from branchprune.experiments.run.configuration_digest import changed_settings, flat
 
 STAGE = (
     *("metrics.csv", "metrics.csv.kept", "hparams.yaml", "finished.json"),
@@ -28,7 +29,7 @@ CONTENT = (
 """Patterns of the files that a run makes; a kill leaves some with `.part` behind the name, and that
 of an earlier version some in folders of their own."""
 FOLDERS = ("tmp????????", *STAGES, *(f"{stage}/*" for stage in STAGES))
-FREE = ("output", "results")
+MAY_DIFFER = ("output", "results")
 """Keys of a configuration that may differ where a run continues."""
 
 
@@ -44,7 +45,7 @@ def check_folder(
         command: The command that is to continue it.
     """
     if not output.exists():
-        place = nearest(output)
+        place = nearest_existing(output)
         if not place.is_dir():
             raise PruneError(f"output folder {output} cannot be written: {place} is no folder")
         return
@@ -63,11 +64,6 @@ def check_folder(
         raise PruneError(f"output folder {output} is not a run alone: it holds {foreign[0]}")
     if Path.cwd().resolve().is_relative_to(output.resolve()):
         raise PruneError(f"output folder {output} is where the command runs: it is not replaced")
-
-
-def nearest(path: Path) -> Path:
-    """Return the nearest to a path, of all that it is within, that exists."""
-    return next(each for each in path.absolute().parents if each.exists())
 
 
 def _foreign(output: Path) -> Iterator[Path]:
@@ -103,8 +99,8 @@ def _check_same(path: Path, resumed: str, command: str) -> None:
     if not path.is_file():
         raise PruneError(f"output folder {path.parent} is no run that could be resumed: no {path}")
     before, now = (flat(yaml.safe_load(text)) for text in (path.read_text(), resumed))
-    for key in sorted(before.keys() | now.keys()):
-        if key not in FREE and before.get(key) != now.get(key):
+    for key in changed_settings(before, now):
+        if key not in MAY_DIFFER:
             again = [str(path), "--output", str(path.parent), "--resume"]
             raise PruneError(
                 f"output folder {path.parent} is a run with other settings: {key} was "

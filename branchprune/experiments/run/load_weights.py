@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import read_tensors
 from branchprune.artifacts.torch_checkpoint import damage
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, first_line
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -50,9 +50,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             "or is no checkpoint"
         ) from error
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PruneError(
-            f"checkpoint {path} is not complete, or is no checkpoint: {reason}"
+            f"checkpoint {path} is not complete, or is no checkpoint: {first_line(error)}"
         ) from error
     state: Any = content
     for key in ("state_dict", "model_state_dict", "model"):

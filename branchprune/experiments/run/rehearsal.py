@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from branchprune.errors import PruneError
+from branchprune.experiments.files import nearest_existing
 from branchprune.experiments.run.config import RunConfig
-from branchprune.experiments.run.folder import nearest
 from branchprune.experiments.run.prune_config import PruneConfig
 from branchprune.graph.inputs import copied
 
@@ -35,7 +35,7 @@ def rehearsal(config: RunConfig) -> Iterator[RunConfig]:
         PruneError: The folder cannot be written, or what the run writes, such as its checkpoints,
             is more than is free there.
     """
-    place = nearest(config.output)
+    place = nearest_existing(config.output.absolute().parent)
     try:
         folder = tempfile.TemporaryDirectory(dir=place, prefix=f".{config.output.name}.rehearsal-")
     except OSError as error:

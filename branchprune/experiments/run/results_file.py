@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from branchprune.errors import Failed, PruneError
-from branchprune.experiments.files import alone_with, read_lines, sealed, write_line
+from branchprune.experiments.files import (
+    alone_with,
+    nearest_existing,
+    read_lines,
+    sealed,
+    write_line,
+)
 from branchprune.experiments.run.configuration_digest import digest
 
 COPIED = ("experiment", "method", "preset", "seed", "dataset", "hardware", "versions", "commit")
@@ -42,7 +48,7 @@ def add_line(path: Path, result: Mapping[str, Any]) -> None:
 
 def check_appendable(path: Path) -> None:
     """Raise a PruneError if a line could not be added to a file; nothing is written."""
-    place = next(each for each in (path, *path.absolute().parents) if each.exists())
+    place = nearest_existing(path)
     if path.exists():
         if not path.is_file():
             raise PruneError(f"results file {path} cannot be written: it is no regular file")

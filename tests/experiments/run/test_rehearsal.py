@@ -74,7 +74,7 @@ LATE = [
     ({"prune": {"blend": {"matching": float("nan")}}}, "matching (=nan)"),
     ({"prune": {"cut": {}, "rounds": {"count": 0}}}, "rounds.count (=0)"),
     ({"prune": {"blend": {"monitor": "val_acc"}}}, "monitor (='val_acc') is not logged"),
-    ({"name": "a/b"}, "name (='a/b')"),
+    ({"name": "a/../../b"}, "name (='a/../../b')"),
     ({"results": "/dev/null/results.jsonl"}, "results file /dev/null/results.jsonl cannot be wr"),
     ({"results": "file/x"}, "results file file/x cannot be written: "),
     ({"output": "file/run", "results": "r"}, "output folder file/run cannot be written"),

@@ -1,17 +1,16 @@
-"""Whether results and folders are of today's configuration, or of an earlier one."""
+"""Which results and folders are stale: of another configuration than today's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from branchprune.experiments.run.config import stored_text
-from branchprune.experiments.run.configuration_digest import digest, settings_of
+from branchprune.experiments.run.configuration_digest import changed_settings, digest, settings_of
 
 
-class Today:
-    """Compares what earlier calls have left with what runs would do today.
+class StaleCheck:
+    """Compares the configurations that earlier calls have stored with today's.
 
     Args:
         say: Called with each difference, once.
@@ -22,28 +21,21 @@ class Today:
         self.told = set[str]()
         self.texts: dict[tuple[str, ...], str] = {}
 
-    def has_made(
-        self,
-        line: Mapping[str, Any],
-        name: str,
-        arguments: Callable[[], list[str]],
-        otherwise: str,
-    ) -> bool:
-        """Return whether a line of results is of today's configuration, or does not say.
+    def is_current(self, before: str, name: str, arguments: list[str], otherwise: str) -> bool:
+        """Return whether a line of results is of today's configuration.
 
         Args:
-            line: The line.
+            before: The digest of a configuration in the line.
             name: Name of the run.
-            arguments: Returns the arguments of `branchprune run` that make the run today.
+            arguments: Those of `branchprune run` that make the run today.
             otherwise: What is said to happen if it is of another one.
         """
-        said = line.get("configuration")
-        now = said if said is None else digest(self._text(arguments()))
-        if now != said:
+        now = digest(self._text(arguments))
+        if now != before:
             self._tell(
-                f"{name}: its line is of another configuration ({said}, today {now}): {otherwise}"
+                f"{name}: its line is of another configuration ({before}, today {now}): {otherwise}"
             )
-        return now == said
+        return now == before
 
     def differs(self, folder: Path, arguments: list[str], sections: Sequence[str] = ()) -> bool:
         """Return whether a run in a folder has other settings than today's; say which.
@@ -58,13 +50,13 @@ class Today:
             return False
         texts = stored.read_text(encoding="utf-8"), self._text(arguments)
         before, now = (settings_of(text, sections) for text in texts)
-        changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        changed = changed_settings(before, now)
         if changed:
             values = f"{before.get(changed[0])!r}, today {now.get(changed[0])!r}"
             self._tell(f"{folder} is of another configuration ({changed[0]} was {values})")
         return bool(changed)
 
-    def how(self, folder: Path, arguments: list[str]) -> list[str]:
+    def resume_options(self, folder: Path, arguments: list[str]) -> list[str]:
         """Return the options that go on with the run in a folder, or begin it anew."""
         if not self.differs(folder, arguments):
             return ["--resume"]

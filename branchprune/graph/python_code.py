@@ -1,4 +1,4 @@
-"""Code from graphs, and paths in it: any name that a module may have, Python's keywords too."""
+"""Functions from graphs, as Python code in which modules may have any name, even a keyword."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Training by several processes: DistributedDataParallel, in which every rank has the same model.
+"""Gradients for DistributedDataParallel, which waits for one of every parameter on every rank.
 
-DDP waits for a gradient of every parameter on every rank. At α = 1 the branch has none, at α = 0
-the wide path: both are given zeros, which are taken away again once they have been averaged, so
-that neither weight decay nor momentum moves what is idle. What is drawn at random is drawn by the
-first rank, for all.
+At α = 1 the branch has none, at α = 0 the wide path: both are given zeros, which are taken away
+again once they have been averaged, so that neither weight decay nor momentum moves what is idle.
 """
 
 from __future__ import annotations
@@ -28,44 +26,9 @@ def active_ddp() -> DistributedDataParallel | None:
     return found if found is not None and dist.is_initialized() else None
 
 
-def uniform(*shape: int) -> Tensor:
-    """Return random numbers in [0, 1), the same on every rank of a DDP training."""
-    ddp = active_ddp()
-    numbers = torch.rand(shape, dtype=torch.float32)
-    return numbers if ddp is None else _of_first(ddp, numbers)
-
-
-def uniform_rows(rows: int, columns: int) -> Tensor:
-    """Return random numbers in [0, 1), for each example of a batch; DDP's ranks share one batch.
-
-    Args:
-        rows: Examples on this rank.
-        columns: Numbers for each of them.
-    """
-    ddp = active_ddp()
-    if ddp is None:
-        return torch.rand(rows, columns, dtype=torch.float32)
-    group, rank = ddp.process_group, dist.get_rank(ddp.process_group)
-    counts = torch.zeros(dist.get_world_size(group), dtype=torch.long, device=_device(ddp))
-    counts[rank] = rows
-    dist.all_reduce(counts, group=group)
-    sizes: list[int] = counts.tolist()
-    numbers = torch.rand(sum(sizes), columns, dtype=torch.float32)
-    mine: Tensor = _of_first(ddp, numbers).split(sizes)[rank]
-    return mine
-
-
-def _of_first(ddp: DistributedDataParallel, numbers: Tensor) -> Tensor:
-    shared = numbers.to(_device(ddp))
-    dist.broadcast(shared, group=ddp.process_group, group_src=0)
-    return shared
-
-
-def _device(ddp: DistributedDataParallel) -> torch.device:
-    return next(ddp.parameters()).device
-
-
-def in_step(blended: nn.Module, part: nn.Module, read: Sequence[str], output: Any) -> Any:
+def with_ddp_gradients(
+    blended: nn.Module, part: nn.Module, read: Sequence[str], output: Any
+) -> Any:
     """Return the output of a blended model; in a DDP training, with all gradients it waits for.
 
     DDP waits for those of every parameter that learned when it began, so its attribute
@@ -79,14 +42,14 @@ def in_step(blended: nn.Module, part: nn.Module, read: Sequence[str], output: An
     """
     if active_ddp() is None:
         return output
-    used = parameters_read(blended, read)
-    ours = parameters_read(blended, ("reduce", "expand", "twin")) | {*part.parameters()}
+    used = _parameters_read(blended, read)
+    ours = _parameters_read(blended, ("reduce", "expand", "twin")) | {*part.parameters()}
     learn = [p for p in blended.parameters() if p in ours and p.requires_grad]
-    held = parameters_read(blended, ("model",)) if blended.originals_held else ()
-    return keep_in_step(output, [p for p in learn if p not in used], [*held])
+    held = _parameters_read(blended, ("model",)) if blended.originals_held else ()
+    return _with_gradients(output, [p for p in learn if p not in used], [*held])
 
 
-def parameters_read(root: nn.Module, paths: Sequence[str]) -> set[nn.Parameter]:
+def _parameters_read(root: nn.Module, paths: Sequence[str]) -> set[nn.Parameter]:
     """Return the parameters that are, or are in, what some paths name."""
     found: set[nn.Parameter] = set()
     for path in paths:
@@ -98,7 +61,7 @@ def parameters_read(root: nn.Module, paths: Sequence[str]) -> set[nn.Parameter]:
     return found
 
 
-def keep_in_step(output: Any, idle: Sequence[nn.Parameter], held: Sequence[nn.Parameter]) -> Any:
+def _with_gradients(output: Any, idle: Sequence[nn.Parameter], held: Sequence[nn.Parameter]) -> Any:
     """Return an output whose backward pass gives idle parameters what DDP waits for.
 
     Args:
