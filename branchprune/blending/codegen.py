@@ -17,10 +17,11 @@ from branchprune.blending.path_sampling import Mixing, along_examples, drawn, dr
 from branchprune.blending.projections import apply_folded
 from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
+from branchprune.graph.tracing.guards import same_length
 
 Program = Callable[..., Any]
 WIDE, NARROW = "wide", "narrow"
-SIZES = (getattr, len, "size", "dim", "numel")
+SIZES = (getattr, same_length, "size", "dim", "numel")
 
 
 def compile_program(

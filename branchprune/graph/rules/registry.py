@@ -114,8 +114,9 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
     torch.unsqueeze: shape.unsqueeze,
     torch.squeeze: shape.squeeze,
     operator.getitem: shape.getitem,
-    **dict.fromkeys((getattr, len), shape.size_of),
+    getattr: shape.size_of,
     "branchprune.graph.tracing.aliases.written": elementwise.written,
+    "branchprune.graph.tracing.aliases.replaced": elementwise.elementwise,
 }
 
 METHOD_RULES: dict[str, Rule] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from branchprune.errors import PruneError
@@ -48,6 +49,11 @@ def written(whole: Tensor, part: Tensor, value: Any) -> Tensor:
     """
     part[...] = value
     return whole
+
+
+def replaced(old: Tensor, new: Any) -> Tensor:
+    """Return a value in the shape and dtype of a tensor, as `copy_` would leave it there."""
+    return torch.empty_like(old).copy_(new)
 
 
 def set_item(whole: Tensor, index: Any, value: Any) -> Tensor:

@@ -19,7 +19,8 @@ from branchprune.errors import PruneError
 from branchprune.graph.inputs import training_mode
 from branchprune.graph.layers import has_own_forward
 from branchprune.graph.rules.registry import TAUGHT, is_layer
-from branchprune.graph.tracing.recorder import Recorder
+from branchprune.graph.tracing.recorder import Recorder, unseen
+from branchprune.graph.tracing.side_effects import Draws
 from branchprune.graph.tracing.translate import Call
 
 Function = torch.autograd.Function
@@ -45,7 +46,10 @@ class Calls:
         self.recorder, self.opaque, self.counted = recorder, opaque, counted
         named = [*recorder.part.named_modules(prefix=recorder.inside, remove_duplicate=False)]
         self.paths = {module: path for path, module in reversed(named)}
+        self.wholes: set[nn.Module] = set()
+        self.locates: Draws | None = None
         self.failed: str | None = None
+        self._deep = False
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -77,8 +81,8 @@ class Calls:
         original = nn.Module.__call__
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = None if self._is_elsewhere() else self.paths.get(module)
-            if path is None or (not path and module is self.recorder.part):
+            path = None if self._is_elsewhere() or self._deep else self.paths.get(module)
+            if path is None:
                 return original(module, *args, **kwargs)
             return self._call(module, path, original, args, kwargs)
 
@@ -99,14 +103,23 @@ class Calls:
             )
         if module is not self.recorder.part and self.is_whole(module):
             return self._whole(module, path, original, args, kwargs)
+        self._locate()
         self.recorder.where.append(path)
         try:
-            return original(module, *args, **kwargs)
+            result = original(module, *args, **kwargs)
+            self._locate()
         except Exception:
             self.failed = self.failed or path
             raise
         finally:
             self.recorder.where.pop()
+        return result
+
+    def _locate(self) -> None:
+        """Refuse random draws of the module whose forward runs, if it is to be found."""
+        if self.locates is not None:
+            with torch._C.DisableTorchFunction():
+                self.locates.refuse(self.recorder.location())
 
     def is_whole(self, module: nn.Module) -> bool:
         """Return whether a module is not looked into.
@@ -122,6 +135,7 @@ class Calls:
         library = module.__module__.startswith(_LIBRARY) and not isinstance(module, nn.Sequential)
         return leaf or parametrised or is_layer(module) or module in self.opaque or library
 
+    @unseen
     def _whole(
         self,
         module: nn.Module,
@@ -131,11 +145,12 @@ class Calls:
         kwargs: dict[str, Any],
     ) -> Any:
         recorder = self.recorder
+        self.wholes.update(module.modules())
         nodes = recorder.node_of(args), recorder.node_of(kwargs)
         before = {id(t): t._version for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         counter = FlopCounterMode(display=False) if self.counted(module) else None
         plain = recorder.plain(args), recorder.plain(kwargs)
-        with torch._C.DisableTorchFunction(), training_mode(module, False):
+        with self._inside(path), training_mode(module, False):
             if recorder.meta and _keeps_shape(module, args):
                 result = torch.empty_like(plain[0][0])
             else:
@@ -149,6 +164,18 @@ class Calls:
             node = next(n for n in reversed(recorder.graph.nodes) if n.op == "call_module")
             recorder.recorded.macs[node] = counter.get_total_flops() // 2
         return found
+
+    @contextmanager
+    def _inside(self, path: str) -> Iterator[None]:
+        """Record nothing of what is called in a `with` block."""
+        before, self._deep = self._deep, True
+        try:
+            yield
+        except Exception:
+            self.failed = self.failed or path
+            raise
+        finally:
+            self._deep = before
 
     # Functions
 
@@ -183,6 +210,7 @@ class Calls:
 
         return call
 
+    @unseen
     def _function(
         self,
         target: Callable[..., Any],
@@ -192,7 +220,7 @@ class Calls:
     ) -> Any:
         recorder = self.recorder
         nodes = recorder.node_of(args), recorder.node_of(kwargs)
-        with torch._C.DisableTorchFunction():
+        with self._inside(recorder.location()):
             result = run(*recorder.plain(args), **recorder.plain(kwargs))
         return recorder.note(Call("call_function", target, args, kwargs), nodes, result)
 
@@ -220,7 +248,5 @@ def _globals_of(module: nn.Module) -> dict[str, Any]:
 def _keeps_shape(module: nn.Module, args: tuple[Any, ...]) -> bool:
     """Return whether a norm's output has the shape of its input; without numbers that is faster."""
     return (
-        type(module) in _NORMS
-        and len(args) == 1
-        and args[0].shape[1:2] == (module.num_features,)  # type: ignore[union-attr]
+        type(module) in _NORMS and len(args) == 1 and args[0].shape[1:2] == (module.num_features,)  # type: ignore[union-attr]
     )

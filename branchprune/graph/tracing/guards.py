@@ -11,7 +11,7 @@ import linecache
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,7 +52,20 @@ def same_number(number: Any, expected: float, what: str, place: str) -> None:
         )
 
 
-GUARDS = (same_branch, same_number)
+def same_length(parts: Sized, expected: int, what: str, place: str) -> None:
+    """Refuse an input for which forward works on more or fewer tensors than for the example.
+
+    Raises:
+        PruneError: Their number is not what it was.
+    """
+    if len(parts) != expected:
+        raise PruneError(
+            f"forward has {len(parts)} tensors, which were {expected} for the plan's example, at "
+            f"{what}{place}: plan with an example of the shape that is used"
+        )
+
+
+GUARDS = (same_branch, same_number, same_length)
 
 
 def user_frame() -> FrameType | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
+from functools import wraps
 from operator import getitem
 from typing import Any
 
@@ -27,12 +28,14 @@ from branchprune.graph.tracing.factories import CONSTANT_FACTORIES, FACTORIES
 from branchprune.graph.tracing.guards import (
     is_named,
     same_branch,
+    same_length,
     same_number,
     source_line,
     user_frame,
 )
 from branchprune.graph.tracing.side_effects import (
     is_checkpointed,
+    refuse_counts,
     refuse_lost_gradient,
     refuse_values,
     state_is_changed,
@@ -62,6 +65,17 @@ HOLDABLE = (
 )
 
 
+def unseen(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method ask torch for what is not recorded."""
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return method(*args, **kwargs)
+
+    return call
+
+
 class ValuesNeeded(Exception):
     """Forward asks for a number in a tensor that was run without numbers."""
 
@@ -88,6 +102,7 @@ class Recorder(TorchFunctionMode):
         self.thread = threading.get_ident()
         state = [*root.named_parameters(), *root.named_buffers()]
         self.state = {id(tensor): name for name, tensor in reversed(state)}
+        self.buffers = {id(tensor) for tensor in root.buffers()}
         self.alive = [tensor for _, tensor in state]
         self._numbers: dict[Any, fx.Node] = {}
         self._guarded: set[Any] = set()
@@ -120,7 +135,7 @@ class Recorder(TorchFunctionMode):
         if func in CONSTANT_FACTORIES and not self._is_traced((args, kwargs)):
             return self._made(func(*args, **kwargs))
         call = translate(func, args, kwargs)
-        self._refuse_changed_state(call.changed)
+        self._refuse_changed_parameter(call.changed)
         nodes = self.node_of(call.args), self.node_of(call.kwargs)
         result = self._run(func, self.plain(args), self.plain(kwargs))
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
@@ -149,6 +164,7 @@ class Recorder(TorchFunctionMode):
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 
+    @unseen
     def note(self, call: Call, nodes: tuple[Any, Any], result: Any) -> Any:
         """Add the node of a call; return its result, its tensors known by their nodes.
 
@@ -176,6 +192,7 @@ class Recorder(TorchFunctionMode):
             refuse_lost_gradient(node, self.root, bool(self.inside), self.location())
         return node
 
+    @unseen
     def bind(
         self, value: Any, node: fx.Node, changed: Tensor | None, operands: list[Tensor]
     ) -> Any:
@@ -204,7 +221,7 @@ class Recorder(TorchFunctionMode):
     ) -> Tensor:
         self.recorded.shapes[node] = tuple(value.shape)
         if changed is not None:
-            self.aliases.change(changed, node)
+            self._change(changed, node)
             return value
         if self.aliases.find(value) is not None or id(value) in self.state:
             value = value.detach()  # returned as it is: from here on, another name for it
@@ -220,12 +237,10 @@ class Recorder(TorchFunctionMode):
 
     def _guard_length(self, node: fx.Node, length: int) -> None:
         if getattr(node.target, "__name__", node.target) in COUNTED:
-            count = self.graph.call_function(len, (node,))
-            self.recorded.shapes[count] = None
-            self._guard(same_number, count, length)
+            self._guard(same_length, node, length)
 
     def _set_item(self, whole: Tensor, index: Any, value: Any) -> None:
-        self._refuse_changed_state(whole)
+        self._refuse_changed_parameter(whole)
         before, at, new = (self.node_of(each) for each in (whole, index, value))
         whole[self.plain(index)] = self.plain(value)
         if any(isinstance(leaf, Tensor | bool) for leaf in _index_leaves(index)):
@@ -235,10 +250,17 @@ class Recorder(TorchFunctionMode):
             part = self._add("call_function", getitem, (copy, at), {})
             node = self._add("call_function", written, (copy, part, new), {})
             self.recorded.shapes[copy] = tuple(whole.shape)
-            with torch._C.DisableTorchFunction():
-                self.recorded.shapes[part] = tuple(whole[self.plain(index)].shape)
+            self.recorded.shapes[part] = tuple(self.plain(whole)[self.plain(index)].shape)
         self.recorded.shapes[node] = tuple(whole.shape)
-        self.aliases.change(whole, node)
+        self._change(whole, node)
+
+    def _change(self, tensor: Tensor, node: fx.Node) -> None:
+        """Note a change in place; a buffer keeps it."""
+        if id(tensor) in self.buffers:
+            buffer = self._add("get_attr", self.state[id(tensor)], (), {})
+            kept = self._add("call_method", "copy_", (buffer, node), {})
+            self.recorded.shapes |= dict.fromkeys((buffer, kept), tuple(tensor.shape))
+        self.aliases.change(tensor, node)
 
     # What Python is told of a tensor
 
@@ -276,6 +298,7 @@ class Recorder(TorchFunctionMode):
         return torch.Size([self._dim(tensor, target, rest, i, n) for i, n in enumerate(shape)])
 
     def _dim(self, tensor: Tensor, target: Any, rest: tuple[Any, ...], i: int, n: int) -> SizeInt:
+        @unseen
         def place() -> fx.Node:
             kind = "call_function" if callable(target) else "call_method"
             whole = self._number_node(kind, target, self.node_of(tensor), *rest)
@@ -284,9 +307,11 @@ class Recorder(TorchFunctionMode):
         return SizeInt(self, place, n)
 
     def _sized(self, n: int, kind: str, target: Any, tensor: Tensor, *rest: Any) -> SizeInt:
-        return SizeInt(
-            self, lambda: self._number_node(kind, target, self.node_of(tensor), *rest), n
-        )
+        @unseen
+        def place() -> fx.Node:
+            return self._number_node(kind, target, self.node_of(tensor), *rest)
+
+        return SizeInt(self, place, n)
 
     def _number_node(self, kind: str, target: Any, *args: Any) -> fx.Node:
         """Return the node of a number, the same one for the same arguments."""
@@ -298,12 +323,12 @@ class Recorder(TorchFunctionMode):
 
     # What is computed from sizes
 
+    @unseen
     def compute(self, function: Callable[..., Any], *args: Any) -> Any:
         """Record a function of sizes and tensors, and return its value."""
         if any(isinstance(a, Tensor) for a in args):
             nodes = self.node_of(args), {}
-            with torch._C.DisableTorchFunction():
-                result = function(*self.plain(args))
+            result = function(*self.plain(args))
             return self.note(Call("call_function", function, args, {}), nodes, result)
         value = function(*map(plain_number, args))
         kind = SizeInt if isinstance(value, int) else SizeFloat
@@ -313,12 +338,14 @@ class Recorder(TorchFunctionMode):
             value,
         )
 
+    @unseen
     def guard_number(self, size: Size) -> None:
         """Record that a size is the number that it is for the example."""
         if size.place not in self._guarded:
             self._guarded.add(size.place)
             self._guard(same_number, size.place, size.number)
 
+    @unseen
     def guard_branch(self, function: Callable[..., Any], *args: Any) -> bool:
         """Record that a condition comes out as it does for the example; return how."""
         result = bool(function(*map(plain_number, args)))
@@ -329,6 +356,8 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _guard(self, check: Callable[..., Any], node: fx.Node, expected: Any) -> None:
+        if not self.meta:
+            refuse_counts(node)
         self._add("call_function", check, (node, expected, *source_line()), {})
 
     def _guard_sizes(self, arguments: Any) -> None:
@@ -341,7 +370,7 @@ class Recorder(TorchFunctionMode):
         if self.meta:
             raise ValuesNeeded
         nodes = [self.node_of(tensor) for tensor in self._tensors((args, kwargs))]
-        refuse_values(nodes, self.place())
+        refuse_values(nodes, self.location())
         value = func(*self.plain(args), **self.plain(kwargs))
         if name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist"):
             node = self._number_node("call_method", name, nodes[0])
@@ -350,6 +379,7 @@ class Recorder(TorchFunctionMode):
 
     # What is given to a node
 
+    @unseen
     def node_of(self, value: Any) -> Any:
         """Return an argument as a graph holds it, with nodes in place of tensors and sizes."""
         if isinstance(value, Size):
@@ -365,7 +395,9 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, slice):
             return slice(*map(self.node_of, (value.start, value.stop, value.step)))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            parts = {f.name: self.node_of(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            parts = {
+                f.name: self.node_of(getattr(value, f.name)) for f in dataclasses.fields(value)
+            }
             return self._add("call_function", type(value), (), parts)
         if not isinstance(value, HOLDABLE):
             raise PruneError(
@@ -443,6 +475,7 @@ class Recorder(TorchFunctionMode):
             return value
         return self._number_node("call_function", getattr, self.node_of(asked), name)
 
+    @unseen
     def plain(self, value: Any) -> Any:
         """Return an argument as torch computes with it."""
         if isinstance(value, Size):
@@ -470,8 +503,8 @@ class Recorder(TorchFunctionMode):
 
     # Errors
 
-    def _refuse_changed_state(self, tensor: Tensor | None) -> None:
-        if tensor is not None and id(tensor) in self.state:
+    def _refuse_changed_parameter(self, tensor: Tensor | None) -> None:
+        if tensor is not None and id(tensor) in self.state and id(tensor) not in self.buffers:
             raise state_is_changed(self.state[id(tensor)])
 
     def location(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -35,6 +35,7 @@ _NO_GRADIENT = {
 """Functions and methods that pass no gradient on, whatever the mode."""
 _PLAIN = (bool, int, float, str)
 _SIZES = (getattr, "size", "dim", "numel", len)
+_COUNTING = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms")
 _DRAWN = ("bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "rand_like", "randn_like")
 _SAME_NUMBERS = ("T", "mT", "H", "mH", "real", "imag")
 """Attributes of a tensor that pass a gradient on."""
@@ -123,12 +124,12 @@ def no_autocast(where: Callable[[], str]) -> Iterator[None]:
         yield
 
 
-def refuse_values(nodes: Iterable[fx.Node], place: str) -> None:
+def refuse_values(nodes: Iterable[fx.Node], where: str) -> None:
     """Raise a PruneError if a number that forward asks for follows from more than sizes.
 
     Args:
         nodes: The tensors in which it stands.
-        place: Where forward asks.
+        where: Path of the module whose forward asks.
     """
     seen: set[fx.Node] = set()
     rest = [*nodes]
@@ -139,10 +140,23 @@ def refuse_values(nodes: Iterable[fx.Node], place: str) -> None:
         seen.add(node)
         rest += node.all_input_nodes
         if node.target in DRAWS or str(node.target) in _DRAWN:
-            raise draws_are_lost("torch", place)
+            raise draws_are_lost("torch", where)
         constant = node.op == "get_attr" and CONSTANT in str(node.target)
         if node.op == "placeholder" or (node.op in ("get_attr", "call_module") and not constant):
             raise TypeError("it asks for the value of a tensor")
+
+
+def refuse_counts(node: fx.Node) -> None:
+    """Raise an error if a number follows from how many values are found, as by `nonzero`."""
+    seen: set[fx.Node] = set()
+    rest = [node]
+    while rest:
+        each = rest.pop()
+        if each not in seen:
+            seen.add(each)
+            rest += each.all_input_nodes
+            if getattr(each.target, "__name__", each.target) in _COUNTING:
+                raise TypeError("it asks for the values of a tensor")
 
 
 def draws_are_lost(what: str, where: str) -> PruneError:
@@ -173,15 +187,19 @@ class Draws:
     def __init__(self, torchs: bool) -> None:
         self.torchs, self.before = torchs, generator_states()
 
+    def moved(self) -> list[str]:
+        """Return the names of the generators that have moved."""
+        now = generator_states()
+        moved = [name for name, state in self.before.items() if state != now[name]]
+        return [name for name in moved if self.torchs or not name.startswith("torch")]
+
     def refuse(self, where: str) -> None:
         """Raise a PruneError if a generator has moved.
 
         Args:
             where: Path of the module whose forward has run.
         """
-        now = generator_states()
-        moved = [name for name, state in self.before.items() if state != now[name]]
-        if moved := [name for name in moved if self.torchs or not name.startswith("torch")]:
+        if moved := self.moved():
             raise draws_are_lost(" and ".join(moved), where)
 
 
@@ -195,12 +213,17 @@ class Attributes:
     def __init__(self, part: nn.Module) -> None:
         self.part, self.before = part, _plain_attributes(part)
 
-    def refuse(self) -> None:
-        """Raise a PruneError if one is another than it was."""
+    def refuse(self, wholes: Collection[nn.Module]) -> None:
+        """Raise a PruneError if one is another than it was.
+
+        Args:
+            wholes: Modules that are called as they are, where nothing is lost.
+        """
         now = _plain_attributes(self.part)
         for (path, name), value in self.before.items():
             new = now.get((path, name), value)
-            if new != value and (new == new or value == value):
+            differs = new != value and (new == new or value == value)
+            if differs and (name == "training" or self.part.get_submodule(path) not in wholes):
                 where = path or type(self.part).__name__
                 raise PruneError(
                     f"forward of {where} changes its attribute {name} (from {value!r} to {new!r}), "

@@ -39,9 +39,7 @@ class Size:
         number: What it is for the example.
     """
 
-    def __init__(
-        self, recording: Recording, place: Callable[[], fx.Node], number: float
-    ) -> None:
+    def __init__(self, recording: Recording, place: Callable[[], fx.Node], number: float) -> None:
         self.recording, self.number = recording, number
         self._place = place
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import (
     Example,
     call,
@@ -32,9 +33,14 @@ from branchprune.graph.inputs import (
 from branchprune.graph.nodes import CHECKPOINTED, WHERE, Recorded
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.calls import Calls
-from branchprune.graph.tracing.guards import MACHINERY, same_branch, same_number
+from branchprune.graph.tracing.guards import MACHINERY, same_branch, same_length
 from branchprune.graph.tracing.recorder import Recorder
-from branchprune.graph.tracing.side_effects import Attributes, Draws, no_autocast
+from branchprune.graph.tracing.side_effects import (
+    Attributes,
+    Draws,
+    no_autocast,
+    state_is_changed,
+)
 from branchprune.graph.tracing.sizes import SizeFloat, SizeInt
 
 
@@ -115,21 +121,12 @@ def _trace_once(
     found: Traced,
 ) -> fx.Graph:
     """Record forward in the mode in which the model is: without numbers, else with them."""
-    part = model.get_submodule(inside)
-    for meta in (True, False):
-        bound = _bound(part, example if meta else on_device(example, model))
-        with _state(model, meta):
-            recorder = Recorder(model, inside, found.constants, meta)
-            calls = Calls(recorder, opaque, counted)
-            try:
-                _record(calls, bound, meta)
-                break
-            except PruneError:
-                raise
-            except Exception as error:
-                if meta:
-                    continue
-                raise _failed(model, part, example, calls, error) from error
+    try:
+        recorder = _record(model, inside, example, opaque, counted, found, meta=True)
+    except PruneError:
+        raise
+    except Exception:  # of a forward that asks for numbers, or that cannot do without
+        recorder = _record(model, inside, example, opaque, counted, found, meta=False)
     _drop_unread(recorder.graph)
     recorder.graph.lint()
     found.recorded.shapes |= recorder.recorded.shapes
@@ -138,22 +135,59 @@ def _trace_once(
     return recorder.graph
 
 
-def _record(calls: Calls, bound: inspect.BoundArguments, meta: bool) -> None:
-    recorder, part = calls.recorder, calls.recorder.part
-    attributes, draws = Attributes(part), Draws(torchs=meta)
-    with (
-        untouched(part),
-        own_generators(part.parameters()),
-        torch.enable_grad(),
-        no_autocast(recorder.location),
-        calls.recorded(),
-    ):
-        args, kwargs = _inputs(recorder, bound, meta)
-        with recorder:
-            output = part(*args, **kwargs)
-            recorder.graph.output(recorder.node_of(output))
-        draws.refuse(recorder.location())
-        attributes.refuse()
+def _record(
+    model: nn.Module,
+    inside: str,
+    example: Example,
+    opaque: Collection[nn.Module],
+    counted: Callable[[nn.Module], bool],
+    found: Traced,
+    meta: bool,
+    locates: bool = False,
+) -> Recorder:
+    part = model.get_submodule(inside)
+    bound = _bound(part, example if meta else on_device(example, model))
+    with _state(model, meta), untouched(part), own_generators(part.parameters()):
+        recorder = Recorder(model, inside, found.constants, meta)
+        calls = Calls(recorder, opaque, counted)
+        state, attributes, draws = _stored(part), Attributes(part), Draws(torchs=meta)
+        calls.locates = draws if locates else None
+        error = None
+        with torch.enable_grad(), no_autocast(recorder.location), calls.recorded():
+            args, kwargs = _inputs(recorder, bound, meta)
+            try:
+                with recorder, warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+                    output = part.forward(*args, **kwargs)
+                    recorder.graph.output(recorder.node_of(output))
+            except Exception as raised:
+                error = raised
+        if error is not None:
+            known = meta or isinstance(error, PruneError)
+            raise error if known else _failed(part, example, calls, error) from error
+        moved = draws.moved()
+        _refuse_assigned(part, state)
+        attributes.refuse(calls.wholes)
+    if moved and not locates:
+        return _record(model, inside, example, opaque, counted, found, meta, locates=True)
+    draws.refuse(recorder.location())
+    return recorder
+
+
+def _stored(part: nn.Module) -> dict[str, Tensor | None]:
+    """Return the parameters and buffers of a module by their paths."""
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, module in part.named_modules()
+        for name, value in (*module._parameters.items(), *module._buffers.items())
+    }
+
+
+def _refuse_assigned(part: nn.Module, before: Mapping[str, Tensor | None]) -> None:
+    """Raise a PruneError if forward has put another tensor in place of a parameter or buffer."""
+    for name, value in _stored(part).items():
+        if value is not before.get(name):
+            raise state_is_changed(name)
 
 
 def _bound(part: nn.Module, example: Example) -> inspect.BoundArguments:
@@ -213,10 +247,9 @@ def _input(recorder: Recorder, name: str, node: fx.Node, value: Any, meta: bool)
 
 
 def _collection(recorder: Recorder, name: str, node: fx.Node, value: Any, meta: bool) -> Any:
-    count = recorder.graph.call_function(len, (node,))
-    what = f"the length of the argument {name}"
-    guard = recorder.graph.call_function(same_number, (count, len(value), what, ""))
-    recorder.recorded.shapes |= {count: None, guard: None}
+    what = f"the argument {name}"
+    guard = recorder.graph.call_function(same_length, (node, len(value), what, ""))
+    recorder.recorded.shapes[guard] = None
     recorder.recorded.lengths[node] = len(value)
 
     def part(key: Any, each: Any) -> Any:
@@ -269,19 +302,17 @@ def _drop_unread(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _failed(
-    model: nn.Module, part: nn.Module, example: Example, calls: Calls, error: Exception
-) -> PruneError:
+def _failed(part: nn.Module, example: Example, calls: Calls, error: Exception) -> PruneError:
     """Return the error for a forward that fails while it is recorded."""
     try:
-        with torch.no_grad(), training_mode(model, False), untouched(part):
+        with torch.no_grad(), training_mode(part, False):
             call(part, example)
     except Exception as own:
         values = tree_leaves(example_inputs(example))
         shapes = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
         return PruneError(
             f"the example (shape {shapes[0] if len(shapes) == 1 else shapes}) does not pass "
-            f"through the model: it fails{_in(calls.failed)}: {str(own).splitlines()[0]}"
+            f"through the model: it fails{_at(calls.failed)}: {first_line(own)}"
         )
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith(MACHINERY)]
@@ -294,5 +325,5 @@ def _failed(
     )
 
 
-def _in(path: str | None) -> str:
-    return f" in {path}" if path else ""
+def _at(path: str | None) -> str:
+    return f" at {path}" if path else ""

@@ -1,4 +1,4 @@
-"""How a call of torch is written in a graph: as a method, an operator or a function, out of place."""
+"""How a call of torch is written in a graph, always out of place."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from branchprune.graph.tracing.aliases import replaced
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "pow", "matmul")},
@@ -51,9 +53,7 @@ class Call:
     copies: bool = False
 
 
-def translate(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Call:
+def translate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Return how a call that torch has been asked for is written in a graph.
 
     Args:
@@ -98,6 +98,8 @@ def _out_of_place(
     first = args[0] if args else next(iter(kwargs.values()), None)
     changed = first if isinstance(first, Tensor) else None
     plain = name[:-1]
+    if is_method and name == "copy_":
+        return Call("call_function", replaced, args[:2], {}, changed)
     if is_method:
         if hasattr(Tensor, plain):
             call = _method(plain, args, kwargs)
