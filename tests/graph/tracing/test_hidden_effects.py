@@ -351,19 +351,23 @@ def test_changes_by_another_name_reach_all_that_share_the_memory(model: Net) -> 
     assert torch.equal(blended.eval()(X), model.eval()(X))
 
 
-class Hidden(Net):
-    """Changes a tensor where no function of torch is called."""
-
-    def middle(self, x: Tensor) -> Tensor:
-        hidden(x)
-        return x
-
-
-@torch.jit.script
-def hidden(x: Tensor) -> Tensor:
+def tripled(x: Tensor) -> Tensor:
     return x.mul_(3.0)
 
 
+class Hidden(Net):
+    """Changes a tensor where no function of torch is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.jit.script(tripled)
+
+    def middle(self, x: Tensor) -> Tensor:
+        self.hidden(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_change_that_a_trace_does_not_see_is_refused() -> None:
     refused(Hidden(), "changes relu_1 in place where a trace does not see it", "`opaque`")
 
