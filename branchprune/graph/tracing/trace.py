@@ -38,6 +38,8 @@ from branchprune.graph.tracing.side_effects import (
     is_checkpointed,
     no_autocast,
     recorded_functions,
+    refuse_generator,
+    refuse_kept_nodes,
     refuse_lost_gradient,
 )
 
@@ -87,6 +89,11 @@ class _Tracer(fx.Tracer):
         if is_checkpointed():
             proxy.node.meta[CHECKPOINTED] = True
         return proxy
+
+    def create_arg(self, a: Any) -> Any:
+        """Record an argument, unless it is a generator, of which the branch would have none."""
+        refuse_generator(a, self.where())
+        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A parametrised module, or a user's subclass that only sets arguments, keeps the
@@ -192,24 +199,10 @@ def trace(
             node.meta |= {k: v for k, v in twin.meta.items() if k == CHECKPOINTED}
         graphs[True] = graphs[False]
     for graph in dict.fromkeys(graphs.values()):
+        refuse_kept_nodes(graph)
         make_out_of_place(graph, model)
         graph.lint()
     return graphs
-
-
-def differing_modules(graphs: Mapping[bool, fx.Graph]) -> tuple[str, ...]:
-    """Return the paths of the modules whose forward is traced differently in the two modes."""
-    if graphs[True] is graphs[False]:
-        return ()
-    steps: dict[bool, dict[str, list[object]]] = {True: {}, False: {}}
-    for training, graph in graphs.items():
-        for node in graph.nodes:
-            plain = fx.map_arg((node.args, node.kwargs), lambda _: None)
-            step = (node.op, node.target, repr(plain))
-            if where := node.meta.get(WHERE):
-                steps[training].setdefault(where, []).append(step)
-    paths = dict.fromkeys((*steps[True], *steps[False]))
-    return tuple(path for path in paths if steps[True].get(path) != steps[False].get(path))
 
 
 def _trace_once(
