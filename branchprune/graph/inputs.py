@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, first_line
 
 try:
     from numpy import random as numpy_random
@@ -261,8 +261,8 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
         with torch.no_grad():  # a ScriptModule's parameters would come from those of the model
             made = copy.deepcopy(model, memo)
     except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PruneError(f"{type(model).__name__} cannot be copied by deepcopy: {why}") from error
+        kind, why = type(model).__name__, first_line(error)
+        raise PruneError(f"{kind} cannot be copied by deepcopy: {why}") from error
     _refuse_shared_modules(model, made)
     for new, old in zip(made.parameters(), model.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
