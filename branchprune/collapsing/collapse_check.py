@@ -148,19 +148,32 @@ def _worse(a: float, b: float) -> float:
 
 
 def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+    counts = tensor.is_floating_point() and tensor.numel()
+    return float(_finite_sizes(tensor).max()) if counts else 0.0
+
+
+def _finite_sizes(tensor: Tensor) -> Tensor:
+    """Return absolute values, with 0 for what is infinite or no number."""
+    return tensor.abs().nan_to_num(0.0, 0.0)
 
 
 def difference(expected: Tensor, found: Tensor, floor: float) -> float:
-    """Return the largest difference over the largest expected number, or over the floor."""
-    if expected.shape != found.shape:
+    """Return the largest difference over the largest expected number, or over the floor.
+
+    Where both are infinite alike, or no numbers, there is no difference.
+    """
+    if expected.shape != found.shape or not torch.equal(expected.isnan(), found.isnan()):
         return float("inf")
     if not expected.is_floating_point() and not expected.is_complex():
         expected, found = expected.double(), found.double()
     if expected.numel() == 0:
         return 0.0
-    scale = expected.abs().max().clamp_min(max(floor, torch.finfo(expected.dtype).tiny))
-    return float((expected - found).abs().max() / scale)
+    tiny = torch.finfo(expected.dtype).tiny
+    scale = _finite_sizes(expected).max().clamp_min(max(floor, tiny))
+    difference = (expected - found).abs()
+    if not bool(difference.isfinite().all()):
+        difference = difference.masked_fill((expected == found) | expected.isnan(), 0.0)
+    return float(difference.max() / scale)
 
 
 def _example_in_float64(exact: Blended) -> Example:
