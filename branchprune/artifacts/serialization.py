@@ -220,8 +220,9 @@ def _resize(model: nn.Module, state: dict[str, Tensor]) -> None:
             if old is None or new is None:
                 continue
             device = torch.device("cpu") if old.is_meta else old.device
-            options = {"dtype": new.dtype, "device": device, "memory_format": memory_format(old)}
-            empty = torch.empty(new.shape, **options)
+            empty = torch.empty(
+                new.shape, dtype=new.dtype, device=device, memory_format=memory_format(old)
+            )
             if key in module._parameters:
                 parameter = nn.Parameter(empty, old.requires_grad)
                 module._parameters[key] = resized.setdefault(id(old), parameter)

@@ -112,7 +112,7 @@ def _compare_run(exact: Blended, small: nn.Module) -> tuple[dict[str, float], li
         found = tensors(call(small, example, small.get_submodule(inside)))
     errors["the output"] = 0.0
     for a, b in zip(expected, found, strict=True):
-        errors["the output"] = _worse(difference(a, b, 0.0), errors["the output"])
+        errors["the output"] = _worse(difference(*_finite(a, b), 0.0), errors["the output"])
     return errors, expected
 
 
@@ -149,31 +149,28 @@ def _worse(a: float, b: float) -> float:
 
 def _largest(tensor: Tensor) -> float:
     counts = tensor.is_floating_point() and tensor.numel()
-    return float(_finite_sizes(tensor).max()) if counts else 0.0
+    return float(tensor.abs().nan_to_num(0.0, 0.0).max()) if counts else 0.0
 
 
-def _finite_sizes(tensor: Tensor) -> Tensor:
-    """Return absolute values, with 0 for what is infinite or no number."""
-    return tensor.abs().nan_to_num(0.0, 0.0)
+def _finite(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two outputs with 0 wherever forward makes both infinite alike, or no numbers."""
+    if expected.shape != found.shape or bool(expected.isfinite().all()):
+        return expected, found
+    alike = (expected == found) | (expected.isnan() & found.isnan())
+    both = alike & ~expected.isfinite()
+    return expected.masked_fill(both, 0.0), found.masked_fill(both, 0.0)
 
 
 def difference(expected: Tensor, found: Tensor, floor: float) -> float:
-    """Return the largest difference over the largest expected number, or over the floor.
-
-    Where both are infinite alike, or no numbers, there is no difference.
-    """
-    if expected.shape != found.shape or not torch.equal(expected.isnan(), found.isnan()):
+    """Return the largest difference over the largest expected number, or over the floor."""
+    if expected.shape != found.shape:
         return float("inf")
     if not expected.is_floating_point() and not expected.is_complex():
         expected, found = expected.double(), found.double()
     if expected.numel() == 0:
         return 0.0
-    tiny = torch.finfo(expected.dtype).tiny
-    scale = _finite_sizes(expected).max().clamp_min(max(floor, tiny))
-    difference = (expected - found).abs()
-    if not bool(difference.isfinite().all()):
-        difference = difference.masked_fill((expected == found) | expected.isnan(), 0.0)
-    return float(difference.max() / scale)
+    scale = expected.abs().max().clamp_min(max(floor, torch.finfo(expected.dtype).tiny))
+    return float((expected - found).abs().max() / scale)
 
 
 def _example_in_float64(exact: Blended) -> Example:

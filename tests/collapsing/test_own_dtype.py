@@ -100,10 +100,12 @@ def test_a_model_that_was_converted_after_attach() -> None:
     assert relative(bp.collapse(blended.float())(x), small(x.to(torch.bfloat16)).float()) < 0.1
 
 
-@pytest.mark.parametrize("unlike_a_number", [torch.sqrt, lambda y: 1 / y.relu()])
-def test_outputs_that_are_infinite_or_no_number_in_both_are_the_same(unlike_a_number: Any) -> None:
+@pytest.mark.parametrize("beyond", [torch.sqrt, lambda y: 1 / y.relu()])
+def test_outputs_that_forward_makes_infinite_or_no_number_are_the_same(
+    beyond: Any,
+) -> None:
     model = Net(
-        lambda m, x: unlike_a_number(m.b(F.relu(m.a(x)))),
+        lambda m, x: beyond(m.b(F.relu(m.a(x)))),
         a=nn.Conv2d(3, 8, 3),
         b=nn.Conv2d(8, 4, 1),
     ).eval()
