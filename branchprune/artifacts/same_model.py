@@ -107,6 +107,7 @@ def _differences(model: nn.Module, content: Content) -> Iterator[str]:
     for name, said in content.settings.items():
         if name in modules and _counts(modules[name]):
             yield from _other_settings(name, _settings(modules[name]), said)
+    yield from _parts(settings(model), content.settings)
     yield from _ties(model, content.state)
 
 
@@ -114,6 +115,15 @@ def _keys(model: nn.Module, content: Content) -> Iterator[str]:
     expected, state = model.state_dict().keys(), content.state.keys()
     yield from (f"it lacks {name}" for name in expected if name not in state)
     yield from (f"it has {name}" for name in sorted(state - expected))
+
+
+def _parts(here: Attributes, said: Attributes) -> Iterator[str]:
+    """Yield modules without tensors, such as an activation, that only one of both has."""
+    if said:
+        yield from (
+            f"it lacks {name}, a {here[name]['class']}" for name in here if name not in said
+        )
+        yield from (f"it has {name}, a {said[name]['class']}" for name in said if name not in here)
 
 
 def _other_settings(name: str, here: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:

@@ -19,7 +19,8 @@ from branchprune.artifacts.same_model import Content, class_name, differences, s
 from branchprune.blending.blended import Blended
 from branchprune.errors import Failed, PruneError, optional
 from branchprune.graph.full_shapes import full_shapes, remember_full_shapes, shapes
-from branchprune.graph.layers import set_sizes, sizes
+from branchprune.graph.layers import memory_format, set_sizes, sizes
+from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
 from branchprune.graph.width_attributes import kept_numbers, take_over
 
 FORMAT, EARLIER = "branchprune/2", "branchprune/1"
@@ -42,9 +43,11 @@ def save(model: nn.Module, path: str | Path) -> None:
         PruneError: The file cannot be written, the model is blended or has tensors on `meta`, or
             a module's extra state is no tensor.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # what a link stands for is replaced, not the link
     optional("numpy", "safetensors")
     _check_module(model)
+    if path.exists() and not path.is_file():
+        raise PruneError(f"cannot write {path}: it is no regular file")
     if isinstance(model, Blended):
         raise PruneError("model is blended: collapse it before it is saved")
     state = {name: tensor.detach() for name, tensor in _tensors(model).items()}
@@ -123,6 +126,8 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 def _check_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise PruneError(f"model (={model!r}) must be a torch.nn.Module, not its class")
+    refuse_wrapped(model)
+    refuse_lazy(model)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -136,6 +141,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
             )
         if value.is_meta:
             raise PruneError(f"{name} is on the device meta: it has no numbers that could be saved")
+        if value.layout != torch.strided:
+            kind = str(value.layout).removeprefix("torch.")
+            raise PruneError(f"{name} is {kind}, which no safetensors file holds: save it dense")
     return state
 
 
@@ -212,7 +220,9 @@ def _resize(model: nn.Module, state: dict[str, Tensor]) -> None:
             if old is None or new is None:
                 continue
             device = torch.device("cpu") if old.is_meta else old.device
-            empty = torch.empty(new.shape, dtype=new.dtype, device=device)
+            empty = torch.empty(
+                new.shape, dtype=new.dtype, device=device, memory_format=memory_format(old)
+            )
             if key in module._parameters:
                 parameter = nn.Parameter(empty, old.requires_grad)
                 module._parameters[key] = resized.setdefault(id(old), parameter)

@@ -28,7 +28,7 @@ from branchprune.graph.layers import set_path
 from branchprune.graph.sharding import refuse_sharded
 from branchprune.graph.structure import Structure
 from branchprune.graph.tracing.guards import same_modes
-from branchprune.graph.tracing.trace import differing_modules
+from branchprune.graph.tracing.modes import differing_modules
 from branchprune.planning.plan import Plan
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, first_line
 
 try:
     from numpy import random as numpy_random
@@ -261,7 +261,21 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
         with torch.no_grad():  # a ScriptModule's parameters would come from those of the model
             made = copy.deepcopy(model, memo)
     except Exception as error:
-        raise PruneError(f"{type(model).__name__} cannot be copied by deepcopy: {error}") from error
+        kind, why = type(model).__name__, first_line(error)
+        raise PruneError(f"{kind} cannot be copied by deepcopy: {why}") from error
+    _refuse_shared_modules(model, made)
     for new, old in zip(made.parameters(), model.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     return made
+
+
+def _refuse_shared_modules(model: nn.Module, made: nn.Module) -> None:
+    """Raise if a copy has a module of the model itself, which would be changed with the copy."""
+    own = {id(module) for module in made.modules()}
+    for name, module in model.named_modules():
+        if id(module) in own:
+            kind = type(module).__name__
+            raise PruneError(
+                f"{name or 'the model'} (a {kind}) is not copied by deepcopy, which returns the "
+                f"very module, so that it would be changed: take __deepcopy__ out of {kind}"
+            )

@@ -50,13 +50,13 @@ def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     """Replace a parameter or buffer by one of another shape, of the same memory format."""
     old = getattr(module, name)
-    value = torch.empty_like(value, memory_format=_memory_format(old)).copy_(value)
+    value = torch.empty_like(value, memory_format=memory_format(old)).copy_(value)
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, old.requires_grad)
     setattr(module, name, value)
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format:
+def memory_format(tensor: Tensor) -> torch.memory_format:
     """Return the format that the strides say; of a 1x1 kernel, `is_contiguous` says both."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
     plain = torch.empty(tensor.shape, device="meta")

@@ -16,12 +16,23 @@ def check_model(model: nn.Module) -> None:
         raise PruneError(f"model (a {kind}) must be a torch.nn.Module with a Python forward")
     if kind == "Blended":
         raise PruneError("model is blended already: collapse it first, or plan blended.model")
+    refuse_wrapped(model)
+    refuse_sharded(model)
+    refuse_lazy(model)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise a PruneError for what holds the model that is meant."""
+    kind = type(model).__name__
     wrappers = {"OptimizedModule": "_orig_mod"} | dict.fromkeys(
         ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"), "module"
     )
     if kind in wrappers:
         raise PruneError(f"model is wrapped in {kind}: pass model.{wrappers[kind]}")
-    refuse_sharded(model)
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise a PruneError for layers whose sizes are not known before the model has run."""
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
-            raise PruneError(f"{name} has no size yet: run the model once before it is planned")
+            raise PruneError(f"{name} has no size yet: run the model once before")

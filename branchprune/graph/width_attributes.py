@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,19 @@ def set_attributes(model: nn.Module, attributes: Sequence[WidthAttribute], after
     """Give attributes the values of the new widths, or those of the widths before."""
     for attribute in attributes:
         value = copy.deepcopy(attribute.after if after else attribute.before)
-        setattr(model.get_submodule(attribute.module), attribute.name, value)
+        vars(model.get_submodule(attribute.module))[attribute.name] = value
+
+
+@contextmanager
+def without_attributes(model: nn.Module, attributes: Sequence[WidthAttribute]) -> Iterator[None]:
+    """Take attributes out of a model for a `with` block, so that reading one fails."""
+    stores = [(vars(model.get_submodule(each.module)), each.name) for each in attributes]
+    taken = [store.pop(name) for store, name in stores]
+    try:
+        yield
+    finally:
+        for (store, name), value in zip(stores, taken, strict=True):
+            store[name] = value
 
 
 def kept_numbers(model: nn.Module) -> dict[str, dict[str, list[int]]]:
@@ -185,7 +198,7 @@ def take_over(
                 and len(own) == len(other)
                 and all(_belongs(*change, pairs) for change in changes)
             ):
-                setattr(module, name, _filled(mine, iter(other)))
+                vars(module)[name] = _filled(mine, iter(other))
 
 
 def _belongs(old: int, new: int, pairs: Collection[tuple[int, int]]) -> bool:

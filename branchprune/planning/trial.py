@@ -34,6 +34,7 @@ from branchprune.graph.width_attributes import (
     WidthAttribute,
     set_attributes,
     width_attributes,
+    without_attributes,
 )
 from branchprune.planning.narrowed import narrowed
 
@@ -181,21 +182,51 @@ def try_widths(
             "or an `if` on it: keep that number in an attribute of its own that names no width, or "
             "exclude the layers around it"
         )
+    follow = _without_undecided(trial, follow)
     return tuple(a if a in follow else replace(a, after=None) for a in attributes)
+
+
+def _without_undecided(trial: Trial, follow: list[WidthAttribute]) -> list[WidthAttribute]:
+    """Leave out what forward reads and agrees with at either value, such as a limit.
+
+    On an input of another size than the example it may not agree with both, and a number that
+    stays is right for what the model was trained on.
+    """
+    if not follow or not _reads(trial, follow):
+        return follow
+    decided: list[WidthAttribute] = []
+    for alike in _kinds(trial, follow):
+        set_attributes(trial.small, alike, after=False)
+        if trial.fault() is None and _reads(trial, alike):
+            continue
+        set_attributes(trial.small, alike, after=True)
+        decided += alike
+    return decided
+
+
+def _reads(trial: Trial, attributes: Sequence[WidthAttribute]) -> bool:
+    """Return whether forward reads one of some attributes."""
+    with without_attributes(trial.small, attributes):
+        return trial.fault() is not None
+
+
+def _kinds(trial: Trial, attributes: Sequence[WidthAttribute]) -> list[list[WidthAttribute]]:
+    """Return attributes by the class of their module and their name."""
+    kinds: dict[tuple[type, str], list[WidthAttribute]] = {}
+    for attribute in attributes:
+        owner = type(trial.small.get_submodule(attribute.module))
+        kinds.setdefault((owner, attribute.name), []).append(attribute)
+    return [*kinds.values()]
 
 
 def _that_may_follow(
     trial: Trial, attributes: Sequence[WidthAttribute]
 ) -> tuple[list[WidthAttribute], str | None]:
     """Return the attributes with which forward agrees, and what goes wrong even so."""
-    kinds: dict[tuple[type, str], list[WidthAttribute]] = {}
-    for attribute in attributes:
-        owner = type(trial.small.get_submodule(attribute.module))
-        kinds.setdefault((owner, attribute.name), []).append(attribute)
     set_attributes(trial.small, attributes, after=False)
     fault = trial.fault()
     follow: list[WidthAttribute] = []
-    for alike in kinds.values():
+    for alike in _kinds(trial, attributes):
         set_attributes(trial.small, alike, after=True)
         with_these = trial.fault()
         if with_these is not None and fault is None:

@@ -1,6 +1,7 @@
 """Files that are damaged, or of another model: refused before anything is loaded, with reasons."""
 
 import json
+import os
 import random
 
 import pytest
@@ -220,3 +221,56 @@ def test_every_flipped_bit_and_every_cut_is_found(path):
         path.write_bytes(content[: draw.randrange(len(content))])
         with pytest.raises(bp.PruneError, match=r"small\.safetensors"):
             bp.load(model, path)
+
+
+def test_an_activation_that_only_one_of_both_has_is_named(path):
+    layers = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 1)
+    bp.save(nn.Sequential(*layers, nn.Sigmoid()), path)
+    with pytest.raises(bp.PruneError, match="it has 2, a Sigmoid"):
+        bp.load(nn.Sequential(*layers), path)
+    bp.save(nn.Sequential(*layers), path)
+    with pytest.raises(bp.PruneError, match="it lacks 2, a Sigmoid"):
+        bp.load(nn.Sequential(*layers, nn.Sigmoid()), path)
+    bp.load(nn.Sequential(*layers, nn.Dropout()), path)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.DataParallel(nn.Conv2d(1, 2, 1)), "wrapped in DataParallel: pass model.module"),
+        (torch.compile(nn.Conv2d(1, 2, 1)), "wrapped in OptimizedModule: pass model._orig_mod"),
+        (nn.LazyLinear(2), "has no size yet"),
+    ],
+)
+def test_what_could_not_be_loaded_into_the_model_is_not_saved(path, model, words):
+    with pytest.raises(bp.PruneError, match=words):
+        bp.save(model, path)
+    assert not path.exists()
+
+
+def test_a_sparse_buffer_is_named(path):
+    model = nn.Conv2d(1, 2, 1)
+    model.register_buffer("mask", torch.eye(3).to_sparse())
+    with pytest.raises(bp.PruneError, match="mask is sparse_coo"):
+        bp.save(model, path)
+
+
+def test_a_link_is_kept_and_what_it_stands_for_is_written(path, tmp_path):
+    (tmp_path / "link").symlink_to(path)
+    bp.save(make(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and path.is_file()
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(bp.PruneError, match="no regular file"):
+        bp.save(make(), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_loaded_model_keeps_the_memory_format(path):
+    small = pruned(make().to(memory_format=torch.channels_last))
+    bp.save(small, path)
+    loaded = bp.load(make().to(memory_format=torch.channels_last), path)
+    for a, b in zip(small.parameters(), loaded.parameters(), strict=True):
+        assert a.stride() == b.stride() and torch.equal(a, b)

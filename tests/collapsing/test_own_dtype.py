@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from models import relative, scramble
+import torch.nn.functional as F
+from models import Net, relative, scramble
 from torch import Tensor, nn
 
 import branchprune as bp
@@ -96,3 +98,20 @@ def test_a_model_that_was_converted_after_attach() -> None:
     small = bp.collapse(blended.to(torch.bfloat16))
     assert small[0].weight.dtype == torch.bfloat16
     assert relative(bp.collapse(blended.float())(x), small(x.to(torch.bfloat16)).float()) < 0.1
+
+
+@pytest.mark.parametrize("beyond", [torch.sqrt, lambda y: 1 / y.relu()])
+def test_outputs_that_forward_makes_infinite_or_no_number_are_the_same(
+    beyond: Any,
+) -> None:
+    model = Net(
+        lambda m, x: beyond(m.b(F.relu(m.a(x)))),
+        a=nn.Conv2d(3, 8, 3),
+        b=nn.Conv2d(8, 4, 1),
+    ).eval()
+    x = torch.randn(2, 3, 8, 8)
+    blended = bp.attach(model, bp.plan(model, x))
+    blended.alpha = 0
+    small = bp.collapse(blended)(x)
+    assert not small.isfinite().all()
+    torch.testing.assert_close(small, blended.eval()(x), equal_nan=True)

@@ -129,3 +129,33 @@ def test_a_number_that_could_be_one_of_two_widths_stays_and_is_told(
     assert small.width == 16 and caplog.messages[-1].endswith("of before: width = 16")
     caplog.clear()
     assert collapsed(model, keep=0.5).width == 8 and not caplog.messages
+
+
+def test_a_limit_that_the_example_does_not_reach_stays(caplog: pytest.LogCaptureFixture) -> None:
+    class Cropped(Scaled):
+        """Crops what is larger than a number that equals a width, and so is the example not."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.out(F.relu(self.a(x[..., : self.c, : self.c])))
+            return y
+
+    model: Any = Cropped().eval()
+    small: Any = collapsed(model)
+    assert caplog.messages[-1].endswith("that name a width of before: c = 16")
+    assert (small.c, small.width) == (16, 8)
+    assert small(torch.randn(1, 3, 32, 32)).shape == model(torch.randn(1, 3, 32, 32)).shape
+
+
+def test_an_attribute_that_its_class_does_not_let_be_set_follows() -> None:
+    class Fixed(Scaled):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in self.__dict__ and name == "width":
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.out(F.relu(self.a(x)))
+            return y
+
+    small: Any = collapsed(Fixed().eval())
+    assert small.width == 8

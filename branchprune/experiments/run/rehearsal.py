@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import warnings
@@ -10,6 +11,11 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, Trainer
+from torch import Tensor
 
 from branchprune.errors import PruneError
 from branchprune.experiments.files import nearest_existing
@@ -19,14 +25,16 @@ from branchprune.graph.inputs import copied
 
 BATCHES = 2
 """Training batches that each stage, each criterion and each fit sees."""
+NOT_COPIED = (type, ModuleType, FunctionType, Trainer, str, int, float)
+"""What a deep copy leaves as it is, and what no copy of data needs."""
 
 
 @contextmanager
 def rehearsal(config: RunConfig) -> Iterator[RunConfig]:
     """Give a configuration in small, whose folder is removed behind a `with` block.
 
-    It trains a copy of the model for two batches a stage, and its tasks are copies, so nothing of
-    the run itself is changed but the state of random generators.
+    It trains a copy of the model for two batches a stage, and its tasks and data are copies, so
+    nothing of the run itself is changed but the state of torch's and Python's random generators.
 
     Args:
         config: That of the run, whose output folder is not there yet.
@@ -57,10 +65,40 @@ def _in_small(config: RunConfig, output: Path) -> RunConfig:
         fast=True,
         compile=False,
         model=copied(config.model),
+        data=copied_data(config.data),
         task=deepcopy(config.task),
         prune_task=deepcopy(config.prune_task),
         prune=_pruning_in_small(config.prune),
     )
+
+
+def copied_data(data: LightningDataModule) -> LightningDataModule:
+    """Return a copy of a data module that shares its tensors and arrays, or itself.
+
+    A loader that counts, draws from a generator of its own or can be read once would begin
+    elsewhere in the run. What cannot be copied, such as open files, is used as it is.
+    """
+    memo: dict[int, Any] = {id(held): held for held in (*_arrays_in(data), data.trainer)}
+    try:
+        return deepcopy(data, memo)
+    except Exception:
+        return data
+
+
+def _arrays_in(root: object) -> list[Any]:
+    """Return the tensors and arrays that an object refers to, however deeply."""
+    seen: dict[int, Any] = {}
+    found, rest = [], [root]
+    while rest:
+        each = rest.pop()
+        if id(each) in seen or isinstance(each, NOT_COPIED):
+            continue
+        seen[id(each)] = each
+        if isinstance(each, Tensor) or hasattr(type(each), "__array_interface__"):
+            found.append(each)
+        else:
+            rest += gc.get_referents(each)
+    return found
 
 
 def _pruning_in_small(prune: PruneConfig) -> PruneConfig:

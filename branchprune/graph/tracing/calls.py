@@ -19,7 +19,8 @@ from branchprune.errors import PruneError
 from branchprune.graph.inputs import training_mode
 from branchprune.graph.layers import has_own_forward
 from branchprune.graph.rules.registry import TAUGHT, is_layer
-from branchprune.graph.tracing.recorder import Recorder, unseen
+from branchprune.graph.tracing.arguments import unseen
+from branchprune.graph.tracing.recorder import Recorder
 from branchprune.graph.tracing.side_effects import Draws
 from branchprune.graph.tracing.translate import Call
 
@@ -248,5 +249,5 @@ def _globals_of(module: nn.Module) -> dict[str, Any]:
 def _keeps_shape(module: nn.Module, args: tuple[Any, ...]) -> bool:
     """Return whether a norm's output has the shape of its input; without numbers that is faster."""
     return (
-        type(module) in _NORMS and len(args) == 1 and args[0].shape[1:2] == (module.num_features,)  # type: ignore[union-attr]
+        type(module) in _NORMS and len(args) == 1 and args[0].shape[1:2] == (module.num_features,)
     )

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Sized
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -74,6 +74,12 @@ def user_frame() -> FrameType | None:
     while frame is not None and frame.f_code.co_filename.startswith(MACHINERY):
         frame = frame.f_back  # type: ignore[assignment]
     return frame
+
+
+def user_code() -> tuple[int, CodeType] | None:
+    """Return which call of which of the user's functions runs now."""
+    frame = user_frame()
+    return None if frame is None else (id(frame), frame.f_code)
 
 
 def source_line() -> tuple[str, str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import operator
+import pickle
+import random
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -20,8 +22,6 @@ from torch.utils import checkpoint
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import generator_states
-from branchprune.graph.nodes import CONSTANT
-from branchprune.graph.tracing.factories import DRAWS
 from branchprune.graph.tracing.guards import GUARDS, source_line
 
 _COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
@@ -34,9 +34,6 @@ _NO_GRADIENT = {
 }
 """Functions and methods that pass no gradient on, whatever the mode."""
 _PLAIN = (bool, int, float, str)
-_SIZES = (getattr, "size", "dim", "numel", len)
-_COUNTING = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms")
-_DRAWN = ("bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "rand_like", "randn_like")
 _SAME_NUMBERS = ("T", "mT", "H", "mH", "real", "imag")
 """Attributes of a tensor that pass a gradient on."""
 
@@ -124,41 +121,6 @@ def no_autocast(where: Callable[[], str]) -> Iterator[None]:
         yield
 
 
-def refuse_values(nodes: Iterable[fx.Node], where: str) -> None:
-    """Raise a PruneError if a number that forward asks for follows from more than sizes.
-
-    Args:
-        nodes: The tensors in which it stands.
-        where: Path of the module whose forward asks.
-    """
-    seen: set[fx.Node] = set()
-    rest = [*nodes]
-    while rest:
-        node = rest.pop()
-        if node in seen or node.target in _SIZES:
-            continue
-        seen.add(node)
-        rest += node.all_input_nodes
-        if node.target in DRAWS or str(node.target) in _DRAWN:
-            raise draws_are_lost("torch", where)
-        constant = node.op == "get_attr" and CONSTANT in str(node.target)
-        if node.op == "placeholder" or (node.op in ("get_attr", "call_module") and not constant):
-            raise TypeError("it asks for the value of a tensor")
-
-
-def refuse_counts(node: fx.Node) -> None:
-    """Raise an error if a number follows from how many values are found, as by `nonzero`."""
-    seen: set[fx.Node] = set()
-    rest = [node]
-    while rest:
-        each = rest.pop()
-        if each not in seen:
-            seen.add(each)
-            rest += each.all_input_nodes
-            if getattr(each.target, "__name__", each.target) in _COUNTING:
-                raise TypeError("it asks for the values of a tensor")
-
-
 def draws_are_lost(what: str, where: str) -> PruneError:
     """Return the error for a forward that draws random numbers that are not recorded."""
     return PruneError(
@@ -175,6 +137,21 @@ def state_is_changed(name: str) -> PruneError:
         f"forward changes {name}, which a trace loses: leave {owner} out with `opaque`, or teach "
         "its class with `bp.teach`"
     )
+
+
+def refuse_generator(value: object, where: str) -> None:
+    """Raise a PruneError if an argument of what forward computes is a generator of torch.
+
+    Args:
+        value: The argument.
+        where: Path of the module whose forward it is.
+    """
+    if isinstance(value, torch.Generator):
+        line, place = source_line()
+        raise PruneError(
+            f"forward of {where} computes {line}{place} with a torch.Generator, which no graph can "
+            "hold: draw without `generator`, or leave the module out with `opaque`"
+        )
 
 
 class Draws:
@@ -204,7 +181,7 @@ class Draws:
 
 
 class Attributes:
-    """Notices whether tracing changes numbers, flags or strings that modules remember.
+    """Notices whether tracing changes numbers, flags, strings or generators that modules remember.
 
     Args:
         part: The module that is traced.
@@ -212,6 +189,7 @@ class Attributes:
 
     def __init__(self, part: nn.Module) -> None:
         self.part, self.before = part, _plain_attributes(part)
+        self.generators = _generators(part)
 
     def refuse(self, wholes: Collection[nn.Module]) -> None:
         """Raise a PruneError if one is another than it was.
@@ -229,6 +207,10 @@ class Attributes:
                     f"forward of {where} changes its attribute {name} (from {value!r} to {new!r}), "
                     "which a trace loses: leave the module out with `opaque`, or make it a constant"
                 )
+        moved = _generators(self.part)
+        for (path, name), state in self.generators.items():
+            if moved.get((path, name), state) != state:
+                raise draws_are_lost(f"its attribute {name}", path or type(self.part).__name__)
 
 
 def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | float | str]:
@@ -237,4 +219,14 @@ def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | flo
         for path, module in part.named_modules()
         for name, value in vars(module).items()
         if type(value) in _PLAIN
+    }
+
+
+def _generators(part: nn.Module) -> dict[tuple[str, str], bytes]:
+    """Return the states of the generators of Python and NumPy that modules hold."""
+    return {
+        (path, name): pickle.dumps(value)
+        for path, module in part.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random")
     }

@@ -75,17 +75,17 @@ class Size:
         return format(self.number, how)
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
-        return self // other, self % other  # type: ignore[operator]
+        return self // other, self % other
 
     def __deepcopy__(self, memo: object) -> Size:
         return self
 
 
-class SizeInt(Size, torch.SymInt):  # type: ignore[misc]
+class SizeInt(Size, torch.SymInt):
     """A whole number; torch takes it wherever it takes one."""
 
 
-class SizeFloat(Size, torch.SymFloat):  # type: ignore[misc]
+class SizeFloat(Size, torch.SymFloat):
     """Another number; torch takes it wherever it takes one."""
 
     def is_integer(self) -> bool:
@@ -136,15 +136,19 @@ for _kind in (SizeInt, SizeFloat):
         setattr(_kind, f"__r{_name}__", _computed(_function, swapped=True))
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(_kind, f"__{_name}__", _compared(getattr(operator, _name)))
-    for _name, _function in {
-        "neg": operator.neg,
-        "pos": operator.pos,
-        "abs": abs,
-        "round": round,
-        "ceil": math.ceil,
-        "floor": math.floor,
-        "trunc": math.trunc,
-    }.items():
+    for _name in ("neg", "pos", "abs"):
+        setattr(_kind, f"__{_name}__", _unary(getattr(operator, _name)))
+    for _name in ("ceil", "floor", "trunc"):
+        setattr(_kind, f"__{_name}__", _unary(getattr(math, _name)))
+    for _name, _function in {"round": round}.items():
         setattr(_kind, f"__{_name}__", _unary(_function))
-    for _name in ("__hash__", "__bool__", "__int__", "__float__", "__repr__", "__index__"):
+    for _name in (
+        "__hash__",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__repr__",
+        "__index__",
+        "__round__",
+    ):
         setattr(_kind, _name, getattr(Size, _name))

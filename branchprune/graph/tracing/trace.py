@@ -5,14 +5,12 @@ Forward asks `self.training`, so it is recorded in both modes.
 
 from __future__ import annotations
 
-import inspect
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from operator import getitem, is_
 from typing import Any
 
 import torch
@@ -30,10 +28,12 @@ from branchprune.graph.inputs import (
     training_mode,
     untouched,
 )
-from branchprune.graph.nodes import CHECKPOINTED, WHERE, Recorded
+from branchprune.graph.nodes import CHECKPOINTED, Recorded
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.calls import Calls
-from branchprune.graph.tracing.guards import MACHINERY, same_branch, same_length
+from branchprune.graph.tracing.dependence import kept_for_later
+from branchprune.graph.tracing.guards import MACHINERY
+from branchprune.graph.tracing.placeholders import bound_arguments, known_inputs
 from branchprune.graph.tracing.recorder import Recorder
 from branchprune.graph.tracing.side_effects import (
     Attributes,
@@ -41,7 +41,6 @@ from branchprune.graph.tracing.side_effects import (
     no_autocast,
     state_is_changed,
 )
-from branchprune.graph.tracing.sizes import SizeFloat, SizeInt
 
 
 @dataclass
@@ -97,21 +96,6 @@ def trace(
     return found
 
 
-def differing_modules(graphs: Mapping[bool, fx.Graph]) -> tuple[str, ...]:
-    """Return the paths of the modules whose forward is traced differently in the two modes."""
-    if graphs[True] is graphs[False]:
-        return ()
-    steps: dict[bool, dict[str, list[object]]] = {True: {}, False: {}}
-    for training, graph in graphs.items():
-        for node in graph.nodes:
-            plain = fx.map_arg((node.args, node.kwargs), lambda _: None)
-            step = (node.op, node.target, repr(plain))
-            if where := node.meta.get(WHERE):
-                steps[training].setdefault(where, []).append(step)
-    paths = dict.fromkeys((*steps[True], *steps[False]))
-    return tuple(path for path in paths if steps[True].get(path) != steps[False].get(path))
-
-
 def _trace_once(
     model: nn.Module,
     example: Example,
@@ -146,7 +130,7 @@ def _record(
     locates: bool = False,
 ) -> Recorder:
     part = model.get_submodule(inside)
-    bound = _bound(part, example if meta else on_device(example, model))
+    bound = bound_arguments(part, example if meta else on_device(example, model))
     with _state(model, meta), untouched(part), own_generators(part.parameters()):
         recorder = Recorder(model, inside, found.constants, meta)
         calls = Calls(recorder, opaque, counted)
@@ -154,7 +138,7 @@ def _record(
         calls.locates = draws if locates else None
         error = None
         with torch.enable_grad(), no_autocast(recorder.location), calls.recorded():
-            args, kwargs = _inputs(recorder, bound, meta)
+            args, kwargs = known_inputs(recorder, bound, meta)
             try:
                 with recorder, warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
@@ -165,6 +149,7 @@ def _record(
         if error is not None:
             known = meta or isinstance(error, PruneError)
             raise error if known else _failed(part, example, calls, error) from error
+        _refuse_kept(recorder, calls, args, kwargs)
         moved = draws.moved()
         _refuse_assigned(part, state)
         attributes.refuse(calls.wholes)
@@ -172,6 +157,19 @@ def _record(
         return _record(model, inside, example, opaque, counted, found, meta, locates=True)
     draws.refuse(recorder.location())
     return recorder
+
+
+def _refuse_kept(
+    recorder: Recorder, calls: Calls, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Call forward once more if it keeps what it has computed, and refuse that it uses it."""
+    recorder.kept = kept_for_later(recorder.part, recorder.node_if_known)
+    if recorder.kept:
+        count = len(recorder.graph.nodes)
+        with calls.recorded(), recorder:
+            recorder.part.forward(*args, **kwargs)
+        for node in [*recorder.graph.nodes][: count - 1 : -1]:
+            recorder.graph.erase_node(node)
 
 
 def _stored(part: nn.Module) -> dict[str, Tensor | None]:
@@ -188,84 +186,6 @@ def _refuse_assigned(part: nn.Module, before: Mapping[str, Tensor | None]) -> No
     for name, value in _stored(part).items():
         if value is not before.get(name):
             raise state_is_changed(name)
-
-
-def _bound(part: nn.Module, example: Example) -> inspect.BoundArguments:
-    """Return the example's inputs by the names of forward's arguments."""
-    args, kwargs = example_inputs(example)
-    try:
-        bound = inspect.signature(part.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise PruneError(f"example does not fit {type(part).__name__}.forward: {error}") from error
-    for name, parameter in bound.signature.parameters.items():
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind)
-        if stars and bound.arguments.get(name):
-            raise PruneError(
-                f"the example gives {type(part).__name__}.forward arguments by {stars}{name}, "
-                "into which a trace does not see: name them in forward, or prune a part that "
-                "has names for them with `inside`"
-            )
-    return bound
-
-
-def _inputs(
-    recorder: Recorder, bound: inspect.BoundArguments, meta: bool
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the inputs of forward, each known by a node of its own."""
-    for name, value in bound.arguments.items():
-        collects = bound.signature.parameters[name].kind in (
-            inspect.Parameter.VAR_POSITIONAL,
-            inspect.Parameter.VAR_KEYWORD,
-        )
-        if not collects:
-            node = recorder.graph.placeholder(name)
-            bound.arguments[name] = _input(recorder, name, node, value, meta)
-    return bound.args, bound.kwargs
-
-
-def _input(recorder: Recorder, name: str, node: fx.Node, value: Any, meta: bool) -> Any:
-    """Return an input that is known by a node, or a copy of it."""
-    recorder.recorded.shapes[node] = None
-    if isinstance(value, Tensor):
-        copy = value.to("meta") if meta else value.clone()
-        return recorder.bind(copy, node, None, [])
-    if isinstance(value, bool | str | None):
-        what = f"the argument {name}, which is {value!r} in the example"
-        test = (is_, node, None) if value is None else (_equals, node, value)
-        check = recorder.graph.call_function(test[0], test[1:])
-        guard = recorder.graph.call_function(same_branch, (check, True, what, ""))
-        recorder.recorded.shapes |= {check: None, guard: None}
-        return value
-    if isinstance(value, int | float):
-        return (SizeInt if isinstance(value, int) else SizeFloat)(recorder, lambda: node, value)
-    if isinstance(value, list | tuple | dict):
-        return _collection(recorder, name, node, value, meta)
-    raise PruneError(
-        f"the example gives {type(value).__name__} for the argument {name}, into which a trace "
-        "does not see: give tensors, numbers, strings, and lists, tuples or dictionaries of them"
-    )
-
-
-def _collection(recorder: Recorder, name: str, node: fx.Node, value: Any, meta: bool) -> Any:
-    what = f"the argument {name}"
-    guard = recorder.graph.call_function(same_length, (node, len(value), what, ""))
-    recorder.recorded.shapes[guard] = None
-    recorder.recorded.lengths[node] = len(value)
-
-    def part(key: Any, each: Any) -> Any:
-        item = recorder.graph.call_function(getitem, (node, key))
-        item.meta[DERIVED] = True
-        return _input(recorder, name, item, each, meta)
-
-    if isinstance(value, dict):
-        return {key: part(key, each) for key, each in value.items()}
-    parts = [part(i, each) for i, each in enumerate(value)]
-    return parts if isinstance(value, list) else tuple(parts)
-
-
-def _equals(value: object, expected: object) -> bool:
-    """Return whether an argument is that of the example."""
-    return type(value) is type(expected) and value == expected
 
 
 @contextmanager

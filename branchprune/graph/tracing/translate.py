@@ -21,7 +21,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     **{f"__{name}__": getattr(operator, f"__{name}__") for name in ("and", "or", "xor")},
 }
 """Methods of tensors that are operators when they are given one operand."""
-SWAPPED = {
+SWAPPED: dict[str, Callable[..., Any]] = {
     "__rsub__": operator.sub,
     "__rdiv__": operator.truediv,
     "__rtruediv__": operator.truediv,
@@ -29,7 +29,7 @@ SWAPPED = {
     "__rfloordiv__": operator.floordiv,
     "__rmatmul__": operator.matmul,
 }
-UNARY = {"neg": operator.neg, "__invert__": operator.invert}
+UNARY: dict[str, Callable[..., Any]] = {"neg": operator.neg, "__invert__": operator.invert}
 
 
 @dataclass
@@ -80,7 +80,7 @@ def _is_method(function: Callable[..., Any]) -> bool:
 
 def _method(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     if len(args) == 2 and not kwargs and (name in OPERATORS or name in SWAPPED):
-        target = OPERATORS.get(name) or SWAPPED[name]
+        target: Callable[..., Any] = OPERATORS.get(name) or SWAPPED[name]
         return Call("call_function", target, args if name in OPERATORS else args[::-1], {})
     if len(args) == 1 and not kwargs and name in UNARY:
         return Call("call_function", UNARY[name], args, {})

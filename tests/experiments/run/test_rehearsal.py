@@ -4,13 +4,17 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from small_training import Tiny, TinyVGG
+from pytorch_lightning import Trainer
+from small_training import Tiny, TinyVGG, loader
+from torch.utils.data import DataLoader
 
 import branchprune as bp
 from branchprune.cli import main
+from branchprune.experiments.run.rehearsal import copied_data
 from branchprune.lightning import ClassificationTask
 
 BASE = {
@@ -48,6 +52,17 @@ class Unmade(TinyVGG):
     def __init__(self) -> None:
         super().__init__()
         self.missing = {}["missing"]
+
+
+class Drawing(Tiny):
+    """Data that is shuffled by a generator of its own, which goes on from epoch to epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws = torch.Generator().manual_seed(0)
+
+    def train_dataloader(self):
+        return DataLoader(loader().dataset, batch_size=8, shuffle=True, generator=self.draws)
 
 
 class Nothing(Tiny):
@@ -116,7 +131,7 @@ def test_a_rehearsal_leaves_no_trace(monkeypatch):
     """The run has the numbers that it has without."""
     found = []
     for name in ("with", "without"):
-        assert started(output=name) == 0
+        assert started(output=name, data={"class_path": f"{HERE}.Drawing"}) == 0
         found.append(bp.load(TinyVGG(), Path(name, "small.safetensors")).state_dict())
         monkeypatch.setattr(
             "branchprune.experiments.run.experiment._Run._rehearse", lambda *_: None
@@ -124,3 +139,14 @@ def test_a_rehearsal_leaves_no_trace(monkeypatch):
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
     assert written() == ["file", "own.yaml", "results", "with", "without"]
+
+
+def test_a_copy_of_data_shares_its_tensors_and_arrays():
+    data = Tiny()
+    data.images, data.labels, data.draws = torch.zeros(3), {"all": np.zeros(3)}, torch.Generator()
+    data.trainer = Trainer(logger=False, enable_checkpointing=False)
+    copied = copied_data(data)
+    assert copied is not data and copied.images is data.images and copied.draws is not data.draws
+    assert copied.labels is not data.labels and copied.labels["all"] is data.labels["all"]
+    with Path("file").open() as data.file:
+        assert copied_data(data) is data
