@@ -149,6 +149,5 @@ for _kind in (SizeInt, SizeFloat):
         "__float__",
         "__repr__",
         "__index__",
-        "__round__",
     ):
         setattr(_kind, _name, getattr(Size, _name))
