@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any
 
@@ -23,10 +24,34 @@ class PruneError(ValueError):
     """
 
 
-def at_least_one(name: str, value: object) -> None:
-    """Raise PruneError for an argument that is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PruneError(f"{name} (={value!r}) must be a whole number of at least 1")
+class Failed(PruneError):
+    """What was asked for is right, and could not be done: a full disk, a loss that is NaN.
+
+    Commands end with the status 1, not with the 2 of a user's error.
+    """
+
+
+def whole(name: str, value: object, least: int = 0) -> None:
+    """Raise PruneError for an argument that is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise PruneError(f"{name} (={value!r}) must be a whole number of at least {least}")
+
+
+def positive(name: str, value: object) -> None:
+    """Raise PruneError for an argument that is not a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise PruneError(f"{name} (={value!r}) must be positive and finite")
+
+
+def not_negative(name: str, value: object) -> None:
+    """Raise PruneError for an argument that is not a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise PruneError(f"{name} (={value!r}) must not be negative, infinite or NaN")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind: a bare `assert` says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def optional(package: str, user: str) -> Any:

@@ -21,10 +21,12 @@ from marked_tables import fill
 from measurement_tables import bench_table, cost_table, plan_speed_table
 from paper_tables import FILES, paper_table, read_results
 from reproduce import todays_command
+from torture_table import table as torture_table
 
 from branchprune.benchmarks.zoo_table import markdown_summary, read_csv
 from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare import results as compare_results
+from branchprune.experiments.files import read_lines
 from branchprune.reports import comparison_table as compare_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +101,11 @@ PAGES: dict[str, dict[str, Table]] = {
         "plan_speed": Table(
             ("plan_speed.json",),
             lambda folder: plan_speed_table(_json(folder / "plan_speed.json")),
+        ),
+    },
+    "scripts/results/torture.md": {
+        "torture": Table(
+            ("torture.jsonl",), lambda folder: torture_table(read_lines(folder / "torture.jsonl"))
         ),
     },
     **{

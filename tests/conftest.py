@@ -73,3 +73,9 @@ def _one_thread_and_one_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.fixture
+def without_rehearsal(monkeypatch):
+    """Runs begin at once, for tests that count their steps and files."""
+    monkeypatch.setattr("branchprune.experiments.run.experiment._Run._rehearse", lambda *_: None)

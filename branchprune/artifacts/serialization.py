@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
+from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
@@ -13,45 +14,76 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from branchprune.artifacts import checksum
+from branchprune.artifacts.same_model import Content, class_name, differences, settings
 from branchprune.blending.blended import Blended
-from branchprune.errors import PruneError, optional
-from branchprune.graph.layers import set_sizes, sizes
+from branchprune.errors import Failed, PruneError, optional
+from branchprune.graph.full_shapes import full_shapes, remember_full_shapes, shapes
+from branchprune.graph.layers import memory_format, set_sizes, sizes
+from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
+from branchprune.graph.width_attributes import kept_numbers, take_over
 
-FORMAT = "branchprune/1"
+FORMAT, EARLIER = "branchprune/2", "branchprune/1"
+"""What the header of a file says it is; an earlier one has neither checksum nor settings."""
+AS_JSON = ("widths", "numbers", "settings", "full")
+"""What else it holds, as JSON."""
 
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write a model's weights and widths to a safetensors file, whole or not at all.
+
+    The header also holds the settings of all layers of torch.nn, the shapes of the dense model as
+    far as they are known, and a checksum.
 
     Args:
         model: A dense or collapsed model.
         path: Where to write; an existing file is replaced.
 
     Raises:
-        PruneError: The file cannot be written, the model is blended, or a module's extra state is
-            no tensor.
+        PruneError: The file cannot be written, the model is blended or has tensors on `meta`, or
+            a module's extra state is no tensor.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # what a link stands for is replaced, not the link
     optional("numpy", "safetensors")
     _check_module(model)
+    if path.exists() and not path.is_file():
+        raise PruneError(f"cannot write {path}: it is no regular file")
     if isinstance(model, Blended):
         raise PruneError("model is blended: collapse it before it is saved")
-    state = {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in _tensors(model).items()
-    }
-    widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
-    header = {"format": FORMAT, "class": type(model).__qualname__, "widths": json.dumps(widths)}
+    state = {name: tensor.detach() for name, tensor in _tensors(model).items()}
+    state = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    part = path.with_name(f".{path.name}.{token_hex(4)}.part")
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            file = Path(folder) / path.name
-            file.touch()
-            mode = file.stat().st_mode
-            save_file(state, file, metadata=header)
-            file.chmod(mode)  # that of any new file, of which safetensors makes a private one
-            file.replace(path)
-    except OSError as error:
-        raise PruneError(f"cannot write {path}: {error.strerror or error}") from error
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(state, part, metadata=_header(model))
+        checksum.stamp(part)
+        part.chmod(mode)  # that of any new file, of which safetensors makes a private one
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Failed(f"cannot write {path}: {reason}") from error
+    finally:
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+
+
+def _header(model: nn.Module) -> dict[str, str]:
+    widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
+    full = full_shapes(model)
+    header = {
+        "format": FORMAT,
+        "class": class_name(model),
+        "widths": json.dumps(widths),
+        "numbers": json.dumps(kept_numbers(model)),
+        "settings": json.dumps(settings(model)),
+        checksum.KEY: checksum.EMPTY,
+    }
+    return header if full is None else header | {"full": json.dumps(full)}
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -62,33 +94,40 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     ```
 
     Args:
-        model: The model at its full widths; it is not changed.
+        model: The model at its full widths; it is not changed. What is on the device `meta` gets
+            its weights on the CPU.
         path: The file. Only tensors and numbers are read from it; nothing in it is executed.
 
     Returns:
         A model of the same class with the file's widths and weights.
 
     Raises:
-        PruneError: The file is missing, truncated, not safetensors or of another model.
+        PruneError: The file is missing, damaged, not safetensors or of another model, whose first
+            differences are named; or something that no file holds is on `meta`.
     """
     path = Path(path)
     _check_module(model)
-    header, state = _read(path)
+    content = read(path)
+    found = differences(model, content)
+    if found:
+        raise PruneError(f"{path} is of another model: {found}")
+    _check_meta(model, content.state)
     narrow = copy.deepcopy(model)
-    for name, attributes in _widths(header, path).items():
-        try:
-            module = narrow.get_submodule(name)
-        except AttributeError:
-            raise PruneError(f"{path} is of another model: it has a layer {name}") from None
-        set_sizes(module, attributes)
-    _resize(narrow, state, path)
-    narrow.load_state_dict(state)
+    for name, attributes in content.widths.items():
+        set_sizes(narrow.get_submodule(name), attributes)
+    _resize(narrow, content.state)
+    narrow.load_state_dict(content.state)
+    take_over(narrow, model, content.numbers)
+    if shapes(narrow) != shapes(model):
+        remember_full_shapes(narrow, model)
     return narrow
 
 
 def _check_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise PruneError(f"model (={model!r}) must be a torch.nn.Module, not its class")
+    refuse_wrapped(model)
+    refuse_lazy(model)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -100,14 +139,63 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
                 f"{owner} has {name} (a {type(value).__name__}) in its state: only tensors are "
                 "saved, and with them alone it would not be loaded"
             )
+        if value.is_meta:
+            raise PruneError(f"{name} is on the device meta: it has no numbers that could be saved")
+        if value.layout != torch.strided:
+            kind = str(value.layout).removeprefix("torch.")
+            raise PruneError(f"{name} is {kind}, which no safetensors file holds: save it dense")
     return state
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _check_meta(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raise where a tensor without numbers would stay: it is in no file."""
+    for path, module in model.named_modules():
+        held = {**vars(module), **module._buffers}
+        for name, value in held.items():
+            full = f"{path}.{name}".lstrip(".")
+            if isinstance(value, Tensor) and value.is_meta and full not in state:
+                raise PruneError(
+                    f"{full} is on the device meta and in no file: make the model on the CPU, or "
+                    "give it its numbers first"
+                )
+
+
+def read(path: Path) -> Content:
+    """Read a file written by `save`, and check that it is whole.
+
+    Raises:
+        PruneError: The file is missing, damaged, or not of branchprune.
+    """
+    header, state = read_tensors(path)
+    if header.get("format") not in (FORMAT, EARLIER):
+        raise PruneError(f"{path} was not written by branchprune: its header lacks {FORMAT!r}")
+    try:
+        fields = {key: json.loads(header[key]) for key in AS_JSON if key in header}
+    except ValueError:
+        raise PruneError(f"{path} is not complete: its header has no whole 'widths'") from None
+    if "widths" not in fields:
+        raise PruneError(f"{path} is not complete: its header has no 'widths'")
+    for key, field in fields.items():
+        if not _is_mapping(field, list if key == "full" else dict):
+            raise PruneError(f"{path} is not complete: its header has damaged {key!r}")
+    return Content(state, kind=header.get("class"), **fields)
+
+
+def _is_mapping(value: Any, kind: type) -> bool:
+    """Return whether a value is a mapping whose values are of a kind."""
+    return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the header and the tensors of any safetensors file; check one of `save` to be whole.
+
+    Raises:
+        PruneError: The file is missing or damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, str] = file.metadata() or {}
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise PruneError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
@@ -115,25 +203,14 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         pickled = start[:1] == b"\x80" or start == b"PK\x03\x04"
         hint = "it is a pickle, which could run code and is refused" if pickled else str(error)
         raise PruneError(f"{path} is not a complete safetensors file: {hint}") from error
+    stamped = header.get("format") == FORMAT
+    if stamped and not checksum.is_whole(path, header.get(checksum.KEY, "")):
+        raise PruneError(f"{path} is damaged: its checksum is not that of its content")
+    return header, state
 
 
-def _widths(header: dict[str, str], path: Path) -> dict[str, dict[str, Any]]:
-    if header.get("format") != FORMAT:
-        raise PruneError(f"{path} was not written by branchprune: its header lacks {FORMAT!r}")
-    try:
-        widths: dict[str, dict[str, Any]] = json.loads(header["widths"])
-    except (KeyError, ValueError):
-        raise PruneError(f"{path} is not complete: its header has no 'widths'") from None
-    return widths
-
-
-def _resize(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _resize(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Give every parameter and buffer the shape and dtype it has in the file."""
-    expected = model.state_dict()
-    missing, extra = expected.keys() - state.keys(), state.keys() - expected.keys()
-    if missing or extra:
-        what = f"lacks {min(missing)}" if missing else f"has {min(extra)}"
-        raise PruneError(f"{path} is of another model: it {what}")
     resized: dict[int, nn.Parameter] = {}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
@@ -142,27 +219,12 @@ def _resize(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             new = state.get(prefix + key)
             if old is None or new is None:
                 continue
-            if not _fits(module, key, old.shape, new.shape):
-                raise PruneError(
-                    f"{path} is of another model: {prefix}{key} has shape {tuple(new.shape)}, "
-                    f"not {tuple(old.shape)}"
-                )
-            empty = torch.empty(new.shape, dtype=new.dtype, device=old.device)
+            device = torch.device("cpu") if old.is_meta else old.device
+            empty = torch.empty(
+                new.shape, dtype=new.dtype, device=device, memory_format=memory_format(old)
+            )
             if key in module._parameters:
                 parameter = nn.Parameter(empty, old.requires_grad)
                 module._parameters[key] = resized.setdefault(id(old), parameter)
             else:
                 module._buffers[key] = empty
-
-
-def _fits(module: nn.Module, key: str, old: torch.Size, new: torch.Size) -> bool:
-    """Return whether two shapes differ in nothing but the number of channels.
-
-    Those are counted by the first two dimensions (of a fully connected layer, times positions) or,
-    except in a kernel, by any other one.
-    """
-    if len(old) != len(new):
-        return False
-    differing = {i for i, size in enumerate(old) if size != new[i]}
-    kernel = key == "weight" and hasattr(module, "kernel_size")
-    return differing <= {0, 1} or (len(differing) == 1 and not kernel)

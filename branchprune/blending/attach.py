@@ -9,7 +9,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from branchprune.blending.attach_check import check_outputs, tell_lost_checkpoints
+from branchprune.blending.attach_check import check_collapse, check_outputs, tell_lost_checkpoints
 from branchprune.blending.blended import Blended
 from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.path_sampling import Mixing, check_mixing
@@ -18,6 +18,7 @@ from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.named import CRITERIA
 from branchprune.criteria.scores import Criterion, group_weights, select
 from branchprune.errors import PruneError
+from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied
 from branchprune.graph.layers import describe, narrow_channelwise, set_path
 from branchprune.graph.provenance import Origin, Own, index_of
@@ -27,6 +28,7 @@ from branchprune.planning.plan import Plan
 Init = str | Criterion
 
 
+@one_at_a_time
 def attach(
     model: nn.Module,
     plan: Plan,
@@ -55,11 +57,11 @@ def attach(
         batches: Inputs, each a tensor, or a tuple or dictionary of arguments, on which `init` sees
             what layers read (`GroupWeights.readings`).
         mixing: What training does where α is between 0 and 1. "sum": the weighted sum of both
-            paths, as in the paper. The others draw, with torch's generator on the CPU, either the
-            wide path, with probability α, or the branch; evaluation computes the weighted sum,
-            which is what they mix on average. "group": each group draws in each forward pass;
-            both paths are computed. "step": all groups draw together, and only one path is
-            computed, so the other has no gradient (under DDP: unused parameters). "sample": each
+            paths, as in the paper. The others draw, with torch's generator on the CPU (under DDP
+            that of the first rank), either the wide path, with probability α, or the branch;
+            evaluation computes the weighted sum, which is what they mix on average. "group": each
+            group draws in each forward pass; both paths are computed. "step": all groups draw
+            together, and only one path is computed, so the other has no gradient. "sample": each
             example, along dimension 0 of every tensor, and each group draw. Channels that stay
             beside others in a concatenation are mixed by the mean draw of those.
         matching: Weight of feature matching. While it trains with α between 0 and 1, the branch
@@ -74,7 +76,8 @@ def attach(
 
     Raises:
         PruneError: The model is not the one that was planned, `init`, `mixing` or `matching` is
-            unknown, or the model does something that the blended one cannot repeat.
+            unknown, or the model does something that the blended or the collapsed one cannot
+            repeat.
     """
     if not isinstance(plan, Plan):
         raise PruneError(f"plan (a {type(plan).__name__}) must be made by bp.plan")
@@ -92,6 +95,7 @@ def attach(
     builder = _Builder(blended, chosen, random=init == "random")
     builder.build()
     check_outputs(model, blended)
+    check_collapse(blended)
     tell_lost_checkpoints(plan.structure)
     begin_training(blended, model)
     return blended

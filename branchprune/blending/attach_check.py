@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
-from branchprune.errors import PruneError
+from branchprune.blending.float64 import sharing_copy
+from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import (
     Example,
     call,
+    repeated,
     tensors,
     training_mode,
     untouched,
@@ -24,6 +26,7 @@ from branchprune.graph.inputs import (
 )
 from branchprune.graph.nodes import CHECKPOINTED, WHERE
 from branchprune.graph.structure import Structure
+from branchprune.planning.trial import same_numbers, try_widths
 
 MOST_GRADIENTS = 50_000_000
 """Parameters up to which gradients are compared too; a larger model would need too much memory."""
@@ -37,7 +40,8 @@ def check_outputs(model: nn.Module, blended: Blended) -> None:
     A model that is compiled is run as it was written: compiled code rounds otherwise.
     Outputs are compared in both modes, and in training mode the gradients of the parameters, up
     to `MOST_GRADIENTS` of them. A model that cannot train on the example, as BatchNorm cannot on
-    a single number a channel, is compared in evaluation mode only. Constant tensors in the
+    a single number a channel, is given it twice, and compared in evaluation mode only if it
+    cannot train on that either. Constant tensors in the
     example are replaced by noise.
 
     Raises:
@@ -45,6 +49,20 @@ def check_outputs(model: nn.Module, blended: Blended) -> None:
     """
     with torch.compiler.set_stance("force_eager"):
         _check_outputs(model, blended)
+
+
+def check_collapse(blended: Blended) -> None:
+    """Try now what `collapse` will do: copy the blended model, and run one of the planned widths.
+
+    Raises:
+        PruneError: One of both fails, which would else be found after the training.
+    """
+    plan = blended.plan
+    try:
+        sharing_copy(blended)
+    except Exception as error:
+        raise PruneError(f"the blended model cannot be copied by deepcopy: {error}") from error
+    try_widths(blended.model, plan.structure, [group.kept for group in plan.groups], plan.example)
 
 
 def _check_outputs(model: nn.Module, blended: Blended) -> None:
@@ -82,7 +100,7 @@ def _run_branch(blended: Blended, example: Example) -> None:
     except Exception as error:
         raise PruneError(
             f"the branch does not run at its widths, so forward names a width that cannot "
-            f"follow ({str(error).splitlines()[0]}){_failing_at(error, blended)}; exclude the "
+            f"follow ({first_line(error)}){_failing_at(error, blended)}; exclude the "
             "layers around it"
         ) from error
 
@@ -110,7 +128,7 @@ def _failing_at(error: Exception, blended: Blended) -> str:
 
 def _compare(expected: Any, found: Any, how: str) -> None:
     for a, b in zip(tensors(expected), tensors(found), strict=True):
-        if not (_same(a.isnan(), b.isnan()) and _same(a.nan_to_num(), b.nan_to_num())):
+        if not same_numbers(a, b):
             raise PruneError(
                 f"the blended model at alpha = 1 differs from the model{how}: forward does "
                 "something that a trace loses, such as `+=` on a tensor that has a second name, a "
@@ -118,28 +136,42 @@ def _compare(expected: Any, found: Any, how: str) -> None:
             )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are equal; on a GPU, where sums change order, nearly equal."""
-    return torch.allclose(a, b, 1e-3, 1e-5) if a.is_cuda else torch.equal(a, b)
-
-
 def _check_training(model: nn.Module, part: nn.Module, blended: Blended, example: Example) -> None:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     small = sum(p.numel() for _, p in named) <= MOST_GRADIENTS
     with torch.set_grad_enabled(small):
-        try:
-            expected = call(model, example, part)
-        except Exception:
+        outputs = _trained_outputs(model, part, blended, example)
+        if outputs is None:
             return
-        found = call(blended, example, blended.part)
+        expected, found = outputs
     _compare(expected, found, " in training mode")
     try:
         wanted = _gradients(expected, [p for _, p in named])
     except RuntimeError:  # the model overwrites what its own backward needs
         return
     if wanted:
-        twins = [blended.model.get_parameter(name) for name, _ in named]
+        copies = dict(blended.model.named_parameters())
+        twins = [copies[name] for name, _ in named]
         _compare_gradients([name for name, _ in named], wanted, _gradients(found, twins))
+
+
+def _trained_outputs(
+    model: nn.Module, part: nn.Module, blended: Blended, example: Example
+) -> tuple[Any, Any] | None:
+    """Return the outputs of both in training mode; None if the model cannot train on the example.
+
+    A norm cannot train on a single number a channel, which a batch of 1 may leave it: then it is
+    the example twice, unless what was traced holds for the batch of the example only.
+    """
+    try:
+        expected = call(model, example, part)
+    except Exception:
+        example = repeated(example)
+        try:
+            return call(model, example, part), call(blended, example, blended.part)
+        except Exception:
+            return None
+    return expected, call(blended, example, blended.part)
 
 
 def _gradients(output: Any, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from branchprune.blending.alpha_buffer import AlphaBuffer, Alphas
 from branchprune.blending.bn_recalibration import recalibrated
 from branchprune.blending.codegen import Program, compile_program
+from branchprune.blending.ddp_gradients import with_ddp_gradients
 from branchprune.blending.path_sampling import Mixing, check_mixing, drawn_together
 from branchprune.blending.weight_snapshot import WeightSnapshot
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied, example_inputs, on_device
 from branchprune.graph.layers import set_path
+from branchprune.graph.sharding import refuse_sharded
 from branchprune.graph.structure import Structure
 from branchprune.graph.tracing.guards import same_modes
-from branchprune.graph.tracing.trace import differing_modules
+from branchprune.graph.tracing.modes import differing_modules
 from branchprune.planning.plan import Plan
 
 
@@ -46,6 +48,7 @@ class Blended(nn.Module):
         mixing: How training mixes the paths; see `attach`. Can be set, as `matching`.
         matching: Weight of feature matching; see `attach`.
         matching_loss: The last value of what feature matching adds to the loss, for logging.
+        originals_held: Whether a DDP training keeps the original layers as they are.
     """
 
     alphas: Tensor
@@ -71,6 +74,7 @@ class Blended(nn.Module):
         self._alphas = AlphaBuffer((1.0,) * len(plan.pruned))
         self.made_from: list[weakref.ref[nn.Parameter]] = []
         self.at_attach: WeightSnapshot | None = None
+        self.originals_held = False
         self._moded = differing_modules(self._structure.graphs)
         self._programs: dict[tuple[object, ...], Program] = {}
         self._features: dict[str, Tensor] | None = None
@@ -220,6 +224,7 @@ class Blended(nn.Module):
 
     def run(self, part: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the output with another function in place of the part that was planned."""
+        refuse_sharded(self)
         if not self._structure.inside:
             return part(*args, **kwargs)
         with self._replaced(part):
@@ -240,11 +245,11 @@ class Blended(nn.Module):
                 "with an example that has the arguments that are used"
             )
         program = self._program_of_call(self.part_of_model.training)
-        if self._features is None:
-            return program(self, *args, **kwargs)
-        output, found = program(self, *args, **kwargs)
-        self._features.update(found)
-        return output
+        output = program(self, *args, **kwargs)
+        if self._features is not None:
+            output, found = output
+            self._features.update(found)
+        return with_ddp_gradients(self, self.part_of_model, vars(program)["reads"], output)
 
     def _program_of_call(self, training: bool) -> Program:
         """Return the forward function for one call; it is drawn if all groups draw together."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import fx
 
-from branchprune.blending.code_paths import spell_out
 from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
 from branchprune.blending.projections import apply_folded
+from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
 
 Program = Callable[..., Any]
@@ -35,6 +35,8 @@ def compile_program(
 ) -> Program:
     """Return a function of the blended model and its inputs.
 
+    Its attribute `reads` holds the paths of all modules and tensors that it names.
+
     Args:
         structure: The model's structure.
         training: Which of the two traced graphs to follow.
@@ -45,11 +47,9 @@ def compile_program(
         features: Return a pair: the output, and by the name of each `expand` what it reads.
     """
     graph = _Writer(structure, training, alphas, fold, mixing, matching, features).write()
-    spell_out(graph)
-    code = graph.python_code(root_module="self")
-    scope = dict(code.globals)
-    exec(compile(code.src, f"<branchprune training={training}>", "exec"), scope)
-    program: Program = scope["forward"]
+    paths = [str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")]
+    program = compiled(graph, f"branchprune training={training}")
+    vars(program)["reads"] = tuple(dict.fromkeys(paths))
     return program
 
 

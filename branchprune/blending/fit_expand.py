@@ -21,9 +21,11 @@ from branchprune.blending.bn_recalibration import Inputs, batch_norms, reestimat
 from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.projections import EndPiece, Expand
 from branchprune.errors import PruneError
+from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, example_inputs, first_call, on_device, tensors
 
 
+@one_at_a_time
 def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4) -> Blended:
     """Fit what leads from the branch back to the wide path: `u ≈ B ũ` at every `expand`.
 

@@ -33,12 +33,12 @@ def sharing_copy(module: Module) -> Module:
 def widen(module: nn.Module, but: Collection[nn.Module]) -> None:
     """Move a module to the CPU and float64 in place, but for the parameters of some parts."""
     kept = {part for each in but for part in each.modules()}
-    made: dict[int, nn.Parameter] = {}
+    made: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None and part not in kept:
                 wide = nn.Parameter(exact(parameter), requires_grad=False)
-                part._parameters[name] = made.setdefault(id(parameter), wide)
+                part._parameters[name] = made.setdefault(parameter, wide)
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = exact(buffer)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
+from branchprune.blending.shared_random import uniform, uniform_rows
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import tensors
 
@@ -46,21 +46,16 @@ def drawn_together(alphas: Sequence[float]) -> tuple[float, ...]:
     """Return α of each group for one step: 1 with probability α, else 0, by one common number."""
     if all(alpha in (0, 1) for alpha in alphas):
         return tuple(alphas)
-    number = float(torch.rand(()))
+    number = float(uniform())
     return tuple(float(number < alpha) for alpha in alphas)
 
 
-def drawn(alphas: Tensor, *shape: int) -> Tensor:
-    """Return 1 with probability α, else 0.
+def drawn(alphas: Tensor) -> Tensor:
+    """Return 1 with probability α, else 0, for each group; shapes (n,)."""
+    return _decided(uniform(len(alphas)), alphas)
 
-    Args:
-        alphas: α of each group, shape (n,).
-        *shape: How often to draw.
 
-    Returns:
-        Tensor of shape (*shape, n).
-    """
-    numbers = torch.rand(*shape, len(alphas), dtype=torch.float32)
+def _decided(numbers: Tensor, alphas: Tensor) -> Tensor:
     return (numbers.to(alphas.device, non_blocking=True) < alphas).to(alphas.dtype)
 
 
@@ -77,7 +72,7 @@ def drawn_for_each_example(alphas: Tensor, inputs: Sequence[Any]) -> Tensor:
     batch = next((len(tensor) for tensor in tensors(inputs) if tensor.dim()), None)
     if batch is None:
         raise PruneError("mixing (='sample') needs a tensor with a batch dimension in the inputs")
-    return drawn(alphas, batch)
+    return _decided(uniform_rows(batch, len(alphas)), alphas)
 
 
 def along_examples(alphas: Tensor, wide: Tensor, dim: int, layer: str) -> Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
-from branchprune.errors import PruneError, at_least_one
+from branchprune.errors import PruneError, whole
 
 Mode = Literal["max", "min"]
 
@@ -42,13 +42,13 @@ def multiplicative(decay: float = 0.05, last: float = 0.05) -> tuple[float, ...]
 
 def linear(levels: int = 10) -> tuple[float, ...]:
     """Return `levels` equally spaced levels below 1, the last of which is 0."""
-    at_least_one("levels", levels)
+    whole("levels", levels, 1)
     return tuple(round(1 - i / levels, 6) for i in range(1, levels + 1))
 
 
 def cosine(levels: int = 10) -> tuple[float, ...]:
     """Return `levels` levels along half a cosine: slow at 1, fast in the middle, slow at 0."""
-    at_least_one("levels", levels)
+    whole("levels", levels, 1)
     return tuple(round((1 + math.cos(math.pi * i / levels)) / 2, 6) for i in range(1, levels + 1))
 
 
@@ -67,7 +67,7 @@ def _falling(levels: Sequence[float]) -> tuple[float, ...]:
 
 def _rates(restarts: Sequence[float]) -> tuple[float, ...]:
     right = isinstance(restarts, Sequence) and not isinstance(restarts, str)
-    if not right or not all(isinstance(rate, Real) and rate > 0 for rate in restarts):
+    if not right or not all(isinstance(rate, Real) and 0 < rate < math.inf for rate in restarts):
         raise PruneError(f"restarts (={restarts!r}) must be a list of positive learning rates")
     return tuple(restarts)
 
@@ -89,9 +89,9 @@ class Plateau:
     mode: Mode = "max"
 
     def __post_init__(self) -> None:
-        at_least_one("max_epochs", self.max_epochs)
-        at_least_one("patience", self.patience)
-        if not isinstance(self.min_delta, Real):
+        whole("max_epochs", self.max_epochs, 1)
+        whole("patience", self.patience, 1)
+        if not isinstance(self.min_delta, Real) or not math.isfinite(self.min_delta):
             raise PruneError(f"min_delta (={self.min_delta!r}) must be a number")
         if self.mode not in ("max", "min"):
             raise PruneError(f"mode (={self.mode!r}) must be 'max' or 'min'")
@@ -143,7 +143,7 @@ class Schedule:
         self.hold, self.final_hold = hold, hold if final_hold is None else final_hold
         for name, value in (("hold", self.hold), ("final_hold", self.final_hold)):
             if not isinstance(value, Plateau):
-                at_least_one(name, value)
+                whole(name, value, 1)
         listed = isinstance(order, Sequence) and not isinstance(order, str)
         if order is not None and (not listed or not order):
             raise PruneError(f"order (={order!r}) must be a list of groups or modules")

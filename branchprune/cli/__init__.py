@@ -34,10 +34,10 @@ zoo     plan, blend and collapse every model of torchvision or timm
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0; 2 for an error of the user's.
+    """Run the command line; return the exit status: 0; 1 for a failure; 2 for a user's error.
 
-    `zoo` returns 1 if a model failed, `compare` if a run did. Ctrl-C gives 130, SIGTERM 143, an
-    output that nobody reads, as behind `| head`, 141.
+    A full disk is a failure, so is a loss that is NaN, in `zoo` a model and in `compare` a run that
+    failed. Ctrl-C gives 130, SIGTERM 143, an output that nobody reads, as behind `| head`, 141.
     """
     try:
         try:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from branchprune.errors import PruneError
+from branchprune.errors import Failed, PruneError
 from branchprune.experiments.interruption import (
     PIPE,
     Interrupted,
@@ -45,7 +45,7 @@ def call(name: str, args: Sequence[str]) -> int:
         return interrupted.status
     except PruneError as error:
         _complain(f"error: {error}", style="red")
-        return 2
+        return 1 if isinstance(error, Failed) else 2
 
 
 def _complain(text: str, style: str | None = None) -> None:
@@ -55,6 +55,7 @@ def _complain(text: str, style: str | None = None) -> None:
 
 def _run(args: Sequence[str], console: Console) -> None:
     from branchprune.experiments.files import unwritable_named
+    from branchprune.experiments.locks import locked
     from branchprune.experiments.run.config import parse
     from branchprune.experiments.run.experiment import run
     from branchprune.reports.report import write_report
@@ -64,7 +65,7 @@ def _run(args: Sequence[str], console: Console) -> None:
     _find_modules_here()
     config = parse([*args])
     report = config.output / "report.html"
-    with folder_named(config.output, config.resume):
+    with folder_named(config.output, config.resume), locked(config.output):
         result = run(config, shlex.join(["branchprune", "run", *args]), console)
         if not report.exists():
             with unwritable_named(config.output):
@@ -74,6 +75,7 @@ def _run(args: Sequence[str], console: Console) -> None:
 
 
 def _dense(args: Sequence[str], console: Console) -> None:
+    from branchprune.experiments.locks import locked
     from branchprune.experiments.run.config import parse
     from branchprune.experiments.run.experiment import train_dense
 
@@ -81,7 +83,7 @@ def _dense(args: Sequence[str], console: Console) -> None:
         return
     _find_modules_here()
     config = parse([*args])
-    with folder_named(config.output, config.resume):
+    with folder_named(config.output, config.resume), locked(config.output):
         train_dense(config, console)
 
 
@@ -105,6 +107,7 @@ def _compare(args: Sequence[str], console: Console) -> int:
     from branchprune.experiments.jobs import shown
     from branchprune.reports.comparison import write_comparison
 
+    _find_modules_here()
     compared = compare(args, console)
     if compared.results.lines:
         table, plots = write_comparison(compared.results, compared.output)

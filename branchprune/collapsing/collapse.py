@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
+from dataclasses import replace
 from operator import attrgetter
 
 from torch import Tensor, nn
@@ -13,10 +15,17 @@ from branchprune.blending.float64 import exact as exact_tensor
 from branchprune.blending.float64 import sharing_copy, widen
 from branchprune.blending.projections import Expand, LinearEnd, Reduce
 from branchprune.collapsing.collapse_check import called_modules, folds, verify
+from branchprune.collapsing.own_dtype import check_own_dtype
 from branchprune.errors import PruneError
+from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
-from branchprune.graph.layers import set_linear_width, set_path
+from branchprune.graph.full_shapes import remember_full_shapes
+from branchprune.graph.layers import become, set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
+from branchprune.graph.width_attributes import set_attributes, width_attributes
+from branchprune.planning.trial import try_widths
+
+LOGGER = logging.getLogger("branchprune")
 
 
 def collapse(blended: Blended) -> nn.Module:
@@ -24,7 +33,8 @@ def collapse(blended: Blended) -> nn.Module:
 
     Groups at α = 0 become narrow, groups at α = 1 stay as they were, so parts of a model can be
     collapsed one after another. The folds are computed in float64, and the result is compared
-    with the blended model in float64, layer by layer on the plan's example.
+    with the blended model in float64, layer by layer on the plan's example, and once more in
+    the dtype in which it is returned.
 
     Args:
         blended: The trained model, every α at 0 or 1 and at least one at 0; it is not changed.
@@ -34,12 +44,14 @@ def collapse(blended: Blended) -> nn.Module:
 
     Raises:
         PruneError: An α is neither 0 nor 1, the optimizer trained another model, or the
-            collapsed model does not compute what the blended one does (the layer is named).
+            collapsed model does not compute what the blended one does (the layer is named), or
+            its numbers do not fit into its dtype.
     """
     small, _ = collapse_with_error(blended)
     return small
 
 
+@one_at_a_time
 def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     """Collapse, and return the small model with its relative error in float64; see `collapse`."""
     if not isinstance(blended, Blended):
@@ -48,9 +60,13 @@ def collapse_with_error(blended: Blended) -> tuple[nn.Module, float]:
     _check_trained(blended)
     exact = _in_float64(blended)
     small = _fold(exact)
-    error = verify(exact, small)
+    _update_attributes(blended, small)
+    error, outputs = verify(exact, small)
     del exact  # its float64 copies go one by one as the small model's are cast back
-    return _like(small, blended), error
+    small = _like(small, blended)
+    check_own_dtype(blended, small, outputs)
+    remember_full_shapes(small, blended.model)
+    return small, error
 
 
 def _check_alphas(blended: Blended) -> None:
@@ -108,11 +124,29 @@ def _fold(exact: Blended) -> nn.Module:
             twin = copy.deepcopy(exact.twin.get_submodule(other.name))
             if other.name in structure.inplace:
                 twin.inplace = True  # type: ignore[assignment]
-            set_path(small, other.name, twin)
+            become(small.get_submodule(other.name), twin)
     for parameter in structure.parameters.values():
         if folds(exact, parameter.pieces):
             set_path(small, parameter.name, attrgetter(parameter.name)(exact.twin))
     return small
+
+
+def _update_attributes(blended: Blended, small: nn.Module) -> None:
+    """Let the numbers that users' modules keep of widths follow; warn of those that cannot."""
+    plan, model = blended.plan, blended.model
+    zero = {i for i, a in zip(plan.pruned, blended._alpha, strict=True) if a == 0}
+    kept = [g.kept if i in zero else g.width for i, g in enumerate(plan.groups)]
+    attributes = width_attributes(model, plan.structure, kept)
+    if not attributes:
+        return
+    try:
+        attributes = try_widths(model, plan.structure, kept, plan.example)
+    except PruneError:  # it was converted since, or the check that follows says what is wrong
+        attributes = tuple(replace(attribute, after=None) for attribute in attributes)
+    set_attributes(small, [a for a in attributes if a.after is not None], after=True)
+    stale = ", ".join(str(a) for a in attributes if a.after is None)
+    if stale:
+        LOGGER.warning("attributes of the collapsed model that name a width of before: %s", stale)
 
 
 def _fold_layer(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
@@ -148,18 +182,29 @@ def _endfolds(exact: Blended, kind: type[LinearEnd], end: nn.Module) -> list[Fol
 
 def _like(small: nn.Module, blended: Blended) -> nn.Module:
     """Give every tensor of the collapsed model the dtype, device and flags of the blended one."""
-    seen: dict[int, nn.Parameter] = {}
+    seen: dict[Tensor, nn.Parameter] = {}
     for name, module in small.named_modules():
         original = blended.model.get_submodule(name)
         module.training = original.training
         for key, buffer in module._buffers.items():
-            old = original._buffers.get(key)
+            old = dict(original._buffers).get(key)
             if buffer is not None and old is not None:
                 module._buffers[key] = buffer.to(old.device, old.dtype)
         for key, parameter in module._parameters.items():
-            old = original._parameters.get(key)
+            old = dict(original._parameters).get(key)
             if parameter is not None and old is not None:
-                value = flush_subnormals(parameter.detach().to(old.device, old.dtype))
-                new = nn.Parameter(value, old.requires_grad)
-                module._parameters[key] = seen.setdefault(id(parameter), new)
+                new = nn.Parameter(_cast(f"{name}.{key}", parameter, old), old.requires_grad)
+                module._parameters[key] = seen.setdefault(parameter, new)
     return small
+
+
+def _cast(name: str, exact: Tensor, like: Tensor) -> Tensor:
+    """Return an exact weight in the dtype and on the device of another."""
+    value = exact.detach().to(like.device, like.dtype)
+    if value.is_floating_point() and bool((~value.isfinite()).sum() > (~exact.isfinite()).sum()):
+        raise PruneError(
+            f"{name} of the collapsed model reaches {float(exact.abs().max()):.1e}, which "
+            f"{str(like.dtype).removeprefix('torch.')} cannot hold: collapse blended.float() (or "
+            ".bfloat16()) instead"
+        )
+    return flush_subnormals(value)

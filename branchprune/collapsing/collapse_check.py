@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +12,7 @@ from branchprune.blending.blended import Blended
 from branchprune.blending.float64 import KeepsFloat64, widened
 from branchprune.blending.projections import LinearEnd
 from branchprune.errors import PruneError
+from branchprune.graph.hooks import takes_hooks, watched
 from branchprune.graph.inputs import Example, call, tensors, training_mode, without_constants
 from branchprune.graph.structure import LinearLayer, Pieces
 
@@ -24,7 +22,7 @@ FLOOR = 1e-3
 since outputs that cancel to nearly nothing are nothing but rounding errors."""
 
 
-def verify(exact: Blended, small: nn.Module) -> float:
+def verify(exact: Blended, small: nn.Module) -> tuple[float, list[Tensor]]:
     """Compare every linear layer into which something is folded and the outputs, on the example.
 
     Args:
@@ -32,7 +30,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
         small: The collapsed model in float64.
 
     Returns:
-        The largest relative difference.
+        The largest relative difference, and the outputs of the blended model.
 
     Raises:
         PruneError: It is larger than the tolerance; the first layer that differs is named.
@@ -40,7 +38,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
     layers = _folded(exact)
     modules = {*called_modules(exact, exact.model), *called_modules(exact, small)}
     with torch.no_grad(), training_mode(small, False), KeepsFloat64(), widened(modules):
-        errors = _compare_run(exact, small)
+        errors, outputs = _compare_run(exact, small)
         for layer in layers.values():
             if layer.name not in errors:
                 errors[layer.name] = _compare_alone(exact, small, layer)
@@ -49,7 +47,7 @@ def verify(exact: Blended, small: nn.Module) -> float:
             raise PruneError(
                 f"the collapse is not exact: relative error {errors[name]:.1e} in {name}"
             )
-    return max(errors.values())
+    return max(errors.values()), outputs
 
 
 def _folded(exact: Blended) -> dict[str, LinearLayer]:
@@ -63,6 +61,8 @@ def _folded(exact: Blended) -> dict[str, LinearLayer]:
 def called_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
     """Return what reads its parameters itself: modules of a model that are called, and the ends.
 
+    Those with a ScriptModule are left out: it takes no hook, by which they are found.
+
     Args:
         exact: The blended model.
         model: Its model, or the small one.
@@ -72,7 +72,7 @@ def called_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:
     called = {str(node.target) for node in nodes if node.op == "call_module"}
     names = [name for name in called if not any(path.startswith(f"{name}.") for path in read)]
     ends = [module for module in exact.modules() if isinstance(module, LinearEnd)]
-    return [model.get_submodule(name) for name in sorted(names)] + ends
+    return [m for name in sorted(names) if takes_hooks(m := model.get_submodule(name))] + ends
 
 
 def folds(exact: Blended, pieces: Pieces | None) -> bool:
@@ -81,19 +81,11 @@ def folds(exact: Blended, pieces: Pieces | None) -> bool:
     return any(piece.group in zero for piece in pieces or ())
 
 
-def own_dtype_error(blended: Blended, small: nn.Module) -> float:
-    """Return the relative error of the collapsed model in its own dtype, on the example."""
-    part = small.get_submodule(blended.plan.structure.inside)
-    with torch.no_grad(), training_mode(blended, False), training_mode(small, False):
-        expected = tensors(call(blended, blended.plan.example, blended.part))
-        found = tensors(call(small, blended.plan.example, part))
-    return max(_difference(a, b, 0.0) for a, b in zip(expected, found, strict=True))
-
-
-def _compare_run(exact: Blended, small: nn.Module) -> dict[str, float]:
+def _compare_run(exact: Blended, small: nn.Module) -> tuple[dict[str, float], list[Tensor]]:
     """Run both on the example; return the error of every layer that is called, and of the output.
 
-    The blended model's outputs are kept, those of the small one are compared as they come.
+    With it come the blended model's outputs. Those of its layers are kept, and those of the small
+    one's are compared as they come.
     """
     layers, inside = _folded(exact), exact.plan.structure.inside
     example, program = _example_in_float64(exact), exact.program(training=False, fold=False)
@@ -104,37 +96,24 @@ def _compare_run(exact: Blended, small: nn.Module) -> dict[str, float]:
         kept[name].append(output)
 
     def compare(name: str, output: Tensor) -> None:
-        error = _difference(kept[name].pop(0), output, floor) if kept[name] else float("inf")
+        error = difference(kept[name].pop(0), output, floor) if kept[name] else float("inf")
         errors[name] = _worse(error, errors.get(name, 0.0))
 
     wide = {
         name: (exact.reduce if folds(exact, layer.outputs) else exact.model).get_submodule(name)
         for name, layer in layers.items()
     }
-    with _watched(wide, keep):
+    with watched(wide, keep):
         expected = tensors(call(exact, example, partial(program, exact)))
     every = [*expected, *(output for outputs in kept.values() for output in outputs)]
     floor = FLOOR * max((_largest(tensor) for tensor in every), default=0.0)
     called = [name for name, outputs in kept.items() if outputs]
-    with _watched({name: small.get_submodule(name) for name in called}, compare):
+    with watched({name: small.get_submodule(name) for name in called}, compare):
         found = tensors(call(small, example, small.get_submodule(inside)))
     errors["the output"] = 0.0
     for a, b in zip(expected, found, strict=True):
-        errors["the output"] = _worse(_difference(a, b, 0.0), errors["the output"])
-    return errors
-
-
-@contextmanager
-def _watched(modules: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Show every output of some modules to a function, for a `with` block."""
-
-    def hook(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-        see(name, output)
-
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            stack.callback(module.register_forward_hook(partial(hook, name)).remove)
-        yield
+        errors["the output"] = _worse(difference(*_finite(a, b), 0.0), errors["the output"])
+    return errors, expected
 
 
 def _compare_alone(exact: Blended, small: nn.Module, layer: LinearLayer) -> float:
@@ -145,7 +124,7 @@ def _compare_alone(exact: Blended, small: nn.Module, layer: LinearLayer) -> floa
     expected = wide(inside)
     if folds(exact, layer.outputs):
         expected = exact.reduce.get_submodule(layer.name)(expected)
-    return _difference(expected, narrow(x), 0.0)
+    return difference(expected, narrow(x), 0.0)
 
 
 def _noise_for(layer: nn.Module) -> Tensor:
@@ -169,10 +148,20 @@ def _worse(a: float, b: float) -> float:
 
 
 def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+    counts = tensor.is_floating_point() and tensor.numel()
+    return float(tensor.abs().nan_to_num(0.0, 0.0).max()) if counts else 0.0
 
 
-def _difference(expected: Tensor, found: Tensor, floor: float) -> float:
+def _finite(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two outputs with 0 wherever forward makes both infinite alike, or no numbers."""
+    if expected.shape != found.shape or bool(expected.isfinite().all()):
+        return expected, found
+    alike = (expected == found) | (expected.isnan() & found.isnan())
+    both = alike & ~expected.isfinite()
+    return expected.masked_fill(both, 0.0), found.masked_fill(both, 0.0)
+
+
+def difference(expected: Tensor, found: Tensor, floor: float) -> float:
     """Return the largest difference over the largest expected number, or over the floor."""
     if expected.shape != found.shape:
         return float("inf")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, TensorDataset
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, not_negative
 
 Batches = DataLoader[tuple[Tensor, ...]]
 
@@ -43,8 +43,7 @@ class Digits(LightningDataModule):
         for name, value in (("image_size", image_size), ("channels", channels)):
             if value < 1:
                 raise PruneError(f"{name} (={value}) must be at least 1")
-        if noise < 0:
-            raise PruneError(f"noise (={noise}) must not be negative")
+        not_negative("noise", noise)
         self.batch_size, self.image_size, self.channels = batch_size, image_size, channels
         self.reconstruct, self.split_seed, self.noise = reconstruct, split_seed, noise
         self.splits: dict[str, TensorDataset] = {}

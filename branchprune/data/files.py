@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from branchprune.errors import PruneError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
+"""What Pillow may take a file for, whatever its name: others may start programs."""
+MOST_PIXELS = 2**26
 Size = tuple[int, int]
 ClassSplit = tuple[Tensor, Tensor]
 
@@ -106,6 +110,12 @@ def read_images(paths: list[Path], size: Size | None = None) -> Tensor:
     Raises:
         PruneError: An image is empty, cut off, not readable, or of another size than the first.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it will be an error
+        return _read_images(paths, size)
+
+
+def _read_images(paths: list[Path], size: Size | None) -> Tensor:
     Image.init()  # not safe in threads
     height, width = _decoded(paths[0], size).shape[:2]
     images = np.empty((len(paths), 3, height, width), np.uint8)
@@ -131,8 +141,10 @@ def _check_folder(folder: Path) -> None:
 
 def _images_in(folder: Path) -> list[Path]:
     _check_folder(folder)
-    found = []
+    found: list[Path] = []
+    seen: dict[tuple[int, int], str] = {}
     for place, folders, names in os.walk(folder, followlinks=True):
+        _note(place, seen)
         folders[:] = [name for name in folders if not name.startswith(".")]
         images = (name for name in names if name.lower().endswith(SUFFIXES))
         found += [Path(place, name) for name in images if not name.startswith(".")]
@@ -141,11 +153,25 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def _note(place: str, seen: dict[tuple[int, int], str]) -> None:
+    """Note a folder among those that were seen, by what it is on disk.
+
+    Raises:
+        PruneError: It was seen by another path, around which a link leads.
+    """
+    status = Path(place).stat()
+    known = seen.setdefault((status.st_dev, status.st_ino), place)
+    if known != place:
+        raise PruneError(f"{place} is the same folder as {known}: remove the link")
+
+
 def _said(shape: tuple[int, ...]) -> str:
     return f"{shape[0]}x{shape[1]} (height x width)"
 
 
 def _bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise PruneError(f"{path} is no regular file")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -159,7 +185,9 @@ def _decoded(path: Path, size: Size | None) -> np.ndarray[tuple[int, ...], np.dt
     """Return the pixels (H, W, 3) of an image."""
     content = _bytes(path)
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
             # Pillow clips more than 8 bits a channel to white, and warns of palettes with opacity.
             if image.mode.startswith(("I", "F")):
                 raise PruneError(f"{path} has more than 8 bits a channel (mode {image.mode!r})")
@@ -167,6 +195,14 @@ def _decoded(path: Path, size: Size | None) -> np.ndarray[tuple[int, ...], np.dt
             colours = (image.convert("RGBA") if palette else image).convert("RGB")
     except PruneError:
         raise
+    except Image.DecompressionBombError as error:
+        raise PruneError(
+            f"{path} has more than {MOST_PIXELS:,} pixels, which are not decoded: scale it down"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise PruneError(
+            f"{path} is corrupt, or none of {', '.join(FORMATS)}, whatever its name"
+        ) from error
     except Exception as error:  # a decoder may raise anything
         raise PruneError(f"{path} is corrupt: {error}") from error
     if size is not None and colours.size != size[::-1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -100,8 +101,10 @@ class InMemory(LightningDataModule, ABC):
             raise PruneError(f"val_fraction (={val_fraction}) must be in (0, 1)")
         if (mean is None) != (std is None):
             raise PruneError(f"mean (={mean}) and std (={std}) must be given together, or neither")
-        if std is not None and min(std) <= 0:
-            raise PruneError(f"std (={std}) must be above 0")
+        if std is not None and not all(0 < value < math.inf for value in std):
+            raise PruneError(f"std (={std}) must be above 0, and finite")
+        if mean is not None and not all(map(math.isfinite, mean)):
+            raise PruneError(f"mean (={mean}) must be finite")
         self.given_statistics = None if mean is None or std is None else (mean, std)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed = val_fraction, split_seed
@@ -212,7 +215,7 @@ class InMemory(LightningDataModule, ABC):
 
 def at_least(name: str, value: float | None, least: int) -> None:
     """Raise PruneError for an argument that is given and less than `least`."""
-    if value is not None and value < least:
+    if value is not None and not least <= value < math.inf:
         raise PruneError(f"{name} (={value}) must be at least {least}")
 
 

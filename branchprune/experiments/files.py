@@ -5,18 +5,30 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 from safetensors import SafetensorError
 
-from branchprune.errors import PruneError
+from branchprune.errors import Failed, PruneError
+from branchprune.experiments.locks import wait_for_lock
 
 Parsed = TypeVar("Parsed")
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+SEAL = "crc32"
+WHOLE = re.compile(rf'"{SEAL}": "[0-9a-f]{{8}}"}}$')
+"""How a line ends that has not broken off."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Errors that say of themselves that a file could not be written."""
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return a path, or the nearest of the folders around it that exists."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -27,26 +39,65 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None if there is none, or the file is torn."""
+    """Return the JSON object in a file; None if there is none, or the file is torn or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return unsealed(found) if isinstance(found, dict) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with a checksum of itself."""
+    return {**value, SEAL: _checksum(value)}
+
+
+def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object without its checksum, which older ones do not have.
+
+    Raises:
+        ValueError: The checksum is not that of the object.
+    """
+    bare = {key: each for key, each in value.items() if key != SEAL}
+    if value.get(SEAL, (right := _checksum(bare))) != right:
+        raise ValueError("it is damaged: its checksum is not that of its content")
+    return bare
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return f"{crc32(json.dumps(value).encode()):08x}"
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add an object, on a line of its own even behind a torn one, and in one piece.
+    """Add an object, on a line of its own even behind a torn one, and whole or not at all.
+
+    Processes that write to one file wait for each other.
 
     Raises:
-        OSError: The file cannot be written, or holds no more than a part of the line.
+        OSError: The file cannot be written.
     """
-    before = path.read_bytes() if path.exists() else b""
-    torn = bool(before) and not before.endswith(b"\n")
-    with path.open("ab", buffering=0) as file:
-        line = ("\n" * torn + json.dumps(value) + "\n").encode()
-        if file.write(line) < len(line):  # so a disk that becomes full is told, without buffers
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    with alone_with(path) as file:
+        write_line(file, value)
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[FileIO]:
+    """Open a file of lines for a `with` block; others that do the same wait for its end."""
+    with path.open("ab+", buffering=0) as file:
+        wait_for_lock(file)
+        yield file
+
+
+def write_line(file: FileIO, value: Mapping[str, Any]) -> None:
+    """Add an object to a file of `alone_with`; see `append_line`."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    torn = size > 0 and file.read(1) != b"\n"
+    line = ("\n" * torn + json.dumps(value) + "\n").encode()
+    if file.write(line) < len(line):  # so a disk that becomes full is told, without buffers
+        with suppress(OSError):
+            file.truncate(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
 
 
 def parse_lines(path: Path, parse: Callable[[str], Parsed | None]) -> list[Parsed]:
@@ -59,19 +110,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects in a file, in their order; a line that breaks off is left out.
 
     Raises:
-        PruneError: A line is something else.
+        PruneError: A line is something else, or damaged.
     """
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
         except ValueError as error:
-            if text.startswith("{"):
+            if text.startswith("{") and not WHOLE.search(text):
                 continue
             raise PruneError(f"{path}, line {number}: {error}") from error
         if not isinstance(line, dict):
             raise PruneError(f"{path}, line {number}: {text[:40]} is no JSON object")
-        lines.append(line)
+        try:
+            lines.append(unsealed(line))
+        except ValueError as error:
+            raise PruneError(f"{path}, line {number}: {error}; delete the line") from error
     return lines
 
 
@@ -100,12 +155,17 @@ def unwritable_named(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except Failed as error:
+        if "--resume" in str(error):
+            raise
+        raise Failed(f"{error}; what was written before is kept (--resume continues)") from error
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in UNWRITABLE:
             raise
         path = getattr(error, "filename", None) or f"output folder {folder}"
+        verb = "read or written" if getattr(error, "errno", 0) == errno.EIO else "written"
         reason = getattr(error, "strerror", None) or error
-        raise PruneError(
-            f"{path} cannot be written: {reason}; what was written before is kept "
+        raise Failed(
+            f"{path} cannot be {verb}: {reason}; what was written before is kept "
             "(--resume continues)"
         ) from error

@@ -22,6 +22,7 @@ import yaml
 from jsonargparse import get_loader
 
 from branchprune.errors import PruneError
+from branchprune.experiments.yaml_text import check_yaml
 
 Settings = dict[str, Any]
 
@@ -124,13 +125,18 @@ def read_file(path: Path) -> ConfigFile:
 
 def _load(path: Path) -> Settings:
     """Return the content of a file; one without any key, such as of comments, changes nothing."""
+    if path.exists() and not path.is_file():
+        raise PruneError(f"{path}: a configuration must be a regular file")
     try:
         text = path.read_text(encoding="utf-8")
+        check_yaml(text)
         found = get_loader("yaml")(text)
         if isinstance(found, str):  # it takes `key:` alone, without a value, for one
             found = yaml.safe_load(text)
+    except PruneError as error:
+        raise PruneError(f"{path}: {error}") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise PruneError(f"{path}: no YAML in UTF-8: {error}") from error
+        raise PruneError(f"{path}: no YAML in UTF-8: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict | None):
         raise PruneError(
             f"{path}: a configuration has keys, as `name: value`, and this is {found!r:.40}"

@@ -9,11 +9,13 @@ from operator import attrgetter
 from torch import Tensor, fx, nn
 
 from branchprune.graph.channels import Channels, Layout, Segment, resolve
-from branchprune.graph.fixed_layers import find_obstacles, find_readable
+from branchprune.graph.fixed_layers import find_obstacles, find_opaque, find_readable
 from branchprune.graph.inputs import Example
 from branchprune.graph.layers import describe
 from branchprune.graph.nodes import CONSTANT
 from branchprune.graph.provenance import Origin, converted
+from branchprune.graph.rules.elementwise import opaque as not_looked_into
+from branchprune.graph.rules.registry import rule_of
 from branchprune.graph.state import Analysis, Linear
 from branchprune.graph.structure import (
     ChannelGroup,
@@ -44,16 +46,39 @@ def analyse(
     Raises:
         PruneError: The model cannot be traced, or does not accept the example.
     """
-    graphs = trace(model, example, inside, opaque)
+    left_out = find_opaque(model, opaque)
+    graphs = trace(model, example, inside, left_out)
     obstacles = find_obstacles(model, graphs.values())
     readable = frozenset(find_readable(model, graphs.values()))
-    analysis = Analysis(model, obstacles, readable)
+    analysis = Analysis(model, obstacles, readable, left_out)
+    unseen = _unseen(analysis, graphs.values())
     for graph in dict.fromkeys(graphs.values()):
-        record(model, graph, example, analysis.recorded)
+        record(model, graph, example, analysis.recorded, unseen)
         analysis.counting = graph is graphs[False]
         walk(analysis, graph)
     finish(analysis)
     return _structure(analysis, graphs, inside)
+
+
+def _unseen(analysis: Analysis, graphs: Iterable[fx.Graph]) -> set[str]:
+    """Return the paths of called modules with weights that the user leaves out."""
+    found = set()
+    for node in [n for graph in graphs for n in graph.find_nodes(op="call_module")]:
+        module = analysis.module(node)
+        left_out = module in analysis.opaque or rule_of(node, module) is not_looked_into
+        if left_out and any(True for _ in module.parameters()):
+            found.add(str(node.target))
+    return found
+
+
+def _macs_of_unseen(analysis: Analysis, graph: fx.Graph) -> dict[str, int]:
+    """Return the multiply-adds of modules that are not looked into, for one example."""
+    macs: dict[str, int] = {}
+    for node, work in analysis.recorded.macs.items():
+        read = [analysis.batches[n] for n in node.all_input_nodes if n in analysis.batches]
+        counts = work // (read[0] if read else 1) if node.graph is graph else 0
+        macs[str(node.target)] = macs.get(str(node.target), 0) + counts
+    return macs
 
 
 class _Numbering:
@@ -138,6 +163,7 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) ->
         linears,
         channelwise,
         parameters,
+        _macs_of_unseen(analysis, graphs[False]),
         inplace,
         {name: describe(module) for name, module in (called | owners).items()},
         _constants(analysis.model, graphs.values()),

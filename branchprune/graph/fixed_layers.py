@@ -9,10 +9,26 @@ import torch
 from torch import fx, nn
 
 ABOUT = frozenset(
-    "dtype device layout shape ndim itemsize nbytes requires_grad is_leaf is_cuda is_cpu is_meta "
+    "dtype device layout ndim itemsize requires_grad is_leaf is_cuda is_cpu is_meta "
     "is_mps is_xpu is_sparse is_quantized is_nested".split()
 )
-"""Attributes of a tensor that tell nothing of its numbers."""
+"""Attributes of a tensor that tell nothing of its numbers, nor how many there are."""
+
+
+def find_opaque(model: nn.Module, paths: Iterable[str]) -> frozenset[nn.Module]:
+    """Return the modules at some paths, and those within that have no other place in the model.
+
+    What is within is called by itself where a path is that of a list, or of a module whose parts
+    are called from outside.
+    """
+    paths = list(paths)
+    found = {model.get_submodule(path) for path in paths}
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name)
+    within = tuple(f"{path}." for path in paths)
+    found.update(m for m, names in places.items() if all(n.startswith(within) for n in names))
+    return frozenset(found)
 
 
 def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, first_line
 
 try:
     from numpy import random as numpy_random
@@ -113,6 +113,35 @@ def without_constants(example: Example) -> Example:
     return converted
 
 
+def plain(example: Example) -> Example:
+    """Return an example whose tensors are of torch's own class and belong to no computation.
+
+    Raises:
+        PruneError: A tensor holds no number, so that nothing could be checked on it.
+    """
+    for tensor in tensors(example):
+        if not tensor.numel():
+            shape = tuple(tensor.shape)
+            raise PruneError(
+                f"example has a tensor of shape {shape}, in which there is no number: what is "
+                "attached and collapsed is checked on the example, so give one with a batch"
+            )
+    result: Example = tree_map_only(
+        Tensor, lambda tensor: tensor.detach().as_subclass(Tensor), example
+    )
+    return result
+
+
+def repeated(example: Example) -> Example:
+    """Return an example with two in place of one wherever the first dimension is 1."""
+
+    def twice(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor]) if tensor.shape[:1] == (1,) else tensor
+
+    result: Example = tree_map_only(Tensor, twice, example)
+    return result
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Take back what calls change in modules, buffers and attributes, after a `with` block."""
@@ -132,12 +161,17 @@ def own_buffers(model: nn.Module) -> Iterator[None]:
     before = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         for module, buffers in before:
-            copies = {name: b if b is None else b.clone() for name, b in buffers.items()}
-            module._buffers.update(copies)
+            put(module._buffers, {n: b if b is None else b.clone() for n, b in buffers.items()})
         yield
     finally:
         for module, buffers in before:
-            module._buffers.update(buffers)
+            put(module._buffers, buffers)
+
+
+def put(store: dict[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Put parameters or buffers back into a module, one by one as a ScriptModule wants it."""
+    for name, tensor in tensors.items():
+        store[name] = tensor
 
 
 class _Reached(Exception):
@@ -224,6 +258,24 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
     shared = (*model.parameters(), *model.buffers()) if sharing else ()
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     try:
-        return copy.deepcopy(model, memo)
+        with torch.no_grad():  # a ScriptModule's parameters would come from those of the model
+            made = copy.deepcopy(model, memo)
     except Exception as error:
-        raise PruneError(f"{type(model).__name__} cannot be copied by deepcopy: {error}") from error
+        kind, why = type(model).__name__, first_line(error)
+        raise PruneError(f"{kind} cannot be copied by deepcopy: {why}") from error
+    _refuse_shared_modules(model, made)
+    for new, old in zip(made.parameters(), model.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return made
+
+
+def _refuse_shared_modules(model: nn.Module, made: nn.Module) -> None:
+    """Raise if a copy has a module of the model itself, which would be changed with the copy."""
+    own = {id(module) for module in made.modules()}
+    for name, module in model.named_modules():
+        if id(module) in own:
+            kind = type(module).__name__
+            raise PruneError(
+                f"{name or 'the model'} (a {kind}) is not copied by deepcopy, which returns the "
+                f"very module, so that it would be changed: take __deepcopy__ out of {kind}"
+            )

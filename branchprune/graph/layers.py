@@ -19,6 +19,8 @@ SIZE_ATTRIBUTES = (
 
 def has_own_forward(module: nn.Module) -> bool:
     """Return whether a module of a user's class replaces the forward of its class in torch.nn."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False  # its code is not Python's
     return not str(type(module).forward.__module__).startswith("torch.nn.modules")
 
 
@@ -32,7 +34,9 @@ def sizes(module: nn.Module) -> dict[str, Any]:
 def describe(module: nn.Module) -> str:
     """Return the kind and the widths of a module, in words."""
     widths = ", ".join(f"{name}={value}" for name, value in sizes(module).items())
-    return f"{type(module).__name__}({widths})"
+    # A copy of a traced one has another class.
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return f"{'ScriptModule' if scripted else type(module).__name__}({widths})"
 
 
 def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
@@ -46,13 +50,13 @@ def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     """Replace a parameter or buffer by one of another shape, of the same memory format."""
     old = getattr(module, name)
-    value = torch.empty_like(value, memory_format=_memory_format(old)).copy_(value)
+    value = torch.empty_like(value, memory_format=memory_format(old)).copy_(value)
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, old.requires_grad)
     setattr(module, name, value)
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format:
+def memory_format(tensor: Tensor) -> torch.memory_format:
     """Return the format that the strides say; of a 1x1 kernel, `is_contiguous` says both."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
     plain = torch.empty(tensor.shape, device="meta")
@@ -63,18 +67,18 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 def set_linear_width(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Give a convolution or fully connected layer a weight and bias of other widths."""
-    for name, size in _linear_sizes(layer, weight).items():
+    for name, size in linear_sizes(layer, weight, int(getattr(layer, "groups", 1))).items():
         setattr(layer, name, size)
     set_tensor(layer, "weight", weight)
     if bias is not None:
         set_tensor(layer, "bias", bias)
 
 
-def _linear_sizes(layer: nn.Module, weight: Tensor) -> dict[str, int]:
+def linear_sizes(layer: nn.Module, weight: Tensor, groups: int) -> dict[str, int]:
+    """Return what the attributes of a convolution or fully connected layer say with a weight."""
     first, second = weight.shape[:2]
     if isinstance(layer, nn.Linear):
         return {"out_features": first, "in_features": second}
-    groups = int(getattr(layer, "groups", 1))
     if getattr(layer, "transposed", False):
         return {"in_channels": first, "out_channels": second * groups}
     return {"out_channels": first, "in_channels": second * groups}
@@ -127,6 +131,12 @@ def _narrow_attributes(module: nn.Module, axis: int, times: int, width: int, kep
     if isinstance(shape, tuple | list) and shape[axis] == width:
         narrowed = (*shape[:axis], kept, *shape[axis + 1 :])
         setattr(module, "normalized_shape", narrowed)  # noqa: B010
+
+
+def become(module: nn.Module, other: nn.Module) -> None:
+    """Make a module what another of its class is, wherever the module is referred to."""
+    vars(module).clear()
+    vars(module).update(vars(other))
 
 
 def set_path(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:

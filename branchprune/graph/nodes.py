@@ -24,10 +24,12 @@ class Recorded:
     Attributes:
         shapes: Shape of every tensor; None for other values.
         lengths: Length of every tuple or list.
+        macs: Multiply-adds of what is called and not looked into.
     """
 
     shapes: dict[fx.Node, tuple[int, ...] | None] = field(default_factory=dict)
     lengths: dict[fx.Node, int] = field(default_factory=dict)
+    macs: dict[fx.Node, int] = field(default_factory=dict)
 
 
 def argument(node: fx.Node, place: int, *names: str, default: Any = None) -> Any:

@@ -47,6 +47,7 @@ class Analysis:
         obstacles: Why the weights of a module cannot be replaced, by its path: its channels stay.
         readable: Names of the parameters and buffers that forward reads itself and that may
             become narrower.
+        opaque: Modules that are not looked into.
         counting: Whether multiply-adds are counted: in the graph of evaluation, not of training.
         batches: The batch size behind each tensor: of how many examples it is made.
         modules: The modules by path, filled at the first question.
@@ -65,6 +66,7 @@ class Analysis:
     model: nn.Module
     obstacles: dict[str, str]
     readable: frozenset[str]
+    opaque: frozenset[nn.Module] = frozenset()
     counting: bool = True
     batches: dict[fx.Node, int] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)

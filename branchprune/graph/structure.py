@@ -123,6 +123,7 @@ class Structure:
         linears: The linear layers by path.
         channelwise: The channelwise layers with a width of their own, by path.
         parameters: The parameters and buffers with channels that forward itself reads, by path.
+        unseen: Modules that are not looked into, by path: their multiply-adds for one example.
         inplace: Paths of modules that work in place.
         modules: Kind and widths of every module that is called or has parameters, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
@@ -137,6 +138,7 @@ class Structure:
     linears: dict[str, LinearLayer]
     channelwise: dict[str, ChannelwiseLayer]
     parameters: dict[str, ChannelParameter]
+    unseen: dict[str, int]
     inplace: frozenset[str]
     modules: dict[str, str]
     constants: dict[str, Tensor]

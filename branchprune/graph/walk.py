@@ -53,6 +53,8 @@ def _apply(analysis: Analysis, node: fx.Node) -> Known:
     if node.op == "get_attr":
         return analysis.parameter(node)
     module = analysis.module(node) if node.op == "call_module" else None
+    if module in analysis.opaque:
+        return analysis.unknown(node, "it is opaque")
     rule, known = rule_of(node, module), list(analysis.layouts(node.all_input_nodes))
     if rule is None or (known and not analysis.is_tensor(node) and rule not in WITHOUT_TENSOR):
         return analysis.unknown(node) if known else None

@@ -20,6 +20,7 @@ from torch import nn
 from branchprune.blending.blended import Blended
 from branchprune.blending.branch_shares import branch_shares
 from branchprune.graph.inputs import Example
+from branchprune.lightning.ranks import means_of_ranks, summed
 
 
 def validate_branch(
@@ -42,7 +43,7 @@ def validate_branch(
         recent: Training inputs that BatchNorm takes its statistics from.
 
     Returns:
-        The mean of each logged value over the validation set, by name.
+        The mean of each logged value over the validation set, by name; the same on every rank.
     """
     collected = _Collected()
     with blended.branch_only(recent), _own_metrics(module), _log_into(module, collected):
@@ -75,17 +76,18 @@ def _step(module: LightningModule, batch: Any, number: int, loader: Sequence[int
 
 
 def last_shares(trainer: Trainer, blended: Blended, recent: Sequence[Example]) -> dict[str, float]:
-    """Return `branch_shares` of the last of some training inputs; none without any.
+    """Return `branch_shares` of the last of some training inputs, the mean over all ranks.
 
     Args:
         trainer: The trainer that validates, which says the precision.
         blended: The blended model.
         recent: The inputs.
     """
-    if not recent:
-        return {}
-    with trainer.precision_plugin.val_step_context():
-        return branch_shares(blended, recent[-1])
+    found: dict[str, float] = {}
+    if recent:
+        with trainer.precision_plugin.val_step_context():
+            found = branch_shares(blended, recent[-1])
+    return means_of_ranks(found)
 
 
 def _loaders(trainer: Trainer) -> list[Any]:
@@ -131,7 +133,7 @@ class _Collected:
         self.sums[name] = (total + float(value) * weight, count + weight)
 
     def means(self) -> dict[str, float]:
-        means = {name: total / count for name, (total, count) in self.sums.items()}
+        means = {name: total / count for name, (total, count) in summed(self.sums).items()}
         return means | {name: float(metric.compute()) for name, metric in self.metrics.items()}
 
 

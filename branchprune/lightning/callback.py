@@ -26,8 +26,10 @@ from branchprune.lightning.loss_guard import LossGuard
 from branchprune.lightning.lr_restart import LearningRates
 from branchprune.lightning.network_swap import NetworkSwap
 from branchprune.lightning.optimizer_check import check_optimizers
+from branchprune.lightning.ranks import monitored
 from branchprune.lightning.recent_inputs import RecentInputs
 from branchprune.lightning.tensorboard_layout import TensorBoardCurves
+from branchprune.lightning.trainer_check import check_trainer
 from branchprune.lightning.training_inputs import find_example, first_inputs
 from branchprune.planning.plan import Plan, plan
 from branchprune.training.batch_keys import Keys, keys_of
@@ -51,8 +53,7 @@ class BranchPruning(LossGuard):
         schedule: α over the epochs.
         keep: See `plan`.
         exclude, multiple_of, inside, opaque: See `plan`.
-        init: See `attach`.
-        mixing: See `attach`.
+        init, mixing: See `attach`.
         matching: See `attach`; what it adds is logged as "loss/matching".
         calibration: Training batches of the data module that `init` sees; see `attach`.
         fit: Training batches of the data module on which `fit_expand` fits the branch; 0: none.
@@ -136,6 +137,7 @@ class BranchPruning(LossGuard):
         """Attach the branches, before the optimizer is built."""
         if stage != "fit" or any(m is self.blended for m in pl_module.modules()):
             return
+        check_trainer(trainer)
         if self.schedule.done:
             self.schedule.reset()
         self.small = self.collapse_error = None
@@ -148,7 +150,7 @@ class BranchPruning(LossGuard):
         self._set_alpha(self.blended)
         if self.compiles:
             self.blended.compile()
-        self.originals.begin(self.blended.model)
+        self.originals.begin(self.blended, trainer.world_size)
         self._swap.insert(self.blended)
         self.macs = 0
 
@@ -236,10 +238,10 @@ class BranchPruning(LossGuard):
         recent = self.recent.inputs if self.recalibrate else ()
         values = validate_branch(trainer, pl_module, self.blended, recent)
         self.curves.validated(trainer, values)
-        for name, value in values.items():
-            pl_module.log(f"{name}_branch", value, batch_size=1)
-        for name, value in last_shares(trainer, self.blended, self.recent.inputs).items():
-            pl_module.log(f"share/{name}", value, batch_size=1)
+        shares = last_shares(trainer, self.blended, self.recent.inputs)
+        named = {f"{name}_branch": value for name, value in values.items()}
+        named |= {f"share/{name}": value for name, value in shares.items()}
+        pl_module.log_dict(named, batch_size=1, sync_dist=trainer.world_size > 1)
 
     def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
         """See to it that the α that is validated is that of the schedule."""
@@ -254,10 +256,7 @@ class BranchPruning(LossGuard):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the schedule the metric and let it move."""
         if self.monitor is not None:
-            if self.monitor not in trainer.callback_metrics:
-                known = ", ".join(sorted(trainer.callback_metrics))
-                raise PruneError(f"monitor (={self.monitor!r}) is not logged; logged are: {known}")
-            metric = float(trainer.callback_metrics[self.monitor])
+            metric = monitored(trainer, self.monitor)
             self.schedule.report(metric)
             if self.best is not None:
                 self.best.offer(metric, self._blended)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError
 
 
@@ -34,10 +35,17 @@ class Freezing:
             raise PruneError(f"thaw_at (={thaw_at}) must be in [0, 1], or None")
         self.thaw_at = thaw_at
         self.parameters: list[nn.Parameter] = []
+        self.blended: Blended | None = None
 
-    def begin(self, original: nn.Module) -> None:
-        """Note which parameters learn."""
-        self.parameters = [p for p in original.parameters() if p.requires_grad]
+    def begin(self, blended: Blended, ranks: int) -> None:
+        """Note which parameters learn.
+
+        Args:
+            blended: The blended model.
+            ranks: Number of processes that train it.
+        """
+        self.parameters = [p for p in blended.model.parameters() if p.requires_grad]
+        self.blended = blended if ranks > 1 else None
 
     def move(self, alphas: Iterable[float]) -> None:
         """Freeze the original layers or let them learn, as α says."""
@@ -49,5 +57,8 @@ class Freezing:
         self._set(True)
 
     def _set(self, learn: bool) -> None:
+        if self.blended is not None:
+            self.blended.originals_held = not learn
+            return
         for parameter in self.parameters:
             parameter.requires_grad_(learn)

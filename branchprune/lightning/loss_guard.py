@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from branchprune.errors import PruneError
+from branchprune.errors import Failed
 
 
 class LossGuard(Callback):
@@ -27,7 +27,7 @@ class LossGuard(Callback):
     ) -> None:
         """Check the loss."""
         if not torch.isfinite(loss.detach()).all():
-            raise PruneError(
+            raise Failed(
                 f"the loss is {loss.detach().item()} at step {trainer.global_step} "
                 f"(epoch {trainer.current_epoch}){self.where()}"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
 from branchprune.graph.structure import Pieces, Structure
 
 
@@ -58,10 +59,37 @@ def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[
                 if i and path in structure.parameters:
                     scale = narrowed(structure.parameters[path].pieces)
                 params[i] += weight.numel() * scale
-            work = linear.macs if linear else other.macs if other else 0
+            seen = linear or other
+            work = seen.macs if seen else structure.unseen.get(name, 0)
             macs[i] += work * factor * (inner if i and linear else 1.0)
+    left_out = sum(cost.channels for cost in costs_of_unseen(model, structure).values())
+    channels = [count + left_out for count in channels]
     before, after = (Cost(channels[i], round(params[i]), round(macs[i])) for i in (0, 1))
     return before, after
+
+
+def costs_of_unseen(model: nn.Module, structure: Structure) -> dict[str, Cost]:
+    """Return the cost of each part that is not looked into, by path; the totals include it."""
+    return {
+        name: Cost(
+            sum(map(_output_channels, (part := model.get_submodule(name)).modules())),
+            sum(parameter.numel() for parameter in part.parameters()),
+            macs,
+        )
+        for name, macs in structure.unseen.items()
+    }
+
+
+def _output_channels(module: nn.Module) -> int:
+    """Return the output channels of a convolution or fully connected layer that is not depthwise.
+
+    A channelwise layer makes no channels of its own.
+    """
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if not isinstance(module, CONVOLUTIONS + TRANSPOSED):
+        return 0
+    return 0 if 1 < module.in_channels == module.groups else module.out_channels
 
 
 def macs_shares(structure: Structure) -> list[float]:
@@ -73,5 +101,5 @@ def macs_shares(structure: Structure) -> list[float]:
         size = sum(piece.size for piece in pieces)
         for piece in pieces:
             macs[piece.group] += work * piece.size / size
-    total = sum(work for _, work in layers)
+    total = sum(work for _, work in layers) + sum(structure.unseen.values())
     return [work / max(total, 1) for work in macs]

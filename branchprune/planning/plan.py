@@ -1,58 +1,52 @@
-"""Which channel groups shrink, and to what width."""
+"""A plan: what will be pruned in a model and what will not, why, and what it will cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from math import lcm
 from typing import Any
 
 from torch import nn
 
-from branchprune.errors import PruneError, at_least_one
+from branchprune.errors import PruneError
 from branchprune.graph.build import analyse
-from branchprune.graph.inputs import Example, copied, inputs_of
-from branchprune.graph.structure import ChannelGroup, Structure
-from branchprune.graph.tracing.trace import check_model
-from branchprune.planning.costs import Cost, costs, macs_shares
-
-
-@dataclass(frozen=True)
-class PlannedGroup:
-    """One row of a plan.
-
-    Attributes:
-        name: Path of the first layer that makes the channels.
-        layers: Paths of all layers that make them.
-        width: Channels before.
-        kept: Channels after.
-        macs_share: Share of the model's multiply-adds spent in making these channels.
-        reason: Why the width stays, or None.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    width: int
-    kept: int
-    macs_share: float
-    reason: str | None
-
-    @property
-    def pruned(self) -> bool:
-        """Whether the group gets a branch."""
-        return self.reason is None
+from branchprune.graph.exclusive import one_at_a_time
+from branchprune.graph.inputs import Example, copied, inputs_of, plain
+from branchprune.graph.plain_model import check_model
+from branchprune.graph.structure import Structure
+from branchprune.graph.width_attributes import WidthAttribute, width_attributes
+from branchprune.planning.costs import Cost, costs, costs_of_unseen
+from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_groups, too_narrow
+from branchprune.planning.paths import check_named, check_reached, paths_of, within
+from branchprune.planning.trial import try_widths
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will be pruned and what will not, and why; made by `plan`, printed as a table."""
+    """What will be pruned and what will not, and why; made by `plan`, printed as a table.
+
+    Attributes:
+        groups: The channel groups.
+        before: What the whole model costs.
+        after: What it will cost.
+        example: An example input of the part that was traced.
+        structure: What was found in the model.
+        unseen: What the parts cost that are not looked into, by path; `before` and `after` include
+            it.
+        attributes: Numbers that the user's modules keep and that equal a width which changes. They
+            follow it where the collapsed model's forward agrees, but for those whose `after` is
+            None.
+        notes: What was asked for and could not be done everywhere.
+    """
 
     groups: tuple[PlannedGroup, ...]
     before: Cost
     after: Cost
     example: Example = field(repr=False)
     structure: Structure = field(repr=False)
+    unseen: Mapping[str, Cost] = field(default_factory=dict)
+    attributes: tuple[WidthAttribute, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def pruned(self) -> tuple[int, ...]:
@@ -69,8 +63,8 @@ class Plan:
         found = [i for i, group in enumerate(branches) if group.name == name]
         # The name of a group means that group, even if the layer also makes channels of others.
         for branch, group in enumerate(() if found else branches):
-            makers = (group.name, *group.layers)
-            if any(_within(maker, [name]) for maker in makers):
+            layers = (group.name, *group.layers)
+            if any(within(layer, [name]) for layer in layers):
                 found.append(branch)
         if not found:
             raise PruneError(f"no pruned group is named, or made within, {name!r}")
@@ -89,7 +83,9 @@ class Plan:
             }
             for group in self.groups
         ]
-        return {"groups": rows, "before": vars(self.before), "after": vars(self.after)}
+        unseen = {name: vars(cost) for name, cost in self.unseen.items()}
+        numbers = {"groups": rows, "before": vars(self.before), "after": vars(self.after)}
+        return numbers | ({"unseen": unseen} if unseen else {})
 
     def __str__(self) -> str:
         rows = [("group", "layers", "width", "MACs", "stays because")]
@@ -109,9 +105,18 @@ class Plan:
             old, new = getattr(self.before, what), getattr(self.after, what)
             change = f" ({new / old - 1:+.1%})" if old else ""
             lines.append(f"{what}: {old:,} → {new:,}{change}")
-        return "\n".join(lines)
+        for name, cost in self.unseen.items():
+            size = f"channels {cost.channels:,}, params {cost.params:,}, macs {cost.macs:,}"
+            lines.append(f"of these not looked into: {name}: {size}")
+        follow = [str(each) for each in self.attributes if each.after is not None]
+        more = f" … {len(follow) - 5} more" * (len(follow) > 5)
+        lines += [f"attributes that follow: {', '.join(follow[:5])}{more}"] if follow else []
+        stale = ", ".join(str(each) for each in self.attributes if each.after is None)
+        lines += [f"attributes that name a width and stay: {stale}"] if stale else []
+        return "\n".join([*lines, *self.notes])
 
 
+@one_at_a_time
 def plan(
     model: nn.Module,
     example: Example,
@@ -121,6 +126,7 @@ def plan(
     multiple_of: int = 1,
     inside: str = "",
     opaque: Sequence[str] = (),
+    check: bool = False,
 ) -> Plan:
     """Find the channel groups of a model and decide how wide each will be.
 
@@ -139,129 +145,51 @@ def plan(
             keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.
             Parameters and MACs fall with about the square of the fraction.
         exclude: Layers, or modules around them, whose channels stay.
-        multiple_of: Round the kept widths to a multiple of this where the group is wide enough.
+        multiple_of: Round the kept widths to a multiple of this; the plan names groups that are too
+            narrow for one, and shrink without.
         inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
             of a detector, which cannot be traced as a whole. Costs are then those of the module.
-        opaque: Paths of modules that are not looked into; what they read keeps its width.
+        opaque: Paths of modules that are not looked into; what they read keeps its width. The path
+            of a list of modules, or of one that is not called itself, means each within it.
+        check: Try the widths now, as `attach` does: a model of these widths is run beside its
+            graph, in both modes. That costs a few forward passes.
 
     Returns:
         The plan; `print` shows it as a table. Its multiply-adds are those of convolutions and fully
-        connected layers that the trace sees.
+        connected layers that the trace sees, and of convolutions and matrix products in parts that
+        `opaque` or `teach` leaves out.
 
     Raises:
         PruneError: An argument is wrong, the model cannot be traced or does not accept the
-            example, or nothing in it can be pruned.
+            example, nothing in it can be pruned, or `check` finds that the collapsed model would
+            compute something else.
     """
-    for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
-        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-            raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
-    at_least_one("multiple_of", multiple_of)
-    exclude, opaque = _names("exclude", exclude), _names("opaque", opaque)
+    check_widths(keep, multiple_of)
+    exclude, opaque = paths_of("exclude", exclude), paths_of("opaque", opaque)
     check_model(model)
+    example = plain(example)
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
-    _check_named(model, named)
+    check_named(model, named)
     model = copied(model, sharing=True)
-    if inside:
-        try:
-            example = inputs_of(model.get_submodule(inside), model, example)
-        except PruneError as error:
-            raise PruneError(f"inside (={inside!r}): {error}") from error
+    example = _inputs_inside(model, inside, example)
     structure = analyse(model, example, inside, opaque)
-    groups = tuple(
-        _plan_group(structure, i, share, keep, exclude, multiple_of)
-        for i, share in enumerate(macs_shares(structure))
-    )
-    if not any(group.pruned for group in groups):
-        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
-        reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
-        raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
-    return Plan(
-        groups, *costs(model, structure, [group.kept for group in groups]), example, structure
-    )
+    check_reached(structure, named)
+    groups = plan_groups(structure, keep, exclude, multiple_of)
+    kept = [group.kept for group in groups]
+    before, after = costs(model, structure, kept)
+    of_widths = (model, structure, kept)
+    attributes = try_widths(*of_widths, example) if check else width_attributes(*of_widths)
+    notes = too_narrow(groups, multiple_of)
+    unseen = costs_of_unseen(model, structure)
+    return Plan(groups, before, after, example, structure, unseen, attributes, notes)
 
 
-def _names(argument: str, value: Any) -> tuple[str, ...]:
-    """Return an argument that is one path or several as a tuple of them."""
-    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    if not all(isinstance(name, str) for name in names):
-        raise PruneError(f"{argument} (={value!r}) must be a path of a module or several of them")
-    return names
-
-
-def _check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
-    """Raise for a path, of those in each argument, that is none of a module."""
-    known = {name for name, _ in model.named_modules()}
-    for argument, layers in named.items():
-        for name in layers:
-            if name in known and (name or argument in ("inside", "keep")):
-                continue
-            near = get_close_matches(str(name), known - {""}, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise PruneError(f"{argument} names the layer {name!r}, which the model lacks{hint}")
-
-
-def _makers(structure: Structure, group: int) -> tuple[str, ...]:
-    return tuple(
-        layer.name
-        for layer in structure.linears.values()
-        if any(piece.group == group for piece in layer.outputs)
-    )
-
-
-def _within(name: str, modules: Iterable[str]) -> str | None:
-    """Return the most specific of the modules that is, or contains, the named layer."""
-    around = [m for m in modules if name == m or name.startswith(f"{m}.")]
-    return max(around, key=len, default=None)
-
-
-def _plan_group(
-    structure: Structure,
-    index: int,
-    share: float,
-    keep: float | Mapping[str, float],
-    exclude: Sequence[str],
-    multiple_of: int,
-) -> PlannedGroup:
-    group, layers = structure.groups[index], _makers(structure, index)
-    fraction, reason = _fraction(layers, keep)
-    reason = group.reason or _excluded(structure, index, exclude) or reason
-    kept = group.width if reason else _round(group, fraction, multiple_of)
-    if reason is None and kept >= group.width and fraction < 1:
-        step = _step(group, multiple_of)
-        divisible = f" in multiples of {step}" * (step > 1)
-        reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them{divisible}"
-    return PlannedGroup(group.name, layers, group.width, kept, share, reason)
-
-
-def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:
-    if not isinstance(keep, Mapping):
-        return keep, None
-    named = {layer: keep[layer] for layer in layers if layer in keep}
-    if len(set(named.values())) > 1:
-        raise PruneError(f"keep names layers of one group with different fractions: {named}")
-    around = [module for layer in layers if (module := _within(layer, keep)) is not None]
-    fractions = [*named.values(), *(keep[module] for module in around)]
-    fractions += [keep[""]] if "" in keep else []
-    return (fractions[0], None) if fractions else (1.0, "not named in keep")
-
-
-def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str | None:
-    members = [*_makers(structure, index)]
-    members += [
-        layer.name
-        for layer in structure.channelwise.values()
-        if any(piece.group == index for piece in layer.pieces)
-    ]
-    found = next((name for name in members if _within(name, exclude)), None)
-    return found and f"{found} is excluded"
-
-
-def _step(group: ChannelGroup, multiple_of: int) -> int:
-    step = lcm(group.blocks, multiple_of)
-    return group.blocks if step > group.width else step
-
-
-def _round(group: ChannelGroup, fraction: float, multiple_of: int) -> int:
-    step = _step(group, multiple_of)
-    return min(group.width, max(step, round(fraction * group.width / step) * step))
+def _inputs_inside(model: nn.Module, inside: str, example: Example) -> Example:
+    """Return what a module gets as the model runs on an example."""
+    if not inside:
+        return example
+    try:
+        return inputs_of(model.get_submodule(inside), model, example)
+    except PruneError as error:
+        raise PruneError(f"inside (={inside!r}): {error}") from error

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from branchprune.errors import PruneError
-from branchprune.experiments.files import write_whole
+from branchprune.experiments.files import unsealed, write_whole
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.reports import plots, quantities
 from branchprune.reports.before_after import compare, dry, headline
@@ -167,6 +167,7 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise PruneError(f"{path}: there is no such file")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        result = unsealed(result) if isinstance(result, dict) else result
     except (OSError, ValueError) as error:
         raise PruneError(f"{path}: cannot be read as JSON ({error})") from error
     _check(result, _RESULT, "", path)

@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from branchprune.blending.blended import Blended
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, positive
 from branchprune.training.batch_keys import Keys
 
 Batch = Any
@@ -67,8 +67,7 @@ class AdversarialTask(LightningModule):
         keys: Keys | None = None,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0:
-            raise PruneError(f"learning_rate (={learning_rate}) must be positive")
+        positive("learning_rate", learning_rate)
         if not 0 < real_label <= 1:
             raise PruneError(f"real_label (={real_label}) must be in (0, 1]")
         if projections < 1:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from branchprune.errors import PruneError, at_least_one
+from branchprune.errors import PruneError, whole
 
 
 class LogitCache:
@@ -27,7 +27,7 @@ class LogitCache:
     """
 
     def __init__(self, looks: int) -> None:
-        at_least_one("looks", looks)
+        whole("looks", looks, 1)
         self.looks = looks
         self.counts = torch.zeros(0, dtype=torch.long)
         self.sums: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -53,8 +54,8 @@ class Muon(Optimizer):
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         settings |= {"relative_step": relative_step, "iterations": iterations}
         for name, value in settings.items():
-            if value < 0:
-                raise PruneError(f"{name} (={value}) must not be negative")
+            if not 0 <= value < math.inf:  # a learning rate may be a tensor
+                raise PruneError(f"{name} (={value}) must not be negative, infinite or NaN")
         super().__init__(params, settings)
 
     @overload

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, not_negative, positive, whole
 from branchprune.training.batch_keys import Keys
 from branchprune.training.distillation import Teacher, learn_from
 from branchprune.training.import_path import function_at
@@ -70,8 +70,11 @@ class Task(LightningModule, ABC):
         keys: Keys | None = None,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0:
-            raise PruneError(f"learning_rate (={learning_rate}) must be positive")
+        positive("learning_rate", learning_rate)
+        not_negative("weight_decay", weight_decay)
+        whole("patience", patience)
+        if cycle_epochs is not None:
+            whole("cycle_epochs", cycle_epochs, 1)
         if optimizer not in OPTIMIZERS and "." not in optimizer:
             known = ", ".join(map(repr, OPTIMIZERS))
             raise PruneError(f"optimizer (={optimizer!r}) must be {known} or an import path")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from branchprune.errors import PruneError, at_least_one
+from branchprune.errors import PruneError, positive, whole
 from branchprune.training.batch_keys import Keys
 from branchprune.training.distillation import Teacher
 from branchprune.training.losses import L1SSIM, distillation
@@ -65,7 +65,7 @@ class ClassificationTask(Task):
         keys: Keys | None = None,
     ) -> None:
         if remember is not None:
-            at_least_one("remember", remember)
+            whole("remember", remember, 1)
         super().__init__(
             model,
             optimizer,
@@ -82,8 +82,8 @@ class ClassificationTask(Task):
         )
         if not 0 <= teacher_weight <= 1:
             raise PruneError(f"teacher_weight (={teacher_weight}) must be in [0, 1]")
-        if temperature is not None and temperature <= 0:
-            raise PruneError(f"temperature (={temperature}) must be positive, or None")
+        if temperature is not None:
+            positive("temperature", temperature)
         if not 0 <= mixup < math.inf:
             raise PruneError(f"mixup (={mixup}) must be a number of at least 0")
         if remember and (not teacher_weight or feature_weight):

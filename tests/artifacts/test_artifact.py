@@ -245,7 +245,7 @@ def test_file_of_another_program_is_refused(tmp_path, header):
     from safetensors.torch import save_file
 
     save_file(make_model().state_dict(), tmp_path / "plain.safetensors", metadata=header)
-    with pytest.raises(bp.PruneError, match="its header lacks 'branchprune/1'"):
+    with pytest.raises(bp.PruneError, match="its header lacks 'branchprune/2'"):
         bp.load(make_model(), tmp_path / "plain.safetensors")
 
 

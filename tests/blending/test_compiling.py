@@ -221,6 +221,7 @@ def test_a_model_that_is_compiled_gets_branches_though_its_code_rounds_otherwise
     assert torch.equal(bp.attach(model, plan).eval()(X), expected)
 
 
+@pytest.mark.usefixtures("without_rehearsal")
 def test_a_whole_run(tmp_path, monkeypatch):
     """The dense model that is measured is not compiled, since the small one is not."""
     (tmp_path / "tiny.yaml").write_text(TINY)

@@ -642,7 +642,7 @@ def test_a_wrong_output_is_noticed_behind_right_layers(monkeypatch: pytest.Monke
 
     verify = collapsing.verify
 
-    def shifted(exact: bp.Blended, small: nn.Module) -> float:
+    def shifted(exact: bp.Blended, small: nn.Module) -> tuple[float, list[Tensor]]:
         norm = small.get_submodule("4")
         norm.bias = nn.Parameter(norm.bias.detach().double() + 1e-9)
         return verify(exact, small)

@@ -23,6 +23,7 @@ from branchprune.experiments.interruption import (
     interruptible,
     saved,
 )
+from branchprune.experiments.run.experiment import _Run
 from branchprune.planning.latency import compare_latency
 
 HELD = """
@@ -95,6 +96,7 @@ def child(folder, args):
         os.dup2(output.fileno(), 1)
         os.dup2(errors.fileno(), 2)
         sys.stdout, sys.stderr = output, errors
+        _Run._rehearse = lambda *_: None  # it would be held, too
         sys.exit(main(args))
 
 

@@ -206,9 +206,18 @@ def test_neither_end_has_a_bias() -> None:
     assert [name for name, _ in reduce.named_parameters()] == ["weights.0"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_flush_subnormals(dtype: torch.dtype) -> None:
     tiny = torch.finfo(dtype).tiny
     values = torch.tensor([1.0, -tiny, tiny / 2, -tiny / 4, 0.0, float("inf")], dtype=dtype)
     expected = torch.tensor([1.0, -tiny, 0.0, 0.0, 0.0, float("inf")], dtype=dtype)
     assert torch.equal(flush_subnormals(values), expected)
+
+
+def test_only_what_counts_for_nothing_is_flushed() -> None:
+    values = torch.tensor([1.0, -3e-5, 2e-6, 2e-7], dtype=torch.float16)
+    assert flush_subnormals(values).tolist() == [*values[:3].tolist(), 0.0]
+    # Beside numbers that are below the normal range themselves, each of them counts.
+    small = values[1:] / 4
+    assert torch.equal(flush_subnormals(small), small)
+    assert flush_subnormals(torch.full((3,), 1e-39)).tolist() == [0.0] * 3

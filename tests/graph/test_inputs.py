@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import branchprune as bp
 from branchprune.graph.inputs import without_constants
 
 
@@ -24,3 +25,27 @@ def test_constant_floats_become_the_same_noise_in_every_call(constant: Tensor) -
 def test_other_tensors_stay(given: Tensor) -> None:
     kept, flag = without_constants((given, True))
     assert torch.equal(kept, given) and flag is True
+
+
+class Uncopied(nn.Module):
+    """A part that deepcopy returns itself, as some keep a frozen encoder from being copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Uncopied:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y
+
+
+def test_a_module_that_is_not_copied_is_refused_before_it_is_changed() -> None:
+    model = nn.Sequential(Uncopied(), nn.Conv2d(8, 4, 1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(bp.PruneError, match=r"0 \(a Uncopied\) is not copied by deepcopy"):
+        bp.plan(model, torch.randn(2, 3, 8, 8))
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -12,78 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse import ArgumentError
 from rich.console import Console
 
 from branchprune.errors import PruneError
 from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare import results as compare_results
 from branchprune.experiments.compare.config import Comparison, Run
-from branchprune.experiments.compare.results import Results
-from branchprune.experiments.environment import RECORD_HELP, recorded
+from branchprune.experiments.compare.options import Options, make_parser
+from branchprune.experiments.compare.results import Line, Results, run_of
+from branchprune.experiments.compare.stale import StaleCheck
+from branchprune.experiments.environment import recorded
 from branchprune.experiments.files import read_object, refusals_named, write_whole
 from branchprune.experiments.jobs import Job, JobRunner, shown
+from branchprune.experiments.run.configuration_digest import OF_DENSE
 from branchprune.experiments.variants import check, read_file
 
 COMMAND = [sys.executable, "-m", "branchprune"]
-
-
-@dataclass
-class Options:
-    """Options of `branchprune compare`.
-
-    Args:
-        config: YAML file with the methods, the budgets and the seeds.
-        output: Folder of the runs, the table and the plots; null: runs/compare/NAME.
-        results: File of the lines of results; null: NAME.jsonl in the output folder.
-        record: Add the lines to those that are committed, scripts/results/compare/NAME.jsonl.
-        jobs: Runs side by side.
-        threads: Threads of each.
-        minutes: Time budget; the runs take up to 20 seconds more to end.
-        only: Pattern of runs to make, as "equal_epochs/*-0".
-        seeds: Seeds to run of those of the configuration; null: all.
-        variant: Variants of the file that all runs have, before those of their methods.
-        overlay: More YAML files, which override those of the methods.
-        table: Only write the table and the plots again, from the results.
-    """
-
-    config: Path
-    output: Path | None = None
-    results: Path | None = None
-    record: bool = False
-    jobs: int = 1
-    threads: int = 1
-    minutes: float = 1e6
-    only: str = "*"
-    seeds: list[int] | None = None
-    variant: list[str] | None = None
-    overlay: list[Path] | None = None
-    table: bool = False
-
-
-def make_parser() -> ArgumentParser:
-    """Return the parser of `branchprune compare`."""
-    parser = ArgumentParser(
-        prog="branchprune compare",
-        exit_on_error=False,
-        allow_abbrev=False,
-        description="Compare methods by budgets by seeds, from one dense model.",
-    )
-    add = parser.add_argument
-    add("config", type=Path, help="YAML file: name, seeds, budgets, methods, and what runs share")
-    add("--output", type=Path, help="Folder to write; default: runs/compare/NAME")
-    add("--results", type=Path, help="File of result lines; default: OUTPUT/NAME.jsonl")
-    add("--record", action="store_true", help=RECORD_HELP)
-    add("--jobs", type=PositiveInt, default=1, help="Runs side by side")
-    add("--threads", type=PositiveInt, default=1, help="Threads of each")
-    add("--minutes", type=PositiveFloat, default=1e6, help="Time budget")
-    add("--only", type=str, default="*", help='Pattern of runs, as "equal_epochs/*-0"')
-    add("--seeds", type=NonNegativeInt, nargs="+", help="Seeds to run; default: all")
-    add("--variant", type=str, action="append", help="Variant of the file for all runs; repeatable")
-    add("--overlay", type=Path, nargs="+", help="YAML files that override all others")
-    add("--table", action="store_true", help="Only write table and plots, from the results")
-    return parser
 
 
 @dataclass(frozen=True)
@@ -138,6 +83,7 @@ class _Comparing:
         self.results = self._results()
         self.stored = compare_results.dense_file(comparison, self.results)
         self.dense = self.output / "dense"
+        self.stale = StaleCheck(self.say)
         self.runs = self._chosen()
         self.files = [*map(self._shown, [comparison.path, *(options.overlay or [])])]
 
@@ -200,18 +146,38 @@ class _Comparing:
         results = self._read()
         if not results.lines:
             self.say(f"no results in {self.results}")
+        unknown = sum("configuration" not in line for line in results.lines)
+        if unknown:
+            self.say(f"the configuration of {unknown} lines is unknown: they do not say it")
         return results
 
     def _read(self) -> Results:
-        return compare_results.read(self.comparison, self.results)
+        """Return the results without lines of another configuration than today's."""
+        results = compare_results.read(self.comparison, self.results)
+        return results.only(self._is_current)
+
+    def _is_current(self, line: Line) -> bool:
+        """Return whether a line is of today's configuration, as far as that is known."""
+        if "configuration" not in line:
+            return True
+        run = run_of(line)
+        record = self._dense_record() or read_object(self.stored)
+        if self.comparison.budgets[run.budget].train_macs is not None and record is None:
+            return True
+        left = "it is left out" if self.options.table else "it runs anew"
+        arguments = self._arguments(run, record)
+        return self.stale.is_current(line["configuration"], run.name, arguments, left)
 
     def _is_done(self, run: Run) -> bool:
         return run not in self._read().missing()
 
     def _dense_record(self) -> dict[str, Any] | None:
-        """Return what the dense training left, once it is over."""
+        """Return what the dense training left, once it is over; None of another configuration."""
         found = read_object(self.dense / "dense" / "finished.json")
-        return found if (self.dense / "dense.safetensors").exists() else None
+        whole = found is not None and (self.dense / "dense.safetensors").exists()
+        if not whole or self.stale.differs(self.dense, self._dense_arguments(), OF_DENSE):
+            return None
+        return found
 
     def _has_dense(self) -> bool:
         return self._dense_record() is not None
@@ -227,24 +193,34 @@ class _Comparing:
         return [part for name in names for part in ("--variant", name)]
 
     def _dense_command(self) -> list[str]:
+        arguments = self._dense_arguments()
+        return [*COMMAND, "dense", *arguments, *self.stale.resume_options(self.dense, arguments)]
+
+    def _dense_arguments(self) -> list[str]:
         seed = str(self.comparison.seeds[0])
-        command = [*COMMAND, "dense", *self.files, *self._variants([]), "--seed", seed]
-        return [*command, "--output", self._shown(self.dense), "--resume"]
+        options = ["--seed", seed, "--output", self._shown(self.dense)]
+        return [*self.files, *self._variants([]), *options]
 
     def _command(self, run: Run) -> list[str]:
+        arguments = self._arguments(run, self._store_dense())
+        options = self.stale.resume_options(self.output / run.name, arguments)
+        return [*COMMAND, "run", *arguments, *options]
+
+    def _arguments(self, run: Run, dense: dict[str, Any] | None) -> list[str]:
+        """Return the arguments of a run; `dense` is what the dense training left."""
         comparison, rows = self.comparison, self.comparison.methods[run.method].rows
         return [
-            *(*COMMAND, "run", *self.files, *self._variants(rows)),
+            *(*self.files, *self._variants(rows)),
             *("--name", comparison.experiment, "--method", run.method, "--preset", run.budget),
-            *self._budget(run),
+            *self._budget(run, dense or {}),
             *("--seed", str(run.seed), "--output", self._shown(self.output / run.name)),
-            *("--results", self._shown(self.results), "--resume", "--dense.epochs", "0"),
+            *("--results", self._shown(self.results), "--dense.epochs", "0"),
             *("--dense.checkpoint", self._shown(self.dense / "dense.safetensors")),
         ]
 
-    def _budget(self, run: Run) -> list[str]:
+    def _budget(self, run: Run, dense: dict[str, Any]) -> list[str]:
         """Return the options that limit a run; multiply-adds in absolute numbers."""
-        budget, dense = self.comparison.budgets[run.budget], self._store_dense()
+        budget = self.comparison.budgets[run.budget]
         if budget.epochs is not None:
             return ["--prune.cost.epochs", str(budget.epochs)]
         if budget.train_macs is None:

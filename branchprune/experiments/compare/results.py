@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,10 @@ class Results:
     def dense(self) -> float:
         """Return the test score of the dense model, as the runs measured it."""
         return statistics.fmean(line["dense"] for line in self.lines)
+
+    def only(self, keeps: Callable[[Line], bool]) -> Results:
+        """Return the results with some of their lines."""
+        return replace(self, lines=[line for line in self.lines if keeps(line)])
 
     def missing(self) -> list[Run]:
         """Return the runs without a line."""

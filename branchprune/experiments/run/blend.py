@@ -16,8 +16,8 @@ from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.path_sampling import Mixing
 from branchprune.blending.schedules import Mode, Plateau, Schedule
-from branchprune.collapsing.collapse_check import own_dtype_error
-from branchprune.errors import PruneError
+from branchprune.collapsing.own_dtype import own_dtype_error
+from branchprune.errors import PruneError, whole
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.settings import MetricConfig
@@ -78,6 +78,7 @@ class BlendConfig:
     recalibrate: int = 16
 
     def __post_init__(self) -> None:
+        whole("blend.recalibrate", self.recalibrate)
         averaging(self.average)  # finds what is wrong
         if self.average and self.restore_best:
             raise PruneError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class CostConfig:
 
     def __post_init__(self) -> None:
         given = [value for value in (self.epochs, self.train_macs) if value is not None]
-        if len(given) != 1 or given[0] <= 0:
+        if len(given) != 1 or not 0 < given[0] < math.inf:
             raise PruneError(
                 f"cost must have one positive number, epochs (={self.epochs}) or "
                 f"train_macs (={self.train_macs})"

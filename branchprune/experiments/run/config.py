@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import getdoc
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 from pytorch_lightning import LightningDataModule, seed_everything
 from torch import nn
 
 from branchprune.errors import PruneError
 from branchprune.experiments.arguments import files_as_options, files_named
 from branchprune.experiments.run.keys import check_keys
-from branchprune.experiments.run.parser_errors import explained
+from branchprune.experiments.run.one_line import said
+from branchprune.experiments.run.parser_errors import UNMADE, explained
 from branchprune.experiments.run.prune_config import PruneConfig, algorithms, prune_sections
 from branchprune.experiments.run.settings import (
     DenseConfig,
@@ -129,9 +132,18 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         "--accelerator", type=str, default="auto", help="Device, as Lightning names it"
     )
     parser.add_argument(
-        "--precision", type=Precision, default="32-true", help="As Lightning names it"
+        "--precision",
+        type=Precision,
+        default="32-true",
+        help="As Lightning names it; weights stay float32, so others that it has are refused",
     )
     parser.add_argument("--compile", type=bool, default=False, help="Use torch.compile")
+    _add_parts(parser)
+    return parser
+
+
+def _add_parts(parser: ArgumentParser) -> None:
+    """Add what a run is put together from."""
     for name, base, text in (
         ("model", nn.Module, "The network"),
         ("data", LightningDataModule, "The data"),
@@ -142,7 +154,6 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
     )
     for name, kind in (("metric", MetricConfig), ("dense", DenseConfig)):
         parser.add_class_arguments(kind, name)
-    return parser
 
 
 def help_text(command: str) -> str:
@@ -178,10 +189,8 @@ def parse(args: list[str]) -> RunConfig:
         PruneError: A key or value is wrong; the key is named.
     """
     _check_keys(files_named(args))
-    parser = make_parser()
-    try:
-        config = parser.parse_args(files_as_options(args))
-        config.pop("config", None)
+    with _explained():
+        parser, config = _read(args)
         pruning = config.clone()
         overrides = pruning.prune.task or {}
         arguments = pruning.task.init_args.as_dict() | overrides
@@ -190,9 +199,40 @@ def parse(args: list[str]) -> RunConfig:
         seed_everything(config.seed, workers=True, verbose=False)
         built = parser.instantiate(config)
         prune_task = parser.instantiate(pruning).task
+    return RunConfig(**vars(built), prune_task=prune_task, text=_stored(parser, config))
+
+
+def stored_text(args: list[str]) -> str:
+    """Return the configuration that a run with some arguments stores; nothing is built.
+
+    Raises:
+        PruneError: A key or value is wrong; the key is named.
+    """
+    _check_keys(files_named(args))
+    with _explained():
+        return _stored(*_read(args))
+
+
+def _read(args: list[str]) -> tuple[ArgumentParser, Namespace]:
+    parser = make_parser()
+    config = parser.parse_args(files_as_options(args))
+    config.pop("config", None)
+    return parser, config
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except (ArgumentError, ValueError, TypeError) as error:
-        raise PruneError(explained(str(error))) from error
+        raise PruneError(explained(error)) from error
+    except Exception as error:  # the class of a model, data module or task may raise anything
+        raise PruneError(f"{UNMADE}: {said(error)}") from error
+
+
+def _stored(parser: ArgumentParser, config: Namespace) -> str:
+    """Return a configuration as YAML, without what must not replace anything by itself."""
+    stored = config.clone()
     for key in ("overwrite", "resume"):
-        config.pop(key)  # a stored configuration must not replace anything by itself
-    text = parser.dump(config, skip_unset=False)  # a null may be no default
-    return RunConfig(**vars(built), prune_task=prune_task, text=text)
+        stored.pop(key, None)
+    return str(parser.dump(stored, skip_unset=False))  # a null may be no default

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from branchprune.blending.attach import Init
 from branchprune.criteria.named import CRITERIA
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, whole
 from branchprune.training.import_path import function_at
 
 
@@ -28,10 +28,7 @@ class CriterionConfig:
 
     def __post_init__(self) -> None:
         for name in ("calibration", "fit"):
-            if getattr(self, name) < 0:
-                raise PruneError(
-                    f"criterion.{name} (={getattr(self, name)}) must be a number of batches"
-                )
+            whole(f"criterion.{name}", getattr(self, name))
         if self.name == "reconstruction" and not self.calibration:
             raise PruneError(
                 "criterion.name (='reconstruction') sees criterion.calibration (=0) batches: "

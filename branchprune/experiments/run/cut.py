@@ -9,7 +9,7 @@ from torch import nn
 from branchprune.blending.attach import attach
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.collapsing.collapse import collapse_with_error
-from branchprune.collapsing.collapse_check import own_dtype_error
+from branchprune.collapsing.own_dtype import own_dtype_error
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning.training_inputs import training_inputs

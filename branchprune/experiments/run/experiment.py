@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import save
-from branchprune.errors import PruneError, optional
+from branchprune.errors import optional
 from branchprune.experiments import environment
-from branchprune.experiments.files import read_object, unwritable_named, write_whole
+from branchprune.experiments.files import read_object, sealed, unwritable_named, write_whole
 from branchprune.experiments.run.callbacks.quiet import quiet_libraries
+from branchprune.experiments.run.checks import check, first_batch
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
+from branchprune.experiments.run.one_line import told_in_one_line
 from branchprune.experiments.run.pipeline import Pruning
+from branchprune.experiments.run.rehearsal import rehearsal
 from branchprune.experiments.run.result import make_result
 from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.shrinking import Pruned
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning import LossGuard
-from branchprune.training.batch_keys import keys_of
-from branchprune.training.task import Task
 
 
 def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
@@ -87,14 +88,13 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         self._check_folder("run")
-        output, results = self.config.output, self.config.results
-        result = read_object(output / "result.json") if self.config.resume else None
+        result = read_object(self.config.output / "result.json") if self.config.resume else None
         if result is None:
             result = self._carry_out()
         else:
             self.stages.tell("all is done, and shown again", begun=True)
         if not self.config.fast:
-            add_line(results or output.parent / "results" / f"{self.config.name}.jsonl", result)
+            add_line(self.config.results_file, result)
         return result
 
     def train_dense(self) -> dict[str, float]:
@@ -112,7 +112,11 @@ class _Run:
     def _begin(self) -> Pruning:
         """Check the configuration and make the folder; return how to prune."""
         with self.console.status("checking the configuration"):
-            method = self._check()
+            method, planned = check(self.config, self.stages)
+            begun = self.config.resume and self.config.output.exists()
+            if not (self.config.fast or begun):
+                self._rehearse(method.example)
+        self.console.print(str(planned), highlight=False, soft_wrap=True, markup=False)
         make_folder(self.config.output, self.config.resume)
         write_whole(self.config.output / "config.yaml", self.config.text)
         seed_everything(self.config.seed, workers=True, verbose=False)
@@ -120,12 +124,25 @@ class _Run:
 
     def _carry_out(self) -> dict[str, Any]:
         """Train, prune and measure, or go on with that; write and return the result."""
-        method = self._begin()
+        result = self._carry_out_with(self._begin())
+        write_whole(self.config.output / "result.json", json.dumps(sealed(result), indent=1))
+        return result
+
+    def _rehearse(self, example: Tensor) -> None:
+        """Carry out the run in small, in a folder of its own, which finds what would fail late."""
+        quiet = Console(quiet=True)
+        with told_in_one_line("a run of two batches"), rehearsal(self.config) as small:
+            stages = Stages(small, quiet, keys=self.stages.keys, rehearsed=True)
+            run = _Run(small, self.command, quiet, stages, self.commit)
+            run._carry_out_with(Pruning(small, example))
+
+    def _carry_out_with(self, method: Pruning) -> dict[str, Any]:
+        """Train, prune and measure; return the result."""
         dense = self._train_dense()
         pruned = self._prune(dense, method)
         self.stages.tell("no training is left")
         with self.console.status("measuring the dense and the small model"):
-            result = make_result(
+            return make_result(
                 self.config,
                 self.command,
                 self.commit,
@@ -134,53 +151,8 @@ class _Run:
                 self.tested,
                 dense,
                 pruned,
-                self.stages.keys.input_of(self._batch("test")),
+                self.stages.keys.input_of(first_batch(self.config.data, "test")),
             )
-        write_whole(self.config.output / "result.json", json.dumps(result, indent=1))
-        return result
-
-    def _check(self) -> Pruning:
-        """Find every mistake that can be found before anything is written or trained."""
-        config = self.config
-        if config.dense.epochs < 1 and config.dense.checkpoint is None:
-            raise PruneError(f"dense.epochs (={config.dense.epochs}) without a checkpoint")
-        if config.dense.checkpoint is not None:
-            load_weights(config.model, config.dense.checkpoint)
-        config.data.setup("fit")
-        batch = self._batch("train")
-        task = config.task(config.model)
-        keys = self.stages.keys = keys_of(task)
-        method = Pruning(config, keys.input_of(batch)[:1].cpu())
-        planned = method.check()
-        weight, start = getattr(task, "teacher_weight", 0), config.dense.checkpoint
-        if weight and config.dense.epochs and start is None:
-            raise PruneError(
-                f"task.teacher_weight (={weight}): the dense training would learn from its own "
-                "random weights; set prune.task.teacher_weight"
-            )
-        if getattr(task, "feature_weight", 0) and config.dense.epochs:
-            raise PruneError(
-                f"task.feature_weight (={task.feature_weight}): a dense model has no branches; "
-                "set prune.task.feature_weight"
-            )
-        logged = self.stages.judge(task, batches=1)["val"]
-        prune_task = config.prune_task(config.model)
-        self.stages.judge(prune_task, batches=1)
-        for each in (task, prune_task):
-            if isinstance(each, Task):
-                each.make_optimizer()
-                each.check_batch(batch)
-        monitor = config.prune.blend and config.prune.blend.monitor
-        if monitor and monitor not in {*logged, *(f"{name}_branch" for name in logged)}:
-            raise PruneError(f"monitor (={monitor!r}) is not logged by the task")
-        self.console.print(str(planned), highlight=False, soft_wrap=True, markup=False)
-        return method
-
-    def _batch(self, split: Literal["train", "test"]) -> Any:
-        data = self.config.data
-        data.setup("test" if split == "test" else "fit")
-        loader = data.train_dataloader() if split == "train" else data.test_dataloader()
-        return next(iter(loader))
 
     def _train_dense(self) -> nn.Module:
         config, path = self.config, self.config.output / "dense.safetensors"

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, whole
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.shrinking import at_widths
 from branchprune.experiments.run.stages import Stages
@@ -32,6 +32,7 @@ class FinetuneConfig:
     average: float = 0.0
 
     def __post_init__(self) -> None:
+        whole("finetune.epochs", self.epochs)
         averaging(self.average)  # finds what is wrong
 
     def epochs_to_train(self, dense: nn.Module, planned: Plan) -> list[Epoch]:

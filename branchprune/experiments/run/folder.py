@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
-from fnmatch import fnmatch
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from branchprune.errors import PruneError
+from branchprune.experiments.files import nearest_existing
+from branchprune.experiments.run.configuration_digest import changed_settings, flat
 
-CONTENT = (
-    *("config.yaml", "result.json", "report.html"),
-    *("config.yaml.part", "result.json.part", "report.html.part"),
-    *("dense", "sparsify", "prune", "finetune", "round_*"),
-    *("dense.safetensors", "small.safetensors"),
+STAGE = (
+    *("metrics.csv", "metrics.csv.kept", "hparams.yaml", "finished.json"),
+    *("last.ckpt", "previous.ckpt", "part.ckpt", "small.safetensors", "wide.safetensors"),
+    *("events.out.tfevents.*", "branch_alone/events.*", "steps_of_alpha/events.*"),
 )
-FREE = ("output", "results")
+STAGES = ("dense", "sparsify", "prune", "finetune", "round_[0-9]*")
+CONTENT = (
+    *("config.yaml", "result.json", "report.html", "dense.safetensors", "small.safetensors"),
+    *(f"{stage}/{name}" for stage in STAGES for name in STAGE),
+    *("tmp????????/*.safetensors", *(f"{stage}/tmp????????/*.safetensors" for stage in STAGES)),
+)
+"""Patterns of the files that a run makes; a kill leaves some with `.part` behind the name, and that
+of an earlier version some in folders of their own."""
+FOLDERS = ("tmp????????", *STAGES, *(f"{stage}/*" for stage in STAGES))
+MAY_DIFFER = ("output", "results")
 """Keys of a configuration that may differ where a run continues."""
 
 
@@ -34,6 +45,9 @@ def check_folder(
         command: The command that is to continue it.
     """
     if not output.exists():
+        place = nearest_existing(output)
+        if not place.is_dir():
+            raise PruneError(f"output folder {output} cannot be written: {place} is no folder")
         return
     if resumed is not None:
         if not _is_blank(output):
@@ -45,15 +59,31 @@ def check_folder(
         )
     if not output.is_dir():
         raise PruneError(f"output folder {output} cannot be written: it is a file")
-    foreign = sorted(
-        path.name
-        for path in output.iterdir()
-        if not any(fnmatch(path.name, pattern) for pattern in CONTENT)
-    )
+    foreign = sorted(str(path.relative_to(output)) for path in _foreign(output))
     if foreign:
         raise PruneError(f"output folder {output} is not a run alone: it holds {foreign[0]}")
     if Path.cwd().resolve().is_relative_to(output.resolve()):
         raise PruneError(f"output folder {output} is where the command runs: it is not replaced")
+
+
+def _foreign(output: Path) -> Iterator[Path]:
+    """Yield what no run makes in a folder."""
+    for path in output.rglob("*"):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not _is_known(str(path.relative_to(output)), FOLDERS if is_folder else CONTENT):
+            yield path
+
+
+def _is_known(name: str, patterns: Sequence[str]) -> bool:
+    return any(_matches(name, pattern) for pattern in patterns)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Return whether a path, or that of which it is a part, is as a pattern says, part by part."""
+    parts, patterns = name.split("/"), pattern.split("/")
+    if parts[-1].endswith(".part"):  # .NAME.0123abcd.part, or NAME.part
+        parts[-1] = re.sub(r"^\.(.*)\.[0-9a-f]{8}$", r"\1", parts[-1].removesuffix(".part"))
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def _is_blank(output: Path) -> bool:
@@ -68,23 +98,15 @@ def _check_same(path: Path, resumed: str, command: str) -> None:
     """Raise if a stored configuration says something else than that of a run that continues."""
     if not path.is_file():
         raise PruneError(f"output folder {path.parent} is no run that could be resumed: no {path}")
-    before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(), resumed))
-    for key in sorted(before.keys() | now.keys()):
-        if key not in FREE and before.get(key) != now.get(key):
+    before, now = (flat(yaml.safe_load(text)) for text in (path.read_text(), resumed))
+    for key in changed_settings(before, now):
+        if key not in MAY_DIFFER:
             again = [str(path), "--output", str(path.parent), "--resume"]
             raise PruneError(
                 f"output folder {path.parent} is a run with other settings: {key} was "
                 f"{before.get(key)!r} and is {now.get(key)!r}; to go on with its own: "
                 f"{shlex.join(['branchprune', command, *again])}"
             )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dictionaries by dotted path."""
-    if not isinstance(value, dict):
-        return {name: value}
-    parts = [_flat(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items()]
-    return {key: leaf for part in parts for key, leaf in part.items()}
 
 
 def make_folder(output: Path, resume: bool = False) -> None:
@@ -105,5 +127,13 @@ def make_folder(output: Path, resume: bool = False) -> None:
                 shutil.rmtree(previous)
             output.rename(previous)
         output.mkdir(parents=True, exist_ok=resume)
+        _sweep(output)
     except OSError as error:
         raise PruneError(f"output folder {output} cannot be written: {error.strerror}") from error
+
+
+def _sweep(output: Path) -> None:
+    """Delete what a kill has left of files that were not written to their end."""
+    for path in output.rglob("*.part"):
+        if _is_known(str(path.relative_to(output)), CONTENT):
+            path.unlink()

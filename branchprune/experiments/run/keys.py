@@ -12,6 +12,7 @@ import yaml
 
 from branchprune.errors import PruneError
 from branchprune.experiments.variants import read_file
+from branchprune.experiments.yaml_text import check_yaml
 
 MOVED = {
     **dict.fromkeys(("keep", "exclude", "multiple_of", "inside", "opaque"), "widths"),
@@ -80,7 +81,7 @@ def _given(args: Sequence[str], sections: Collection[str]) -> Iterator[tuple[str
             for place, content in _contents(value):
                 yield from ((place, *each) for each in _keys(content, "", sections))
         else:
-            parsed = value if key in ONLY_OPTIONS else _parsed(value)
+            parsed = value if key in ONLY_OPTIONS else _parsed(key, value)
             yield from (("--", *each) for each in _keys(parsed, key, sections))
 
 
@@ -117,9 +118,12 @@ def _contents(path: str) -> Iterator[tuple[str, Any]]:
         yield from read_file(Path(path)).parts()
 
 
-def _parsed(text: str) -> Any:
+def _parsed(key: str, text: str) -> Any:
     """Return the value of an option; the text where it is no YAML, or missing, so no null."""
     try:
+        check_yaml(text)
         return yaml.safe_load(text) if text else text
-    except yaml.YAMLError:
+    except PruneError as error:
+        raise PruneError(f"--{key}: {error}") from error
+    except (yaml.YAMLError, ValueError):
         return text

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from branchprune.errors import PruneError
+from branchprune.artifacts.serialization import read_tensors
+from branchprune.artifacts.torch_checkpoint import damage
+from branchprune.errors import PruneError, first_line
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -22,7 +23,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             (keys may begin with "model.").
 
     Raises:
-        PruneError: The file is missing, truncated, of another model, or holds code.
+        PruneError: The file is missing, damaged, of another model, or holds code.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,7 +39,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_tensors(path)[1]
+        damaged = damage(path)
+        if damaged is not None:
+            raise PruneError(f"it is damaged: {damaged}")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise PruneError(
@@ -46,9 +50,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             "or is no checkpoint"
         ) from error
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PruneError(
-            f"checkpoint {path} is not complete, or is no checkpoint: {reason}"
+            f"checkpoint {path} is not complete, or is no checkpoint: {first_line(error)}"
         ) from error
     state: Any = content
     for key in ("state_dict", "model_state_dict", "model"):

@@ -7,22 +7,38 @@ from itertools import takewhile
 from textwrap import dedent
 from typing import Any
 
+from jsonargparse import ArgumentError
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
 
 from branchprune.errors import PruneError
+from branchprune.experiments.run.one_line import said
 from branchprune.training.import_path import value_at
 
+UNMADE = "what the configuration names cannot be made"
 CLASSES = {"model": nn.Module, "data": LightningDataModule, "task": LightningModule}
 
 
-def explained(message: str) -> str:
-    """Return what a message of the parser says that a user can do something about.
+def explained(error: Exception) -> str:
+    """Return, in one line, what an error of the parser says that a user can do something about.
 
     Of a class that does not exist, it names the module's nearest.
     """
-    said = _innermost(message) or _wrong_class(message) or _wrong_argument(message) or message
-    return said.partition(". Got value: Namespace(")[0]
+    message = str(error)
+    known = _innermost(message) or _wrong_class(message) or _wrong_argument(message)
+    found = known or _raised(error) or message
+    line = " ".join(found.partition(". Got value: Namespace(")[0].split())
+    return re.sub(r'^Parser key "(.+?)": ', r"\1: ", line)
+
+
+def _raised(error: BaseException) -> str | None:
+    """Return what a class has raised as it was made, of which the parser says no more."""
+    if not str(error).startswith("Does not validate"):
+        return None
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    known = isinstance(error, ArgumentError | ValueError | TypeError)
+    return None if known else f"{UNMADE}: {said(error)}"
 
 
 def _wrong_class(message: str) -> str | None:

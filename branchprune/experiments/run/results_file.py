@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from branchprune.errors import PruneError
-from branchprune.experiments.files import append_line, read_lines
+from branchprune.errors import Failed, PruneError
+from branchprune.experiments.files import (
+    alone_with,
+    nearest_existing,
+    read_lines,
+    sealed,
+    write_line,
+)
+from branchprune.experiments.run.configuration_digest import digest
 
 COPIED = ("experiment", "method", "preset", "seed", "dataset", "hardware", "versions", "commit")
 ROUND = ("val", "kept", "channels", "params", "macs")
@@ -26,15 +36,38 @@ def add_line(path: Path, result: Mapping[str, Any]) -> None:
     """
     line = make_line(result)
     try:
-        known = read_lines(path) if path.exists() else []
-        if line in known:
-            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        append_line(path, line)
+        with alone_with(path) as file:
+            if not any(_is_same(line, known) for known in read_lines(path)):
+                write_line(file, sealed(line))
     except OSError as error:
-        raise PruneError(
+        raise Failed(
             f"results file {path} cannot be written: {error.strerror} (--resume continues)"
         ) from error
+
+
+def check_appendable(path: Path) -> None:
+    """Raise a PruneError if a line could not be added to a file; nothing is written."""
+    place = nearest_existing(path)
+    if path.exists():
+        if not path.is_file():
+            raise PruneError(f"results file {path} cannot be written: it is no regular file")
+        read_lines(path)
+    elif not place.is_dir():
+        raise PruneError(f"results file {path} cannot be written: {place} is no folder")
+    if not os.access(place, os.W_OK):
+        raise PruneError(f"results file {path} cannot be written: {os.strerror(errno.EACCES)}")
+
+
+def _is_same(line: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Return whether lines are of one run; that of an earlier version does not say which settings.
+
+    They are compared as text, in which even NaN is itself.
+    """
+    keys = line.keys() - {"configuration"} if "configuration" not in known else line.keys()
+    return known.keys() == keys and json.dumps([line[k] for k in known]) == json.dumps(
+        [*known.values()]
+    )
 
 
 def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +75,7 @@ def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
 
     `test` is everything that the task logged in the test, for the dense and the small model, as
     far as the run has stored it: older ones hold the metric of the run alone.
+    `configuration` is a digest of the settings, by which comparisons know lines of other ones.
     `channels_removed`, `params_removed` and `macs_removed` are fractions. `train_macs` are the
     multiply-adds of the pruning, forward and backward, `dense_train_macs` those of the dense
     training; `epochs` and `seconds` are by stage, `curve` by epoch of blending, `rounds` by round.
@@ -51,6 +85,7 @@ def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
     spent = {name: stage["train_macs"] for name, stage in stages.items()}
     return {
         **{key: result[key] for key in COPIED},
+        **({"configuration": digest(result["configuration"])} if "configuration" in result else {}),
         "command": result["command"],
         "date": result["date"],
         "epochs": {name: stage["epochs"] for name, stage in stages.items()},

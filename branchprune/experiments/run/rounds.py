@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from branchprune.errors import PruneError, whole
 from branchprune.planning.plan import Plan
 
 
@@ -22,6 +24,11 @@ class RoundsConfig:
     max_drop: float | None = 0.04
     count: int = 30
     gradual: bool = False
+
+    def __post_init__(self) -> None:
+        whole("rounds.count", self.count, 1)
+        if self.max_drop is not None and not math.isfinite(self.max_drop):
+            raise PruneError(f"rounds.max_drop (={self.max_drop}) must be a number, or null")
 
     @property
     def foreseeable(self) -> bool:

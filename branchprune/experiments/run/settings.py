@@ -10,6 +10,8 @@ from typing import Literal
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
 
+from branchprune.errors import PruneError, whole
+
 TaskFactory = Callable[[nn.Module], LightningModule]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
@@ -45,6 +47,9 @@ class DenseConfig:
 
     epochs: int = 10
     checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        whole("dense.epochs", self.epochs)
 
 
 @dataclass
@@ -93,7 +98,17 @@ class RunSettings:
     dense: DenseConfig
     text: str
 
+    def __post_init__(self) -> None:
+        nowhere = {"", ".", ".."} & {*self.name.split("/")} or "\\" in self.name
+        if nowhere or not self.name.isprintable():
+            raise PruneError(f"name (={self.name!r}) must be one of a file, as x or folder/x")
+
     @property
     def dataset(self) -> str:
         """What result lines call the data."""
         return str(getattr(self.data, "name", "") or type(self.data).__name__)
+
+    @property
+    def results_file(self) -> Path:
+        """The file to which a finished run adds a line."""
+        return self.results or self.output.parent / "results" / f"{self.name}.jsonl"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from branchprune.errors import PruneError
+from branchprune.errors import PruneError, not_negative, whole
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import train_student
@@ -35,6 +35,10 @@ class SparsifyConfig:
     epochs: int = 10
     penalty: Literal["bn_scale", "group_norm"] = "bn_scale"
     weight: float = 1e-4
+
+    def __post_init__(self) -> None:
+        whole("sparsify.epochs", self.epochs)
+        not_negative("sparsify.weight", self.weight)
 
     def epochs_to_train(self, dense: nn.Module) -> list[Epoch]:
         """Return one `Epoch` per training epoch, to count its cost: of the dense model."""

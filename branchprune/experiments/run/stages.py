@@ -11,16 +11,18 @@ from typing import Any, Literal
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
 from rich.console import Console
 
-from branchprune.errors import PruneError
-from branchprune.experiments.files import read_object, write_whole
+from branchprune.errors import Failed, PruneError
+from branchprune.experiments.files import read_object, sealed, write_whole
 from branchprune.experiments.metrics_csv import earlier_rows, table_text
 from branchprune.experiments.run.callbacks.epoch_checkpoint import EpochCheckpoint, find_checkpoint
 from branchprune.experiments.run.callbacks.progress import StageProgress
 from branchprune.experiments.run.callbacks.reconstructions import Reconstructions
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
+from branchprune.experiments.run.events_logger import EventsLogger
+from branchprune.experiments.run.one_line import said
 from branchprune.experiments.run.settings import RunSettings
 from branchprune.training.batch_keys import Keys
 
@@ -39,6 +41,8 @@ class Stages:
         keys: What the batches are like.
         done: Stages of a run that continues, in which nothing is left to do.
         told: Whether it has been said where the run goes on, or that it begins.
+        rehearsed: Whether a run is tried in small: every model is judged on one batch, and any
+            error is told in one line.
     """
 
     config: RunSettings
@@ -47,6 +51,7 @@ class Stages:
     keys: Keys = field(default_factory=Keys)
     done: list[str] = field(default_factory=list)
     told: bool = False
+    rehearsed: bool = False
 
     def fit(self, stage: str, task: LightningModule, epochs: int, *callbacks: Callback) -> Trainer:
         """Train a task, from the stage's last checkpoint if there is one.
@@ -64,7 +69,7 @@ class Stages:
         folder, cost = self.config.output / stage, TrainingCost()
         checkpoint, note = find_checkpoint(folder)
         if note:
-            self.console.print(note, highlight=False, soft_wrap=True, markup=False)
+            self._say(note)
         place = None if checkpoint is None else _place(checkpoint)
         epoch = "the start" if place is None else f"epoch {place[0] + 1} of {epochs}"
         self.tell(f"{stage} from {epoch}", place is not None)
@@ -84,11 +89,13 @@ class Stages:
         try:
             path = None if checkpoint is None else str(checkpoint)
             trainer.fit(task, self.config.data, ckpt_path=path, weights_only=True)
-        except (PruneError, OSError) as error:
-            last, dense = folder / "last.ckpt", self.config.output / "dense.safetensors"
-            good = next((path for path in (last, dense) if path.exists()), None)
-            where = f"the last good checkpoint is {good}" if good else "no checkpoint was written"
-            raise PruneError(f"{stage} stage: {error}; {where} (--resume continues)") from error
+        except Exception as error:
+            if self.rehearsed:
+                raise PruneError(f"{stage} stage: {said(error)}") from error
+            if not isinstance(error, PruneError | OSError):
+                raise
+            kind = PruneError if type(error) is PruneError else Failed
+            raise kind(f"{stage} stage: {error}; {self._kept(folder)}") from error
         self.records[stage] = {
             "seconds": round(saved.spent(), 1),
             "epochs": trainer.current_epoch,
@@ -96,6 +103,13 @@ class Stages:
             "loader_share": round(cost.waited / cost.seconds, 4) if cost.seconds else 0.0,
         }
         return trainer
+
+    def _kept(self, folder: Path) -> str:
+        """Say from which file a run can go on."""
+        last, dense = folder / "last.ckpt", self.config.output / "dense.safetensors"
+        good = next((path for path in (last, dense) if path.exists()), None)
+        where = f"the last good checkpoint is {good}" if good else "no checkpoint was written"
+        return f"{where} (--resume continues)"
 
     def tell(self, left: str, begun: bool = False) -> None:
         """Say, once, where a run goes on.
@@ -107,9 +121,11 @@ class Stages:
         if not self.told and (self.done or begun):
             verb = "is" if len(self.done) == 1 else "are"
             done = f"{', '.join(self.done)} {verb} done; " if self.done else ""
-            text = f"goes on: {done}{left}"
-            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+            self._say(f"goes on: {done}{left}")
         self.told = True
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _loggers(self, stage: str, place: tuple[int, int] | None) -> list[Logger]:
         """Return loggers of a stage, which go on from the epoch and step of a checkpoint.
@@ -133,7 +149,7 @@ class Stages:
         if rows:
             kept.replace(table)
             writer.metrics_keys = names
-        return [csv_logger, TensorBoardLogger(output, name="", version=stage, purge_step=purge)]
+        return [csv_logger, EventsLogger(output, stage, purge, self._say)]
 
     def _trainer(self, **options: Any) -> Trainer:
         config = self.config
@@ -173,6 +189,7 @@ class Stages:
             PruneError: The metric of the run is not logged, or something is missing for a test.
         """
         metric, data = self.config.metric, self.config.data
+        batches = 1 if self.rehearsed else batches
         try:
             judge = self._trainer(
                 logger=False, limit_val_batches=batches, limit_test_batches=batches
@@ -204,7 +221,8 @@ class Stages:
         """Note that a stage has ended, and what was found."""
         path = self.config.output / stage / "finished.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"record": self.records.get(stage), **found}, indent=1))
+        record = {"record": self.records.get(stage), **found}
+        write_whole(path, json.dumps(sealed(record), indent=1))
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """Return what was found in a stage that has ended, None if it has not."""

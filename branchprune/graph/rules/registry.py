@@ -6,7 +6,7 @@ Libraries that need not be installed are named by the path of the function or cl
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -179,11 +179,17 @@ def teach(operation: type[nn.Module] | Callable[..., Any], rule: Rule) -> None:
     if isinstance(operation, type) and issubclass(operation, nn.Module):
         MODULE_RULES[operation] = rule
         TAUGHT_CLASSES[operation] = None
-    elif callable(operation) and not isinstance(operation, type | nn.Module):
+    elif _is_function(operation):
         FUNCTION_RULES[operation] = rule
         TAUGHT[operation] = None
     else:
         raise PruneError(f"operation (={operation!r}) must be a class of modules or a function")
+
+
+def _is_function(operation: object) -> bool:
+    """Return whether a trace can find something by its identity, and call it."""
+    named = not isinstance(operation, type | nn.Module) and isinstance(operation, Hashable)
+    return named and callable(operation)
 
 
 def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:

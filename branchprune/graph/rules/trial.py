@@ -8,6 +8,7 @@ from math import lcm
 import torch
 from torch import Tensor, fx, nn
 
+from branchprune.errors import first_line
 from branchprune.graph.channels import resolve
 from branchprune.graph.folding import fold_bias, fold_weight
 from branchprune.graph.layers import narrow_channelwise, set_linear_width
@@ -45,12 +46,8 @@ def find_fault(module: nn.Module, analysis: Analysis, node: fx.Node) -> str | No
                 blocks = lcm(*(s.channels.blocks for s in resolve(layout.segments)))
                 agrees = _is_channelwise(trial, shape, layout.dim, axis, blocks)
         except Exception as error:
-            return f"has a forward of its own, which fails at other widths: {_first_line(error)}"
+            return f"has a forward of its own, which fails at other widths: {first_line(error)}"
     return None if agrees else fault
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _scrambled(module: nn.Module) -> nn.Module:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import inspect
 import operator
+import pickle
+import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import getattr_static
@@ -106,8 +109,12 @@ def no_autocast(where: Callable[[], str]) -> Iterator[None]:
     Args:
         where: Returns the path of the module whose forward is being traced.
     """
+    thread = threading.get_ident()
+    original: Callable[..., Any] = torch.autocast.__enter__
 
-    def refuse(_: torch.autocast) -> None:
+    def refuse(context: torch.autocast) -> Any:
+        if thread != threading.get_ident():
+            return original(context)
         raise PruneError(
             f"forward of {where()} uses torch.autocast, which a trace loses: put it around the "
             "call of the model, or cast tensors with .float()"
@@ -151,6 +158,33 @@ class _Whole:
         return self.kind.apply(*args, **kwargs)
 
 
+def refuse_generator(value: object, where: str) -> None:
+    """Raise a PruneError if an argument of what forward computes is a generator of torch.
+
+    Args:
+        value: The argument.
+        where: Path of the module whose forward it is.
+    """
+    if isinstance(value, torch.Generator):
+        line, place = source_line()
+        raise PruneError(
+            f"forward of {where} computes {line}{place} with a torch.Generator, which no graph can "
+            "hold: draw without `generator`, or leave the module out with `opaque`"
+        )
+
+
+def refuse_kept_nodes(graph: fx.Graph) -> None:
+    """Raise a PruneError if forward uses what it has computed, and kept, in an earlier call."""
+    for node in graph.nodes:
+        for each in node.all_input_nodes:
+            if each.graph is not graph:
+                raise PruneError(
+                    f"forward keeps {each.name}, which it computes, for a later call, where "
+                    f"{node.name} uses it; a trace loses that: compute it in __init__ or in each "
+                    "call, or leave the module out with `opaque`"
+                )
+
+
 class Draws:
     """Notices whether a forward that is being traced draws random numbers itself."""
 
@@ -169,15 +203,19 @@ class Draws:
             where: Path of the module whose forward has just been traced.
         """
         if moved := self.moved():
-            raise PruneError(
-                f"forward of {where} draws random numbers from {' and '.join(moved)}, and a trace "
-                "would keep the first draw for ever: draw from a tensor, as by torch.rand_like(x), "
-                "F.dropout or x.new_empty(size).normal_(), or leave the module out with `opaque`"
-            )
+            raise _drawn(where, " and ".join(moved))
+
+
+def _drawn(where: str, generators: str) -> PruneError:
+    return PruneError(
+        f"forward of {where} draws random numbers from {generators}, and a trace would keep the "
+        "first draw for ever: draw from a tensor, as by torch.rand_like(x), F.dropout or "
+        "x.new_empty(size).normal_(), or leave the module out with `opaque`"
+    )
 
 
 class Attributes:
-    """Notices whether tracing changes numbers, flags or strings that modules remember.
+    """Notices whether tracing changes numbers, flags, strings or generators that modules remember.
 
     Args:
         part: The module that is traced.
@@ -185,6 +223,7 @@ class Attributes:
 
     def __init__(self, part: nn.Module) -> None:
         self.part, self.before = part, _plain_attributes(part)
+        self.generators = _generators(part)
 
     def refuse(self) -> None:
         """Raise a PruneError if one is another than it was."""
@@ -197,6 +236,10 @@ class Attributes:
                     f"forward of {where} changes its attribute {name} (from {value!r} to {new!r}), "
                     "which a trace loses: leave the module out with `opaque`, or make it a constant"
                 )
+        moved = _generators(self.part)
+        for (path, name), state in self.generators.items():
+            if moved.get((path, name), state) != state:
+                raise _drawn(path or type(self.part).__name__, f"its attribute {name}")
 
 
 def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | float | str]:
@@ -205,4 +248,14 @@ def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | flo
         for path, module in part.named_modules()
         for name, value in vars(module).items()
         if type(value) in _PLAIN
+    }
+
+
+def _generators(part: nn.Module) -> dict[tuple[str, str], bytes]:
+    """Return the states of the generators of Python and NumPy that modules hold."""
+    return {
+        (path, name): pickle.dumps(value)
+        for path, module in part.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random")
     }

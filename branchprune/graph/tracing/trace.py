@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ from branchprune.graph.tracing.side_effects import (
     is_checkpointed,
     no_autocast,
     recorded_functions,
+    refuse_generator,
+    refuse_kept_nodes,
     refuse_lost_gradient,
 )
 
@@ -53,7 +56,7 @@ class _Tracer(fx.Tracer):
     Args:
         fixed: Arguments of `forward` that keep these values and are no inputs of the graph.
         absent: Arguments that the example gives as None, and that have to stay None.
-        opaque: Paths of modules that are not looked into.
+        opaque: Modules that are not looked into.
         conditions: Tells which branch of an `if` the example takes.
     """
 
@@ -64,13 +67,14 @@ class _Tracer(fx.Tracer):
         self,
         fixed: Mapping[str, Any],
         absent: Sequence[str],
-        opaque: Sequence[str],
+        opaque: Collection[nn.Module],
         conditions: Conditions,
     ) -> None:
         super().__init__(autowrap_functions=tuple(TAUGHT))
         self.fixed, self.absent, self.opaque, self.conditions = fixed, absent, opaque, conditions
         self.inside: list[str] = []
         self.draws, self.locates = Draws(), False
+        self.thread = threading.get_ident()
 
     def where(self) -> str:
         """Return the path of the module whose forward is being traced."""
@@ -86,13 +90,20 @@ class _Tracer(fx.Tracer):
             proxy.node.meta[CHECKPOINTED] = True
         return proxy
 
+    def create_arg(self, a: Any) -> Any:
+        """Record an argument, unless it is a generator, of which the branch would have none."""
+        refuse_generator(a, self.where())
+        return super().create_arg(a)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A parametrised module, or a user's subclass that only sets arguments, keeps the
         # behaviour of its class in torch.nn but lives in another namespace.
+        if isinstance(m, torch.jit.ScriptModule):
+            return True  # it has no Python code to look into
         alone = not any(m.children()) and not isinstance(m, nn.Sequential)
         leaf = alone and not has_own_forward(m)
         parametrised = torch.nn.utils.parametrize.is_parametrized(m)
-        kept = parametrised or is_layer(m) or module_qualified_name in self.opaque
+        kept = parametrised or is_layer(m) or m in self.opaque
         return leaf or kept or super().is_leaf_module(m, module_qualified_name)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -137,6 +148,8 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if self.thread != threading.get_ident():
+            return forward(*args, **kwargs)
         if self.locates:
             self.draws.refuse(self.where())
         self.inside.append(self.path_of_module(m))
@@ -151,9 +164,14 @@ class _Tracer(fx.Tracer):
         self.inside.pop()
         return result
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.thread != threading.get_ident():
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
 
 def trace(
-    model: nn.Module, example: Example, inside: str = "", opaque: Sequence[str] = ()
+    model: nn.Module, example: Example, inside: str = "", opaque: Collection[nn.Module] = ()
 ) -> dict[bool, fx.Graph]:
     """Record the graph of a model, or of a part of it, in training and in evaluation mode.
 
@@ -162,7 +180,7 @@ def trace(
         example: An example input of the part, which says which arguments of `forward` are given.
         inside: Path of the part; "" for the whole model. The graphs name modules by their paths
             in the whole model.
-        opaque: Paths of modules that are not looked into.
+        opaque: Modules that are not looked into.
 
     Returns:
         The graphs by `training` flag; the same object twice if the modes do not differ.
@@ -181,44 +199,15 @@ def trace(
             node.meta |= {k: v for k, v in twin.meta.items() if k == CHECKPOINTED}
         graphs[True] = graphs[False]
     for graph in dict.fromkeys(graphs.values()):
+        refuse_kept_nodes(graph)
         make_out_of_place(graph, model)
         graph.lint()
     return graphs
 
 
-def differing_modules(graphs: Mapping[bool, fx.Graph]) -> tuple[str, ...]:
-    """Return the paths of the modules whose forward is traced differently in the two modes."""
-    if graphs[True] is graphs[False]:
-        return ()
-    steps: dict[bool, dict[str, list[object]]] = {True: {}, False: {}}
-    for training, graph in graphs.items():
-        for node in graph.nodes:
-            plain = fx.map_arg((node.args, node.kwargs), lambda _: None)
-            step = (node.op, node.target, repr(plain))
-            if where := node.meta.get(WHERE):
-                steps[training].setdefault(where, []).append(step)
-    paths = dict.fromkeys((*steps[True], *steps[False]))
-    return tuple(path for path in paths if steps[True].get(path) != steps[False].get(path))
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise a PruneError for what is no plain module, or has no weights yet."""
-    kind = type(model).__name__
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise PruneError(f"model (a {kind}) must be a torch.nn.Module with a Python forward")
-    if kind == "Blended":
-        raise PruneError("model is blended already: collapse it first, or plan blended.model")
-    wrappers = {"OptimizedModule": "_orig_mod"} | dict.fromkeys(
-        ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"), "module"
-    )
-    if kind in wrappers:
-        raise PruneError(f"model is wrapped in {kind}: pass model.{wrappers[kind]}")
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise PruneError(f"{name} has no size yet: run the model once before it is planned")
-
-
-def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequence[str]) -> fx.Graph:
+def _trace_once(
+    model: nn.Module, example: Example, inside: str, opaque: Collection[nn.Module]
+) -> fx.Graph:
     part = model.get_submodule(inside)
     args, kwargs = example_inputs(example)
     try:
@@ -229,7 +218,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
     absent = [name for name, value in bound.arguments.items() if value is None]
     prefix = f"{inside}." if inside else ""
     conditions = Conditions(part, dict(bound.arguments), inner=bool(inside))
-    tracer = _Tracer(fixed, absent, [path.removeprefix(prefix) for path in opaque], conditions)
+    tracer = _Tracer(fixed, absent, opaque, conditions)
     try:
         graph = _record(tracer, part)
     except PruneError:
@@ -239,6 +228,7 @@ def _trace_once(model: nn.Module, example: Example, inside: str, opaque: Sequenc
         raise PruneError(_explain(part, tracer, error, flags)) from error
     refuse_assigned_state(part)
     for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # code that says so is patched by every later trace
         if node.op in ("call_module", "get_attr"):
             node.target = f"{prefix}{node.target}"
         around = [path for path in node.meta.get("nn_module_stack", {}) if path]

@@ -36,6 +36,8 @@ if how == "fail":
 if how == "hang":
     time.sleep(60)
 output.mkdir(parents=True, exist_ok=True)
+if "--overwrite" in args:  # what is there moves away
+    (output / "config.yaml").unlink()
 if name == "dense":
     (output / "dense.safetensors").write_text("weights")
     (output / "dense").mkdir(exist_ok=True)
@@ -190,8 +192,8 @@ def test_the_commands(world):
             *("run", *base, *(part for row in rows for part in ("--variant", row))),
             *("--name", "compare/small", "--method", method, "--preset", budget, *limit),
             *("--seed", str(seed), "--output", f"out/{name}", "--results", "kept/r.jsonl"),
-            *("--resume", "--dense.epochs", "0", "--dense.checkpoint"),
-            "out/dense/dense.safetensors",
+            *("--dense.epochs", "0", "--dense.checkpoint", "out/dense/dense.safetensors"),
+            "--resume",
         ]
     stored = json.loads(Path("kept/small.dense.json").read_text())
     assert shlex.split(stored["command"]) == ["branchprune", *world.args("dense")]

@@ -65,6 +65,7 @@ def test_results_that_cannot_be_written_are_named(result, tmp_path):
 
 
 @pytest.mark.parametrize(("fast", "seconds"), [("true", 0.0), ("false", 2.0)])
+@pytest.mark.usefixtures("without_rehearsal")
 def test_times_of_a_dry_run_are_those_of_a_single_pass(fast, seconds, tmp_path, monkeypatch):
     def watch(dense, small, x, seconds):
         asked.append(seconds)

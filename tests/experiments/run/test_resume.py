@@ -25,7 +25,7 @@ from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.experiments.run.results_file import read_lines
 from branchprune.lightning import ClassificationTask
 
-pytestmark = pytest.mark.usefixtures("without_charts")
+pytestmark = pytest.mark.usefixtures("without_charts", "without_rehearsal")
 
 ROUNDS = """
 prune:
@@ -262,7 +262,7 @@ def test_a_full_disk_is_named_and_costs_no_more_than_an_epoch(
     monkeypatch.setattr(Trainer, "save_checkpoint", full)
     (tmp_path / "config.yaml").write_text(CONFIG)
     arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]
-    assert main(arguments) == 2
+    assert main(arguments) == 1
     error = capsys.readouterr().err
     assert "No space left on device" in error and "--resume" in error
     folder = tmp_path / "killed" / "prune"
@@ -298,7 +298,7 @@ def test_a_full_disk_between_the_trainings_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         patch.setattr(Killed, "at", -1)
-        assert main([*arguments, *(["--resume"] if kill > 0 else [])]) == 2
+        assert main([*arguments, *(["--resume"] if kill > 0 else [])]) == 1
     error = capsys.readouterr().err
     assert "killed cannot be written: No space left on device; " in error
     assert error.endswith("(--resume continues)\n")
@@ -319,20 +319,22 @@ def test_a_full_disk_is_named_where_the_weights_are_written(tmp_path, monkeypatc
     monkeypatch.setattr(Killed, "at", -1)
     (tmp_path / "config.yaml").write_text(CONFIG)
     arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]
-    assert main(arguments) == 2
+    assert main(arguments) == 1
     error = capsys.readouterr().err
-    assert "cannot be written: I/O error: No space left on device" in error
+    assert "killed/dense.safetensors: I/O error: No space left on device" in error
     assert "(--resume continues)" in error
 
 
-def test_an_error_that_is_not_one_of_writing_is_not_called_so(tmp_path, monkeypatch):
+def test_an_error_that_is_not_one_of_writing_is_not_called_so(tmp_path, monkeypatch, capsys):
     def missing(self):
         raise FileNotFoundError(errno.ENOENT, "No such file", "image.png")
 
     monkeypatch.setattr(Data, "test_dataloader", missing)
     (tmp_path / "config.yaml").write_text(CONFIG)
-    with pytest.raises(FileNotFoundError, match=r"image\.png"):
-        main(["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")])
+    assert main(["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]) == 2
+    said = capsys.readouterr().err
+    assert "FileNotFoundError: [Errno 2] No such file: 'image.png'" in said
+    assert "written" not in said
 
 
 def test_other_settings_are_refused(run, capsys):
@@ -460,7 +462,7 @@ def test_a_dense_model_whose_test_was_not_stored_whole_lacks_it(run):
     killed = run("killed", kill=12)
     path = killed / "dense" / "finished.json"
     found = json.loads(path.read_text())
-    del found["test"]
+    del found["test"], found["crc32"]
     path.write_text(json.dumps(found))
     result = json.loads((run("killed", "--resume") / "result.json").read_text())
     assert result["test"].keys() == {"small"}

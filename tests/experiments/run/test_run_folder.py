@@ -97,6 +97,36 @@ def test_a_half_written_file_does_not_hinder_overwriting(tmp_path):
     check_folder(tmp_path, overwrite=True)
 
 
+LEFT_BY_KILLS = (
+    *("config.yaml.part", ".small.safetensors.0123abcd.part", "tmpab_c1234/dense.safetensors"),
+    *("dense/part.ckpt", "dense/metrics.csv.kept.part", "round_01_prune/finished.json.part"),
+    *("prune/.small.safetensors.0123abcd.part", "prune/tmpab_c1234/small.safetensors"),
+)
+
+
+def test_what_a_kill_leaves_hinders_nobody(tmp_path):
+    for name in LEFT_BY_KILLS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{")
+    check_folder(tmp_path, overwrite=True)
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    check_folder(tmp_path, overwrite=False, resumed="seed: 0")
+    (tmp_path / "my.part").write_text("not of a run")
+    make_folder(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.rglob("*.part")] == ["my.part"]
+
+
+@pytest.mark.parametrize(
+    "name", ["dense/notes.txt", "prune/branch_alone/a/b", "round_table/a", "tmp/a", "small"]
+)
+def test_what_a_run_did_not_make_is_never_replaced(name, tmp_path):
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("years of work")
+    first = name.split("/")[0] if name.startswith(("round", "tmp")) else name.removesuffix("/b")
+    with pytest.raises(bp.PruneError, match=rf"is not a run alone: it holds {first}"):
+        check_folder(tmp_path / "run", overwrite=True)
+
+
 def test_a_run_may_go_on_under_another_path(tmp_path):
     (tmp_path / "config.yaml").write_text("{output: a, results: r.jsonl, seed: 0}")
     check_folder(tmp_path, overwrite=False, resumed="{output: b, results: null, seed: 0}")

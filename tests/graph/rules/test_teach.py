@@ -411,7 +411,7 @@ def test_an_opaque_submodule_is_traced_around() -> None:
         bp.plan(model, x)
     for opaque in (["5"], "5"):
         plan, small = check_exact(copy.deepcopy(model), opaque=opaque)
-        assert reason_of(plan, "4") == "read by 5 (Heads): its effect on channels is not known"
+        assert reason_of(plan, "4") == "read by 5 (Heads): it is opaque"
         assert small[4].out_channels == 8 and small[0].out_channels == 3
 
 

@@ -543,3 +543,48 @@ def checked(x: Tensor) -> Tensor:
     if x.shape[1] != 8:
         raise ValueError(f"{x.shape[1]} channels")
     return x
+
+
+# (f) what modules keep between calls, beside numbers
+
+
+class Kept(Net):
+    """Keeps something in its attribute `own` that each call uses or changes."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.own = own
+
+
+class DrawsOne(Kept):
+    def middle(self, x: Tensor) -> Tensor:
+        return x * float(self.own.random())
+
+
+class DrawsTensor(Kept):
+    def middle(self, x: Tensor) -> Tensor:
+        return x + torch.rand(x.shape, generator=self.own)
+
+
+class KeepsTensor(Kept):
+    def middle(self, x: Tensor) -> Tensor:
+        if self.own is None:
+            self.own = x.new_ones(1, x.shape[1], 1, 1)
+        return x * self.own
+
+
+@pytest.mark.parametrize("own", [random.Random(0), np.random.default_rng(0)])
+def test_draws_from_a_generator_of_the_module_are_refused(own: Any) -> None:
+    refused(DrawsOne(own), "DrawsOne draws random numbers from its attribute own")
+
+
+def test_a_generator_that_is_held_and_not_used_does_no_harm() -> None:
+    attached(Kept(random.Random(0)))
+
+
+def test_a_generator_of_torch_is_refused_by_its_line() -> None:
+    refused(DrawsTensor(torch.Generator()), "torch.rand(x.shape, generator=self.own)")
+
+
+def test_a_tensor_kept_from_the_first_call_is_refused() -> None:
+    refused(KeepsTensor(None), "forward keeps new_ones", "for a later call")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.graph.nodes import WHERE
-from branchprune.graph.tracing.trace import differing_modules, trace
+from branchprune.graph.tracing.modes import differing_modules
+from branchprune.graph.tracing.trace import trace
 
 X = torch.randn(2, 3, 4, 4)
 

@@ -7,14 +7,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from branchprune.errors import PruneError
+from branchprune.artifacts.torch_checkpoint import damage, is_zip
+from branchprune.errors import Failed
 
 NAMES = ("last.ckpt", "previous.ckpt")
 
@@ -89,7 +89,7 @@ class EpochCheckpoint(Checkpoint):
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise PruneError(f"checkpoint {last} cannot be written: {error}") from error
+            raise Failed(f"checkpoint {last} cannot be written: {error}") from error
 
     def spent(self) -> float:
         """Return the seconds of the training so far, those before a kill included."""
@@ -117,11 +117,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, str]:
     for path in (folder / name for name in NAMES):
         if not path.exists():
             continue
-        try:
-            with ZipFile(path) as file:
-                torn = file.testzip()  # torch.load does not compare the checksums
-        except Exception as error:  # of many kinds, in a torn file
-            torn = str(error)
+        torn = damage(path) if is_zip(path) else "it is no zip file"
         if torn is None:
             return path, "; ".join(notes)
         notes.append(f"{path} is torn ({torn}): one epoch more is lost")

@@ -1,11 +1,45 @@
-"""Paths of modules in generated code: any name that a module may have, Python's keywords too."""
+"""Functions from graphs, as Python code in which modules may have any name, even a keyword."""
 
 from __future__ import annotations
 
 import keyword
+from collections.abc import Callable
+from functools import wraps
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import fx, nn
+
+
+def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
+    """Return a graph as a function of the module that holds what it names, and of its inputs.
+
+    Args:
+        graph: The graph; what cannot be written in code is replaced in it.
+        name: What its code is called in tracebacks.
+    """
+    _name_objects(graph)
+    spell_out(graph)
+    code = graph.python_code(root_module="self")
+    scope = dict(code.globals)
+    exec(compile(code.src, f"<{name}>", "exec"), scope)
+    function: Callable[..., Any] = scope["forward"]
+    return function
+
+
+def _name_objects(graph: fx.Graph) -> None:
+    """Replace objects that are called, whose class is all that code could name, by functions."""
+    for node in graph.nodes:
+        if not isinstance(node.target, str | type | FunctionType | BuiltinFunctionType):
+            node.target = _function(node.target)
+
+
+def _function(called: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(called, assigned=("__name__",), updated=())
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return called(*args, **kwargs)
+
+    return function
 
 
 def spell_out(graph: fx.Graph) -> None:

@@ -1,0 +1,142 @@
+"""Which channel groups shrink, and to what width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import lcm
+
+from branchprune.errors import PruneError, whole
+from branchprune.graph.structure import ChannelGroup, Structure
+from branchprune.planning.costs import macs_shares
+from branchprune.planning.paths import makers, within
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """One row of a plan.
+
+    Attributes:
+        name: Path of the first layer that makes the channels.
+        layers: Paths of all layers that make them.
+        width: Channels before.
+        kept: Channels after.
+        macs_share: Share of the model's multiply-adds spent in making these channels.
+        reason: Why the width stays, or None.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    width: int
+    kept: int
+    macs_share: float
+    reason: str | None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the group gets a branch."""
+        return self.reason is None
+
+
+def check_widths(keep: float | Mapping[str, float], multiple_of: int) -> None:
+    """Raise a PruneError for numbers by which no width can be chosen."""
+    for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
+        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
+    whole("multiple_of", multiple_of, 1)
+
+
+def plan_groups(
+    structure: Structure,
+    keep: float | Mapping[str, float],
+    exclude: Sequence[str],
+    multiple_of: int,
+) -> tuple[PlannedGroup, ...]:
+    """Decide for each group how wide it will be; the arguments are those of `plan`.
+
+    Raises:
+        PruneError: None shrinks, or `keep` says two things of one.
+    """
+    groups = tuple(
+        _plan_group(structure, i, share, keep, exclude, multiple_of)
+        for i, share in enumerate(macs_shares(structure))
+    )
+    if not any(group.pruned for group in groups):
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
+        reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
+        raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
+    return groups
+
+
+def too_narrow(groups: Sequence[PlannedGroup], multiple_of: int) -> tuple[str, ...]:
+    """Say which groups shrink to no multiple, because they are narrower than one.
+
+    Raises:
+        PruneError: All of them.
+    """
+    shrinking = [group for group in groups if group.pruned]
+    narrow = [
+        f"{group.name} ({group.width})"
+        for group in shrinking
+        if group.kept < group.width and group.kept % multiple_of
+    ]
+    if narrow and len(narrow) == len(shrinking):
+        raise PruneError(
+            f"multiple_of (={multiple_of}) is more than the width of every group that shrinks: "
+            f"{', '.join(narrow[:5])}"
+        )
+    more = f" and {len(narrow) - 5} more" * (len(narrow) > 5)
+    said = f"multiple_of (={multiple_of}) is too much for {', '.join(narrow[:5])}{more}"
+    return (f"{said}: kept to no multiple",) if narrow else ()
+
+
+def _plan_group(
+    structure: Structure,
+    index: int,
+    share: float,
+    keep: float | Mapping[str, float],
+    exclude: Sequence[str],
+    multiple_of: int,
+) -> PlannedGroup:
+    group, layers = structure.groups[index], makers(structure, index)
+    fraction, reason = _fraction(layers, keep)
+    reason = group.reason or _excluded(structure, index, exclude) or reason
+    kept = group.width if reason else _round(group, fraction, multiple_of)
+    if reason is None and kept >= group.width and fraction < 1:
+        step = _step(group, multiple_of)
+        divisible = f" in multiples of {step}" * (step > 1)
+        reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them{divisible}"
+    return PlannedGroup(group.name, layers, group.width, kept, share, reason)
+
+
+def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:
+    if not isinstance(keep, Mapping):
+        return keep, None
+    named = {layer: keep[layer] for layer in layers if layer in keep}
+    if len(set(named.values())) > 1:
+        raise PruneError(f"keep names layers of one group with different fractions: {named}")
+    around = [module for layer in layers if (module := within(layer, keep)) is not None]
+    fractions = [*named.values(), *(keep[module] for module in around)]
+    fractions += [keep[""]] if "" in keep else []
+    return (fractions[0], None) if fractions else (1.0, "not named in keep")
+
+
+def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str | None:
+    members = [*makers(structure, index)]
+    members += [
+        layer.name
+        for layer in structure.channelwise.values()
+        if any(piece.group == index for piece in layer.pieces)
+    ]
+    found = next((name for name in members if within(name, exclude)), None)
+    return found and f"{found} is excluded"
+
+
+def _step(group: ChannelGroup, multiple_of: int) -> int:
+    step = lcm(group.blocks, multiple_of)
+    return group.blocks if step > group.width else step
+
+
+def _round(group: ChannelGroup, fraction: float, multiple_of: int) -> int:
+    step = _step(group, multiple_of)
+    return min(group.width, max(step, round(fraction * group.width / step) * step))
