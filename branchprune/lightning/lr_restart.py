@@ -16,6 +16,12 @@ def _scale(scheduler: Any, scale: float) -> None:
         _scale(inner, scale)
 
 
+def _cycle(group: dict[str, Any]) -> dict[str, float]:
+    """Return the rates between which a cycle moves that of a parameter group; {}: no cycle does."""
+    names = ("initial_lr", "max_lr", "min_lr")
+    return {name: group[name] for name in names if name in group} if "max_lr" in group else {}
+
+
 class LearningRates:
     """The learning rates and schedulers of a trainer as they are when this is made.
 
@@ -29,8 +35,10 @@ class LearningRates:
             [copy.deepcopy(group["lr"]) for group in optimizer.param_groups]
             for optimizer in self.optimizers
         ]
+        self.cycles = [[_cycle(group) for group in opt.param_groups] for opt in self.optimizers]
         first = self.optimizers[0].param_groups[0] if self.optimizers else {"lr": 0.0}
-        self.base = float(first.get("initial_lr", first["lr"]))  # a warm-up has lowered the other
+        started = first.get("initial_lr", first["lr"])  # a warm-up has lowered the other
+        self.base = float(first.get("max_lr", started))
         self.schedulers = [
             (config.scheduler, copy.deepcopy(config.scheduler.state_dict()))
             for config in trainer.lr_scheduler_configs
@@ -40,14 +48,15 @@ class LearningRates:
         """Put them back to where they were.
 
         Args:
-            rate: Learning rate that the first parameter group is given before any warm-up, and
-                with which all others are scaled; None: what it was.
+            rate: Learning rate that the first parameter group is given before any warm-up, or at
+                the top of a cycle, and with which all others are scaled; None: what it was.
         """
         scale = 1.0 if rate is None else rate / self.base
         for scheduler, state in self.schedulers:
             scheduler.load_state_dict(copy.deepcopy(state))
             _scale(scheduler, scale)
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+        for optimizer, rates, cycles in zip(self.optimizers, self.rates, self.cycles, strict=True):
             # The groups are those of now: a checkpoint that was loaded has replaced them.
-            for group, start in zip(optimizer.param_groups, rates, strict=True):
+            for group, start, cycle in zip(optimizer.param_groups, rates, cycles, strict=True):
                 group["lr"] = start * scale
+                group.update({name: value * scale for name, value in cycle.items()})

@@ -6,12 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
 from branchprune.errors import PruneError, not_negative, positive, whole
 from branchprune.training.batch_keys import Keys
@@ -22,7 +22,9 @@ from branchprune.training.mixup import Mixup
 Batch = Any
 """A tuple, list or dictionary of tensors; see `Keys`."""
 Stage = Literal["train", "val", "test"]
-Decay = Literal["cosine", "constant", "plateau"]
+Decay = Literal["cosine", "one_cycle", "constant", "plateau"]
+WARMUP = 0.2
+"""Part of one cycle in which the learning rate rises."""
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("torch.optim.SGD", {"momentum": 0.9, "nesterov": True}),
     "adam": ("torch.optim.Adam", {}),
@@ -39,12 +41,13 @@ class Task(LightningModule, ABC):
         optimizer: "sgd" (Nesterov momentum 0.9), "adam", "muon" (see `branchprune.training.muon`),
             or the import path of a class, such as "torch.optim.AdamW".
         optimizer_args: What else the optimizer takes, besides `lr` and `weight_decay`.
-        learning_rate: Learning rate at the start of a cycle.
+        learning_rate: Learning rate at the start of a cosine, or at the top of one cycle.
         weight_decay: Weight decay.
         undecayed: Patterns of parameter names without weight decay, such as "*.expand.*" and
             "*.reduce.*", the linear ends of the branches.
-        schedule: The learning rate falls to 0 along a "cosine", stays "constant", or is divided by
-            10 at a "plateau": where the validation loss has not fallen for `patience` epochs.
+        schedule: The learning rate falls to 0 along a "cosine", rises from a 25th for a fifth of
+            the training and then falls in "one_cycle", stays "constant", or is divided by 10 at a
+            "plateau": where the validation loss has not fallen for `patience` epochs.
         cycle_epochs: Length of the cosine; None: the whole training.
         patience: See `schedule`.
         feature_weight: Weight of the distance between what the branches of a blended model
@@ -75,11 +78,15 @@ class Task(LightningModule, ABC):
         whole("patience", patience)
         if cycle_epochs is not None:
             whole("cycle_epochs", cycle_epochs, 1)
+            if schedule != "cosine":
+                raise PruneError(
+                    f"cycle_epochs (={cycle_epochs}) is of the schedule 'cosine' alone"
+                )
         if optimizer not in OPTIMIZERS and "." not in optimizer:
             known = ", ".join(map(repr, OPTIMIZERS))
             raise PruneError(f"optimizer (={optimizer!r}) must be {known} or an import path")
-        if schedule not in ("cosine", "constant", "plateau"):
-            raise PruneError(f"schedule (={schedule!r}) must be 'cosine', 'constant' or 'plateau'")
+        if schedule not in (known := get_args(Decay)):
+            raise PruneError(f"schedule (={schedule!r}) must be one of {', '.join(known)}")
         self.model, self.keys = model, keys or Keys()
         self.optimizer, self.optimizer_args = optimizer, dict(optimizer_args or {})
         for name in ("lr", "weight_decay"):
@@ -102,8 +109,17 @@ class Task(LightningModule, ABC):
         return self.keys.output_of(self.model(x))
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer and what moves its learning rate, epoch by epoch."""
+        """Build the optimizer and what moves its learning rate."""
         optimizer = self.make_optimizer()
+        if self.schedule == "one_cycle":
+            cycle = OneCycleLR(
+                optimizer,
+                self.learning_rate,
+                total_steps=self._cycle_steps(),
+                pct_start=WARMUP,
+                cycle_momentum=False,
+            )
+            return [optimizer], [{"scheduler": cycle, "interval": "step"}]
         if self.schedule == "cosine":
             epochs = self.cycle_epochs or self.trainer.max_epochs or 1
             return [optimizer], [CosineAnnealingLR(optimizer, max(1, epochs))]
@@ -111,6 +127,13 @@ class Task(LightningModule, ABC):
             plateau = ReduceLROnPlateau(optimizer, patience=self.patience)
             return [optimizer], [{"scheduler": plateau, "monitor": "loss/val"}]
         return optimizer
+
+    def _cycle_steps(self) -> int:
+        """Return the steps of the training."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise PruneError("schedule (='one_cycle') needs to know how long the training is")
+        return max(int(steps), 2)
 
     def make_optimizer(self) -> Optimizer:
         """Return a new optimizer of all parameters.

@@ -85,6 +85,53 @@ def test_a_plateau_scheduler_reduces_within_a_restart():
     assert rates_of(task, "keep", schedule) == pytest.approx(expected)
 
 
+class EveryRate(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def one_cycle(top, steps):
+    """A 25th of the top, the top behind a fifth of the steps, nearly nothing at the end."""
+    model = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=top)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        model, top, steps, pct_start=0.2, cycle_momentum=False
+    )
+    rates = []
+    for _ in range(steps):
+        rates.append(model.param_groups[0]["lr"])
+        model.step()
+        cycle.step()
+    assert 0.9 * top < max(rates) <= top and rates[0] == pytest.approx(top / 25)
+    return rates
+
+
+def test_one_cycle_moves_with_every_step():
+    rates, batches = EveryRate(), len(loader())
+    task = ClassificationTask(network(), schedule="one_cycle", learning_rate=0.2)
+    trainer(5, rates).fit(task, loader(), loader())
+    assert rates.seen == pytest.approx(one_cycle(0.2, 5 * batches))
+
+
+def test_restarts_with_one_cycle():
+    rates, batches = EveryRate(), len(loader())
+    task = ClassificationTask(network(), schedule="one_cycle", learning_rate=0.2)
+    pruning = BranchPruning(
+        bp.Schedule((0.0,), hold=2, final_hold=2, restarts=[0.5]), example=EXAMPLE
+    )
+    trainer(4, pruning, rates).fit(task, loader(), loader())
+    steps = 4 * batches
+    expected = one_cycle(0.2, steps)[: 2 * batches] + one_cycle(0.5, steps)[: 2 * batches]
+    assert rates.seen == pytest.approx(expected)
+
+
+def test_a_cosine_alone_has_a_length():
+    with pytest.raises(bp.PruneError, match=r"cycle_epochs \(=3\) is of the schedule 'cosine'"):
+        ClassificationTask(network(), schedule="one_cycle", cycle_epochs=3)
+
+
 def test_restarts_scale_every_parameter_group():
     class Two(ClassificationTask):
         def configure_optimizers(self):
