@@ -135,9 +135,10 @@ class Aliases:
             node: What computes its new numbers.
         """
         known = self._known[id(tensor)]
-        if known.base is not None:
+        if known.base is None:
+            known.node, known.version = node, tensor._version
+        else:  # it is taken out of its base again where it is read, as it lies in memory
             self._write_back(known, node)
-        known.node, known.version = node, tensor._version
 
     def _write_back(self, known: Known, value: fx.Node) -> None:
         """Write a changed view into its base."""
@@ -146,9 +147,10 @@ class Aliases:
         whole = self._derived("call_method", "clone", (base.node,), base)
         part = self._again(known.path, whole)[-1]
         new = self._derived("call_function", written, (whole, part, value), base)
-        if base.base is not None:
+        if base.base is None:
+            base.node, base.version = new, base.tensor._version
+        else:
             self._write_back(base, new)
-        base.node, base.version = new, base.tensor._version
 
     def _derived(self, kind: str, target: Any, args: tuple[Any, ...], of: Known) -> fx.Node:
         node = self.graph.create_node(kind, target, args)

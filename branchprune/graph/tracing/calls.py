@@ -62,7 +62,7 @@ class Calls:
             for names in self._namespaces() if TAUGHT else ():
                 taught = {k: v for k, v in names.items() if callable(v) and _is_taught(v)}
                 wholes = {name: self._of_taught(function) for name, function in taught.items()}
-                stack.enter_context(mock.patch.dict(names, wholes))
+                stack.enter_context(_renamed(names, wholes))
             yield
 
     def _namespaces(self) -> list[dict[str, Any]]:
@@ -236,12 +236,23 @@ class _Whole:
         return self.kind.apply(*args, **kwargs)
 
 
+@contextmanager
+def _renamed(names: dict[str, Any], others: dict[str, Any]) -> Iterator[None]:
+    """Let names stand for something else, for a `with` block."""
+    before = {name: names[name] for name in others}
+    names.update(others)
+    try:
+        yield
+    finally:
+        names.update(before)
+
+
 def _is_taught(function: Any) -> bool:
     return any(function is each for each in TAUGHT)
 
 
 def _globals_of(module: nn.Module) -> dict[str, Any]:
-    forward = type(module).forward
+    forward = getattr_static(type(module), "forward", None)
     found: dict[str, Any] = getattr(forward, "__globals__", {})
     return found
 

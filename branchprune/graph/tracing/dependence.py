@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
@@ -12,7 +13,10 @@ from branchprune.graph.nodes import CONSTANT
 from branchprune.graph.tracing.factories import DRAWS
 from branchprune.graph.tracing.side_effects import draws_are_lost
 
-_SIZES = (getattr, "size", "dim", "numel", len)
+_SIZES = (
+    *(getattr, "size", "dim", "numel", "new_ones", "new_zeros", "new_full", "new_empty"),
+    *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like),
+)
 _COUNTING = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms")
 _DRAWN = ("bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "rand_like", "randn_like")
 
@@ -32,7 +36,7 @@ def refuse_values(nodes: Iterable[fx.Node], where: str) -> None:
             continue
         seen.add(node)
         rest += node.all_input_nodes
-        if node.target in DRAWS or str(node.target) in _DRAWN:
+        if _is_drawn(node):
             raise draws_are_lost("torch", where)
         constant = node.op == "get_attr" and CONSTANT in str(node.target)
         if node.op == "placeholder" or (node.op in ("get_attr", "call_module") and not constant):
@@ -53,19 +57,25 @@ def refuse_counts(node: fx.Node) -> None:
 
 
 def kept_for_later(part: nn.Module, find: Callable[[Tensor], fx.Node | None]) -> set[int]:
-    """Return tensors that follow from the inputs' numbers and that modules hold after a call.
+    """Return tensors that follow from more than sizes and that modules hold after a call.
+
+    Parameters and buffers are not meant.
 
     Args:
         part: The module whose forward has run.
         find: Returns the node that computes a tensor; None where it is not recorded.
     """
-    values = [vars(module) for module in part.modules()]
+    state = ("_parameters", "_buffers")
+    values = [
+        [value for name, value in vars(module).items() if name not in state]
+        for module in part.modules()
+    ]
     leaves = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
     found = {id(leaf): find(leaf) for leaf in leaves}
-    return {key for key, node in found.items() if node is not None and _follows_input(node)}
+    return {key for key, node in found.items() if node is not None and _follows_numbers(node)}
 
 
-def _follows_input(node: fx.Node) -> bool:
+def _follows_numbers(node: fx.Node) -> bool:
     seen: set[fx.Node] = set()
     rest = [node]
     while rest:
@@ -73,7 +83,16 @@ def _follows_input(node: fx.Node) -> bool:
         if each not in seen and each.target not in _SIZES:
             seen.add(each)
             rest += each.all_input_nodes
-    return any(each.op == "placeholder" for each in seen)
+    return any(
+        each.op in ("placeholder", "call_module")
+        or (each.op == "get_attr" and CONSTANT not in str(each.target))
+        or _is_drawn(each)
+        for each in seen
+    )
+
+
+def _is_drawn(node: fx.Node) -> bool:
+    return node.target in DRAWS or str(node.target) in _DRAWN
 
 
 def kept(name: str, where: str) -> PruneError:
