@@ -185,9 +185,10 @@ class _Writer:
         """
         if node not in self.twins:
             return WIDE
-        tensor = self.tensors.get(node.name)
-        if form in self.needed[node] or tensor is None:
-            return form
+        tensor, needed = self.tensors.get(node.name), self.needed[node]
+        if form in needed or tensor is None:
+            counted = any(user.target is same_length for user in node.users)
+            return next(iter(needed)) if needed and counted and form not in needed else form
         return NARROW if self._forms(tensor.pieces) == {NARROW} else form
 
     def _form_read(self, node: fx.Node, operand: fx.Node, form: str) -> str:

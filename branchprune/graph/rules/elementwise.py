@@ -22,7 +22,7 @@ def cast(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 
 def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """Padding of the dimensions behind the channels."""
+    """Padding of any dimensions but the channels."""
     layout = analysis.layout(analysis.operand(node))
     if layout is None:
         return None
@@ -30,7 +30,8 @@ def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
     padding = analysis.module(node).padding if is_module else argument(node, 1, "pad")
     if not isinstance(padding, list | tuple):
         return analysis.unknown(node)
-    if len(analysis.shape(node)) - len(padding) // 2 <= layout.dim:
+    behind = len(analysis.shape(node)) - 1 - layout.dim  # pairs of numbers begin at the last
+    if any(number != 0 for number in padding[2 * behind : 2 * behind + 2]):
         return analysis.unknown(node, "it pads the channels")
     return layout
 
