@@ -85,8 +85,10 @@ class Task(LightningModule, ABC):
         if optimizer not in OPTIMIZERS and "." not in optimizer:
             known = ", ".join(map(repr, OPTIMIZERS))
             raise PruneError(f"optimizer (={optimizer!r}) must be {known} or an import path")
-        if schedule not in (known := get_args(Decay)):
-            raise PruneError(f"schedule (={schedule!r}) must be one of {', '.join(known)}")
+        if schedule not in get_args(Decay):
+            raise PruneError(
+                f"schedule (={schedule!r}) must be one of {', '.join(get_args(Decay))}"
+            )
         self.model, self.keys = model, keys or Keys()
         self.optimizer, self.optimizer_args = optimizer, dict(optimizer_args or {})
         for name in ("lr", "weight_decay"):
