@@ -17,10 +17,11 @@ from branchprune.blending.path_sampling import Mixing, along_examples, drawn, dr
 from branchprune.blending.projections import apply_folded
 from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
+from branchprune.graph.tracing.guards import same_length
 
 Program = Callable[..., Any]
 WIDE, NARROW = "wide", "narrow"
-SIZES = (getattr, "size", "dim", "numel")
+SIZES = (getattr, same_length, "size", "dim", "numel")
 
 
 def compile_program(
@@ -66,7 +67,7 @@ class _Writer:
         written: The new node for each node and form.
         mixed_by: The new node of α of every group, or of what was drawn in its place.
         pulled: The new node of each tensor that feature matching pulls towards the wide one, by
-            the linear end behind it.
+            the linear end behind it and the tensor.
         terms: The new nodes of the losses of feature matching, one a linear end.
         matched: The linear ends at which there is such a loss.
         features: The new node of what each linear end reads, where these are returned, too.
@@ -94,7 +95,7 @@ class _Writer:
         self.measured: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
         self.written: dict[tuple[fx.Node, str], fx.Node] = {}
         self.mixed_by: fx.Node | None = None
-        self.pulled: dict[str, fx.Node] = {}
+        self.pulled: dict[tuple[str, fx.Node], fx.Node] = {}
         self.terms: list[fx.Node] = []
 
     def write(self) -> fx.Graph:
@@ -184,9 +185,10 @@ class _Writer:
         """
         if node not in self.twins:
             return WIDE
-        tensor = self.tensors.get(node.name)
-        if form in self.needed[node] or tensor is None:
-            return form
+        tensor, needed = self.tensors.get(node.name), self.needed[node]
+        if form in needed or tensor is None:
+            counted = any(user.target is same_length for user in node.users)
+            return next(iter(needed)) if needed and counted and form not in needed else form
         return NARROW if self._forms(tensor.pieces) == {NARROW} else form
 
     def _form_read(self, node: fx.Node, operand: fx.Node, form: str) -> str:
@@ -264,13 +266,13 @@ class _Writer:
 
     def _write_pulled(self, layer: LinearLayer, narrow: fx.Node, wide: fx.Node) -> fx.Node:
         """Write feature matching, once for all layers that read the same tensor."""
-        name = layer.expand
-        if name not in self.pulled:
-            end, live = self._attribute(f"expand.{name}"), self._between(layer.inputs)
+        key = (layer.expand, narrow)
+        if key not in self.pulled:
+            end, live = self._attribute(f"expand.{layer.expand}"), self._between(layer.inputs)
             term = self.graph.call_function(mismatch, (end, narrow, wide, live))
             self.terms.append(term)
-            self.pulled[name] = self.graph.call_function(pulled, (narrow, term, self._weight))
-        return self.pulled[name]
+            self.pulled[key] = self.graph.call_function(pulled, (narrow, term, self._weight))
+        return self.pulled[key]
 
     def _mixed_by(self) -> fx.Node:
         """Return α of every group, or what was drawn in its place."""

@@ -13,7 +13,14 @@ from branchprune.blending.float64 import KeepsFloat64, widened
 from branchprune.blending.projections import LinearEnd
 from branchprune.errors import PruneError
 from branchprune.graph.hooks import takes_hooks, watched
-from branchprune.graph.inputs import Example, call, tensors, training_mode, without_constants
+from branchprune.graph.inputs import (
+    Example,
+    call,
+    tensors,
+    training_mode,
+    untouched,
+    without_constants,
+)
 from branchprune.graph.structure import LinearLayer, Pieces
 
 TOLERANCE = 1e-10
@@ -37,7 +44,13 @@ def verify(exact: Blended, small: nn.Module) -> tuple[float, list[Tensor]]:
     """
     layers = _folded(exact)
     modules = {*called_modules(exact, exact.model), *called_modules(exact, small)}
-    with torch.no_grad(), training_mode(small, False), KeepsFloat64(), widened(modules):
+    with (
+        torch.no_grad(),
+        training_mode(small, False),
+        untouched(small),
+        KeepsFloat64(),
+        widened(modules),
+    ):
         errors, outputs = _compare_run(exact, small)
         for layer in layers.values():
             if layer.name not in errors:

@@ -14,7 +14,14 @@ from torch.utils._pytree import tree_map_only
 from branchprune.blending.blended import Blended
 from branchprune.collapsing.collapse_check import difference
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import Example, call, tensors, training_mode, without_constants
+from branchprune.graph.inputs import (
+    Example,
+    call,
+    tensors,
+    training_mode,
+    untouched,
+    without_constants,
+)
 
 Run = Callable[[Example], list[Tensor]]
 WORSE = 10.0
@@ -65,7 +72,7 @@ def _runs(blended: Blended, small: nn.Module) -> tuple[Run, Run]:
 
 
 def _outputs(model: nn.Module, forward: Callable[..., Any], example: Example) -> list[Tensor]:
-    with training_mode(model, False):
+    with untouched(model), training_mode(model, False):
         return tensors(call(model, example, forward))
 
 

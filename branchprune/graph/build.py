@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from operator import attrgetter
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from branchprune.graph.channels import Channels, Layout, Segment, resolve
 from branchprune.graph.fixed_layers import find_obstacles, find_opaque, find_readable
 from branchprune.graph.inputs import Example
 from branchprune.graph.layers import describe
-from branchprune.graph.nodes import CONSTANT
 from branchprune.graph.provenance import Origin, converted
 from branchprune.graph.rules.elementwise import opaque as not_looked_into
-from branchprune.graph.rules.registry import rule_of
+from branchprune.graph.rules.registry import module_rule
 from branchprune.graph.state import Analysis, Linear
 from branchprune.graph.structure import (
     ChannelGroup,
@@ -27,8 +26,7 @@ from branchprune.graph.structure import (
     Pieces,
     Structure,
 )
-from branchprune.graph.tracing.shape_propagation import record
-from branchprune.graph.tracing.trace import trace
+from branchprune.graph.tracing.trace import Traced, trace
 from branchprune.graph.walk import finish, has_effect, walk
 
 
@@ -47,28 +45,22 @@ def analyse(
         PruneError: The model cannot be traced, or does not accept the example.
     """
     left_out = find_opaque(model, opaque)
-    graphs = trace(model, example, inside, left_out)
+    traced = trace(model, example, inside, left_out, partial(_is_unseen, left_out))
+    graphs = traced.graphs
     obstacles = find_obstacles(model, graphs.values())
     readable = frozenset(find_readable(model, graphs.values()))
-    analysis = Analysis(model, obstacles, readable, left_out)
-    unseen = _unseen(analysis, graphs.values())
+    analysis = Analysis(model, obstacles, readable, left_out, recorded=traced.recorded)
     for graph in dict.fromkeys(graphs.values()):
-        record(model, graph, example, analysis.recorded, unseen)
         analysis.counting = graph is graphs[False]
         walk(analysis, graph)
     finish(analysis)
-    return _structure(analysis, graphs, inside)
+    return _structure(analysis, traced, inside)
 
 
-def _unseen(analysis: Analysis, graphs: Iterable[fx.Graph]) -> set[str]:
-    """Return the paths of called modules with weights that the user leaves out."""
-    found = set()
-    for node in [n for graph in graphs for n in graph.find_nodes(op="call_module")]:
-        module = analysis.module(node)
-        left_out = module in analysis.opaque or rule_of(node, module) is not_looked_into
-        if left_out and any(True for _ in module.parameters()):
-            found.add(str(node.target))
-    return found
+def _is_unseen(opaque: Collection[nn.Module], module: nn.Module) -> bool:
+    """Return whether a called module has weights and is left out by the user."""
+    left_out = module in opaque or module_rule(module) is not_looked_into
+    return left_out and any(True for _ in module.parameters())
 
 
 def _macs_of_unseen(analysis: Analysis, graph: fx.Graph) -> dict[str, int]:
@@ -119,8 +111,9 @@ class _Numbering:
         return layout.moved and converted(layout.moved, self.pieces)
 
 
-def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) -> Structure:
+def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
     """Return what the walk has found, with groups by number in place of the union-find."""
+    graphs = traced.graphs
     numbering = _Numbering(analysis.channels)
     linears = _linear_layers(analysis, numbering)
     channelwise = {
@@ -166,7 +159,7 @@ def _structure(analysis: Analysis, graphs: dict[bool, fx.Graph], inside: str) ->
         _macs_of_unseen(analysis, graphs[False]),
         inplace,
         {name: describe(module) for name, module in (called | owners).items()},
-        _constants(analysis.model, graphs.values()),
+        traced.constants,
     )
 
 
@@ -184,16 +177,6 @@ def _linear_layers(analysis: Analysis, numbering: _Numbering) -> dict[str, Linea
             numbering.origin(layer.inputs) if layer.inputs else None,
         )
         for name, layer in analysis.linears.items()
-    }
-
-
-def _constants(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, Tensor]:
-    """Return the tensors that forward makes from plain numbers, by the name of their node."""
-    return {
-        str(node.target): attrgetter(str(node.target))(model)
-        for graph in graphs
-        for node in graph.find_nodes(op="get_attr")
-        if str(node.target).rpartition(".")[2].startswith(CONSTANT)
     }
 
 

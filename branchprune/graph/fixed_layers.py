@@ -48,10 +48,6 @@ def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, st
         for node in _read(graph):
             owner = str(node.target).rpartition(".")[0]
             found.setdefault(owner, f"forward itself reads {node.target}")
-        called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-        for name in called:
-            if called.count(name) > 1 and model.get_submodule(name).state_dict():
-                found.setdefault(name, f"{name} is called {called.count(name)} times")
     return found
 
 

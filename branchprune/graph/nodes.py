@@ -14,7 +14,7 @@ WHERE = "where"
 CHECKPOINTED = "checkpointed"
 """Key in the `meta` of a node that forward computes under `torch.utils.checkpoint`."""
 CONSTANT = "_tensor_constant"
-"""How `torch.fx` names a tensor that forward makes from plain numbers."""
+"""How a tensor that forward makes from plain numbers is named."""
 
 
 @dataclass

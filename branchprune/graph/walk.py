@@ -13,7 +13,7 @@ from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
 from branchprune.graph.rules.trial import find_fault
 from branchprune.graph.state import Analysis
-from branchprune.graph.tracing.guards import GUARDS
+from branchprune.graph.tracing.guards import GUARDS, same_branch, same_length, same_number
 
 WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
 """Rules of operations whose result may be something else than a tensor."""
@@ -28,7 +28,7 @@ def walk(analysis: Analysis, graph: fx.Graph) -> None:
         _note_batch(analysis, node)
         value = _apply(analysis, node)
         analysis.values[node] = value
-        if node.target in GUARDS:
+        if node.target in (same_branch, same_number):
             _freeze_measured(analysis, node, f"forward asks for its width at {node.args[2]}")
         if value is None and analysis.is_tensor(node):
             analysis.freeze_inputs(node, f"read by {analysis.describe(node)}")
@@ -55,6 +55,8 @@ def _apply(analysis: Analysis, node: fx.Node) -> Known:
     module = analysis.module(node) if node.op == "call_module" else None
     if module in analysis.opaque:
         return analysis.unknown(node, "it is opaque")
+    if node.target is same_length:
+        return None
     rule, known = rule_of(node, module), list(analysis.layouts(node.all_input_nodes))
     if rule is None or (known and not analysis.is_tensor(node) and rule not in WITHOUT_TENSOR):
         return analysis.unknown(node) if known else None

@@ -80,10 +80,14 @@ class Teacher:
 
 @contextmanager
 def _reading(network: nn.Module, layers: Iterable[str], read: dict[str, Tensor]) -> Iterator[None]:
-    """Note what layers read, for a `with` block; a copy, since later layers may work in place."""
+    """Note what layers read at their first call, for a `with` block.
+
+    It is a copy, since later layers may work in place.
+    """
 
     def note(name: str, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        read[name] = tensors((inputs, named))[0].clone()
+        if name not in read:
+            read[name] = tensors((inputs, named))[0].clone()
 
     hooks = [
         network.get_submodule(name).register_forward_pre_hook(partial(note, name), with_kwargs=True)

@@ -444,9 +444,20 @@ def changed_under_another_name(m: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("run", [changed_view, changed_under_another_name])
-def test_what_a_trace_loses_is_noticed(run: Callable[..., Tensor]) -> None:
+def test_changes_in_place_reach_every_name(run: Callable[..., Tensor]) -> None:
     model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
-    front = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), model)
+    front = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), model).double()
+    x = torch.randn(IMAGE).double()
+    blended = bp.attach(front, bp.plan(front, x))
+    assert torch.equal(blended(x), front(x))
+    scramble(blended)
+    blended.alpha = 0
+    assert relative(spelled_out(blended)(x), bp.collapse(blended)(x)) < 1e-10
+
+
+def test_what_a_trace_loses_is_noticed() -> None:
+    front = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1))
+    front.register_forward_hook(lambda module, inputs, output: output + 1)
     with pytest.raises(bp.PruneError, match="at alpha = 1 differs from the model: forward does"):
         bp.attach(front, bp.plan(front, torch.randn(IMAGE)))
 

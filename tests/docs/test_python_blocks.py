@@ -141,7 +141,7 @@ def test_operations_are_taught_as_the_page_says(monkeypatch):
 
     for name in ("MODULE_RULES", "FUNCTION_RULES", "TAUGHT"):
         monkeypatch.setattr(rulebook, name, dict(getattr(rulebook, name)))
-    monkeypatch.setattr("branchprune.graph.tracing.trace.TAUGHT", rulebook.TAUGHT)
+    monkeypatch.setattr("branchprune.graph.tracing.calls.TAUGHT", rulebook.TAUGHT)
     model, x = Taught().eval(), torch.randn(2, 3, 4, 4)
     with pytest.raises(bp.PruneError, match="cannot be traced in act"):
         bp.plan(model, x)

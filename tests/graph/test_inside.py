@@ -117,9 +117,15 @@ def check_exact(blended: bp.Blended) -> nn.Module:
     return small
 
 
-def test_the_whole_cannot_be_traced() -> None:
-    with pytest.raises(bp.PruneError, match="cannot be traced"):
-        bp.plan(detector(), (images(),))
+def test_the_whole_is_traced_for_images_of_the_same_sizes() -> None:
+    model = detector()
+    blended = bp.attach(model, bp.plan(model, (images(),)))
+    check_same(scores(model), scores(blended))
+    check_exact(blended)
+    with pytest.raises(bp.PruneError, match="another branch than for the plan's example at `size"):
+        blended([image[:, :4] for image in images()])
+    with pytest.raises(bp.PruneError, match="2 tensors, which were 3"):
+        blended(images()[:2])
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -139,9 +139,6 @@ TENSORS: dict[str, Row] = {
         f"read by `matmul`: {UNKNOWN}",
         a2=conv(3, 8),
     ),
-    "padding that is computed": row(
-        lambda m, x: m.b(F.pad(m.a(x), x.shape[2:])), f"read by `pad`: {UNKNOWN}"
-    ),
     "concatenation of two dimensions": row(
         lambda m, x: m.b(torch.cat([m.a(x), m.l(x)], 1)),
         f"read by `cat`: {UNKNOWN}",
@@ -160,11 +157,6 @@ TENSORS: dict[str, Row] = {
     ),
     "maximum and its index": row(
         lambda m, x: m.b(m.a(x).max(2, keepdim=True)[0]), f"read by `max`: {UNKNOWN}"
-    ),
-    "one part of those that chunk returns, by a number": row(
-        lambda m, x: m.b(m.a(x).chunk(2, 1)[x.dim() - 3]),
-        "read by `getitem`",
-        b=conv(4, 4),
     ),
     "named tuple": row(lambda m, x: Both(m.b(y := m.a(x)), y), "it is an output of the model"),
     "nested outputs": row(
@@ -375,6 +367,13 @@ LAYERS: dict[str, Row] = {
 }
 ROWS = TENSORS | SHAPES | LAYERS
 
+
+def overwritten(x: Tensor) -> Tensor:
+    x[:, :, 1:3] = x[:, :, 4:6].sigmoid()
+    x[..., 0] *= 2
+    return x
+
+
 FINE: dict[str, Row] = {
     "slice of all channels": row(lambda m, x: m.b(m.a(x)[:, :8]), ""),
     "slice from the first channel": row(lambda m, x: m.b(m.a(x)[:, 0:, 1:, :-1]), ""),
@@ -382,6 +381,14 @@ FINE: dict[str, Row] = {
     "split by half of the width": row(
         lambda m, x: m.b((y := m.a(x)).split(y.shape[1] // 2, 1)[1]), "", b=conv(4, 4)
     ),
+    "padding that is computed": row(lambda m, x: m.b(F.pad(m.a(x), x.shape[2:])), ""),
+    "one part of those that chunk returns, by a number": row(
+        lambda m, x: m.b(m.a(x).chunk(2, 1)[x.dim() - 3]), "", b=conv(4, 4)
+    ),
+    "a list of those that chunk returns": row(
+        lambda m, x: m.b(torch.cat([p.relu() for p in [*m.a(x).chunk(2, 1)][::-1]], 1)), ""
+    ),
+    "rows that are overwritten": row(lambda m, x: m.b(overwritten(m.a(x))), ""),
     "split of rows by number": row(lambda m, x: m.b(m.a(x).split([3, 5], 2)[1]), ""),
     "unbind of rows": row(lambda m, x: m.c(m.a(x).unbind(2)[3]), "", c=nn.Conv1d(8, 4, 1)),
     "view by its own size": row(

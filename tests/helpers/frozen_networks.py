@@ -94,11 +94,6 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "a",
         "read by `view` (in 3): it names the size 4; flatten(1) or size -1 would follow the width",
     ),
-    "called twice": (
-        lambda: pair(lambda m, x: m.b(m.a(x)) + m.b(m.a(2 * x))),
-        "a",
-        "a is called 2 times",
-    ),
     "shared weight": (tied, "c", "b and c share a weight"),
     "weight_norm": (
         lambda: pair(lambda m, x: m.b(m.a(x)), a=parametrizations.weight_norm(conv(3, 8))),

@@ -136,6 +136,14 @@ class Between(nn.Module):
         )
 
 
+def put_everywhere(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module at each path at which a model has that of a name."""
+    old = model.get_submodule(name)
+    named = [path for path, m in model.named_modules(remove_duplicate=False) if m is old]
+    for path in named:
+        model.set_submodule(path, new)
+
+
 def spelled_out(blended: bp.Blended) -> nn.Module:
     """Return what α = 0 stands for, in the user's own class and with no tracing or folding.
 
@@ -149,13 +157,13 @@ def spelled_out(blended: bp.Blended) -> nn.Module:
     for name, layer in structure.linears.items():
         before, behind = expand.get(layer.expand), reduce.get(name)
         matrices = [None if end is None else matrix(end) for end in (before, behind)]
-        model.set_submodule(name, Between(model.get_submodule(name), *matrices))
+        put_everywhere(model, name, Between(model.get_submodule(name), *matrices))
     for name in structure.channelwise:
         try:
             twin = blended.twin.get_submodule(name)
         except AttributeError:
             continue
-        model.set_submodule(name, copy.deepcopy(twin))
+        put_everywhere(model, name, copy.deepcopy(twin))
     twins = {**dict(blended.twin.named_parameters()), **dict(blended.twin.named_buffers())}
     for name in structure.parameters.keys() & twins.keys():
         owner, _, last = name.rpartition(".")

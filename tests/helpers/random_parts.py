@@ -86,6 +86,28 @@ def gate_by_linear(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
     return Net(run, pool=pool, down=nn.Linear(c, s.width), up=nn.Linear(s.width, c)), c
 
 
+@kind("twice")
+def twice(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
+    """One block that reads two tensors, as in siamese networks, and one that reads its own."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.again(m.again(m.body(x))) + m.body(0.5 * x + 1)
+
+    return Net(run, body=inside(s, c, s.width, d), again=block(s, s.width, s.width, d)), s.width
+
+
+@kind("overwrite")
+def overwrite(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.body(x) + 0
+        row, second = y[:, :, :1], y.detach() if m.training else y[...]
+        y[:, :, -1:] = row.sigmoid()
+        row.mul_(2)
+        return y + second.sum(2, keepdim=True)
+
+    return Net(run, body=inside(s, c, s.width, d)), s.width
+
+
 @kind("shuffle")
 def shuffle(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
     def run(m: Any, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def cast(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 
 def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """Padding of the dimensions behind the channels."""
+    """Padding of any dimensions but the channels."""
     layout = analysis.layout(analysis.operand(node))
     if layout is None:
         return None
@@ -30,7 +30,8 @@ def pad(analysis: Analysis, node: fx.Node) -> Layout | None:
     padding = analysis.module(node).padding if is_module else argument(node, 1, "pad")
     if not isinstance(padding, list | tuple):
         return analysis.unknown(node)
-    if len(analysis.shape(node)) - len(padding) // 2 <= layout.dim:
+    behind = len(analysis.shape(node)) - 1 - layout.dim  # pairs of numbers begin at the last
+    if any(number != 0 for number in padding[2 * behind : 2 * behind + 2]):
         return analysis.unknown(node, "it pads the channels")
     return layout
 
@@ -42,7 +43,11 @@ def opaque(analysis: Analysis, node: fx.Node) -> None:
 
 def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
     """Addition, multiplication, …: operands are aligned from the right, as in broadcasting."""
-    operands = [n for n in node.all_input_nodes if analysis.is_tensor(n)]
+    return _in_line(analysis, node, [n for n in node.all_input_nodes if analysis.is_tensor(n)])
+
+
+def _in_line(analysis: Analysis, node: fx.Node, operands: list[fx.Node]) -> Layout | None:
+    """Tie the channels of operands that are aligned from the right."""
     known = list(analysis.layouts(operands))
     made = [(n, layout) for n, layout in known if not layout.free] or known
     offsets = {layout.dim - len(analysis.shape(n)) for n, layout in made}
@@ -67,3 +72,12 @@ def elementwise(analysis: Analysis, node: fx.Node) -> Layout | None:
         if layout.size == tied[0].size:
             unify(tied[0].segments, layout.segments, node.name)
     return tied[0] if tied else None
+
+
+def written(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """A value written into a part of a tensor: the part and the value are in line."""
+    whole = node.args[0]
+    assert isinstance(whole, fx.Node)
+    tensors = [n for n in node.all_input_nodes if n is not whole and analysis.is_tensor(n)]
+    _in_line(analysis, node, tensors)
+    return analysis.layout(whole)

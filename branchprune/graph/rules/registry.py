@@ -115,6 +115,8 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
     torch.squeeze: shape.squeeze,
     operator.getitem: shape.getitem,
     getattr: shape.size_of,
+    "branchprune.graph.tracing.aliases.written": elementwise.written,
+    "branchprune.graph.tracing.aliases.replaced": elementwise.elementwise,
 }
 
 METHOD_RULES: dict[str, Rule] = {
@@ -195,7 +197,7 @@ def _is_function(operation: object) -> bool:
 def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
     """Return the rule of a node; `module` is what it calls, if it calls one."""
     if module is not None:
-        return _module_rule(module)
+        return module_rule(module)
     if node.op == "call_function" and callable(node.target):
         path = f"{node.target.__module__}.{getattr(node.target, '__qualname__', '')}"
         return FUNCTION_RULES.get(node.target) or FUNCTION_RULES.get(path)
@@ -206,7 +208,8 @@ def _known_class(module: nn.Module) -> type[nn.Module] | None:
     return next((kind for kind in type(module).__mro__ if kind in MODULE_RULES), None)
 
 
-def _module_rule(module: nn.Module) -> Rule | None:
+def module_rule(module: nn.Module) -> Rule | None:
+    """Return the rule of a module's class, or of the nearest class that it is made from."""
     kind = _known_class(module)
     return MODULE_RULES[kind] if kind is not None else None
 
@@ -229,7 +232,7 @@ def to_be_checked(module: nn.Module) -> bool:
 
     That is so where a user has said it, and where a known layer has a forward of a user's.
     """
-    rule = _module_rule(module)
+    rule = module_rule(module)
     if _is_taught(module):
         return rule in (elementwise.same, norm.channelwise, *_CHECKED)
     return has_own_forward(module) and rule in _CHECKED

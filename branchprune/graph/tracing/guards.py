@@ -1,32 +1,29 @@
-"""Conditions on shapes in forward: which branch an example takes, and a guard that it stays so.
+"""Guards: a recorded forward is refused what would take another way through the user's.
 
-`torch.fx` records one path through forward. Where an `if` asks for shapes, the path of the example
-is recorded, together with a guard: an input that would take the other path is refused. The same
-goes for a size that forward turns into a plain number, as by `int(x.shape[2] / 2)`.
+A recording holds one way through forward. Where an `if` asks for shapes, the way of the example is
+recorded, together with a guard: an input that would take the other one is refused. The same goes
+for a size that forward turns into a plain number, as by `int(x.shape[2] / 2)`.
 """
 
 from __future__ import annotations
 
+import linecache
 import os
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import re
+import sys
+from collections.abc import Iterable, Sized
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import own_buffers
 
 _PACKAGE = Path(__file__).parents[2]
 MACHINERY = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, _PACKAGE))
 """Folders whose code is not a user's."""
-_CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
 
 def same_branch(condition: Any, expected: bool, what: str, place: str) -> None:
@@ -55,95 +52,55 @@ def same_number(number: Any, expected: float, what: str, place: str) -> None:
         )
 
 
-GUARDS = (same_branch, same_number)
+def same_length(parts: Sized, expected: int, what: str, place: str) -> None:
+    """Refuse an input for which forward works on more or fewer tensors than for the example.
 
-
-class Conditions:
-    """Computes values of a graph that is being recorded, with the shapes of an example.
-
-    Args:
-        root: The module that is traced.
-        inputs: The example's inputs by the names of forward's arguments.
-        inner: Whether it is a part of a model, so that its inputs have gradients.
+    Raises:
+        PruneError: Their number is not what it was.
     """
-
-    def __init__(self, root: nn.Module, inputs: dict[str, Any], inner: bool = False) -> None:
-        self.root, self.inputs, self.inner = root, inputs, inner
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.values: dict[fx.Node, Any] = {}
-
-    def value_of(self, node: fx.Node) -> Any:
-        """Return the value of a node; tensors have a shape and no numbers.
-
-        Raises:
-            Exception: Whatever happens when it is computed, as where numbers are asked for.
-        """
-        interpreter = fx.Interpreter(self.root, graph=node.graph)
-        interpreter.env = self.values
-        needed = _ancestors(node) - self.values.keys()
-        with self.mode, torch.no_grad(), _not_traced(), own_buffers(self.root):
-            for each in [each for each in node.graph.nodes if each in needed]:
-                if each.op == "placeholder":
-                    self.values[each] = self._input(str(each.target))
-                else:
-                    self.values[each] = interpreter.run_node(each)
-        return self.values[node]
-
-    def _input(self, name: str) -> Any:
-        return tree_map_only(Tensor, self.mode.from_tensor, self.inputs[name])
+    if len(parts) != expected:
+        raise PruneError(
+            f"forward has {len(parts)} tensors, which were {expected} for the plan's example, at "
+            f"{what}{place}: plan with an example of the shape that is used"
+        )
 
 
-@contextmanager
-def numbers_from_shapes() -> Iterator[None]:
-    """Let int(), float() and range() take a size that is being traced, for a `with` block.
-
-    They get the example's number, and the trace a guard.
-    """
-
-    def number_of(kind: type) -> Callable[[fx.Proxy], Any]:
-        def convert(proxy: fx.Proxy) -> Any:
-            tracer: Any = proxy.tracer
-            return kind(tracer.number_of(proxy))
-
-        return convert
-
-    with ExitStack() as stack:
-        for name, kind in (("__int__", int), ("__index__", int), ("__float__", float)):
-            patch = mock.patch.object(fx.Proxy, name, number_of(kind), create=True)
-            stack.enter_context(patch)
-        yield
+GUARDS = (same_branch, same_number, same_length)
 
 
-@contextmanager
-def _not_traced() -> Iterator[None]:
-    """Take back what a trace changes in every module: calls and attributes are plain again."""
-    with (
-        mock.patch.object(nn.Module, "__call__", _CALL),
-        mock.patch.object(nn.Module, "__getattr__", _GETATTR),
-    ):
-        yield
+def user_frame() -> FrameType | None:
+    """Return the frame of the user's code that runs now."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(MACHINERY):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    rest = [node]
-    while rest:
-        node = rest.pop()
-        if node not in found:
-            found.add(node)
-            rest += node.all_input_nodes
-    return found
+def user_code() -> tuple[int, CodeType] | None:
+    """Return which call of which of the user's functions runs now."""
+    frame = user_frame()
+    return None if frame is None else (id(frame), frame.f_code)
 
 
 def source_line() -> tuple[str, str]:
-    """Return the line of a user's forward that is being traced, and where it is."""
-    frames = traceback.extract_stack()
-    users = [frame for frame in frames if not frame.filename.startswith(MACHINERY)]
-    return (
-        (f"`{users[-1].line}`", f" ({users[-1].filename}:{users[-1].lineno})")
-        if users
-        else ("", "")
-    )
+    """Return the line of a user's forward that runs, and where it is."""
+    frame = user_frame()
+    if frame is None:
+        return "", ""
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    return f"`{linecache.getline(file, number).strip()}`", f" ({file}:{number})"
+
+
+def is_named(dtype: torch.dtype) -> bool:
+    """Return whether the user's code that runs names a dtype, as `x.to(torch.float32)` does."""
+    frame = user_frame()
+    if frame is None:
+        return True
+    positions = [*frame.f_code.co_positions()][frame.f_lasti // 2]
+    first, last = positions[0] or frame.f_lineno, positions[1] or frame.f_lineno
+    lines = [linecache.getline(frame.f_code.co_filename, i) for i in range(first, last + 1)]
+    words = re.findall(r"[a-zA-Z]\w*", "".join(lines))
+    return any(getattr(torch, word, None) is dtype for word in words)
 
 
 def same_modes(model: nn.Module, names: Iterable[str], training: bool) -> None:

@@ -11,22 +11,19 @@ import operator
 import pickle
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from inspect import getattr_static
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import fx, nn
 from torch.utils import checkpoint
-from torch.utils._pytree import tree_leaves
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import generator_states
 from branchprune.graph.tracing.guards import GUARDS, source_line
 
-Function = torch.autograd.Function
 _COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
 _NO_GRADIENT = {
     *GUARDS,
@@ -124,38 +121,22 @@ def no_autocast(where: Callable[[], str]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def recorded_functions() -> Iterator[None]:
-    """Let a trace record every `autograd.Function` as a whole, with its own backward.
-
-    Without it, a trace sees the operations in its forward, whose gradients are others.
-    """
-    original = getattr_static(Function, "apply")
-
-    def apply(kind: type[Function], *args: Any, **kwargs: Any) -> Any:
-        leaves = tree_leaves((args, kwargs))
-        proxy = next((leaf for leaf in leaves if isinstance(leaf, fx.Proxy)), None)
-        if proxy is None:
-            return original.__get__(None, kind)(*args, **kwargs)
-        if any(callable(leaf) and not isinstance(leaf, fx.Proxy) for leaf in leaves):
-            raise PruneError(
-                f"forward gives the autograd function {kind.__name__} a function or a module, "
-                "into which a trace does not see: leave the module around it out with `opaque`"
-            )
-        return proxy.tracer.create_proxy("call_function", _Whole(kind), args, kwargs)
-
-    with mock.patch.object(Function, "apply", classmethod(apply)):
-        yield
+def draws_are_lost(what: str, where: str) -> PruneError:
+    """Return the error for a forward that draws random numbers that are not recorded."""
+    return PruneError(
+        f"forward of {where} draws random numbers from {what}, and a trace would keep the first "
+        "draw for ever: draw tensors, as by torch.rand_like(x), torch.rand(size) or F.dropout, or "
+        "leave the module out with `opaque`"
+    )
 
 
-class _Whole:
-    """An `autograd.Function` as a function that a graph can hold and that can be pickled."""
-
-    def __init__(self, kind: type[Function]) -> None:
-        self.kind, self.__name__ = kind, kind.__name__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.kind.apply(*args, **kwargs)
+def state_is_changed(name: str) -> PruneError:
+    """Return the error for a forward that writes into a parameter or buffer."""
+    owner = name.rpartition(".")[0] or "the module"
+    return PruneError(
+        f"forward changes {name}, which a trace loses: leave {owner} out with `opaque`, or teach "
+        "its class with `bp.teach`"
+    )
 
 
 def refuse_generator(value: object, where: str) -> None:
@@ -173,45 +154,30 @@ def refuse_generator(value: object, where: str) -> None:
         )
 
 
-def refuse_kept_nodes(graph: fx.Graph) -> None:
-    """Raise a PruneError if forward uses what it has computed, and kept, in an earlier call."""
-    for node in graph.nodes:
-        for each in node.all_input_nodes:
-            if each.graph is not graph:
-                raise PruneError(
-                    f"forward keeps {each.name}, which it computes, for a later call, where "
-                    f"{node.name} uses it; a trace loses that: compute it in __init__ or in each "
-                    "call, or leave the module out with `opaque`"
-                )
-
-
 class Draws:
-    """Notices whether a forward that is being traced draws random numbers itself."""
+    """Notices whether a forward that runs draws random numbers where it is not recorded.
 
-    def __init__(self) -> None:
-        self.before = generator_states()
+    Args:
+        torchs: Whether draws of torch count, too, since recorded ones draw nothing.
+    """
+
+    def __init__(self, torchs: bool) -> None:
+        self.torchs, self.before = torchs, generator_states()
 
     def moved(self) -> list[str]:
         """Return the names of the generators that have moved."""
         now = generator_states()
-        return [name for name, state in self.before.items() if state != now[name]]
+        moved = [name for name, state in self.before.items() if state != now[name]]
+        return [name for name in moved if self.torchs or not name.startswith("torch")]
 
     def refuse(self, where: str) -> None:
         """Raise a PruneError if a generator has moved.
 
         Args:
-            where: Path of the module whose forward has just been traced.
+            where: Path of the module whose forward has run.
         """
         if moved := self.moved():
-            raise _drawn(where, " and ".join(moved))
-
-
-def _drawn(where: str, generators: str) -> PruneError:
-    return PruneError(
-        f"forward of {where} draws random numbers from {generators}, and a trace would keep the "
-        "first draw for ever: draw from a tensor, as by torch.rand_like(x), F.dropout or "
-        "x.new_empty(size).normal_(), or leave the module out with `opaque`"
-    )
+            raise draws_are_lost(" and ".join(moved), where)
 
 
 class Attributes:
@@ -225,12 +191,17 @@ class Attributes:
         self.part, self.before = part, _plain_attributes(part)
         self.generators = _generators(part)
 
-    def refuse(self) -> None:
-        """Raise a PruneError if one is another than it was."""
+    def refuse(self, wholes: Collection[nn.Module]) -> None:
+        """Raise a PruneError if one is another than it was.
+
+        Args:
+            wholes: Modules that are called as they are, where nothing is lost.
+        """
         now = _plain_attributes(self.part)
         for (path, name), value in self.before.items():
             new = now.get((path, name), value)
-            if new != value and (new == new or value == value):
+            differs = new != value and (new == new or value == value)
+            if differs and (name == "training" or self.part.get_submodule(path) not in wholes):
                 where = path or type(self.part).__name__
                 raise PruneError(
                     f"forward of {where} changes its attribute {name} (from {value!r} to {new!r}), "
@@ -239,7 +210,7 @@ class Attributes:
         moved = _generators(self.part)
         for (path, name), state in self.generators.items():
             if moved.get((path, name), state) != state:
-                raise _drawn(path or type(self.part).__name__, f"its attribute {name}")
+                raise draws_are_lost(f"its attribute {name}", path or type(self.part).__name__)
 
 
 def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | float | str]:

@@ -10,7 +10,7 @@ from models import Net
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.graph.tracing.factories import FACTORIES
+from branchprune.graph.tracing.factories import DRAWS, FACTORIES
 
 MAKE: dict[str, Callable[[int], Tensor]] = {
     "zeros": lambda n: torch.zeros(n, 2).exp(),
@@ -30,8 +30,9 @@ MAKE: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def test_each_has_a_row() -> None:
-    assert set(MAKE) == set(FACTORIES)
+def test_each_draw_has_a_row() -> None:
+    assert {getattr(torch, name) for name in MAKE} >= DRAWS - {torch.normal}
+    assert {getattr(torch, name) for name in MAKE} <= FACTORIES
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -33,16 +33,16 @@ def test_every_call_of_a_module_is_from_its_path() -> None:
     for inside in ("", "part"):
         model = nn.Sequential()
         model.add_module("part", part)
-        graph = trace(model, X, inside)[False]
+        graph = trace(model, X, inside).graphs[False]
         places = [node.meta.get(WHERE) for node in graph.nodes if "mul" in node.name]
         assert places == ["part.inner"] * 3
 
 
 def test_modules_that_differ_in_a_number_alone_are_named() -> None:
     model = nn.Sequential(Times(2, 2), Times(2, 3), nn.Sequential(Times(4, 4), Times(5, 6)))
-    graphs = trace(model, X)
+    graphs = trace(model, X).graphs
     assert differing_modules(graphs) == ("1", "2.1")
-    assert differing_modules(trace(model[0], X)) == ()
+    assert differing_modules(trace(model[0], X).graphs) == ()
 
 
 class Collects(nn.Module):
