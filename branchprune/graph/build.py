@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 from torch import fx, nn
 
@@ -45,7 +44,7 @@ def analyse(
         PruneError: The model cannot be traced, or does not accept the example.
     """
     left_out = find_opaque(model, opaque)
-    traced = trace(model, example, inside, left_out, partial(_is_unseen, left_out))
+    traced = trace(model, example, inside, left_out, _is_counted)
     graphs = traced.graphs
     obstacles = find_obstacles(model, graphs.values())
     readable = frozenset(find_readable(model, graphs.values()))
@@ -57,20 +56,34 @@ def analyse(
     return _structure(analysis, traced, inside)
 
 
-def _is_unseen(opaque: Collection[nn.Module], module: nn.Module) -> bool:
-    """Return whether a called module has weights and is left out by the user."""
-    left_out = module in opaque or module_rule(module) is not_looked_into
-    return left_out and any(True for _ in module.parameters())
+def _is_counted(module: nn.Module) -> bool:
+    """Return whether the multiply-adds of a called module are not known from its widths."""
+    return any(True for _ in module.parameters())
 
 
-def _macs_of_unseen(analysis: Analysis, graph: fx.Graph) -> dict[str, int]:
-    """Return the multiply-adds of modules that are not looked into, for one example."""
+def _unseen_macs(analysis: Analysis, graph: fx.Graph) -> tuple[dict[str, int], int]:
+    """Return the multiply-adds, for one example, of what is no layer whose widths are known.
+
+    Returns:
+        Those of the modules that the user leaves out, by path, and the sum of all others.
+    """
     macs: dict[str, int] = {}
+    others = 0
     for node, work in analysis.recorded.macs.items():
         read = [analysis.batches[n] for n in node.all_input_nodes if n in analysis.batches]
         counts = work // (read[0] if read else 1) if node.graph is graph else 0
-        macs[str(node.target)] = macs.get(str(node.target), 0) + counts
-    return macs
+        module = analysis.module(node) if node.op == "call_module" else None
+        name = str(node.target)
+        if module is not None and _is_left_out(analysis, module):
+            macs[name] = macs.get(name, 0) + counts
+        elif name not in analysis.linears and name not in analysis.channelwise:
+            others += counts
+    return macs, others
+
+
+def _is_left_out(analysis: Analysis, module: nn.Module) -> bool:
+    left_out = module in analysis.opaque or module_rule(module) is not_looked_into
+    return left_out and _is_counted(module)
 
 
 class _Numbering:
@@ -156,7 +169,7 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
         linears,
         channelwise,
         parameters,
-        _macs_of_unseen(analysis, graphs[False]),
+        *_unseen_macs(analysis, graphs[False]),
         inplace,
         {name: describe(module) for name, module in (called | owners).items()},
         traced.constants,

@@ -123,7 +123,8 @@ class Structure:
         linears: The linear layers by path.
         channelwise: The channelwise layers with a width of their own, by path.
         parameters: The parameters and buffers with channels that forward itself reads, by path.
-        unseen: Modules that are not looked into, by path: their multiply-adds for one example.
+        unseen: Modules that the user leaves out, by path: their multiply-adds for one example.
+        other_macs: Multiply-adds of functions, such as matmul, and of modules without a rule.
         inplace: Paths of modules that work in place.
         modules: Kind and widths of every module that is called or has parameters, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
@@ -139,6 +140,7 @@ class Structure:
     channelwise: dict[str, ChannelwiseLayer]
     parameters: dict[str, ChannelParameter]
     unseen: dict[str, int]
+    other_macs: int
     inplace: frozenset[str]
     modules: dict[str, str]
     constants: dict[str, Tensor]

@@ -64,6 +64,7 @@ def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[
             macs[i] += work * factor * (inner if i and linear else 1.0)
     left_out = sum(cost.channels for cost in costs_of_unseen(model, structure).values())
     channels = [count + left_out for count in channels]
+    macs = [work + structure.other_macs for work in macs]
     before, after = (Cost(channels[i], round(params[i]), round(macs[i])) for i in (0, 1))
     return before, after
 
@@ -102,4 +103,5 @@ def macs_shares(structure: Structure) -> list[float]:
         for piece in pieces:
             macs[piece.group] += work * piece.size / size
     total = sum(work for _, work in layers) + sum(structure.unseen.values())
+    total += structure.other_macs
     return [work / max(total, 1) for work in macs]

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import training_mode
-from branchprune.graph.layers import has_own_forward
+from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
 from branchprune.graph.rules.registry import TAUGHT, is_layer
 from branchprune.graph.tracing.arguments import unseen
 from branchprune.graph.tracing.recorder import Recorder
@@ -27,6 +27,7 @@ from branchprune.graph.tracing.translate import Call
 Function = torch.autograd.Function
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _LIBRARY = ("torch.nn", "torch.ao.nn")
+_COUNTED_BY_WIDTHS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *_NORMS, nn.LayerNorm, nn.GroupNorm)
 
 
 class Calls:
@@ -149,22 +150,24 @@ class Calls:
         self.wholes.update(module.modules())
         nodes = recorder.node_of(args), recorder.node_of(kwargs)
         before = {id(t): t._version for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        counter = FlopCounterMode(display=False) if self.counted(module) else None
+        counter = FlopCounterMode(display=False) if self._is_counted(module) else None
         plain = recorder.plain(args), recorder.plain(kwargs)
         with self._inside(path), training_mode(module, False):
             if recorder.meta and _keeps_shape(module, args):
                 result = torch.empty_like(plain[0][0])
             else:
-                with counter or nullcontext():
+                with counter or nullcontext(), without_fast_path():
                     result = original(module, *plain[0], **plain[1])
         changed = next((t for t in args if isinstance(t, Tensor) and t is result), None)
         if changed is not None and changed._version == before[id(changed)]:
             changed = None
-        found = recorder.note(Call("call_module", path, args, kwargs, changed), nodes, result)
-        if counter is not None:
-            node = next(n for n in reversed(recorder.graph.nodes) if n.op == "call_module")
-            recorder.recorded.macs[node] = counter.get_total_flops() // 2
-        return found
+        call = Call("call_module", path, args, kwargs, changed)
+        return recorder.note(call, nodes, result, counter)
+
+    def _is_counted(self, module: nn.Module) -> bool:
+        """Return whether a module's multiply-adds have to be counted, which takes time."""
+        known = type(module) in _COUNTED_BY_WIDTHS and module not in self.opaque
+        return not known and self.counted(module)
 
     @contextmanager
     def _inside(self, path: str) -> Iterator[None]:
@@ -224,6 +227,17 @@ class Calls:
         with self._inside(recorder.location()):
             result = run(*recorder.plain(args), **recorder.plain(kwargs))
         return recorder.note(Call("call_function", target, args, kwargs), nodes, result)
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Let attention be computed by functions that are counted, for a `with` block."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Whole:

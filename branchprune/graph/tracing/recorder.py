@@ -9,6 +9,7 @@ by `calls`.
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from operator import getitem
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
 from branchprune.graph.tracing.aliases import set_item, written
@@ -39,6 +41,12 @@ FACTS = (
 )
 """Functions and methods that ask for something else, which is taken for granted."""
 
+MULTIPLYING = frozenset(
+    "linear matmul __matmul__ __rmatmul__ bmm mm mv addmm baddbmm addbmm einsum tensordot bilinear "
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d chain_matmul "
+    "scaled_dot_product_attention multi_head_attention_forward convolution".split()
+)
+"""Functions whose multiply-adds count."""
 NORMS = (F.batch_norm, F.instance_norm)
 """Functions whose result has the shape of their input, and that fail on one number a channel."""
 
@@ -75,11 +83,14 @@ class Recorder(Measurements, TorchFunctionMode):
         call = translate(func, args, kwargs)
         self._refuse_changed_parameter(call.changed)
         nodes = self.node_of(call.args), self.node_of(call.kwargs)
-        result = self._run(func, self.plain(args), self.plain(kwargs))
+        name = getattr(func, "__name__", "")
+        counter = FlopCounterMode(display=False) if name in MULTIPLYING else None
+        with counter or nullcontext():
+            result = self._run(func, self.plain(args), self.plain(kwargs))
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             self._guard_sizes((args, kwargs))
             return result
-        return self.note(call, nodes, result)
+        return self.note(call, nodes, result, counter)
 
     def _is_traced(self, arguments: Any) -> bool:
         """Return whether arguments are or follow tensors or sizes."""

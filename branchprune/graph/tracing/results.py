@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.arguments import Arguments, like, unseen
@@ -23,13 +24,20 @@ class Results(Arguments):
     """Adds the nodes of calls, and knows what they return."""
 
     @unseen
-    def note(self, call: Call, nodes: tuple[Any, Any], result: Any) -> Any:
+    def note(
+        self,
+        call: Call,
+        nodes: tuple[Any, Any],
+        result: Any,
+        counter: FlopCounterMode | None = None,
+    ) -> Any:
         """Add the node of a call; return its result, its tensors known by their nodes.
 
         Args:
             call: The call.
             nodes: Its arguments with nodes in place of tensors and sizes.
             result: What it returned.
+            counter: What has counted its multiply-adds; None: they are not counted here.
         """
         args, kwargs = nodes
         if call.copies:
@@ -37,6 +45,8 @@ class Results(Arguments):
             copy.meta[DERIVED] = True
             args = (copy, *args[1:])
         node = self.add(call.kind, call.target, tuple(args), kwargs)
+        if counter is not None:
+            self.recorded.macs[node] = counter.get_total_flops() // 2
         return self.bind(result, node, call.changed, [*self.tensors((call.args, call.kwargs))])
 
     @unseen
