@@ -15,6 +15,7 @@ from torch import fx
 from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
 from branchprune.blending.projections import apply_folded
+from branchprune.graph.nodes import asked_for_its_type
 from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
 from branchprune.graph.tracing.guards import same_length
@@ -52,6 +53,11 @@ def compile_program(
     program = compiled(graph, f"branchprune training={training}")
     vars(program)["reads"] = tuple(dict.fromkeys(paths))
     return program
+
+
+def is_measured(node: fx.Node, operand: fx.Node) -> bool:
+    """Return whether a node reads nothing of a tensor but its size, dtype or device."""
+    return node.target in SIZES or operand is asked_for_its_type(node)
 
 
 class _Writer:
@@ -141,7 +147,8 @@ class _Writer:
                 parameter = self.structure.parameters.get(str(node.target))
                 has = bool(self._live(parameter.pieces if parameter else ()))
             else:
-                has = any(n in twins for n in node.all_input_nodes)
+                about = asked_for_its_type(node)
+                has = any(n in twins for n in node.all_input_nodes if n is not about)
             if has:
                 twins.add(node)
         return twins
@@ -173,7 +180,7 @@ class _Writer:
             return
         for form in needed:
             for operand in node.all_input_nodes:
-                if node.target in SIZES:
+                if is_measured(node, operand):
                     self.measured[operand].add(form)
                 else:
                     self.needed[operand].add(self._form_read(node, operand, form))
@@ -195,7 +202,7 @@ class _Writer:
         """Return the form of an operand that a node reads to make a form of its own."""
         if operand not in self.twins:
             return WIDE
-        return self._form_measured(operand, form) if node.target in SIZES else form
+        return self._form_measured(operand, form) if is_measured(node, operand) else form
 
     def _value(self, user: fx.Node, node: fx.Node, form: str) -> fx.Node:
         return self.written[node, self._form_read(user, node, form)]

@@ -32,6 +32,12 @@ class Recorded:
     macs: dict[fx.Node, int] = field(default_factory=dict)
 
 
+def asked_for_its_type(node: fx.Node) -> fx.Node | None:
+    """Return the tensor of which a node reads dtype and device alone, as `x.type_as(y)` of y."""
+    read = node.all_input_nodes
+    return read[1] if node.target in ("type_as", "to") and len(read) == 2 else None
+
+
 def argument(node: fx.Node, place: int, *names: str, default: Any = None) -> Any:
     """Return an argument of a call, which is given by its place or by one of its names."""
     if len(node.args) > place:

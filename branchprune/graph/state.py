@@ -12,7 +12,7 @@ from torch import fx, nn
 from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
 from branchprune.graph.layers import TRANSPOSED
-from branchprune.graph.nodes import WHERE, Recorded
+from branchprune.graph.nodes import WHERE, Recorded, asked_for_its_type
 
 
 @dataclass(eq=False)
@@ -149,7 +149,8 @@ class Analysis:
 
     def freeze_inputs(self, node: fx.Node, reason: str) -> None:
         """Freeze the groups of everything the node reads."""
-        for _, layout in self.layouts(node.all_input_nodes):
+        read = [n for n in node.all_input_nodes if n is not asked_for_its_type(node)]
+        for _, layout in self.layouts(read):
             layout.freeze(reason)
 
     def unknown(

@@ -78,11 +78,9 @@ FAMILIES = {
     "lraspp_mobilenet_v3_large": Family(options=DENSE),
     "deeplabv3_mobilenet_v3_large": Family(options=DENSE),
     "mc3_18": Family(shape=(3, 4, 32, 32)),
-    "swin_t": Family(0.4, deep=True, frozen=swin("linear", 1, 3, 5, 7)),
-    "swin3d_t": Family(
-        0.4, shape=(3, 8, 64, 64), deep=True, frozen=swin("linear", 0, 2, 4, 6)
-    ),
-    "vit_b_32": Family(0.4, options={**SMALL, "image_size": 64}, frozen=VIT),
+    "swin_t": Family(0.13, deep=True, frozen=swin("linear", 1, 3, 5, 7)),
+    "swin3d_t": Family(0.2, shape=(3, 8, 64, 64), deep=True, frozen=swin("linear", 0, 2, 4, 6)),
+    "vit_b_32": Family(0.29, options={**SMALL, "image_size": 64}, frozen=VIT),
 }
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import training_mode
+from branchprune.graph.inputs import own_generators, training_mode
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
 from branchprune.graph.rules.registry import TAUGHT, is_layer
 from branchprune.graph.tracing.arguments import unseen
@@ -152,12 +152,12 @@ class Calls:
         before = {id(t): t._version for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         counter = FlopCounterMode(display=False) if self._is_counted(module) else None
         plain = recorder.plain(args), recorder.plain(kwargs)
-        with self._inside(path), training_mode(module, False):
+        with self._inside(path):
             if recorder.meta and _keeps_shape(module, args):
                 result = torch.empty_like(plain[0][0])
             else:
                 with counter or nullcontext(), without_fast_path():
-                    result = original(module, *plain[0], **plain[1])
+                    result = _run(module, original, *plain)
         changed = next((t for t in args if isinstance(t, Tensor) and t is result), None)
         if changed is not None and changed._version == before[id(changed)]:
             changed = None
@@ -227,6 +227,24 @@ class Calls:
         with self._inside(recorder.location()):
             result = run(*recorder.plain(args), **recorder.plain(kwargs))
         return recorder.note(Call("call_function", target, args, kwargs), nodes, result)
+
+
+def _run(
+    module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run a module that is not looked into.
+
+    What it returns may depend on its mode. Layers of torch run in evaluation mode, and so does
+    what cannot train on the example, as BatchNorm cannot on a single number a channel.
+    """
+    if module.training and not module.__module__.startswith(_LIBRARY):
+        try:
+            with own_generators(module.parameters()):
+                return original(module, *args, **kwargs)
+        except Exception:  # the attempt below says what is wrong
+            pass
+    with training_mode(module, False), own_generators(module.parameters()):
+        return original(module, *args, **kwargs)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ _SIZES = (
     *(getattr, "size", "dim", "numel", "new_ones", "new_zeros", "new_full", "new_empty"),
     *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like),
 )
+_LIKE = ("type_as", "to", "expand_as", "view_as", "reshape_as")
 _COUNTING = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms")
 _DRAWN = ("bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "rand_like", "randn_like")
 
@@ -35,7 +36,7 @@ def refuse_values(nodes: Iterable[fx.Node], where: str) -> None:
         if node in seen or node.target in _SIZES:
             continue
         seen.add(node)
-        rest += node.all_input_nodes
+        rest += _read(node)
         if _is_drawn(node):
             raise draws_are_lost("torch", where)
         constant = node.op == "get_attr" and CONSTANT in str(node.target)
@@ -82,13 +83,19 @@ def _follows_numbers(node: fx.Node) -> bool:
         each = rest.pop()
         if each not in seen and each.target not in _SIZES:
             seen.add(each)
-            rest += each.all_input_nodes
+            rest += _read(each)
     return any(
         each.op in ("placeholder", "call_module")
         or (each.op == "get_attr" and CONSTANT not in str(each.target))
         or _is_drawn(each)
         for each in seen
     )
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """Return of what the numbers of a node follow; `type_as` reads those of its tensor alone."""
+    read = node.all_input_nodes
+    return read[:1] if node.target in _LIKE else read
 
 
 def _is_drawn(node: fx.Node) -> bool:
