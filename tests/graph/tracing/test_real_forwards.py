@@ -40,13 +40,14 @@ class Detect(nn.Module):
         self.anchors, self.shape = torch.empty(0), None
 
     def forward(self, x: list[Tensor]) -> Any:
+        like = x[0]
         for i, head in enumerate(self.heads):
             x[i] = head(x[i])
         if self.training:
             return x
         shape = x[0].shape
         if self.shape != shape:
-            grids = [torch.arange(each.shape[3]).type_as(x[0]) for each in x]
+            grids = [torch.arange(each.shape[3]).type_as(like) for each in x]
             self.anchors, self.shape = torch.cat(grids), shape
         b, _, *sizes = shape
         y = torch.cat([each.view(b, 6, -1) for each in x], 2)
