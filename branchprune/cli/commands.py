@@ -156,7 +156,8 @@ def show_summary(result: dict[str, Any], console: Console) -> None:
     """
     from branchprune.reports.before_after import compare
 
-    title = f"{result['experiment']}, seed {result['seed']}"
+    dry = ", a dry run: two batches an epoch" if result.get("fast") else ""
+    title = f"{result['experiment']}, seed {result['seed']}{dry}"
     rows = [(row.label, row.before, row.after, row.change) for row in compare(result)]
     error = f"{result['collapse']['relative_error']:.1e}"
     rows.append(("Error of the collapse, float64", "", error, ""))

@@ -327,6 +327,9 @@ def test_the_table_of_a_run_shows_names_as_they_are(monkeypatch):
     show_summary({"experiment": "a[/b]", "seed": 3, "collapse": collapse}, console)
     assert "a[/b], seed 3" in console.file.getvalue()
     assert re.search(r"PSNR in \[dB\], test +│ +20 │ +19 │ +−1", console.file.getvalue())
+    assert "dry run" not in console.file.getvalue()
+    show_summary({"experiment": "a", "seed": 3, "collapse": collapse, "fast": True}, console)
+    assert "a, seed 3, a dry run" in " ".join(console.file.getvalue().split())
 
 
 @pytest.mark.parametrize("command", ["run", "dense"])

@@ -54,8 +54,10 @@ def check_folder(
             _check_same(output / "config.yaml", resumed, command)
         return
     if not overwrite:
+        dry = _is_dry(output)
+        way = "--overwrite true" if dry else "--overwrite true, or --resume"
         raise PruneError(
-            f"output folder {output} exists; give another, or --overwrite true, or --resume"
+            f"output folder {output} exists{' (a dry run)' * dry}; give another, or {way}"
         )
     if not output.is_dir():
         raise PruneError(f"output folder {output} cannot be written: it is a file")
@@ -64,6 +66,13 @@ def check_folder(
         raise PruneError(f"output folder {output} is not a run alone: it holds {foreign[0]}")
     if Path.cwd().resolve().is_relative_to(output.resolve()):
         raise PruneError(f"output folder {output} is where the command runs: it is not replaced")
+
+
+def _is_dry(output: Path) -> bool:
+    """Return whether a folder holds a dry run."""
+    stored = output / "config.yaml"
+    settings = yaml.safe_load(stored.read_text()) if stored.is_file() else None
+    return isinstance(settings, dict) and settings.get("fast") is True
 
 
 def _foreign(output: Path) -> Iterator[Path]:

@@ -178,3 +178,12 @@ def test_hardware_is_that_of_the_accelerator(there, monkeypatch):
         assert environment.device_of(accelerator).type == ("cuda" if used else "cpu")
         assert ("NVIDIA H200" in environment.hardware(accelerator)) == used
     assert ("NVIDIA H200" in environment.hardware()) == there
+
+
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_a_dry_run_in_the_way_is_called_so(fast, tmp_path):
+    (tmp_path / "config.yaml").write_text(f"name: x\nfast: {fast}\n")
+    with pytest.raises(bp.PruneError) as error:
+        check_folder(tmp_path, False)
+    assert (" exists (a dry run); give another, or --overw" in str(error.value)) == (fast == "true")
+    assert ("--resume" in str(error.value)) == (fast == "false")
