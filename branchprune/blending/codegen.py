@@ -15,6 +15,7 @@ from torch import fx
 from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
 from branchprune.blending.projections import apply_folded
+from branchprune.graph.measured import is_measured
 from branchprune.graph.nodes import asked_for_its_type
 from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
@@ -22,7 +23,6 @@ from branchprune.graph.tracing.guards import same_length
 
 Program = Callable[..., Any]
 WIDE, NARROW = "wide", "narrow"
-SIZES = (getattr, same_length, "size", "dim", "numel")
 
 
 def compile_program(
@@ -53,11 +53,6 @@ def compile_program(
     program = compiled(graph, f"branchprune training={training}")
     vars(program)["reads"] = tuple(dict.fromkeys(paths))
     return program
-
-
-def is_measured(node: fx.Node, operand: fx.Node) -> bool:
-    """Return whether a node reads nothing of a tensor but its size, dtype or device."""
-    return node.target in SIZES or operand is asked_for_its_type(node)
 
 
 class _Writer:

@@ -162,5 +162,5 @@ class Aliases:
 def _memory(tensor: Tensor) -> int:
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # of a kind that has no memory of its own, such as a sparse one
         return 0

@@ -84,10 +84,10 @@ def trace(
             be recorded.
     """
     found = Traced()
-    run = partial(_trace_once, model, example, inside, opaque, counted, found)
+    record = partial(_record, model, inside, example, opaque, counted, found)
     for training in (False, True):
         with training_mode(model, training):
-            found.graphs[training] = run()
+            found.graphs[training] = _trace_once(record, found)
     evaluation, train = found.graphs[False], found.graphs[True]
     if str(train) == str(evaluation):
         for node, twin in zip(evaluation.nodes, train.nodes, strict=True):
@@ -96,21 +96,14 @@ def trace(
     return found
 
 
-def _trace_once(
-    model: nn.Module,
-    example: Example,
-    inside: str,
-    opaque: Collection[nn.Module],
-    counted: Callable[[nn.Module], bool],
-    found: Traced,
-) -> fx.Graph:
+def _trace_once(record: Callable[[bool], Recorder], found: Traced) -> fx.Graph:
     """Record forward in the mode in which the model is: without numbers, else with them."""
     try:
-        recorder = _record(model, inside, example, opaque, counted, found, meta=True)
+        recorder = record(True)
     except PruneError:
         raise
     except Exception:  # of a forward that asks for numbers, or that cannot do without
-        recorder = _record(model, inside, example, opaque, counted, found, meta=False)
+        recorder = record(False)
     _drop_unread(recorder.graph)
     recorder.graph.lint()
     found.recorded.shapes |= recorder.recorded.shapes
