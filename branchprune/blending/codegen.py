@@ -13,16 +13,13 @@ from typing import Any
 from torch import fx
 
 from branchprune.blending.feature_matching import mismatch, pulled, record
+from branchprune.blending.forms import NARROW, WIDE, Forms
 from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
 from branchprune.blending.projections import apply_folded
-from branchprune.graph.measured import is_measured
-from branchprune.graph.nodes import asked_for_its_type
 from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
-from branchprune.graph.tracing.guards import same_length
 
 Program = Callable[..., Any]
-WIDE, NARROW = "wide", "narrow"
 
 
 def compile_program(
@@ -56,15 +53,13 @@ def compile_program(
 
 
 class _Writer:
-    """Writes the graph of a blended model, first backwards (what is needed), then forwards.
+    """Writes the graph of a blended model, each node in the forms that are needed.
 
     Args:
         structure: See `compile_program`, as all others.
 
     Attributes:
-        twins: Nodes that exist in a narrow form, too: they depend on a branch.
-        needed: The forms (wide, narrow) in which something reads a node's output.
-        measured: The forms in which only a size of a node's output is read.
+        forms: The forms in which each node is needed.
         written: The new node for each node and form.
         mixed_by: The new node of α of every group, or of what was drawn in its place.
         pulled: The new node of each tensor that feature matching pulls towards the wide one, by
@@ -89,11 +84,8 @@ class _Writer:
         between = any(0 < alpha < 1 for alpha in alphas.values())
         self.mixing, self.matching = mixing if between else "sum", matching
         self.source = structure.graphs[training]
-        self.tensors, self.effects = structure.tensors[training], structure.effects[training]
+        self.forms = Forms(structure, training, alphas)
         self.graph = fx.Graph()
-        self.twins = self._with_twins()
-        self.needed: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
-        self.measured: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
         self.written: dict[tuple[fx.Node, str], fx.Node] = {}
         self.mixed_by: fx.Node | None = None
         self.pulled: dict[tuple[str, fx.Node], fx.Node] = {}
@@ -101,14 +93,12 @@ class _Writer:
 
     def write(self) -> fx.Graph:
         """Return the graph."""
-        for node in reversed(self.source.nodes):
-            self._mark(node)
         self.matched = self._matched_ends() if self.matching else set()
         for node in self.source.nodes:
             if node.op == "output" and self.terms:
                 value = self.graph.get_attr("matching_loss")
                 self.graph.call_function(record, (value, self.terms, self._weight))
-            if self._is_linear(node):
+            if self.forms.is_linear(node):
                 self._write_linear(node)
             else:
                 self._write_other(node)
@@ -119,7 +109,7 @@ class _Writer:
         layers = [
             self.structure.linears[str(node.target)]
             for node in self.source.nodes
-            if self._is_linear(node) and self.needed[node]
+            if self.forms.is_linear(node) and self.forms.needed[node]
         ]
         return {layer.expand for layer in layers if any(self._between(layer.inputs))}
 
@@ -132,78 +122,11 @@ class _Writer:
         """The weight of feature matching at each end."""
         return self.matching / len(self.matched)
 
-    def _with_twins(self) -> set[fx.Node]:
-        """Return the nodes that depend on a branch other than through a linear layer."""
-        twins: set[fx.Node] = set()
-        for node in self.source.nodes:
-            if self._is_linear(node):
-                has = bool(self._live(self.structure.linears[str(node.target)].outputs))
-            elif node.op == "get_attr":
-                parameter = self.structure.parameters.get(str(node.target))
-                has = bool(self._live(parameter.pieces if parameter else ()))
-            else:
-                about = asked_for_its_type(node)
-                has = any(n in twins for n in node.all_input_nodes if n is not about)
-            if has:
-                twins.add(node)
-        return twins
-
-    def _is_linear(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and str(node.target) in self.structure.linears
-
-    def _live(self, pieces: Pieces | None) -> list[float]:
-        """Return α of the pieces that have a branch."""
-        return [self.alphas[piece.group] for piece in pieces or () if piece.group in self.alphas]
-
-    def _forms(self, pieces: Pieces | None) -> set[str]:
-        """Return the forms in which a consumer reads a tensor."""
-        alphas = self._live(pieces)
-        if all(alpha == 1 for alpha in alphas):
-            return {WIDE}
-        return {NARROW} if all(alpha == 0 for alpha in alphas) else {WIDE, NARROW}
-
-    def _mark(self, node: fx.Node) -> None:
-        needed = self.needed[node]
-        for form in self.measured[node] - needed:
-            needed.add(self._form_measured(node, form))
-        if node.op == "output" or node.name in self.effects:
-            needed.add(WIDE)
-        if self._is_linear(node) and needed:
-            read = self._forms(self.structure.linears[str(node.target)].inputs)
-            for i, operand in enumerate(node.all_input_nodes):
-                self.needed[operand] |= {WIDE} if i else read
-            return
-        for form in needed:
-            for operand in node.all_input_nodes:
-                if is_measured(node, operand):
-                    self.measured[operand].add(form)
-                else:
-                    self.needed[operand].add(self._form_read(node, operand, form))
-
-    def _form_measured(self, node: fx.Node, form: str) -> str:
-        """Return the form of a tensor from which a size is read, given what else is needed of it.
-
-        Where only the narrow form is left, as in the collapsed model, that is the one.
-        """
-        if node not in self.twins:
-            return WIDE
-        tensor, needed = self.tensors.get(node.name), self.needed[node]
-        if form in needed or tensor is None:
-            counted = any(user.target is same_length for user in node.users)
-            return next(iter(needed)) if needed and counted and form not in needed else form
-        return NARROW if self._forms(tensor.pieces) == {NARROW} else form
-
-    def _form_read(self, node: fx.Node, operand: fx.Node, form: str) -> str:
-        """Return the form of an operand that a node reads to make a form of its own."""
-        if operand not in self.twins:
-            return WIDE
-        return self._form_measured(operand, form) if is_measured(node, operand) else form
-
     def _value(self, user: fx.Node, node: fx.Node, form: str) -> fx.Node:
-        return self.written[node, self._form_read(user, node, form)]
+        return self.written[node, self.forms.form_read(user, node, form)]
 
     def _write_other(self, node: fx.Node) -> None:
-        needed = set(self.needed[node]) | ({WIDE} if node.op == "placeholder" else set())
+        needed = set(self.forms.needed[node]) | ({WIDE} if node.op == "placeholder" else set())
         for form in sorted(needed):
             target = node.target
             if node.op == "call_module":
@@ -221,7 +144,7 @@ class _Writer:
         name = str(node.target)
         if name in self.structure.constants:
             return f"constants.{name.rpartition('.')[2]}"
-        return f"twin.{name}" if form == NARROW and node in self.twins else f"model.{name}"
+        return f"twin.{name}" if form == NARROW and node in self.forms.twins else f"model.{name}"
 
     def _module(self, name: str, form: str) -> str:
         if form == NARROW and name in self.structure.channelwise:
@@ -229,12 +152,12 @@ class _Writer:
         return f"plain.{name}" if name in self.structure.inplace else f"model.{name}"
 
     def _write_linear(self, node: fx.Node) -> None:
-        needed = self.needed[node]
+        needed = self.forms.needed[node]
         if not needed:
             return
         name, layer = str(node.target), self.structure.linears[str(node.target)]
         operand, rest = node.all_input_nodes[0], node.args[1:]
-        forms = self._forms(layer.inputs)
+        forms = self.forms.read(layer.inputs)
         expand = f"expand.{layer.expand}"
         further = bool(rest or len(node.kwargs) > (not node.args))  # arguments beside its input
         folds_in = self.fold and not further and forms == {NARROW}
@@ -294,7 +217,7 @@ class _Writer:
         ends = [None if path is None else self._attribute(path) for path in modules]
         folded = self.graph.call_function(apply_folded, (*ends, x))
         self.written[node, NARROW if reduce else WIDE] = folded
-        if not reduce and NARROW in self.needed[node]:
+        if not reduce and NARROW in self.forms.needed[node]:
             narrow = self.graph.call_module(f"reduce.{name}", (folded,))
             self.written[node, NARROW] = narrow
 

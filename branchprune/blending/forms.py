@@ -1,0 +1,111 @@
+"""In which forms the tensors of a blended model are needed: wide, narrow, or both.
+
+That follows backwards from the outputs and from every α: at α = 1 nothing narrow is needed, at
+α = 0 nothing wide but what other layers read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx
+
+from branchprune.graph.measured import is_measured
+from branchprune.graph.nodes import asked_for_its_type
+from branchprune.graph.structure import Pieces, Structure
+from branchprune.graph.tracing.guards import same_length
+
+WIDE, NARROW = "wide", "narrow"
+
+
+class Forms:
+    """The forms in which something reads the output of each node of a traced graph.
+
+    Args:
+        structure: The model's structure.
+        training: Which of the two traced graphs is meant.
+        alphas: α of each group that has a branch, by group index.
+
+    Attributes:
+        twins: Nodes that exist in a narrow form, too: they depend on a branch.
+        needed: The forms in which something reads a node's output.
+        measured: The forms in which only a size of a node's output is read.
+    """
+
+    def __init__(self, structure: Structure, training: bool, alphas: Mapping[int, float]) -> None:
+        self.structure, self.alphas = structure, alphas
+        self.source = structure.graphs[training]
+        self.tensors, self.effects = structure.tensors[training], structure.effects[training]
+        self.twins = self._with_twins()
+        self.needed: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
+        self.measured: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
+        for node in reversed(self.source.nodes):
+            self._mark(node)
+
+    def _with_twins(self) -> set[fx.Node]:
+        """Return the nodes that depend on a branch other than through a linear layer."""
+        twins: set[fx.Node] = set()
+        for node in self.source.nodes:
+            if self.is_linear(node):
+                has = bool(self.live(self.structure.linears[str(node.target)].outputs))
+            elif node.op == "get_attr":
+                parameter = self.structure.parameters.get(str(node.target))
+                has = bool(self.live(parameter.pieces if parameter else ()))
+            else:
+                about = asked_for_its_type(node)
+                has = any(n in twins for n in node.all_input_nodes if n is not about)
+            if has:
+                twins.add(node)
+        return twins
+
+    def is_linear(self, node: fx.Node) -> bool:
+        """Return whether a node calls a linear layer."""
+        return node.op == "call_module" and str(node.target) in self.structure.linears
+
+    def live(self, pieces: Pieces | None) -> list[float]:
+        """Return α of the pieces that have a branch."""
+        return [self.alphas[piece.group] for piece in pieces or () if piece.group in self.alphas]
+
+    def read(self, pieces: Pieces | None) -> set[str]:
+        """Return the forms in which a consumer reads a tensor."""
+        alphas = self.live(pieces)
+        if all(alpha == 1 for alpha in alphas):
+            return {WIDE}
+        return {NARROW} if all(alpha == 0 for alpha in alphas) else {WIDE, NARROW}
+
+    def _mark(self, node: fx.Node) -> None:
+        needed = self.needed[node]
+        for form in self.measured[node] - needed:
+            needed.add(self._form_measured(node, form))
+        if node.op == "output" or node.name in self.effects:
+            needed.add(WIDE)
+        if self.is_linear(node) and needed:
+            read = self.read(self.structure.linears[str(node.target)].inputs)
+            for i, operand in enumerate(node.all_input_nodes):
+                self.needed[operand] |= {WIDE} if i else read
+            return
+        for form in needed:
+            for operand in node.all_input_nodes:
+                if is_measured(node, operand):
+                    self.measured[operand].add(form)
+                else:
+                    self.needed[operand].add(self.form_read(node, operand, form))
+
+    def _form_measured(self, node: fx.Node, form: str) -> str:
+        """Return the form of a tensor from which a size is read, given what else is needed of it.
+
+        Where only the narrow form is left, as in the collapsed model, that is the one.
+        """
+        if node not in self.twins:
+            return WIDE
+        tensor, needed = self.tensors.get(node.name), self.needed[node]
+        if form in needed or tensor is None:
+            counted = any(user.target is same_length for user in node.users)
+            return next(iter(needed)) if needed and counted and form not in needed else form
+        return NARROW if self.read(tensor.pieces) == {NARROW} else form
+
+    def form_read(self, node: fx.Node, operand: fx.Node, form: str) -> str:
+        """Return the form of an operand that a node reads to make a form of its own."""
+        if operand not in self.twins:
+            return WIDE
+        return self._form_measured(operand, form) if is_measured(node, operand) else form
