@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from inspect import getdoc
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -149,11 +150,14 @@ def _add_parts(parser: ArgumentParser) -> None:
         ("data", LightningDataModule, "The data"),
     ):
         parser.add_subclass_arguments(base, name, as_group=False, required=True, help=text)
-    parser.add_argument(
-        "--task", type=TaskFactory, required=True, help="The LightningModule around the network"
-    )
+    _add_task(parser)
     for name, kind in (("metric", MetricConfig), ("dense", DenseConfig)):
         parser.add_class_arguments(kind, name)
+
+
+def _add_task(parser: ArgumentParser) -> None:
+    text = "The LightningModule around the network"
+    parser.add_argument("--task", type=TaskFactory, required=True, help=text)
 
 
 def help_text(command: str) -> str:
@@ -165,7 +169,9 @@ def help_text(command: str) -> str:
     return re.sub(r"  --prune\S+\.help\n.*\n", "", text)
 
 
-def _check_keys(args: list[str]) -> None:
+@cache
+def _keys() -> tuple[set[str], dict[str, type], list[str]]:
+    """Return every option, every section, and the keys that may be null."""
     actions = make_listing()._actions
     options = {option.lstrip("-") for action in actions for option in action.option_strings}
     sections = _sections()
@@ -174,8 +180,7 @@ def _check_keys(args: list[str]) -> None:
         for section, kind in {"": RunConfig, **sections}.items()
         for name, hint in get_type_hints(kind).items()
     }
-    optional = [name for name, hint in hints.items() if type(None) in get_args(hint)]
-    check_keys(args, options, sections, optional)
+    return options, sections, [name for name, hint in hints.items() if type(None) in get_args(hint)]
 
 
 def parse(args: list[str]) -> RunConfig:
@@ -188,17 +193,17 @@ def parse(args: list[str]) -> RunConfig:
     Raises:
         PruneError: A key or value is wrong; the key is named.
     """
-    _check_keys(files_named(args))
+    check_keys(files_named(args), *_keys())
     with _explained():
         parser, config = _read(args)
-        pruning = config.clone()
-        overrides = pruning.prune.task or {}
-        arguments = pruning.task.init_args.as_dict() | overrides
-        task = {"class_path": pruning.task.class_path, "init_args": arguments}
-        pruning = parser.parse_object({**config.as_dict(), "task": task})
+        tasks = ArgumentParser(exit_on_error=False)
+        _add_task(tasks)
+        arguments = config.task.init_args.as_dict() | (config.prune.task or {})
+        task = {"class_path": config.task.class_path, "init_args": arguments}
+        pruning = tasks.parse_object({"task": task})
         seed_everything(config.seed, workers=True, verbose=False)
         built = parser.instantiate(config)
-        prune_task = parser.instantiate(pruning).task
+        prune_task = tasks.instantiate(pruning).task
     return RunConfig(**vars(built), prune_task=prune_task, text=_stored(parser, config))
 
 
@@ -208,7 +213,7 @@ def stored_text(args: list[str]) -> str:
     Raises:
         PruneError: A key or value is wrong; the key is named.
     """
-    _check_keys(files_named(args))
+    check_keys(files_named(args), *_keys())
     with _explained():
         return _stored(*_read(args))
 
@@ -235,4 +240,5 @@ def _stored(parser: ArgumentParser, config: Namespace) -> str:
     stored = config.clone()
     for key in ("overwrite", "resume"):
         stored.pop(key, None)
-    return str(parser.dump(stored, skip_unset=False))  # a null may be no default
+    # A null may be no default; what was read is valid.
+    return str(parser.dump(stored, skip_unset=False, skip_validation=True))
