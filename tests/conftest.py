@@ -2,6 +2,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,22 @@ def _one_thread_and_one_seed() -> Iterator[None]:
     assert torch.get_default_dtype() == torch.float32
 
 
+@contextmanager
+def _no_rehearsal() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("branchprune.experiments.run.experiment._Run._rehearse", lambda *_: None)
+        yield
+
+
 @pytest.fixture
-def without_rehearsal(monkeypatch):
+def without_rehearsal() -> Iterator[None]:
     """Runs begin at once, for tests that count their steps and files."""
-    monkeypatch.setattr("branchprune.experiments.run.experiment._Run._rehearse", lambda *_: None)
+    with _no_rehearsal():
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_without_rehearsal() -> Iterator[None]:
+    """So do all of a file, those that its fixtures share too: none is about the rehearsal."""
+    with _no_rehearsal():
+        yield

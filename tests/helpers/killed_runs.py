@@ -51,20 +51,20 @@ class Net(nn.Sequential):
 class Data(LightningDataModule):
     """Shuffled by the global generator, as DataLoader does it."""
 
-    def _batches(self, seed: int, shuffle: bool = False) -> DataLoader:
+    def _batches(self, seed: int, size: int, shuffle: bool = False) -> DataLoader:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(40, 1, 4, 4, generator=generator)
         y = (x.mean((1, 2, 3)) > 0).long()
-        return DataLoader(TensorDataset(x, y), batch_size=8, shuffle=shuffle)
+        return DataLoader(TensorDataset(x, y), batch_size=size, shuffle=shuffle)
 
     def train_dataloader(self) -> DataLoader:
-        return self._batches(0, shuffle=True)
+        return self._batches(0, 8, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._batches(1)
+        return self._batches(1, 24)
 
     def test_dataloader(self) -> DataLoader:
-        return self._batches(2)
+        return self._batches(2, 24)
 
 
 class Kill(Exception):

@@ -23,7 +23,7 @@ from branchprune.experiments.run.sparsity_training import (
 from branchprune.experiments.run.torch_pruning import make_pruner, prune_by
 from branchprune.lightning import BranchPruning, ClassificationTask
 
-pytestmark = pytest.mark.usefixtures("without_charts", "without_rehearsal")
+pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
 
 EXAMPLE = torch.randn(1, 1, 8, 8)
 AT_ONCE = "prune: {cut: {}, finetune: {epochs: 3}}\n"

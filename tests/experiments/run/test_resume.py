@@ -3,6 +3,7 @@
 import errno
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.experiments.run.results_file import read_lines
 from branchprune.lightning import ClassificationTask
 
-pytestmark = pytest.mark.usefixtures("without_charts", "without_rehearsal")
+pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
 
 ROUNDS = """
 prune:
@@ -73,31 +74,54 @@ def whole_rounds(tmp_path_factory):
     return go(tmp_path_factory.mktemp("rounds"), "whole", more=ROUNDS)
 
 
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory):
+    return go(tmp_path_factory.mktemp("killed"), "killed", kill=23)
+
+
+@pytest.fixture
+def killed(killed_once, tmp_path):
+    """A copy of a run that was killed in the third epoch of its blending."""
+    shutil.copytree(killed_once.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "killed"
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of a run that is done, with its line."""
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "whole"
+
+
+DENSE, PRUNE = "dense from epoch 2 of 2", "dense is done; prune from"
+
+
 # 5 steps an epoch; the dense stage has 10, a level of the blending at most 10.
 @pytest.mark.parametrize(
-    ("kills", "last"),
+    "kills",
     [
-        ([1], None),
-        ([3], None),
-        ([6], "dense from epoch 2 of 2"),
-        ([8, 4], "dense from epoch 2 of 2"),
-        ([12], "dense is done; prune from the start"),
-        ([18], "dense is done; prune from epoch 2 of 8"),
-        ([23, 5, 3], "dense is done; prune from epoch 3 of 8"),
-        ([33], "dense is done; prune from epoch 5 of 8"),
-        ([48], "dense is done; prune from epoch 8 of 8"),
+        [(1, None), (3, None), (6, DENSE), (4, DENSE), (7, f"{PRUNE} the start")],
+        [
+            (18, f"{PRUNE} epoch 2 of 8"),
+            (10, f"{PRUNE} epoch 3 of 8"),
+            (5, f"{PRUNE} epoch 3 of 8"),
+            (3, f"{PRUNE} epoch 3 of 8"),
+            (13, f"{PRUNE} epoch 5 of 8"),
+            (18, f"{PRUNE} epoch 8 of 8"),
+        ],
     ],
 )
-def test_a_run_killed_anywhere_ends_with_the_same_weights(kills, last, whole, run, capsys):
-    run("killed", kill=kills[0])
-    for kill in kills[1:]:
-        run("killed", "--resume", kill=kill)
-    capsys.readouterr()
-    resumed = run("killed", "--resume")
+def test_a_run_killed_anywhere_ends_with_the_same_weights(kills, whole, run, capsys):
+    """Killed before a step of each attempt; each says where it goes on."""
+    steps, places = zip(*kills, strict=True)
+    run("killed", kill=steps[0])
+    for kill, place in zip([*steps[1:], -1], places, strict=True):
+        capsys.readouterr()
+        resumed = run("killed", "--resume", kill=kill)
+        lines = capsys.readouterr().out.splitlines()
+        told = [line for line in lines if line.startswith("goes on")]
+        assert told == ([f"goes on: {place}"] if place else [])
     check_same(whole, resumed, ["dense", "prune"])
-    lines = capsys.readouterr().out.splitlines()
-    told = [line for line in lines if line.startswith("goes on")]
-    assert told == ([f"goes on: {last}"] if last else [])
 
 
 def test_the_runs_of_this_file_use_what_could_differ(whole, run):
@@ -109,13 +133,16 @@ def test_the_runs_of_this_file_use_what_could_differ(whole, run):
     assert not same_weights(whole / "small.safetensors", other / "small.safetensors")
 
 
-@pytest.mark.parametrize("kills", [[14], [26], [31, 2]])
-def test_rounds_continue(kills, whole_rounds, run):
+def test_rounds_continue(whole_rounds, run, capsys):
+    """Killed in the first, twice in the second, and twice in the third round."""
     whole = whole_rounds
-    run("killed", kill=kills[0], more=ROUNDS)
-    for kill in kills[1:]:
+    run("killed", kill=14, more=ROUNDS)
+    for kill in (16, 3, 12, 2):
         run("killed", "--resume", kill=kill, more=ROUNDS)
+    capsys.readouterr()
     resumed = run("killed", "--resume", more=ROUNDS)
+    done = "dense, round_01, round_02 are done; round_03 from epoch 2 of 2"
+    assert f"goes on: {done}" in capsys.readouterr().out
     check_same(whole, resumed, ["dense", "round_01", "round_02", "round_03"])
     result = json.loads((whole / "result.json").read_text())
     assert [each["widths"]["0"] for each in result["rounds"]] == [6, 4, 3]
@@ -137,15 +164,14 @@ def test_a_process_that_is_killed(whole, run, tmp_path):
     check_same(whole, run("killed", "--resume"), ["dense", "prune"])
 
 
-def test_a_second_kill_before_the_training_goes_on(whole, run, monkeypatch):
+def test_a_second_kill_before_the_training_goes_on(whole, killed, run, monkeypatch):
     def setup(self, stage):
         if stage == "fit":
             raise Kill
 
-    run("killed", kill=23)
     monkeypatch.setattr("pytorch_lightning.loggers.CSVLogger.finalize", lambda *_: None)
     monkeypatch.setattr(Killed, "setup", setup)
-    killed = run("killed", "--resume", kill=1)
+    run("killed", "--resume", kill=1)
     assert rows(killed / "prune" / "metrics.csv")
     monkeypatch.undo()
     check_same(whole, run("killed", "--resume"), ["dense", "prune"])
@@ -183,8 +209,9 @@ RENAMED_AND_DELETED = [
 
 
 @pytest.mark.parametrize(("kind", "name"), RENAMED_AND_DELETED)
-def test_a_second_kill_while_the_table_is_written_anew(kind, name, whole, run, monkeypatch):
-    run("killed", kill=23)
+def test_a_second_kill_while_the_table_is_written_anew(
+    kind, name, whole, killed, run, monkeypatch
+):
     for _ in range(2):
         with monkeypatch.context() as patch:
             kind(name, patch)
@@ -195,9 +222,8 @@ def test_a_second_kill_while_the_table_is_written_anew(kind, name, whole, run, m
 
 
 def test_rows_of_a_training_that_began_anew_are_not_mixed_with_earlier_ones(
-    whole, run, monkeypatch
+    whole, killed, run, monkeypatch
 ):
-    killed = run("killed", kill=23)
     with monkeypatch.context() as patch:
         kill_when_deleted("metrics.csv", patch)
         run("killed", "--resume", kill=1)
@@ -231,17 +257,21 @@ def tear(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "zeros"])
-def test_a_torn_checkpoint_costs_an_epoch_and_is_named(how, whole, run, capsys):
-    killed = run("killed", kill=23)
+def test_a_torn_checkpoint_is_not_the_one_to_go_on_from(how, killed):
     tear(killed / "prune" / "last.ckpt", how)
-    assert find_checkpoint(killed / "prune")[0] == killed / "prune" / "previous.ckpt"
+    found, said = find_checkpoint(killed / "prune")
+    assert found == killed / "prune" / "previous.ckpt"
+    assert f"{killed / 'prune' / 'last.ckpt'} is torn" in said
+
+
+def test_a_torn_checkpoint_costs_an_epoch_and_is_named(whole, killed, run, capsys):
+    tear(killed / "prune" / "last.ckpt", "zeros")
     resumed = run("killed", "--resume")
     assert f"{killed / 'prune' / 'last.ckpt'} is torn" in capsys.readouterr().out
     check_same(whole, resumed, ["dense", "prune"])
 
 
-def test_two_torn_checkpoints_start_the_stage_again(whole, run):
-    killed = run("killed", kill=23)
+def test_two_torn_checkpoints_start_the_stage_again(whole, killed, run):
     for name in ("last.ckpt", "previous.ckpt"):
         tear(killed / "prune" / name, "cut")
     check_same(whole, run("killed", "--resume"), ["dense", "prune"])
@@ -281,7 +311,7 @@ def test_a_full_disk_is_named_and_costs_no_more_than_an_epoch(
     ],
 )
 def test_a_full_disk_between_the_trainings_is_named(
-    name, kill, left, whole, run, tmp_path, monkeypatch, capsys
+    name, kill, left, whole, run, tmp_path, monkeypatch, capsys, request
 ):
     write = Path.write_text
 
@@ -294,7 +324,7 @@ def test_a_full_disk_between_the_trainings_is_named(
     (tmp_path / "config.yaml").write_text(CONFIG)
     arguments = ["run", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "killed")]
     if kill > 0:
-        run("killed", kill=kill)
+        request.getfixturevalue("killed")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         patch.setattr(Killed, "at", -1)
@@ -337,8 +367,7 @@ def test_an_error_that_is_not_one_of_writing_is_not_called_so(tmp_path, monkeypa
     assert "written" not in said
 
 
-def test_other_settings_are_refused(run, capsys):
-    killed = run("killed", kill=23)
+def test_other_settings_are_refused(killed, capsys):
     arguments = ["run", str(killed.parent / "config.yaml"), "--output", str(killed), "--resume"]
     assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
     assert "prune.widths.keep was 0.5 and is 0.25" in capsys.readouterr().err
@@ -357,24 +386,24 @@ def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("left", [[], ["config.yaml.part"], ["config.yaml"]])
-def test_a_folder_in_which_nothing_was_written_yet_is_a_start(left, whole, run, tmp_path):
+def test_a_folder_in_which_nothing_was_written_yet_is_a_start(left, run, tmp_path, capsys):
     """What a kill leaves behind `mkdir`, or in the midst of writing the configuration."""
     (tmp_path / "killed").mkdir()
     for name in left:
         (tmp_path / "killed" / name).write_text("")
-    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+    run("killed", "--resume", kill=1)
+    assert "goes on" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", '{"scores": {"dense": {"v'])
-def test_torn_files_count_as_not_finished(text, whole, run):
-    killed = run("killed")
+def test_torn_files_count_as_not_finished(text, whole, finished, run):
     for name in ("dense/finished.json", "result.json"):
-        (killed / name).write_text(text)
-    check_same(whole, run("killed", "--resume"), ["dense", "prune"])
+        (finished / name).write_text(text)
+    check_same(whole, run("whole", "--resume"), ["dense", "prune"])
 
 
-def test_a_finished_run_with_other_settings_is_refused(run, capsys):
-    whole = run("whole")
+def test_a_finished_run_with_other_settings_is_refused(finished, capsys):
+    whole = finished
     lines = whole.parent / "results" / "killed.jsonl"
     before = lines.read_text()
     arguments = ["run", str(whole.parent / "config.yaml"), "--output", str(whole), "--resume"]
@@ -387,8 +416,8 @@ def test_a_finished_run_with_other_settings_is_refused(run, capsys):
     assert lines.read_text() == before and len([*lines.parent.iterdir()]) == 1
 
 
-def test_a_kill_before_the_report_leaves_it_to_the_next_call(run):
-    report = run("whole") / "report.html"
+def test_a_kill_before_the_report_leaves_it_to_the_next_call(finished, run):
+    report = finished / "report.html"
     text = report.read_text()
     report.unlink()
     run("whole", "--resume")
@@ -433,8 +462,8 @@ def test_the_same_name_in_validation_and_test_keeps_the_scores_apart(run):
         assert score["val"] == 0.25 and score.get("test", 0.75) == 0.75
 
 
-def test_a_finished_run_has_one_line_however_often_it_is_resumed(run, tmp_path):
-    whole = run("whole")
+def test_a_finished_run_has_one_line_however_often_it_is_resumed(finished, run, tmp_path):
+    whole = finished
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     run("whole", "--resume")
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
