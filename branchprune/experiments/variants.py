@@ -13,8 +13,10 @@ A file is a configuration with up to three keys more:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +130,7 @@ def _load(path: Path) -> Settings:
     if path.exists() and not path.is_file():
         raise PruneError(f"{path}: a configuration must be a regular file")
     try:
-        text = path.read_text(encoding="utf-8")
-        check_yaml(text)
-        found = get_loader("yaml")(text)
-        if isinstance(found, str):  # it takes `key:` alone, without a value, for one
-            found = yaml.safe_load(text)
+        found = deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except PruneError as error:
         raise PruneError(f"{path}: {error}") from error
     except (ValueError, yaml.YAMLError) as error:
@@ -142,6 +140,15 @@ def _load(path: Path) -> Settings:
             f"{path}: a configuration has keys, as `name: value`, and this is {found!r:.40}"
         )
     return found or {}
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """Return what a YAML text says; a command reads the same file for its keys and its values."""
+    check_yaml(text)
+    found = get_loader("yaml")(text)
+    # It takes `key:` alone, without a value, for a text.
+    return yaml.safe_load(text) if isinstance(found, str) else found
 
 
 def _file(path: Path, settings: Settings) -> ConfigFile:
