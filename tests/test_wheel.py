@@ -89,7 +89,8 @@ def test_version(environment, tmp_path):
 def test_a_run_finds_modules_of_the_current_folder_and_writes_its_report(environment, tmp_path):
     (tmp_path / "mine.py").write_text((ROOT / "tests" / "helpers" / "tiny_run.py").read_text())
     (tmp_path / "mine.yaml").write_text(TINY.replace("tiny_run", "mine"))
-    run([environment / "branchprune", "run", "mine.yaml", "--output", "out"], cwd=tmp_path)
+    command = [environment / "branchprune", "run", "mine.yaml", "--output", "out", "--fast", "true"]
+    run(command, cwd=tmp_path)
     assert "<svg" in (tmp_path / "out" / "report.html").read_text()
     versions = json.loads((tmp_path / "out" / "result.json").read_text())["versions"]
     assert versions["branchprune"] == branchprune.__version__

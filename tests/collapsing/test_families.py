@@ -12,8 +12,9 @@ import torch
 from models import relative
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torchvision.models import get_model
+from torchvision.models import DenseNet, get_model
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+from torchvision.models.regnet import AnyStage
 
 import branchprune as bp
 from branchprune.collapsing.collapse import collapse_with_error
@@ -63,39 +64,46 @@ FAMILIES = {
     "vgg11_bn": Family(hidden=(0, 3), shape=(3, 32, 32)),
     "squeezenet1_1": Family(),
     "resnet18": Family(),
-    "resnext50_32x4d": Family(),
+    "resnext50_32x4d": Family(deep=True),
     "densenet121": Family(),
     "googlenet": Family(options=AUXILIARY),
     "inception_v3": Family(options={**AUXILIARY, "aux_logits": False}, shape=(3, 107, 107)),
     "mobilenet_v2": Family(),
     "mobilenet_v3_small": Family(),
     "mnasnet0_5": Family(),
-    "efficientnet_b0": Family(),
+    "efficientnet_b0": Family(deep=True),
     "efficientnet_v2_s": Family(deep=True),
-    "regnet_y_400mf": Family(),
+    "regnet_y_400mf": Family(deep=True),
     "shufflenet_v2_x0_5": Family(),
     "convnext_tiny": Family(deep=True),
     "lraspp_mobilenet_v3_large": Family(options=DENSE),
     "deeplabv3_mobilenet_v3_large": Family(options=DENSE),
     "mc3_18": Family(shape=(3, 4, 32, 32)),
     "swin_t": Family(0.13, deep=True, frozen=swin("linear", 1, 3, 5, 7)),
-    "swin3d_t": Family(0.2, shape=(3, 8, 64, 64), deep=True, frozen=swin("linear", 0, 2, 4, 6)),
+    "swin3d_t": Family(0.2, shape=(3, 4, 64, 64), deep=True, frozen=swin("linear", 0, 2, 4, 6)),
     "vit_b_32": Family(0.29, options={**SMALL, "image_size": 64}, frozen=VIT),
 }
 
 
 def built(name: str, family: Family) -> nn.Module:
     model = get_model(name, weights=None, **family.options)
+    if name.startswith("densenet"):
+        model = DenseNet(block_config=(3, 3, 3, 3), **SMALL)
     sizes = [model.classifier[i].in_features for i in family.hidden[:1]] + [64, 64]
     if name.startswith("vit"):
         model.encoder.layers = model.encoder.layers[:2]
-    for stage in model.features if family.deep else ():
-        if type(stage) is nn.Sequential:
-            del stage[2:]
+    for stage in stages(model) if family.deep else ():
+        del stage[2:]
     for i, inputs in zip((*family.hidden, 6), sizes, strict=False):
         if family.hidden:
             model.classifier[i] = nn.Linear(inputs, 10 if i == 6 else 64)
     return scramble_norms(model)
+
+
+def stages(model: nn.Module) -> list[nn.Sequential]:
+    """Return the sequences of blocks; a convolution with its norm is one of another class."""
+    within = getattr(model, "features", getattr(model, "trunk_output", model))
+    return [stage for stage in within.children() if type(stage) in (nn.Sequential, AnyStage)]
 
 
 def scramble_norms(model: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ import branchprune as bp
 EXACT = 1e-10
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(cases())
 def test_alpha_1_is_the_model(case: Case) -> None:
     blended = attached(case)
@@ -56,7 +56,7 @@ def check_collapse(case: Case, plan: bp.Plan, init: str = "l1") -> None:
             assert abs(group.kept - case.keep * group.width) < channels.blocks
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(cases(), st.sampled_from(["l1", "random"]))
 def test_collapse_is_exact(case: Case, init: str) -> None:
     case.double().model.eval()
@@ -103,7 +103,7 @@ def test_what_a_shuffle_keeps_beside_grouped_convolutions(
     assert streams(plan, [kind]) == {0: "pruned"}
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(cases(), st.booleans())
 def test_arguments_are_not_changed(case: Case, training: bool) -> None:
     model = case.model.train(training)
