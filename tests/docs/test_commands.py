@@ -15,6 +15,8 @@ from branchprune.benchmarks import bench, zoo
 from branchprune.experiments.jobs import JobRunner
 from branchprune.models import VGG
 
+pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
+
 PAGES = [*READMES, ".github/CONTRIBUTING.md"]
 COMMANDS = {page: commands_in(text(page)) for page in PAGES}
 NARROW = yaml.safe_load(SMALL["vgg16"])

@@ -14,7 +14,7 @@ import branchprune as bp
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.lightning.ema import WeightAverage
 
-pytestmark = pytest.mark.usefixtures("without_charts")
+pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
 
 DECAY = 0.7
 EXAMPLE = torch.randn(1, 1, 8, 8)
@@ -116,13 +116,15 @@ def whole(tmp_path_factory):
     return go(tmp_path_factory.mktemp("whole"), "whole", more=AVERAGED)
 
 
-@pytest.mark.parametrize("kills", [[14], [23, 5], [41], [53]])
-def test_a_killed_run_goes_on_with_its_average(kills, whole, tmp_path):
+def test_a_killed_run_goes_on_with_its_average(whole, tmp_path, capsys):
+    """Killed in four epochs of the blending, one of them twice, and in the fine-tuning."""
     run = partial(go, tmp_path, "killed", more=AVERAGED)
-    run(kill=kills[0])
-    for kill in kills[1:]:
+    run(kill=14)
+    for kill in (13, 5, 18, 18):
         run("--resume", kill=kill)
+    capsys.readouterr()
     check_same(whole, run("--resume"), ["dense", "prune", "finetune"])
+    assert "goes on: dense, prune are done; finetune from the start" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["average: 1.5, restore_best: false", "average: 0.9"])

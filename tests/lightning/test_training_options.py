@@ -243,6 +243,7 @@ def test_another_metric_needs_a_direction(options):
         BlendConfig(monitor="accuracy", **options).direction(METRIC)
 
 
+@pytest.mark.usefixtures("without_rehearsal")
 def test_a_run_restores_the_best_of_what_it_monitors(tmp_path):
     """The accuracy is the metric of the run, and the loss is watched: the smaller, the better."""
     (tmp_path / "config.yaml").write_text(
@@ -263,6 +264,7 @@ def test_a_run_restores_the_best_of_what_it_monitors(tmp_path):
     assert found == pytest.approx(min(losses), rel=1e-4)
 
 
+@pytest.mark.usefixtures("without_rehearsal")
 def test_a_run_reports_the_blended_model_that_was_collapsed(tmp_path):
     """Not that of the last epoch: the best is, as `mode` says here, that of the largest loss."""
     (tmp_path / "config.yaml").write_text(CONFIG)

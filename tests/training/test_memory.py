@@ -22,7 +22,7 @@ from branchprune.lightning import ClassificationTask
 from branchprune.training.distillation import Teacher
 from branchprune.training.logit_cache import LogitCache
 
-pytestmark = pytest.mark.usefixtures("without_charts")
+pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
 
 
 class Counting:

@@ -209,9 +209,7 @@ RENAMED_AND_DELETED = [
 
 
 @pytest.mark.parametrize(("kind", "name"), RENAMED_AND_DELETED)
-def test_a_second_kill_while_the_table_is_written_anew(
-    kind, name, whole, killed, run, monkeypatch
-):
+def test_a_second_kill_while_the_table_is_written_anew(kind, name, whole, killed, run, monkeypatch):
     for _ in range(2):
         with monkeypatch.context() as patch:
             kind(name, patch)
