@@ -28,6 +28,7 @@ class Content:
         widths: What each layer's attributes say of its width, by path.
         kind: The class of the model; None: the file does not say.
         numbers: The widths that attributes of users' modules name, by path and attribute.
+        followed: Those of them that collapsing has set.
         settings: Class and settings of each module, by path; empty: not said.
         full: Shapes of the dense model that the model comes from; None: not said.
     """
@@ -36,6 +37,7 @@ class Content:
     widths: Attributes
     kind: str | None = None
     numbers: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    followed: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     settings: Attributes = field(default_factory=dict)
     full: Shapes | None = None
 

@@ -21,11 +21,11 @@ from branchprune.errors import Failed, PruneError, optional
 from branchprune.graph.full_shapes import full_shapes, remember_full_shapes, shapes
 from branchprune.graph.layers import memory_format, set_sizes, sizes
 from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
-from branchprune.graph.width_attributes import kept_numbers, take_over
+from branchprune.graph.width_attributes import followed_numbers, kept_numbers, take_over
 
 FORMAT, EARLIER = "branchprune/2", "branchprune/1"
 """What the header of a file says it is; an earlier one has neither checksum nor settings."""
-AS_JSON = ("widths", "numbers", "settings", "full")
+AS_JSON = ("widths", "numbers", "followed", "settings", "full")
 """What else it holds, as JSON."""
 
 
@@ -80,6 +80,7 @@ def _header(model: nn.Module) -> dict[str, str]:
         "class": class_name(model),
         "widths": json.dumps(widths),
         "numbers": json.dumps(kept_numbers(model)),
+        "followed": json.dumps(followed_numbers(model)),
         "settings": json.dumps(settings(model)),
         checksum.KEY: checksum.EMPTY,
     }
@@ -117,7 +118,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         set_sizes(narrow.get_submodule(name), attributes)
     _resize(narrow, content.state)
     narrow.load_state_dict(content.state)
-    take_over(narrow, model, content.numbers)
+    take_over(narrow, model, content.numbers, content.followed)
     if shapes(narrow) != shapes(model):
         remember_full_shapes(narrow, model)
     return narrow

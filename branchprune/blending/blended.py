@@ -187,6 +187,7 @@ class Blended(nn.Module):
                 training,
                 alphas,
                 fold,
+                numbers=self.plan.numbers,
                 mixing=mixing,
                 matching=matching,
                 features=features,

@@ -16,6 +16,7 @@ from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.forms import NARROW, WIDE, Forms
 from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
 from branchprune.blending.projections import apply_folded
+from branchprune.graph.module_numbers import Values, replace_numbers
 from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
 
@@ -28,6 +29,7 @@ def compile_program(
     alphas: Mapping[int, float],
     fold: bool = True,
     *,
+    numbers: Values,
     mixing: Mixing = "sum",
     matching: float = 0.0,
     features: bool = False,
@@ -41,11 +43,12 @@ def compile_program(
         training: Which of the two traced graphs to follow.
         alphas: α of each group that has a branch, by group index.
         fold: At α = 0, fold the linear ends into the weights where that is cheaper.
+        numbers: What attributes of the user's modules hold for the branch.
         mixing: What becomes of both paths where both are computed; see `attach`.
         matching: Weight of feature matching there.
         features: Return a pair: the output, and by the name of each `expand` what it reads.
     """
-    graph = _Writer(structure, training, alphas, fold, mixing, matching, features).write()
+    graph = _Writer(structure, training, alphas, fold, numbers, mixing, matching, features).write()
     paths = [str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")]
     program = compiled(graph, f"branchprune training={training}")
     vars(program)["reads"] = tuple(dict.fromkeys(paths))
@@ -75,16 +78,18 @@ class _Writer:
         training: bool,
         alphas: Mapping[int, float],
         fold: bool,
+        numbers: Values,
         mixing: Mixing,
         matching: float,
         features: bool,
     ) -> None:
         self.structure, self.alphas, self.fold = structure, alphas, fold
+        self.numbers = numbers
         self.features: dict[str, fx.Node] | None = {} if features else None
         between = any(0 < alpha < 1 for alpha in alphas.values())
         self.mixing, self.matching = mixing if between else "sum", matching
         self.source = structure.graphs[training]
-        self.forms = Forms(structure, training, alphas)
+        self.forms = Forms(structure, training, alphas, numbers)
         self.graph = fx.Graph()
         self.written: dict[tuple[fx.Node, str], fx.Node] = {}
         self.mixed_by: fx.Node | None = None
@@ -136,6 +141,8 @@ class _Writer:
             read = partial(self._value, node, form=form)
             copy = self.graph.node_copy(node, read)
             copy.target = target
+            if form == NARROW:
+                replace_numbers(copy, self.numbers)
             if node.op == "output" and self.features is not None:
                 copy.args = ((copy.args[0], self.features),)
             self.written[node, form] = copy

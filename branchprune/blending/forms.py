@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torch import fx
 
 from branchprune.graph.measured import is_measured
+from branchprune.graph.module_numbers import Values, numbers_in
 from branchprune.graph.nodes import asked_for_its_type
 from branchprune.graph.structure import Pieces, Structure
 from branchprune.graph.tracing.guards import same_length
@@ -25,6 +26,7 @@ class Forms:
         structure: The model's structure.
         training: Which of the two traced graphs is meant.
         alphas: α of each group that has a branch, by group index.
+        numbers: What attributes of the user's modules hold for the branch.
 
     Attributes:
         twins: Nodes that exist in a narrow form, too: they depend on a branch.
@@ -32,8 +34,14 @@ class Forms:
         measured: The forms in which only a size of a node's output is read.
     """
 
-    def __init__(self, structure: Structure, training: bool, alphas: Mapping[int, float]) -> None:
-        self.structure, self.alphas = structure, alphas
+    def __init__(
+        self,
+        structure: Structure,
+        training: bool,
+        alphas: Mapping[int, float],
+        numbers: Values,
+    ) -> None:
+        self.structure, self.alphas, self.numbers = structure, alphas, numbers
         self.source = structure.graphs[training]
         self.tensors, self.effects = structure.tensors[training], structure.effects[training]
         self.twins = self._with_twins()
@@ -54,9 +62,15 @@ class Forms:
             else:
                 about = asked_for_its_type(node)
                 has = any(n in twins for n in node.all_input_nodes if n is not about)
+                has = has or self._changes(node)
             if has:
                 twins.add(node)
         return twins
+
+    def _changes(self, node: fx.Node) -> bool:
+        """Return whether a node reads a number that is another one for the branch."""
+        numbers = numbers_in((node.args, node.kwargs)) if self.numbers else ()
+        return any(number.at(self.numbers) != number for number in numbers)
 
     def is_linear(self, node: fx.Node) -> bool:
         """Return whether a node calls a linear layer."""

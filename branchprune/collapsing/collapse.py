@@ -22,7 +22,12 @@ from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_we
 from branchprune.graph.full_shapes import remember_full_shapes
 from branchprune.graph.layers import become, set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
-from branchprune.graph.width_attributes import set_attributes, width_attributes
+from branchprune.graph.width_attributes import (
+    followed_attributes,
+    remember_followed,
+    set_attributes,
+    width_attributes,
+)
 from branchprune.planning.trial import try_widths
 
 LOGGER = logging.getLogger("branchprune")
@@ -136,13 +141,15 @@ def _update_attributes(blended: Blended, small: nn.Module) -> None:
     plan, model = blended.plan, blended.model
     zero = {i for i, a in zip(plan.pruned, blended._alpha, strict=True) if a == 0}
     kept = [g.kept if i in zero else g.width for i, g in enumerate(plan.groups)]
+    read = followed_attributes(model, plan.structure, kept)
     attributes = width_attributes(model, plan.structure, kept)
-    if not attributes:
-        return
-    try:
-        attributes = try_widths(model, plan.structure, kept, plan.example)
-    except PruneError:  # it was converted since, or the check that follows says what is wrong
-        attributes = tuple(replace(attribute, after=None) for attribute in attributes)
+    if attributes:
+        try:
+            attributes = try_widths(model, plan.structure, kept, plan.example)
+        except PruneError:  # it was converted since, or the check that follows says what is wrong
+            attributes = tuple(replace(attribute, after=None) for attribute in attributes)
+    attributes = (*read, *(attribute for attribute in attributes if attribute not in read))
+    remember_followed(small, read)
     set_attributes(small, [a for a in attributes if a.after is not None], after=True)
     stale = ", ".join(str(a) for a in attributes if a.after is None)
     if stale:

@@ -11,6 +11,7 @@ from branchprune.graph.channels import Channels, Layout, Segment, resolve
 from branchprune.graph.fixed_layers import find_obstacles, find_opaque, find_readable
 from branchprune.graph.inputs import Example
 from branchprune.graph.layers import describe
+from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.provenance import Origin, converted
 from branchprune.graph.rules.elementwise import opaque as not_looked_into
 from branchprune.graph.rules.registry import module_rule
@@ -24,6 +25,7 @@ from branchprune.graph.structure import (
     Piece,
     Pieces,
     Structure,
+    WidthNumber,
 )
 from branchprune.graph.tracing.trace import Traced, trace
 from branchprune.graph.walk import finish, has_effect, walk
@@ -49,6 +51,8 @@ def analyse(
     obstacles = find_obstacles(model, graphs.values())
     readable = frozenset(find_readable(model, graphs.values()))
     analysis = Analysis(model, obstacles, readable, left_out, recorded=traced.recorded)
+    lost = dict.fromkeys(traced.lost, "forward, for another purpose")
+    analysis.constraints.pinned.update(lost)
     for graph in dict.fromkeys(graphs.values()):
         analysis.counting = graph is graphs[False]
         walk(analysis, graph)
@@ -173,6 +177,11 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
         inplace,
         {name: describe(module) for name, module in (called | owners).items()},
         traced.constants,
+        tuple(
+            WidthNumber(each.number, numbering.pieces(each.segments), each.sign)
+            for each in analysis.constraints.follows
+            if isinstance(each.number, ModuleNumber)
+        ),
     )
 
 

@@ -198,19 +198,29 @@ def cut(segments: Iterable[Segment], size: int) -> list[list[Segment]] | None:
     Returns:
         The segments of each part; None if a cut falls into a channel or a block.
     """
+    whole = resolve(segments)
+    return divided(whole, [size] * (sum(segment.size for segment in whole) // size))
+
+
+def divided(segments: Iterable[Segment], sizes: Sequence[int]) -> list[list[Segment]] | None:
+    """Cut a channel dimension into parts of these many entries.
+
+    Returns:
+        The segments of each part; None if a cut falls into a channel or a block.
+    """
     parts: list[list[Segment]] = []
-    rest, filled = resolve(segments), size
-    while rest:
-        if filled == size:
-            parts.append([])
-            filled = 0
-        segment, room = rest[0], size - filled
-        if segment.size <= room:
-            parts[-1].append(segment)
-            rest, filled = rest[1:], filled + segment.size
-        elif room % segment.repeat or not _split(segment.channels, room // segment.repeat):
-            return None
-        rest = resolve(rest)
+    rest = resolve(segments)
+    for size in sizes:
+        parts.append([])
+        room = size
+        while room:
+            segment = rest[0]
+            if segment.size <= room:
+                parts[-1].append(segment)
+                rest, room = rest[1:], room - segment.size
+            elif room % segment.repeat or not _split(segment.channels, room // segment.repeat):
+                return None
+            rest = resolve(rest)
     return [resolve(part) for part in parts]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,7 +13,12 @@ from torch import fx, nn
 from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
 from branchprune.graph.layers import TRANSPOSED
+from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import WHERE, Recorded, asked_for_its_type
+from branchprune.graph.width_constraints import Constraints, Follows
+
+WAY_OUT = "an attribute of its module, such as self.size, would follow the width"
+"""What to write instead of a plain number."""
 
 
 @dataclass(eq=False)
@@ -61,6 +67,8 @@ class Analysis:
         parameters: Where the channels are in each parameter or buffer that forward reads itself.
         channels: All output channels that have been met, with the path of the layer that makes
             them, in order of their first call.
+        constraints: The numbers in forward that are widths.
+        settled: Guards that hold whatever the widths.
     """
 
     model: nn.Module
@@ -77,6 +85,8 @@ class Analysis:
     channelwise: dict[str, tuple[Layout, int | None, int, int]] = field(default_factory=dict)
     parameters: dict[str, Layout] = field(default_factory=dict)
     channels: list[tuple[str, Channels]] = field(default_factory=list)
+    constraints: Constraints = field(default_factory=Constraints)
+    settled: set[fx.Node] = field(default_factory=set)
 
     def module(self, node: fx.Node) -> nn.Module:
         """Return the module that a node calls."""
@@ -160,6 +170,25 @@ class Analysis:
         self.lost[node] = f"{self.describe(node)}: {why}"
         self.freeze_inputs(node, f"read by {self.lost[node]}")
         return None
+
+    def follows(
+        self, node: fx.Node, number: Any, segments: Iterable[Segment], sign: int = 1
+    ) -> None:
+        """Note that a number in forward is the width of some channels; one that is named stays.
+
+        Args:
+            node: What reads the number.
+            number: The number: of a module, a node that computes it from sizes, or a plain one.
+            segments: The channels.
+            sign: -1 for a number that counts from the end.
+        """
+        where, parts = self.describe(node), tuple(segments)
+        if isinstance(number, ModuleNumber | fx.Node):
+            self.constraints.follows.append(Follows(number, parts, sign, where))
+            self.constraints.read.add((node, id(number)))
+            return
+        for segment in parts:
+            segment.channels.freeze(f"{where} names the size {number}; {WAY_OUT}")
 
     def why_it_stays(self, node: fx.Node) -> str:
         """Name a tensor whose width stays, and say where its channels were lost sight of."""

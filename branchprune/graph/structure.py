@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.provenance import Origin
 
 
@@ -109,6 +110,18 @@ class ChannelGroup:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class WidthNumber:
+    """A number of the user's modules that forward reads as the width of some channels.
+
+    `sign` is -1 where it counts from the end, as in `x[:, -self.a:]`.
+    """
+
+    number: ModuleNumber
+    pieces: Pieces
+    sign: int
+
+
 @dataclass(frozen=True, eq=False)
 class Structure:
     """What planning, attaching and collapsing need to know of a model.
@@ -128,6 +141,7 @@ class Structure:
         inplace: Paths of modules that work in place.
         modules: Kind and widths of every module that is called or has parameters, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
+        numbers: Numbers of the user's modules that are widths in forward.
     """
 
     inside: str
@@ -144,6 +158,7 @@ class Structure:
     inplace: frozenset[str]
     modules: dict[str, str]
     constants: dict[str, Tensor]
+    numbers: tuple[WidthNumber, ...]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 
 from torch import fx, nn
 
 from branchprune.graph.channels import Known, Layout, Segment, resolve
-from branchprune.graph.nodes import sources
+from branchprune.graph.module_numbers import ModuleNumber, numbers_in
+from branchprune.graph.nodes import measured, sources
 from branchprune.graph.rules.registry import rule_of, to_be_checked
 from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
@@ -28,11 +30,55 @@ def walk(analysis: Analysis, graph: fx.Graph) -> None:
         _note_batch(analysis, node)
         value = _apply(analysis, node)
         analysis.values[node] = value
-        if node.target in (same_branch, same_number):
+        if node.target in (same_branch, same_number) and not _is_settled(analysis, node):
             _freeze_measured(analysis, node, f"forward asks for its width at {node.args[2]}")
+        _pin(analysis, node)
         if value is None and analysis.is_tensor(node):
             analysis.freeze_inputs(node, f"read by {analysis.describe(node)}")
             _freeze_measured(analysis, node, f"its width is a size in {analysis.describe(node)}")
+
+
+def _pin(analysis: Analysis, node: fx.Node) -> None:
+    """Note the attributes that an operation reads as something else than a width."""
+    if node not in analysis.settled and not _is_number(analysis, node):
+        numbers = _numbers_read(analysis, node, node)
+        analysis.constraints.pin(numbers, analysis.describe(node))
+
+
+def _numbers_read(
+    analysis: Analysis, reader: fx.Node, node: fx.Node
+) -> Iterator[ModuleNumber]:
+    """Yield the numbers of modules that an operation reads, but for those that are widths."""
+    widths = analysis.constraints.read
+    for number in numbers_in((node.args, node.kwargs)):
+        if (reader, id(number)) not in widths:
+            yield number
+    for each in node.all_input_nodes:
+        if (reader, id(each)) not in widths and _is_number(analysis, each):
+            yield from _numbers_read(analysis, reader, each)
+
+
+def _is_number(analysis: Analysis, node: fx.Node) -> bool:
+    """Return whether a node computes a number from sizes."""
+    is_value = analysis.is_tensor(node) or node in analysis.recorded.lengths
+    return node.op.startswith("call_") and node.target not in GUARDS and not is_value
+
+
+def _is_settled(analysis: Analysis, guard: fx.Node) -> bool:
+    """Return whether a guard says that a tensor has the width that a module keeps of it."""
+    condition, outcome = guard.args[:2]
+    equals = (operator.eq, True), (operator.ne, False)
+    if not isinstance(condition, fx.Node) or (condition.target, outcome) not in equals:
+        return False
+    sizes = [measured(size) for size in condition.args]
+    numbers = [*numbers_in(condition.args)]
+    for tensor, dim in filter(None, sizes):
+        layout = analysis.layout(tensor)
+        if layout is not None and layout.dim == dim % len(analysis.shape(tensor)) and numbers:
+            analysis.follows(condition, numbers[0], layout.segments)
+            analysis.settled.add(guard)
+            return True
+    return False
 
 
 def _note_batch(analysis: Analysis, node: fx.Node) -> None:
@@ -99,13 +145,23 @@ def has_effect(analysis: Analysis, node: fx.Node) -> bool:
     if node.users or not node.op.startswith("call_"):
         return False
     if node.target in GUARDS:
-        return True
+        return node not in analysis.settled
     module = analysis.module(node) if node.op == "call_module" else None
     return rule_of(node, module) is None and any(map(analysis.is_tensor, node.all_input_nodes))
 
 
 def finish(analysis: Analysis) -> None:
-    """Freeze what no linear layer makes or reads; forget parameters that have no channels."""
+    """Freeze what no linear layer makes or reads; forget parameters that have no channels.
+
+    Groups are frozen, too, for whose widths the numbers in forward do not follow.
+    """
+
+    def counted(tensor: fx.Node, dim: int) -> tuple[Segment, ...] | int:
+        shape, layout = analysis.shape(tensor), analysis.layout(tensor)
+        dim %= len(shape)
+        return layout.segments if layout is not None and layout.dim == dim else shape[dim]
+
+    analysis.constraints.freeze_unsolvable([c for _, c in analysis.channels], counted)
     read = {
         segment.channels
         for layer in analysis.linears.values()

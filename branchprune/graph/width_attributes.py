@@ -12,11 +12,15 @@ from typing import Any
 from torch import nn
 
 from branchprune.graph.layers import SIZE_ATTRIBUTES, has_own_forward, sizes
+from branchprune.graph.module_numbers import numbers_in
 from branchprune.graph.structure import Pieces, Structure
+from branchprune.graph.width_constraints import values_at
 
 Widths = Mapping[int, set[int]]
 """For each width before, what it becomes; several numbers where layers differ."""
 
+FOLLOWED = "_followed_numbers"
+"""Attribute of a small model that holds the numbers that collapsing has set."""
 MOST = 1000
 """Numbers that an attribute may hold to be kept in a file."""
 _COUNTS_OTHERS = re.compile(
@@ -53,11 +57,20 @@ def width_attributes(
 ) -> tuple[WidthAttribute, ...]:
     """Return the attributes of users' modules that equal a width of a layer within, if it changes.
 
+    Those that forward is seen to read are left out: see `followed_attributes`.
+
     Args:
         model: The model at its widths before.
         structure: Its structure.
         kept: The width that each group keeps.
     """
+    read = {
+        (attribute.module, attribute.name)
+        for graph in structure.graphs.values()
+        for node in graph.nodes
+        for number in numbers_in((node.args, node.kwargs))
+        for attribute in number.attributes
+    }
     by_layer = _widths_of_layers(model, structure, kept)
     found: list[WidthAttribute] = []
     for path, module in model.named_modules():
@@ -71,8 +84,30 @@ def width_attributes(
         # The sizes of a layer itself change with its weight.
         own = SIZE_ATTRIBUTES if module in by_layer else ()
         attributes = _attributes(path, module, changing) if changing else ()
-        found += [attribute for attribute in attributes if attribute.name not in own]
+        found += [a for a in attributes if a.name not in own and (path, a.name) not in read]
     return tuple(found)
+
+
+def followed_attributes(
+    model: nn.Module, structure: Structure, kept: Sequence[int]
+) -> tuple[WidthAttribute, ...]:
+    """Return the attributes that forward reads as a width, if it changes.
+
+    Args:
+        model: The model at its widths before.
+        structure: Its structure.
+        kept: The width that each group keeps.
+    """
+    found: dict[tuple[str, str], WidthAttribute] = {}
+    for attribute, value in values_at(structure.numbers, kept).items():
+        key = (attribute.module, attribute.name)
+        before = vars(model.get_submodule(attribute.module))[attribute.name]
+        after = found[key].after if key in found else before
+        if attribute.index is not None:
+            i = attribute.index
+            value = type(before)([*after[:i], value, *after[i + 1 :]])
+        found[key] = WidthAttribute(*key, before, value)
+    return tuple(found.values())
 
 
 def _attributes(path: str, module: nn.Module, widths: Widths) -> Iterator[WidthAttribute]:
@@ -155,6 +190,21 @@ def without_attributes(model: nn.Module, attributes: Sequence[WidthAttribute]) -
             store[name] = value
 
 
+def followed_numbers(model: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """Return the numbers that collapsing has set in a small model, by path and attribute."""
+    found: dict[str, dict[str, list[int]]] = vars(model).get(FOLLOWED, {})
+    return found
+
+
+def remember_followed(small: nn.Module, attributes: Sequence[WidthAttribute]) -> None:
+    """Note in a small model which attributes collapsing has set."""
+    found = {path: dict(numbers) for path, numbers in followed_numbers(small).items()}
+    for each in attributes:
+        found.setdefault(each.module, {})[each.name] = [*_numbers(each.after)]
+    if found:
+        vars(small)[FOLLOWED] = found
+
+
 def kept_numbers(model: nn.Module) -> dict[str, dict[str, list[int]]]:
     """Return the whole numbers that users' modules keep and that may be widths.
 
@@ -170,7 +220,10 @@ def kept_numbers(model: nn.Module) -> dict[str, dict[str, list[int]]]:
 
 
 def take_over(
-    narrow: nn.Module, dense: nn.Module, numbers: Mapping[str, Mapping[str, list[int]]]
+    narrow: nn.Module,
+    dense: nn.Module,
+    numbers: Mapping[str, Mapping[str, list[int]]],
+    followed: Mapping[str, Mapping[str, list[int]]],
 ) -> None:
     """Give a narrowed model the numbers of another of the same widths.
 
@@ -179,6 +232,7 @@ def take_over(
         dense: The same model before.
         numbers: The numbers by path and name. Those that no layer within a module has changed by
             are left alone.
+        followed: Those of them that collapsing has set, since forward reads them as widths.
     """
     for path, module in narrow.named_modules():
         pairs = {
@@ -193,12 +247,15 @@ def take_over(
         for name, mine in _candidates(module):
             own, other = [*_numbers(mine)], numbers.get(path, {}).get(name, [])
             changes = [(a, b) for a, b in zip(own, other, strict=False) if a != b]
-            if (
-                changes
-                and len(own) == len(other)
-                and all(_belongs(*change, pairs) for change in changes)
-            ):
+            belong = changes and all(_belongs(*change, pairs) for change in changes)
+            if belong and len(own) == len(other):
                 vars(module)[name] = _filled(mine, iter(other))
+        for name, other in followed.get(path, {}).items():
+            mine = vars(module).get(name)
+            if len([*_numbers(mine)]) == len(other):
+                vars(module)[name] = _filled(mine, iter(other))
+    if followed:
+        vars(narrow)[FOLLOWED] = followed
 
 
 def _belongs(old: int, new: int, pairs: Collection[tuple[int, int]]) -> bool:

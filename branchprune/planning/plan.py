@@ -12,9 +12,15 @@ from branchprune.errors import PruneError
 from branchprune.graph.build import analyse
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied, inputs_of, plain
+from branchprune.graph.module_numbers import Attribute
 from branchprune.graph.plain_model import check_model
 from branchprune.graph.structure import Structure
-from branchprune.graph.width_attributes import WidthAttribute, width_attributes
+from branchprune.graph.width_attributes import (
+    WidthAttribute,
+    followed_attributes,
+    width_attributes,
+)
+from branchprune.graph.width_constraints import values_at
 from branchprune.planning.costs import Cost, costs, costs_of_unseen
 from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_groups, too_narrow
 from branchprune.planning.paths import check_named, check_reached, paths_of, within
@@ -52,6 +58,11 @@ class Plan:
     def pruned(self) -> tuple[int, ...]:
         """Indices of the groups that get a branch."""
         return tuple(i for i, group in enumerate(self.groups) if group.pruned)
+
+    @property
+    def numbers(self) -> dict[Attribute, int]:
+        """What attributes of the user's modules, which are widths, hold at the new widths."""
+        return values_at(self.structure.numbers, [group.kept for group in self.groups])
 
     def branches_within(self, name: str) -> list[int]:
         """Return the branches of a group, or of all groups that layers within a module make.
@@ -179,7 +190,10 @@ def plan(
     kept = [group.kept for group in groups]
     before, after = costs(model, structure, kept)
     of_widths = (model, structure, kept)
-    attributes = try_widths(*of_widths, example) if check else width_attributes(*of_widths)
+    if check:
+        attributes = try_widths(*of_widths, example)
+    else:
+        attributes = (*followed_attributes(*of_widths), *width_attributes(*of_widths))
     notes = too_narrow(groups, multiple_of)
     unseen = costs_of_unseen(model, structure)
     return Plan(groups, before, after, example, structure, unseen, attributes, notes)

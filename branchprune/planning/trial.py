@@ -28,14 +28,17 @@ from branchprune.graph.inputs import (
     untouched,
     without_constants,
 )
+from branchprune.graph.module_numbers import Values, replace_numbers
 from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import Structure
 from branchprune.graph.width_attributes import (
     WidthAttribute,
+    followed_attributes,
     set_attributes,
     width_attributes,
     without_attributes,
 )
+from branchprune.graph.width_constraints import values_at
 from branchprune.planning.narrowed import narrowed
 
 MODEL = "model"
@@ -64,8 +67,9 @@ class Trial:
         for name, constant in structure.constants.items():
             owner, _, last = name.rpartition(".")
             setattr(self.traced.get_submodule(owner), last, constant.clone())
+        numbers = values_at(structure.numbers, kept)
         self.programs = {
-            training: partial(_program(graph, training), nn.ModuleDict({MODEL: self.traced}))
+            training: partial(_program(graph, training, numbers), nn.ModuleDict({MODEL: self.traced}))
             for training, graph in structure.graphs.items()
         }
 
@@ -139,10 +143,17 @@ class Trial:
         return {name: model.get_submodule(name) for name in self.structure.linears}
 
 
-def _program(graph: fx.Graph, training: bool) -> Callable[..., Any]:
-    """Return a graph as a function of what holds the model, whose paths may begin with any word."""
+def _program(graph: fx.Graph, training: bool, numbers: Values) -> Callable[..., Any]:
+    """Return a graph as a function of what holds the model, whose paths may begin with any word.
+
+    Args:
+        graph: The graph.
+        training: Its mode.
+        numbers: What attributes of the user's modules hold at these widths.
+    """
     graph = copy.deepcopy(graph)
     for node in graph.nodes:
+        replace_numbers(node, numbers)
         if node.op in ("call_module", "get_attr"):
             node.target = f"{MODEL}.{node.target}"
     return compiled(graph, f"branchprune training={training}")
@@ -169,6 +180,8 @@ def try_widths(
         PruneError: It does not run, or computes something else; the first layer is named.
     """
     trial = Trial(model, structure, kept, example)
+    read = followed_attributes(model, structure, kept)
+    set_attributes(trial.small, read, after=True)
     attributes = width_attributes(model, structure, kept)
     follow = [attribute for attribute in attributes if attribute.after is not None]
     set_attributes(trial.small, follow, after=True)
@@ -183,7 +196,7 @@ def try_widths(
             "exclude the layers around it"
         )
     follow = _without_undecided(trial, follow)
-    return tuple(a if a in follow else replace(a, after=None) for a in attributes)
+    return (*read, *(a if a in follow else replace(a, after=None) for a in attributes))
 
 
 def _without_undecided(trial: Trial, follow: list[WidthAttribute]) -> list[WidthAttribute]:

@@ -54,9 +54,8 @@ def swin(operation: str, *places: int) -> tuple[str, ...]:
     return tuple(UNKNOWN.format(operation, f"features.{place}.0.attn") for place in places)
 
 
-FOLLOWS = "flatten(1) or size -1 would follow the width"
-NAMED = f"`reshape` (node reshape): it names the size 768; {FOLLOWS}"
-VIT = (f"read by {NAMED}", f"tied by add_2 to add_1, whose width stays ({NAMED})")
+ATTENTION = "encoder.layers.encoder_layer_0.self_attention (MultiheadAttention)"
+VIT = (f"read by {ATTENTION}: its effect on channels is not known",)
 
 
 FAMILIES = {

@@ -47,12 +47,13 @@ KNOWN = """
     F.max_pool1d(x.flatten(2), 2) | torch.cat([x, x], 0) | torch.cat([x, x], -1) |
     x.view(x.size(0), -1, 1) | torch.maximum(x, x[:, :1]) | x * 1 | x.expand_as(x) |
     x.swapaxes(1, -1) | torch.swapdims(x, 0, 1) | x.flip(2) | torch.flip(x, (0, -1)) |
-    x.repeat(1, 1, 2, 1) | x.repeat(2, 1, 1, 1, 1) | torch.where(x >= 0, x, -x)
+    x.repeat(1, 1, 2, 1) | x.repeat(2, 1, 1, 1, 1) | torch.where(x >= 0, x, -x) |
+    x[:, -1:] | x[:, 1:4] | x.narrow(1, 2, 3) | x.split([2, 4], 1)[1]
 """
 """Calls behind which the channels of (N, C, H, W) must be found."""
 REFUSED = """
-    x.flatten(0, 1) | x.reshape(-1, x.size(-1)) | x.mean(1) | x[:, 0] | x[:, -1:] | x.flip(1) |
-    x.repeat(1, 2, 1, 1)
+    x.flatten(0, 1) | x.reshape(-1, x.size(-1)) | x.mean(1) | x[:, 0] | x.flip(1) |
+    x.repeat(1, 2, 1, 1) | x[:, ::2]
 """
 """Calls that mix the channels of (N, C, H, W), or pick some of them."""
 OF_THREE = "torch.permute(x, (1, 0, 2)) | F.pad(x, (1, 1), mode='replicate')"
@@ -96,13 +97,16 @@ def test_where_the_channels_are(operations: list[str], batch: int) -> None:
         reject()
     if found.numel() == 0 or found.isnan().any():
         reject()
-    layout = layout_behind(chain, torch.randn(batch, 3, 4, 2))
+    example = torch.randn(batch, 3, 4, 2)
+    layout = layout_behind(chain, example)
     if layout is None:
         event("not known")
         return
     event(f"known after {len(operations)}")
-    runs = [torch.arange(6.0).repeat_interleave(piece.repeat) for piece in layout.pieces]
-    expected = torch.cat(runs)
+    made = analyse(chain, example).linears["conv"].outputs
+    parts = torch.arange(6.0).split([piece.width for piece in made])
+    labels = {piece.group: part for piece, part in zip(made, parts, strict=True)}
+    expected = torch.cat([labels[p.group].repeat_interleave(p.repeat) for p in layout.pieces])
     assert found.shape[layout.dim] == len(expected)
     last_dim = found.movedim(layout.dim, -1)
     assert torch.equal(last_dim, expected.expand_as(last_dim))
@@ -127,12 +131,15 @@ def test_collapse_behind_moved_channels(operations: list[str], batch: int) -> No
     else:
         reject()
     model = nn.Sequential(chain, consumer.double())
+    if all(group.reason for group in analyse(model, x).groups):
+        reject()
     plan = planned(Case(model, x, 0.5))
-    assert plan.groups[0].kept == 3
+    kept = [plan.groups[p.group].kept for p in plan.structure.linears["0.conv"].outputs]
+    assert sum(kept) == 3 or len(kept) > 1
     blended = scramble(bp.attach(model, plan))
     assert isinstance(blended, bp.Blended)
     blended.alpha = 0
     small = bp.collapse(blended)
-    assert small[0].conv.weight.shape == (3, 3, 1, 1)
+    assert small[0].conv.weight.shape == (sum(kept), 3, 1, 1)
     assert relative(spelled_out(blended)(x), small(x)) < 1e-10
     assert relative(spelled_out(blended)(x), blended(x)) < 1e-10

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.criteria.scores import rows_by_output
 from branchprune.graph.inputs import tensors
+from branchprune.graph.state import WAY_OUT
 
 IMAGE = (2, 3, 8, 8)
 MIXES = "it mixes the channel dimension with others"
@@ -180,12 +181,12 @@ TENSORS: dict[str, Row] = {
 SHAPES: dict[str, Row] = {
     "split by number": row(
         lambda m, x: m.b(m.a(x).split(4, 1)[0]),
-        "read by `split`: it names the size 4; chunk would follow the width",
+        f"`split` names the size 4; {WAY_OUT}",
         b=conv(4, 4),
     ),
     "split by numbers": row(
         lambda m, x: m.b(torch.split(m.a(x), [3, 5], dim=1)[1]),
-        "read by `split`: it names the size 3; chunk would follow the width",
+        f"`split` names the size 3; {WAY_OUT}",
         b=conv(5, 4),
     ),
     "split along what is computed": row(
@@ -294,7 +295,7 @@ SHAPES: dict[str, Row] = {
     ),
     "narrow": row(
         lambda m, x: m.c(m.a(x).narrow(1, 0, 4)),
-        f"read by `narrow`: {UNKNOWN}",
+        f"`narrow` names the size 4; {WAY_OUT}",
         c=conv(4, 4),
     ),
 }

@@ -11,6 +11,8 @@ from models import Net
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from branchprune.graph.state import WAY_OUT
+
 
 def conv(inputs: int, outputs: int, kernel: int = 1, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, **options)
@@ -111,7 +113,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "slice": (
         lambda: pair(lambda m, x: m.b(m.a(x)[:, :4]), b=conv(4, 4)),
         "a",
-        "read by `getitem` (in 3): it picks some of the channels",
+        f"`getitem` (in 3) names the size 4; {WAY_OUT}",
     ),
     "index": (
         lambda: pair(lambda m, x: m.b(m.a(x)[torch.tensor([1, 0])])),
@@ -130,7 +132,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "tied by mul to _tensor_constant0, whose width stays",
     ),
     "tied to the image": (
-        lambda: pair(lambda m, x: m.b(m.a(x) + torch.cat([x, x, x[:, :2]], 1))),
+        lambda: pair(lambda m, x: m.b(m.a(x) + torch.cat([x, x, x.flip(1)[:, :2]], 1))),
         "a",
         "not made by a layer",
     ),

@@ -94,7 +94,7 @@ def test_a_number_that_forward_computes_with_stays_and_is_told(
     plan = bp.plan(model, torch.randn(IMAGE), check=True)
     assert str(plan).splitlines()[-1] == "attributes that name a width and stay: c = 16"
     small: Any = collapsed(model)
-    assert caplog.messages[-1].endswith("that name a width of before: c = 16")
+    assert not caplog.messages
     assert (small.c, small.width, small.a.out_channels) == (16, 8, 8)
 
 
@@ -141,7 +141,7 @@ def test_a_limit_that_the_example_does_not_reach_stays(caplog: pytest.LogCapture
 
     model: Any = Cropped().eval()
     small: Any = collapsed(model)
-    assert caplog.messages[-1].endswith("that name a width of before: c = 16")
+    assert not caplog.messages
     assert (small.c, small.width) == (16, 8)
     assert small(torch.randn(1, 3, 32, 32)).shape == model(torch.randn(1, 3, 32, 32)).shape
 

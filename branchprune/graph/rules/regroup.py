@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from branchprune.graph.channels import Layout, fused, resolve, unify
+from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import argument, measured, measured_tensor
 from branchprune.graph.provenance import Cut, Joined
 from branchprune.graph.rules.split import equal_parts
@@ -29,6 +30,7 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
     places = _places(before, after, layout.dim)
     sizes = _requested_sizes(node, len(after))
     follows = [place for place in places if not isinstance(sizes[place], int) or sizes[place] == -1]
+    follows = follows or [p for p in places if isinstance(sizes[p], ModuleNumber)][-1:]
     if places and not follows:
         why = f"it names the size {sizes[places[0]]}; flatten(1) or size -1 would follow the width"
         return analysis.unknown(node, why)
@@ -39,7 +41,15 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
     fault = source and _fault_of_size(analysis, node, layout, *source)
     if fault:
         return analysis.unknown(node, fault)
-    return regrouped(analysis, node, layout, follows[0])
+    shaped = regrouped(analysis, node, layout, follows[0])
+    if shaped is not None and (isinstance(size, ModuleNumber) or _is_computed(size)):
+        analysis.follows(node, size, shaped.segments)
+    return shaped
+
+
+def _is_computed(size: Any) -> bool:
+    """Return whether a size is computed from those of tensors."""
+    return isinstance(size, fx.Node) and measured(size) is None
 
 
 def _fault_of_size(

@@ -7,7 +7,9 @@ from typing import Any
 from torch import fx
 
 from branchprune.graph.channels import Layout
+from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import argument, numbers_behind
+from branchprune.graph.rules.split import cut_out
 from branchprune.graph.state import Analysis
 
 
@@ -99,9 +101,13 @@ def getitem(analysis: Analysis, node: fx.Node) -> Layout | tuple[Layout | None, 
         new += item is None or isinstance(item, slice)
     else:
         return layout.at(layout.dim - old + new)
-    if not _whole(item, layout.size):
+    if _whole(item, layout.size):
+        return layout.at(new)
+    if not isinstance(item, slice) or item.step not in (None, 1):
         return analysis.unknown(node, "it picks some of the channels")
-    return layout.at(new)
+    size = analysis.shape(node)[new]
+    part = cut_out(analysis, node, layout, item.start, item.stop, size)
+    return part and part.at(new)
 
 
 def repeat(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -135,7 +141,7 @@ def _whole(item: Any, size: int) -> bool:
         isinstance(item, slice)
         and item.start in (None, 0)
         and item.step in (None, 1)
-        and (item.stop is None or (isinstance(item.stop, int) and item.stop >= size))
+        and (item.stop is None or (type(item.stop) is int and item.stop >= size))
     )
 
 
@@ -152,6 +158,8 @@ def expand(analysis: Analysis, node: fx.Node) -> Layout | None:
     sizes = numbers_behind(node, "size", "sizes")
     dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
     size = sizes[dim] if dim < len(sizes) else None
-    if isinstance(size, int) and size != -1:
+    if isinstance(size, ModuleNumber):
+        analysis.follows(node, size, layout.segments)
+    elif isinstance(size, int) and size != -1:
         return analysis.unknown(node, f"it names the size {size}; -1 would follow the width")
     return layout.at(dim)

@@ -1,10 +1,13 @@
-"""Rules of the operations that split the channels into parts: chunk, split, unbind, GLU."""
+"""Rules of the operations that split the channels into parts: chunk, split, narrow, slices, unbind, GLU."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import fx, nn
 
-from branchprune.graph.channels import Known, Layout, cut, resolve, unify
+from branchprune.graph.channels import Known, Layout, cut, divided, resolve, unify
 from branchprune.graph.nodes import argument
 from branchprune.graph.provenance import Cut
 from branchprune.graph.state import Analysis
@@ -23,12 +26,90 @@ def divide(analysis: Analysis, node: fx.Node) -> Known:
         return analysis.unknown(node)
     if dim % len(analysis.shape(operand)) != layout.dim:
         return (layout,) * count
-    sizes = pieces if isinstance(pieces, list | tuple) else [pieces]
-    named = [size for size in sizes if isinstance(size, int)]
-    if named and getattr(node.target, "__name__", node.target) != "chunk":
-        why = f"it names the size {named[0]}; chunk would follow the width"
-        return analysis.unknown(node, why)
-    return equal_parts(analysis, node, layout, count)
+    sizes = pieces if isinstance(pieces, list | tuple) else [pieces] * count
+    whole = getattr(node.target, "__name__", node.target) == "chunk"
+    if whole or not any(isinstance(size, int) for size in sizes):
+        return equal_parts(analysis, node, layout, count)
+    return _named_parts(analysis, node, layout, sizes)
+
+
+def _named_parts(
+    analysis: Analysis, node: fx.Node, layout: Layout, sizes: Sequence[Any]
+) -> tuple[Layout, ...] | None:
+    """Cut the channels into parts of sizes that forward computes or names."""
+    rest = layout.size - sum(int(size) for size in sizes if isinstance(size, int))
+    open_ones = sum(not isinstance(size, int) for size in sizes)
+    known = [int(size) if isinstance(size, int) else rest for size in sizes]
+    parts = None
+    if open_ones < 2 and sum(known) == layout.size and not layout.moved:
+        parts = divided(layout.segments, known)
+    if parts is None:
+        analysis.unknown(node, "it splits the channels where they cannot be split")
+        return None
+    for size, part in zip(sizes, parts, strict=True):
+        analysis.follows(node, size, part)
+    return tuple(Layout(layout.dim, tuple(resolve(part))) for part in parts)
+
+
+def cut_out(
+    analysis: Analysis, node: fx.Node, layout: Layout, start: Any, stop: Any, size: int
+) -> Layout | None:
+    """Take a range of the channels, as `x[:, start:stop]` does.
+
+    Args:
+        analysis: The walk.
+        node: What takes them.
+        layout: All channels.
+        start: Where it begins: None, or a number as `Analysis.follows` takes it.
+        stop: Where it ends; from the end, if it is negative.
+        size: How many there are of them for the example.
+    """
+    total, parts = layout.size, None
+    if isinstance(start, int | None):
+        first = int(start or 0) + (total if (start or 0) < 0 else 0)
+    elif isinstance(stop, int | None):
+        end = total if stop is None else min(int(stop), total) + (total if stop < 0 else 0)
+        first = end - size
+    else:
+        return analysis.unknown(node, "it picks some of the channels")
+    sizes = [first, size, total - first - size]
+    if min(sizes) >= 0 and size and not layout.moved:
+        parts = divided(layout.segments, sizes)
+    if parts is None:
+        return analysis.unknown(node, "it picks some of the channels")
+    before, part, behind = parts
+    for number, ahead, rest in ((start, before, part + behind), (stop, before + part, behind)):
+        if isinstance(number, int) and number < 0:
+            analysis.follows(node, number, rest, sign=-1)
+        elif number is not None and not (isinstance(number, int) and number >= total):
+            analysis.follows(node, number, ahead)
+    if not all(isinstance(number, int | None) for number in (start, stop)):
+        _tie_equal(analysis, node, layout, first, size)
+    return Layout(layout.dim, tuple(resolve(part)))
+
+
+def _tie_equal(analysis: Analysis, node: fx.Node, layout: Layout, first: int, size: int) -> None:
+    """Tie parts that are equal, where one of them is taken by a number that follows from sizes."""
+    if layout.size % size == 0 and first % size == 0:
+        equal_parts(analysis, node, layout, layout.size // size)
+
+
+def narrow(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """Narrow: a number of entries of a dimension, from one on."""
+    operand = analysis.operand(node)
+    layout = analysis.layout(operand)
+    dim, start = argument(node, 1, "dim"), argument(node, 2, "start")
+    length = argument(node, 3, "length")
+    if layout is None or not isinstance(dim, int):
+        return layout and analysis.unknown(node)
+    if dim % len(analysis.shape(operand)) != layout.dim:
+        return layout
+    if not isinstance(start, int) or not isinstance(length, int):
+        return analysis.unknown(node, "it picks some of the channels")
+    part = cut_out(analysis, node, layout, start or None, None, length)
+    if part is not None:
+        analysis.follows(node, length, part.segments)
+    return part
 
 
 def equal_parts(

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from branchprune.errors import PruneError
+from branchprune.graph.module_numbers import distinct
 from branchprune.graph.nodes import CHECKPOINTED, CONSTANT, WHERE, Recorded
 from branchprune.graph.tracing.aliases import DERIVED, Aliases
 from branchprune.graph.tracing.dependence import kept
@@ -104,7 +105,7 @@ class Arguments:
 
     def _number_node(self, kind: str, target: Any, *args: Any) -> fx.Node:
         """Return the node of a number, the same one for the same arguments."""
-        key = (kind, target, args)
+        key = (kind, target, tuple(map(distinct, args)))
         if key not in self._numbers:
             self._numbers[key] = self.add(kind, target, args, {})
             self._numbers[key].meta[DERIVED] = True

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from branchprune.graph.module_numbers import distinct
 from branchprune.graph.tracing.arguments import unseen
 from branchprune.graph.tracing.dependence import refuse_values
 from branchprune.graph.tracing.guards import same_branch, same_number, user_code
@@ -106,8 +107,9 @@ class Measurements(Results):
         """Record that a condition comes out as it does for the example; return how."""
         result = bool(function(*map(plain_number, args)))
         nodes = tuple(map(self.node_of, args))
-        if (function, nodes) not in self._guarded:
-            self._guarded.add((function, nodes))
+        key = (function, *map(distinct, nodes))
+        if key not in self._guarded:
+            self._guarded.add(key)
             self.guard(same_branch, self._number_node("call_function", function, *nodes), result)
         return result
 

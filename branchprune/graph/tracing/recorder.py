@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
+from branchprune.graph.module_numbers import numbers_in
 from branchprune.graph.tracing.aliases import set_item, written
 from branchprune.graph.tracing.factories import CONSTANT_FACTORIES, FACTORIES
 from branchprune.graph.tracing.measurements import Measurements
@@ -79,6 +80,8 @@ class Recorder(Measurements, TorchFunctionMode):
         if getattr(func, "__name__", "") == "__setitem__":
             return self._set_item(*args)
         if func in CONSTANT_FACTORIES and not self._is_traced((args, kwargs)):
+            for number in numbers_in((args, kwargs)):
+                number.take()
             return self._made(func(*args, **kwargs))
         call = translate(func, args, kwargs)
         self._refuse_changed_parameter(call.changed)

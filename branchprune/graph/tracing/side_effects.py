@@ -22,6 +22,7 @@ from torch.utils import checkpoint
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import generator_states
+from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.tracing.guards import GUARDS, source_line
 
 _COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
@@ -33,7 +34,7 @@ _NO_GRADIENT = {
     torch.detach,
 }
 """Functions and methods that pass no gradient on, whatever the mode."""
-_PLAIN = (bool, int, float, str)
+_PLAIN = (bool, int, ModuleNumber, float, str)
 _SAME_NUMBERS = ("T", "mT", "H", "mH", "real", "imag")
 """Attributes of a tensor that pass a gradient on."""
 

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
+from branchprune.graph.module_numbers import ModuleNumber
+
 
 class Recording(Protocol):
     """What sizes need to know of the recorder they belong to."""
@@ -98,7 +100,8 @@ numbers.Number.register(Size)
 
 def plain_number(value: Any) -> Any:
     """Return what a size is for the example; other values as they are."""
-    return value.number if isinstance(value, Size) else value
+    value = value.number if isinstance(value, Size) else value
+    return int(value) if isinstance(value, ModuleNumber) else value
 
 
 def _computed(function: Callable[..., Any], swapped: bool) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from branchprune.graph.inputs import (
     training_mode,
     untouched,
 )
+from branchprune.graph.module_numbers import Attribute, module_numbers
 from branchprune.graph.nodes import CHECKPOINTED, Recorded
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.calls import Calls
@@ -52,11 +53,13 @@ class Traced:
         recorded: Shapes of the nodes' values for the example, and their costs.
         constants: Tensors that forward makes from plain numbers or that modules hold beside
             parameters and buffers, by the name that the graphs have for them.
+        lost: Attributes with whose numbers forward computes what the graphs do not know.
     """
 
     graphs: dict[bool, fx.Graph] = field(default_factory=dict)
     recorded: Recorded = field(default_factory=Recorded)
     constants: dict[str, Tensor] = field(default_factory=dict)
+    lost: set[Attribute] = field(default_factory=set)
 
 
 def trace(
@@ -130,7 +133,9 @@ def _record(
         state, attributes, draws = _stored(part), Attributes(part), Draws(torchs=meta)
         calls.locates = draws if locates else None
         error = None
-        with torch.enable_grad(), no_autocast(recorder.location), calls.recorded():
+        stack = ExitStack()
+        with stack, torch.enable_grad(), no_autocast(recorder.location), calls.recorded():
+            lost = stack.enter_context(module_numbers(part, inside))
             args, kwargs = known_inputs(recorder, bound, meta)
             try:
                 with recorder, warnings.catch_warnings():
@@ -146,6 +151,7 @@ def _record(
         moved = draws.moved()
         _refuse_assigned(part, state)
         attributes.refuse(calls.wholes)
+    found.lost |= lost
     if moved and not locates:
         return _record(model, inside, example, opaque, counted, found, meta, locates=True)
     draws.refuse(recorder.location())
