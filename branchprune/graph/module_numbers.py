@@ -95,6 +95,9 @@ class ModuleNumber(int):
     def __rtruediv__(self, other: Any) -> Any:
         return self._lost(int.__rtruediv__, other)
 
+    def __neg__(self) -> ModuleNumber:
+        return _number(-int(self), (operator.neg, (self,)), self.taken)
+
     def _lost(self, function: Callable[[int, Any], Any], other: Any) -> Any:
         value = function(int(self), other)
         if value is not NotImplemented or isinstance(other, float):
@@ -127,7 +130,6 @@ def _follows(name: str, swapped: bool) -> Callable[[ModuleNumber, Any], Any]:
 for _name in ("add", "sub", "mul", "floordiv", "mod", "pow"):
     setattr(ModuleNumber, f"__{_name}__", _follows(_name, swapped=False))
     setattr(ModuleNumber, f"__r{_name}__", _follows(_name, swapped=True))
-ModuleNumber.__neg__ = lambda self: _number(-int(self), (operator.neg, (self,)), self.taken)  # type: ignore[method-assign,assignment,return-value]
 
 
 @contextmanager
@@ -162,7 +164,7 @@ def _is_users(module: nn.Module) -> bool:
 
 def _is_kept(value: Any) -> bool:
     if type(value) in (tuple, list):
-        return 0 < len(value) and all(type(each) is int for each in value) and max(value) > 1
+        return len(value) > 0 and all(type(each) is int for each in value) and max(value) > 1
     return type(value) is int and value > 1
 
 

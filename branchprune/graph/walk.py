@@ -45,9 +45,7 @@ def _pin(analysis: Analysis, node: fx.Node) -> None:
         analysis.constraints.pin(numbers, analysis.describe(node))
 
 
-def _numbers_read(
-    analysis: Analysis, reader: fx.Node, node: fx.Node
-) -> Iterator[ModuleNumber]:
+def _numbers_read(analysis: Analysis, reader: fx.Node, node: fx.Node) -> Iterator[ModuleNumber]:
     """Yield the numbers of modules that an operation reads, but for those that are widths."""
     widths = analysis.constraints.read
     for number in numbers_in((node.args, node.kwargs)):

@@ -216,7 +216,9 @@ class _AtWidths:
         """Return why a constraint does not hold; None if it does."""
         number = each.number
         for part in _parts(number):
-            for attribute in sorted(_attributes(part), key=str) if type(part) is not fx.Node else ():
+            for attribute in (
+                sorted(_attributes(part), key=str) if type(part) is not fx.Node else ()
+            ):
                 before = value_of(part, attribute)
                 if attribute in self.pinned and self.values.get(attribute, before) != before:
                     return f"{each.where} reads {attribute}, as does {self.pinned[attribute]}"

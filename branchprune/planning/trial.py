@@ -69,7 +69,9 @@ class Trial:
             setattr(self.traced.get_submodule(owner), last, constant.clone())
         numbers = values_at(structure.numbers, kept)
         self.programs = {
-            training: partial(_program(graph, training, numbers), nn.ModuleDict({MODEL: self.traced}))
+            training: partial(
+                _program(graph, training, numbers), nn.ModuleDict({MODEL: self.traced})
+            )
             for training, graph in structure.graphs.items()
         }
 

@@ -426,9 +426,10 @@ def test_a_width_that_forward_computes_by_itself() -> None:
         return m.b(y.view(x.size(0), x.size(0) * 4, -1).unsqueeze(3))
 
     model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
-    plan = bp.plan(model, torch.randn(IMAGE))
-    with pytest.raises(bp.PruneError, match="does not run at its widths"):
-        bp.attach(model, plan)
+    front = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), model)
+    groups = {group.name: group for group in bp.plan(front, torch.randn(IMAGE)).groups}
+    assert "computes its width from sizes" in str(groups["2.a"].reason)
+    assert groups["0"].pruned
 
 
 def changed_view(m: Any, x: Tensor) -> Tensor:

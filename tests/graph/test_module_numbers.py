@@ -66,8 +66,16 @@ def two(m: Any, parts: Any) -> Any:
 
 
 CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], dict[str, Any]]] = {
-    "split by a list": (lambda m, x: two(m, x.split(m.sizes, 1)), {"sizes": [8, 16]}, {"sizes": [2, 4]}),
-    "split by two": (lambda m, x: two(m, x.split((m.c, m.d), 1)), {"c": 8, "d": 16}, {"c": 2, "d": 4}),
+    "split by a list": (
+        lambda m, x: two(m, x.split(m.sizes, 1)),
+        {"sizes": [8, 16]},
+        {"sizes": [2, 4]},
+    ),
+    "split by two": (
+        lambda m, x: two(m, x.split((m.c, m.d), 1)),
+        {"c": 8, "d": 16},
+        {"c": 2, "d": 4},
+    ),
     "split in equal parts": (
         lambda m, x: m.twelve(torch.split(x, m.c, 1)[0]) + m.twelve(x.split(m.c, 1)[1]),
         {"c": 12},
@@ -122,7 +130,7 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], dict[str
         {"c": 2},
     ),
     "of a module within": (lambda m, x: two(m, m.cut(x)), {"cut": Cut()}, {}),
-}  # fmt: skip
+}
 
 
 def _asserted(m: Any, x: Tensor) -> Tensor:

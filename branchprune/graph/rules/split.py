@@ -1,4 +1,4 @@
-"""Rules of the operations that split the channels into parts: chunk, split, narrow, slices, unbind, GLU."""
+"""Rules of operations that split the channels: chunk, split, slices, narrow, unbind, GLU."""
 
 from __future__ import annotations
 
