@@ -68,7 +68,8 @@ def check_collapse(blended: Blended) -> None:
 def _check_outputs(model: nn.Module, blended: Blended) -> None:
     example = without_constants(blended.plan.example)
     part = model.get_submodule(blended.plan.structure.inside)
-    with torch.no_grad(), training_mode(model, False), training_mode(blended, False):
+    modes = training_mode(model, False), training_mode(blended, False)
+    with torch.no_grad(), untouched(model), modes[0], modes[1]:
         expected, found = call(model, example, part), call(blended, example, blended.part)
         _run_branch(blended, example)
     _compare(expected, found, "")

@@ -154,7 +154,8 @@ class _Writer:
         return f"twin.{name}" if form == NARROW and node in self.forms.twins else f"model.{name}"
 
     def _module(self, name: str, form: str) -> str:
-        if form == NARROW and name in self.structure.channelwise:
+        layer = self.structure.channelwise.get(name)
+        if form == NARROW and layer is not None and self.forms.live(layer.pieces):
             return f"twin.{name}"
         return f"plain.{name}" if name in self.structure.inplace else f"model.{name}"
 

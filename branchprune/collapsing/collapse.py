@@ -24,6 +24,7 @@ from branchprune.graph.layers import become, set_linear_width, set_path
 from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
 from branchprune.graph.width_attributes import (
     followed_attributes,
+    listed,
     remember_followed,
     set_attributes,
     width_attributes,
@@ -151,8 +152,7 @@ def _update_attributes(blended: Blended, small: nn.Module) -> None:
     attributes = (*read, *(attribute for attribute in attributes if attribute not in read))
     remember_followed(small, read)
     set_attributes(small, [a for a in attributes if a.after is not None], after=True)
-    stale = ", ".join(str(a) for a in attributes if a.after is None)
-    if stale:
+    if stale := listed([a for a in attributes if a.after is None]):
         LOGGER.warning("attributes of the collapsed model that name a width of before: %s", stale)
 
 

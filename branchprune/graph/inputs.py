@@ -142,17 +142,30 @@ def repeated(example: Example) -> Example:
     return result
 
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Take back what calls change in modules, buffers and attributes, after a `with` block."""
     before = [(module, dict(vars(module))) for module in model.modules()]
+    held = [(c, copy.copy(c)) for _, attributes in before for c in _containers(attributes)]
     try:
         with own_buffers(model):
             yield
     finally:
+        for container, content in held:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+
+
+def _containers(attributes: Mapping[str, Any]) -> list[Any]:
+    """Return the lists, dictionaries and sets of a user's in the attributes of a module."""
+    users = [value for name, value in attributes.items() if name not in _OF_EVERY_MODULE]
+    return [value for value in users if type(value) in (list, dict, set)]
 
 
 @contextmanager
@@ -257,6 +270,8 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
     """
     shared = (*model.parameters(), *model.buffers()) if sharing else ()
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    computed = [t for t in tree_leaves([*map(vars, model.modules())]) if _is_computed(t)]
+    memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
     try:
         with torch.no_grad():  # a ScriptModule's parameters would come from those of the model
             made = copy.deepcopy(model, memo)
@@ -266,7 +281,13 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
     _refuse_shared_modules(model, made)
     for new, old in zip(made.parameters(), model.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
-    return made
+    with training_mode(made, True):  # a module that caches what it computes of weights forgets it
+        return made
+
+
+def _is_computed(value: object) -> bool:
+    """Return whether a value is a tensor that passes a gradient on, which deepcopy refuses."""
+    return isinstance(value, Tensor) and not value.is_leaf
 
 
 def _refuse_shared_modules(model: nn.Module, made: nn.Module) -> None:

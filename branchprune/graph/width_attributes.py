@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Widths = Mapping[int, set[int]]
 
 FOLLOWED = "_followed_numbers"
 """Attribute of a small model that holds the numbers that collapsing has set."""
+SHOWN = 5
+"""Attributes that a line lists."""
 MOST = 1000
 """Numbers that an attribute may hold to be kept in a file."""
 _COUNTS_OTHERS = re.compile(
@@ -49,7 +52,8 @@ class WidthAttribute:
 
     def __str__(self) -> str:
         path = f"{self.module}.{self.name}" if self.module else self.name
-        return f"{path} = {self.before!r}" + ("" if self.after is None else f" → {self.after!r}")
+        after = "" if self.after is None else f" → {reprlib.repr(self.after)}"
+        return f"{path} = {reprlib.repr(self.before)}{after}"
 
 
 def width_attributes(
@@ -169,6 +173,12 @@ def _mapped(value: Any, change: Callable[[int], int]) -> Any:
     if type(value) is dict:
         return {key: _mapped(each, change) for key, each in value.items()}
     return value
+
+
+def listed(attributes: Sequence[WidthAttribute]) -> str:
+    """Return the first of some attributes, as shown to people, and how many more there are."""
+    more = f" … {len(attributes) - SHOWN} more" if len(attributes) > SHOWN else ""
+    return ", ".join(map(str, attributes[:SHOWN])) + more
 
 
 def set_attributes(model: nn.Module, attributes: Sequence[WidthAttribute], after: bool) -> None:

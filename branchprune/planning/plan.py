@@ -18,6 +18,7 @@ from branchprune.graph.structure import Structure
 from branchprune.graph.width_attributes import (
     WidthAttribute,
     followed_attributes,
+    listed,
     width_attributes,
 )
 from branchprune.graph.width_constraints import values_at
@@ -119,10 +120,9 @@ class Plan:
         for name, cost in self.unseen.items():
             size = f"channels {cost.channels:,}, params {cost.params:,}, macs {cost.macs:,}"
             lines.append(f"of these not looked into: {name}: {size}")
-        follow = [str(each) for each in self.attributes if each.after is not None]
-        more = f" … {len(follow) - 5} more" * (len(follow) > 5)
-        lines += [f"attributes that follow: {', '.join(follow[:5])}{more}"] if follow else []
-        stale = ", ".join(str(each) for each in self.attributes if each.after is None)
+        follow = listed([each for each in self.attributes if each.after is not None])
+        lines += [f"attributes that follow: {follow}"] if follow else []
+        stale = listed([each for each in self.attributes if each.after is None])
         lines += [f"attributes that name a width and stay: {stale}"] if stale else []
         return "\n".join([*lines, *self.notes])
 

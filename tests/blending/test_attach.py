@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
@@ -489,7 +490,7 @@ def test_tensors_made_by_forward() -> None:
 
 def test_a_model_that_cannot_be_copied() -> None:
     model = vgg()
-    model.cache = model(torch.randn(IMAGE))
+    model.lock = threading.Lock()
     with pytest.raises(bp.PruneError, match="Sequential cannot be copied by deepcopy"):
         bp.plan(model, torch.randn(IMAGE))
 

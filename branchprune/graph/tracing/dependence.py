@@ -58,9 +58,9 @@ def refuse_counts(node: fx.Node) -> None:
 
 
 def kept_for_later(part: nn.Module, find: Callable[[Tensor], fx.Node | None]) -> set[int]:
-    """Return tensors that follow from more than sizes and that modules hold after a call.
+    """Return tensors that follow from inputs or draws and that modules hold after a call.
 
-    Parameters and buffers are not meant.
+    Parameters and buffers are not meant, nor what is computed of them alone.
 
     Args:
         part: The module whose forward has run.
@@ -73,10 +73,11 @@ def kept_for_later(part: nn.Module, find: Callable[[Tensor], fx.Node | None]) ->
     ]
     leaves = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
     found = {id(leaf): find(leaf) for leaf in leaves}
-    return {key for key, node in found.items() if node is not None and _follows_numbers(node)}
+    return {key for key, node in found.items() if node is not None and follows_inputs(node)}
 
 
-def _follows_numbers(node: fx.Node) -> bool:
+def follows_inputs(node: fx.Node) -> bool:
+    """Return whether a tensor follows from numbers in the inputs, or from random draws."""
     seen: set[fx.Node] = set()
     rest = [node]
     while rest:
@@ -84,12 +85,7 @@ def _follows_numbers(node: fx.Node) -> bool:
         if each not in seen and each.target not in _SIZES:
             seen.add(each)
             rest += _read(each)
-    return any(
-        each.op in ("placeholder", "call_module")
-        or (each.op == "get_attr" and CONSTANT not in str(each.target))
-        or _is_drawn(each)
-        for each in seen
-    )
+    return any(each.op == "placeholder" or _is_drawn(each) for each in seen)
 
 
 def _read(node: fx.Node) -> list[fx.Node]:

@@ -32,7 +32,7 @@ from branchprune.graph.module_numbers import Attribute, module_numbers
 from branchprune.graph.nodes import CHECKPOINTED, Recorded
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.calls import Calls
-from branchprune.graph.tracing.dependence import kept_for_later
+from branchprune.graph.tracing.dependence import follows_inputs, kept_for_later
 from branchprune.graph.tracing.guards import MACHINERY
 from branchprune.graph.tracing.placeholders import bound_arguments, known_inputs
 from branchprune.graph.tracing.recorder import Recorder
@@ -129,6 +129,7 @@ def _record(
     bound = bound_arguments(part, example if meta else on_device(example, model))
     with _state(model, meta), untouched(part), own_generators(part.parameters()):
         recorder = Recorder(model, inside, found.constants, meta)
+        recorder.held()
         calls = Calls(recorder, opaque, counted)
         state, attributes, draws = _stored(part), Attributes(part), Draws(torchs=meta)
         calls.locates = draws if locates else None
@@ -149,7 +150,7 @@ def _record(
             raise error if known else _failed(part, example, calls, error) from error
         _refuse_kept(recorder, calls, args, kwargs)
         moved = draws.moved()
-        _refuse_assigned(part, state)
+        _refuse_assigned(recorder, state)
         attributes.refuse(calls.wholes)
     found.lost |= lost
     if moved and not locates:
@@ -180,11 +181,17 @@ def _stored(part: nn.Module) -> dict[str, Tensor | None]:
     }
 
 
-def _refuse_assigned(part: nn.Module, before: Mapping[str, Tensor | None]) -> None:
-    """Raise a PruneError if forward has put another tensor in place of a parameter or buffer."""
-    for name, value in _stored(part).items():
+def _refuse_assigned(recorder: Recorder, before: Mapping[str, Tensor | None]) -> None:
+    """Raise a PruneError if forward has put another tensor in place of a parameter or buffer.
+
+    One that does not follow from the inputs, such as an index for their size, is no loss.
+    """
+    for name, value in _stored(recorder.part).items():
         if value is not before.get(name):
-            raise state_is_changed(name)
+            node = None if value is None else recorder.node_if_known(value)
+            known = value is not None and id(value) in recorder.held()
+            if not known and (node is None or follows_inputs(node)):
+                raise state_is_changed(name)
 
 
 @contextmanager
