@@ -11,7 +11,7 @@ INSTALL = dict.fromkeys(
     sklearn tensorboard torchmetrics torchvision yaml""".split(),
     "branchprune",
 ) | {
-    "timm": "branchprune[zoo]",
+    **dict.fromkeys(("timm", "segmentation_models_pytorch", "ultralytics"), "branchprune[zoo]"),
     "torch_pruning": "branchprune[compare]",
 }
 """What `pip` has to be told, for each package that the core does without."""

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from branchprune.benchmarks import zoo_table
 from branchprune.benchmarks.child import give_memory_back, one_line, parse, resident, run_child
 from branchprune.benchmarks.options import options_parser
-from branchprune.benchmarks.zoo_models import LIBRARIES
+from branchprune.benchmarks.zoo_models import LIBRARIES, smallest
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
@@ -48,10 +48,11 @@ class Options:
     """Options of `branchprune zoo`.
 
     Args:
-        library: torchvision or timm.
+        library: torchvision, timm, segmentation_models_pytorch or ultralytics.
         output: Folder for zoo.jsonl, zoo.csv and zoo.md; what succeeded there is not run again.
         record: Write to the committed results instead.
         models: Names, or patterns such as resnet*.
+        smallest: Only the smallest model of each family.
         keep: Fraction of the channels to keep.
         jobs: Models side by side.
         seed: Seed of weights, inputs and noise.
@@ -59,10 +60,13 @@ class Options:
         image_size: Height and width; null: the size at which the model's weights are evaluated.
     """
 
-    library: Literal["torchvision", "timm"] = "torchvision"
+    library: Literal["torchvision", "timm", "segmentation_models_pytorch", "ultralytics"] = (
+        "torchvision"
+    )
     output: Path = Path("runs/zoo")
     record: bool = False
     models: list[str] | str = "*"
+    smallest: bool = False
     keep: OpenUnitInterval = 0.5
     jobs: PositiveInt = 1
     seed: int = 0
@@ -110,15 +114,18 @@ def main(args: Sequence[str], console: Console) -> int:
 
 def _blank_rows(options: Options) -> dict[zoo_table.Key, Row]:
     """Return a row for each model that the options name, with nothing measured yet."""
-    families = LIBRARIES[options.library][0]()
+    list_models, build = LIBRARIES[options.library]
+    families = list_models()
     patterns = [options.models] if isinstance(options.models, str) else options.models
     found = {pattern: matching(families, pattern) for pattern in patterns}
     for pattern in [pattern for pattern, names in found.items() if not names]:
         raise PruneError(f"models names {pattern!r}, which {options.library} lacks")
     wanted = {name for names in found.values() for name in names}
+    families = {name: family for name, family in families.items() if name in wanted}
+    families = smallest(families, build) if options.smallest else families
     threads = max(1, torch.get_num_threads() // options.jobs)
-    settings = (options.keep, options.seed, options.image_size, threads)
-    rows = [Row(options.library, n, f, *settings) for n, f in families.items() if n in wanted]
+    settings = (options.keep, options.seed, options.image_size, threads, options.smallest)
+    rows = [Row(options.library, n, f, *settings) for n, f in families.items()]
     return {row.key: row for row in rows}
 
 

@@ -27,7 +27,7 @@ class Row:
     """What happened to one model; a field is None where the model did not get that far.
 
     Attributes:
-        library: Where the model comes from: torchvision or timm.
+        library: Where the model comes from, such as torchvision or timm.
         model: Its name there.
         family: The module of the library that defines it, or its task if that is not to classify
             images.
@@ -35,6 +35,7 @@ class Row:
         seed: Seed of weights, inputs and noise.
         image_size: Height and width of an image, or None for the model's own.
         threads: Threads that torch used.
+        smallest: Whether only the smallest model of each family was asked for.
         stage: The last stage that was entered.
         error: Why the model failed, or None.
         exact: Whether every stage succeeded and every check held.
@@ -69,6 +70,7 @@ class Row:
     seed: int
     image_size: int | None
     threads: int
+    smallest: bool = False
     stage: str = "build"
     error: str | None = None
     exact: bool = False
@@ -148,9 +150,13 @@ def append_row(folder: Path, row: Row) -> None:
 
 
 def write_tables(folder: Path, rows: Mapping[Key, Row], settings: Key) -> None:
-    """Write `zoo.csv` and `zoo.md`, of all models with the same settings; each at one stroke."""
+    """Write `zoo.csv` and `zoo.md`, of all models with the same settings; each at one stroke.
+
+    Those of other libraries than torchvision have the library's name in them.
+    """
     same = [rows[key] for key in sorted(rows, key=str) if key[:-1] == settings]
-    for name, text in (("zoo.csv", csv_text(same)), ("zoo.md", markdown(same))):
+    stem = "zoo" if settings[0] == "torchvision" else f"zoo_{settings[0]}"
+    for name, text in ((f"{stem}.csv", csv_text(same)), (f"{stem}.md", markdown(same))):
         write_whole(folder / name, text)
 
 
@@ -206,6 +212,7 @@ def origin(rows: Sequence[Row]) -> str:
     names = sorted({name for row in rows for name in row.versions} - {"pytorch_lightning"})
     versions = [f"{n} {_distinct(row.versions.get(n) for row in rows)}" for n in names]
     command = f"branchprune zoo --library {first.library} --keep {first.keep:g} --seed {first.seed}"
+    command += " --smallest true" * first.smallest
     command += f" --image_size {first.image_size}" * bool(first.image_size)
     return (
         f"{len(rows)} models of {first.library} with random weights, each at {size}; "

@@ -214,6 +214,21 @@ class Attributes:
                 raise draws_are_lost(f"its attribute {name}", path or type(self.part).__name__)
 
 
+def forget_shapes(part: nn.Module) -> None:
+    """Take from modules the shapes that they keep of an earlier input.
+
+    Forward then computes anew what it caches for a shape, as a new model does, and not for the
+    shape of the example alone.
+
+    Args:
+        part: The module that is traced; it is changed.
+    """
+    for module in part.modules():
+        for name, value in vars(module).items():
+            if type(value) is torch.Size:
+                vars(module)[name] = None
+
+
 def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | float | str]:
     return {
         (path, name): value

@@ -39,6 +39,7 @@ from branchprune.graph.tracing.recorder import Recorder
 from branchprune.graph.tracing.side_effects import (
     Attributes,
     Draws,
+    forget_shapes,
     no_autocast,
     state_is_changed,
 )
@@ -137,6 +138,7 @@ def _record(
         stack = ExitStack()
         with stack, torch.enable_grad(), no_autocast(recorder.location), calls.recorded():
             lost = stack.enter_context(module_numbers(part, inside))
+            forget_shapes(part)
             args, kwargs = known_inputs(recorder, bound, meta)
             try:
                 with recorder, warnings.catch_warnings():

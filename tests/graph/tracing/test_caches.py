@@ -96,3 +96,28 @@ def test_what_can_be_computed_anew_may_be_kept(middle: type[nn.Module], called: 
 def test_a_buffer_that_follows_the_input_is_refused() -> None:
     with pytest.raises(bp.PruneError, match=r"forward changes 1\.ramp"):
         bp.plan(chain(Distances(of_input=True)), X)
+
+
+class Anchors(nn.Module):
+    """Computes a grid anew where the shape is another one, as detection heads do."""
+
+    shape: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != x.shape:
+            self.grid = torch.arange(x.shape[2] * x.shape[3]).to(x).view(x.shape[2:])
+            self.shape = x.shape
+        return x * self.grid
+
+
+def test_a_cache_for_a_shape_is_no_limit_of_the_shape() -> None:
+    model = chain(Anchors())
+    model(X)
+    blended: Any = bp.attach(model, bp.plan(model, X[:1]))
+    for shape in ((2, 3, 4, 4), (1, 3, 4, 4), (3, 3, 5, 6)):
+        x = torch.randn(shape, dtype=torch.float64)
+        assert torch.equal(blended(x), model(x))
+    assert model[1].shape == (3, 8, 5, 6)
+    blended.alpha = 0
+    small = bp.collapse(blended)
+    assert relative(blended(X), small(X)) < 1e-10
