@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,6 +16,7 @@ from branchprune.benchmarks.child import parse
 from branchprune.experiments.files import append_line, parse_lines, write_whole
 from branchprune.experiments.markdown import markdown_table
 from branchprune.planning.plan import Plan
+from branchprune.planning.staying import kind_of
 
 LAST_FAMILIES = ("segmentation", "video")
 Key = tuple[object, ...]
@@ -127,16 +127,6 @@ class Row:
             f"{self.groups} groups pruned with {self.macs_share_prunable:.1%} of the MACs, "
             f"{sum(self.seconds.values()):.0f} s, {(self.peak_memory or 0) / 2**30:.1f} GiB"
         )
-
-
-def kind_of(reason: str, layers: Iterable[str]) -> str:
-    """Return a reason without the layers, nodes and numbers that make it one group's own."""
-    names = "|".join(re.escape(name) for name in sorted(layers, key=len, reverse=True) if name)
-    if names:
-        reason = re.sub(rf"(?<![\w.`])(?:{names})(?![\w.`(])", "…", reason)
-    reason = re.sub(r" \((?:node|in) [\w.…]+\)", "", reason)
-    reason = re.sub(r"(?<=[a-z])(?:_\d+)+(?=_|\b)", "", reason)
-    return re.sub(r"(?<![\w(.-])\d+(?:\.\d+)?(?![\w)])", "n", reason)
 
 
 def read_rows(path: Path) -> dict[Key, Row]:

@@ -13,6 +13,7 @@ from branchprune.graph.inputs import Example
 from branchprune.graph.layers import describe
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.provenance import Origin, converted
+from branchprune.graph.reasons import Reason
 from branchprune.graph.rules.elementwise import opaque as not_looked_into
 from branchprune.graph.rules.registry import module_rule
 from branchprune.graph.state import Analysis, Linear
@@ -117,9 +118,8 @@ class _Numbering:
                 self._index[root] = len(self.groups)
                 taken = [group.name for group in self.groups]
                 name = _unique(self._names.get(root, "(constant)"), taken)
-                self.groups.append(
-                    ChannelGroup(name, root.width, root.blocks, root.strata, root.reason)
-                )
+                reason = Reason(root.reason) if root.reason else None
+                self.groups.append(ChannelGroup(name, root.width, root.blocks, root.strata, reason))
             result.append(Piece(self._index[root], root.width, segment.repeat))
         return tuple(result)
 
@@ -182,7 +182,21 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
             for each in analysis.constraints.follows
             if isinstance(each.number, ModuleNumber)
         ),
+        _unknown(analysis, graphs.values()),
     )
+
+
+def _unknown(analysis: Analysis, graphs: Iterable[fx.Graph]) -> dict[str, Reason]:
+    """Return why nothing is known of the channels of modules, by their paths."""
+    found: dict[str, Reason] = {}
+    for node in (node for graph in graphs for node in graph.find_nodes(op="call_module")):
+        name = str(node.target)
+        linear = analysis.linears.get(name)
+        if name not in analysis.channelwise and (linear is None or linear.inputs is None):
+            why = analysis.why_unknown(node)
+            if why is not None:
+                found.setdefault(name, why)
+    return found
 
 
 def _linear_layers(analysis: Analysis, numbering: _Numbering) -> dict[str, LinearLayer]:

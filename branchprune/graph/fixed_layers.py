@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import fx, nn
 
+from branchprune.graph.reasons import Reason, place_of
+
 ABOUT = frozenset(
     "dtype device layout ndim itemsize requires_grad is_leaf is_cuda is_cpu is_meta "
     "is_mps is_xpu is_sparse is_quantized is_nested".split()
@@ -37,9 +39,11 @@ def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, st
     owners: dict[int, str] = {}
     for name, module in model.named_modules():
         if torch.nn.utils.parametrize.is_parametrized(module):
-            found[name] = f"{name} is parametrised"
+            remedy = "call `torch.nn.utils.parametrize.remove_parametrizations` before the plan"
+            found[name] = Reason(f"{name} is parametrised", remedy=remedy)
         elif module._forward_pre_hooks or module._forward_hooks:
-            found[name] = f"{name} has forward hooks"
+            remedy = "remove the hooks before the plan, and register them again after the collapse"
+            found[name] = Reason(f"{name} has forward hooks", remedy=remedy)
         for parameter in module.parameters(recurse=False):
             first = owners.setdefault(id(parameter), name)
             if first != name:
@@ -47,7 +51,9 @@ def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, st
     for graph in graphs:
         for node in _read(graph):
             owner = str(node.target).rpartition(".")[0]
-            found.setdefault(owner, f"forward itself reads {node.target}")
+            remedy = "call the layer in place of computing with its weight"
+            reason = Reason(f"forward itself reads {node.target}", place_of(node), remedy)
+            found.setdefault(owner, reason)
     return found
 
 

@@ -11,6 +11,8 @@ from torch import fx
 
 WHERE = "where"
 """Key in the `meta` of a node: the path of the module whose forward it is from."""
+LINE = "line"
+"""Key in the `meta` of a node: file and number of the line of the user's code that it is from."""
 CHECKPOINTED = "checkpointed"
 """Key in the `meta` of a node that forward computes under `torch.utils.checkpoint`."""
 CONSTANT = "_tensor_constant"

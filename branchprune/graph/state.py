@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -14,10 +15,11 @@ from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
 from branchprune.graph.layers import TRANSPOSED
 from branchprune.graph.module_numbers import ModuleNumber
-from branchprune.graph.nodes import WHERE, Recorded, asked_for_its_type
+from branchprune.graph.nodes import CONSTANT, WHERE, Recorded, asked_for_its_type
+from branchprune.graph.reasons import NOT_KNOWN, Reason, how_to_teach, place_of
 from branchprune.graph.width_constraints import Constraints, Follows
 
-WAY_OUT = "an attribute of its module, such as self.size, would follow the width"
+WAY_OUT = "write an attribute of its module in its place, such as self.size"
 """What to write instead of a plain number."""
 
 
@@ -59,7 +61,7 @@ class Analysis:
         modules: The modules by path, filled at the first question.
         recorded: Shapes and lengths of the nodes' values for the example.
         values: What each node's rule has found: where the channels of its output are.
-        lost: For nodes whose output channels are not known, the reason, as shown to people.
+        lost: For nodes whose output channels are not known, the reason.
         linears: Convolutions and fully connected layers by path.
         channelwise: Modules with one entry a channel in their tensors (norms, depthwise
             convolutions) by path: the channels they read, the axis of these entries (None: no
@@ -80,7 +82,7 @@ class Analysis:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     recorded: Recorded = field(default_factory=Recorded)
     values: dict[fx.Node, Known] = field(default_factory=dict)
-    lost: dict[fx.Node, str] = field(default_factory=dict)
+    lost: dict[fx.Node, Reason] = field(default_factory=dict)
     linears: dict[str, Linear] = field(default_factory=dict)
     channelwise: dict[str, tuple[Layout, int | None, int, int]] = field(default_factory=dict)
     parameters: dict[str, Layout] = field(default_factory=dict)
@@ -154,25 +156,38 @@ class Analysis:
         """Return how to name a node to a person: what it calls, and where in the model."""
         if node.op == "call_module":
             return f"{node.target} ({type(self.module(node)).__name__})"
-        where = f"in {node.meta[WHERE]}" if WHERE in node.meta else f"node {node.name}"
+        where = f"in {node.meta.get(WHERE, 'the model')}"
         return f"`{getattr(node.target, '__name__', node.target)}` ({where})"
 
     def freeze_inputs(self, node: fx.Node, reason: str) -> None:
-        """Freeze the groups of everything the node reads."""
+        """Freeze the groups of everything the node reads, for a reason that its line goes with."""
         read = [n for n in node.all_input_nodes if n is not asked_for_its_type(node)]
+        place = "" if node.op == "output" else place_of(node)
         for _, layout in self.layouts(read):
-            layout.freeze(reason)
+            layout.freeze(Reason(reason, place))
 
-    def unknown(
-        self, node: fx.Node, why: str = "its effect on channels is not known"
-    ) -> Layout | None:
-        """Freeze what a node reads that the rules do not understand; its output is unknown too."""
-        self.lost[node] = f"{self.describe(node)}: {why}"
-        self.freeze_inputs(node, f"read by {self.lost[node]}")
+    def unknown(self, node: fx.Node, why: str = NOT_KNOWN, remedy: str = "") -> Layout | None:
+        """Freeze what a node reads that the rules do not understand; its output is unknown too.
+
+        Args:
+            node: The node.
+            why: What is not understood.
+            remedy: What to write or do so that the widths may shrink.
+        """
+        if why == NOT_KNOWN:
+            remedy = how_to_teach(node, self.module(node) if node.op == "call_module" else None)
+        lost = Reason(f"{self.describe(node)}: {why}", place_of(node), remedy)
+        self.lost[node] = lost
+        self.freeze_inputs(node, lost.put(f"read by {lost}"))
         return None
 
     def follows(
-        self, node: fx.Node, number: Any, segments: Iterable[Segment], sign: int = 1
+        self,
+        node: fx.Node,
+        number: Any,
+        segments: Iterable[Segment],
+        sign: int = 1,
+        remedy: str = WAY_OUT,
     ) -> None:
         """Note that a number in forward is the width of some channels; one that is named stays.
 
@@ -181,26 +196,45 @@ class Analysis:
             number: The number: of a module, a node that computes it from sizes, or a plain one.
             segments: The channels.
             sign: -1 for a number that counts from the end.
+            remedy: What to write in place of a plain number.
         """
-        where, parts = self.describe(node), tuple(segments)
+        where, place, parts = self.describe(node), place_of(node), tuple(segments)
         if isinstance(number, ModuleNumber | fx.Node):
-            self.constraints.follows.append(Follows(number, parts, sign, where))
+            self.constraints.follows.append(Follows(number, parts, sign, where, place))
             self.constraints.read.add((node, id(number)))
             return
+        reason = Reason(f"{where} names the size {number}", place, remedy)
         for segment in parts:
-            segment.channels.freeze(f"{where} names the size {number}; {WAY_OUT}")
+            segment.channels.freeze(reason)
 
-    def why_it_stays(self, node: fx.Node) -> str:
-        """Name a tensor whose width stays, and say where its channels were lost sight of."""
+    def why_unknown(self, node: fx.Node) -> Reason | None:
+        """Return where the channels of a tensor were lost sight of; None: the input has none."""
         seen, rest = {node}, [node]
         while rest:
             each = rest.pop(0)
             if each in self.lost:
-                return f"{node.name}, whose width stays ({self.lost[each]})"
-            new = [n for n in each.all_input_nodes if n not in seen and self.is_tensor(n)]
+                return self.lost[each]
+            read = [n for n in each.all_input_nodes if n in self.lost or self.is_tensor(n)]
+            new = [n for n in read if n not in seen]
             seen.update(new)
             rest += [n for n in new if self.values.get(n) is None]
-        return f"{node.name}, whose width stays"
+        return None
+
+    def why_it_stays(self, node: fx.Node) -> Reason:
+        """Name a tensor whose width stays, and say where its channels were lost sight of."""
+        why, name = self.why_unknown(node) or Reason(""), self._name_of_output(node)
+        because = f" ({why})" if why else ""
+        return why.put(f"{name}, whose width stays{because}")
+
+    def _name_of_output(self, node: fx.Node) -> str:
+        while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        if node.op == "placeholder":
+            return f"the argument {node.target}"
+        if node.op == "get_attr":
+            constant = str(node.target).startswith(CONSTANT)
+            return "a constant of forward" if constant else str(node.target)
+        return f"the output of {self.describe(node)}"
 
     def linear(self, node: fx.Node, dim: int, source: Layout | None) -> Layout:
         """Note a convolution or fully connected layer, and return where its output channels are.

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.provenance import Origin
+from branchprune.graph.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class ChannelGroup:
     width: int
     blocks: int
     strata: int
-    reason: str | None
+    reason: Reason | None
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ class Structure:
         modules: Kind and widths of every module that is called or has parameters, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
         numbers: Numbers of the user's modules that are widths in forward.
+        unknown: Why nothing is known of the channels that a module reads or makes, by its path;
+            one that reads the model's input is not named.
     """
 
     inside: str
@@ -159,6 +162,7 @@ class Structure:
     modules: dict[str, str]
     constants: dict[str, Tensor]
     numbers: tuple[WidthNumber, ...]
+    unknown: dict[str, Reason]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self

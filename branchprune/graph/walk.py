@@ -10,6 +10,7 @@ from torch import fx, nn
 from branchprune.graph.channels import Known, Layout, Segment, resolve
 from branchprune.graph.module_numbers import ModuleNumber, numbers_in
 from branchprune.graph.nodes import measured, sources
+from branchprune.graph.reasons import OUTPUT, Reason, place_of
 from branchprune.graph.rules.registry import rule_of, to_be_checked
 from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
@@ -25,17 +26,20 @@ def walk(analysis: Analysis, graph: fx.Graph) -> None:
     """Apply the rules to a graph."""
     for node in graph.nodes:
         if node.op == "output" or _makes_output(node):
-            analysis.freeze_inputs(node, "it is an output of the model")
+            analysis.freeze_inputs(node, OUTPUT)
             continue
         _note_batch(analysis, node)
         value = _apply(analysis, node)
         analysis.values[node] = value
         if node.target in (same_branch, same_number) and not _is_settled(analysis, node):
-            _freeze_measured(analysis, node, f"forward asks for its width at {node.args[2]}")
+            reason = f"forward asks for its width at {node.args[2]}"
+            remedy = "ask for a number that names no width, such as an attribute of its own"
+            _freeze_measured(analysis, node, Reason(reason, place_of(node), remedy))
         _pin(analysis, node)
         if value is None and analysis.is_tensor(node):
             analysis.freeze_inputs(node, f"read by {analysis.describe(node)}")
-            _freeze_measured(analysis, node, f"its width is a size in {analysis.describe(node)}")
+            reason = f"its width is a size in {analysis.describe(node)}"
+            _freeze_measured(analysis, node, Reason(reason, place_of(node)))
 
 
 def _pin(analysis: Analysis, node: fx.Node) -> None:

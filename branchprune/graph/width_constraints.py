@@ -16,6 +16,7 @@ from torch import fx
 from branchprune.graph.channels import Channels, Segment, resolve, unify
 from branchprune.graph.module_numbers import Attribute, ModuleNumber, Values
 from branchprune.graph.nodes import measured
+from branchprune.graph.reasons import Reason
 from branchprune.graph.structure import Pieces, WidthNumber
 
 CHOICES = 3
@@ -31,12 +32,14 @@ class Follows:
         segments: The channels.
         sign: -1 for a number that counts from the end, as in `x[:, -self.a:]`.
         where: The operation that reads it, as named to people.
+        place: File and line of the user's forward.
     """
 
     number: ModuleNumber | fx.Node
     segments: tuple[Segment, ...]
     sign: int
     where: str
+    place: str
 
 
 def solve(wanted: Iterable[tuple[ModuleNumber, int]]) -> dict[Attribute, int]:
@@ -212,7 +215,7 @@ class _AtWidths:
             if isinstance(each.number, ModuleNumber)
         )
 
-    def fault(self, each: Follows) -> str | None:
+    def fault(self, each: Follows) -> Reason | None:
         """Return why a constraint does not hold; None if it does."""
         number = each.number
         for part in _parts(number):
@@ -221,14 +224,16 @@ class _AtWidths:
             ):
                 before = value_of(part, attribute)
                 if attribute in self.pinned and self.values.get(attribute, before) != before:
-                    return f"{each.where} reads {attribute}, as does {self.pinned[attribute]}"
+                    why = f"{each.where} reads {attribute}, as does {self.pinned[attribute]}"
+                    return Reason(why, each.place)
         try:
             if self._number(number) == each.sign * self._width(each.segments):
                 return None
         except (ArithmeticError, TypeError):
             pass
         names = ", ".join(sorted(map(str, _attributes(number)))) or "sizes"
-        return f"{each.where} computes its width from {names}, which gives no other width"
+        why = f"{each.where} computes its width from {names}, which gives no other width"
+        return Reason(why, each.place)
 
     def _width(self, segments: Iterable[Segment]) -> int:
         return sum(self.widths[s.channels] * s.repeat for s in resolve(segments))

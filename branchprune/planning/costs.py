@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
 from branchprune.graph.structure import Pieces, Structure
@@ -20,6 +21,27 @@ class Cost:
     macs: int
 
 
+@dataclass(frozen=True)
+class Amount:
+    """Parameters or multiply-adds of a module, which shrink with the widths along some axes.
+
+    Attributes:
+        module: Path of the module.
+        params: Number of parameters.
+        macs: Multiply-adds for one example.
+        axes: What the channels along each axis are made of; None where nothing is known of them.
+    """
+
+    module: str
+    params: int = 0
+    macs: int = 0
+    axes: tuple[Pieces | None, ...] = ()
+
+    def share(self, kept: Sequence[int]) -> float:
+        """Return the share of it that stays when each group keeps so many channels."""
+        return prod(_size(axis, kept) / _size(axis) for axis in self.axes if axis)
+
+
 def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[Cost, Cost]:
     """Return channels, parameters and MACs before and, by the widths, after.
 
@@ -28,45 +50,58 @@ def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[
         structure: Its structure.
         kept: The width that each group keeps.
     """
-
-    def size(pieces: Pieces, after: bool) -> int:
-        return sum((kept[p.group] if after else p.width) * p.repeat for p in pieces)
-
-    def narrowed(pieces: Pieces | None) -> float:
-        return size(pieces, True) / size(pieces, False) if pieces else 1.0
-
-    channels, params, macs = [0, 0], [0.0, 0.0], [0.0, 0.0]
-    counted: set[int] = set()
-    for name, module in model.get_submodule(structure.inside).named_modules(
-        prefix=structure.inside
-    ):
-        own = module.named_parameters(name, recurse=False)
-        weights = {path: p for path, p in own if id(p) not in counted}
-        counted.update(map(id, weights.values()))
-        linear, other = structure.linears.get(name), structure.channelwise.get(name)
-        outer = inner = 1.0
-        if linear:
-            outer, inner = narrowed(linear.outputs), narrowed(linear.inputs)
-            channels = [channels[i] + size(linear.outputs, bool(i)) for i in (0, 1)]
-        elif other and other.axis is not None:
-            outer = narrowed(other.pieces)
-        for i, factor in enumerate((1.0, outer)):
-            for path, weight in weights.items():
-                matrix = linear is not None and weight.dim() > 1
-                scale = factor * (inner if i and matrix else 1.0)
-                if other and weight.numel() == 1:
-                    scale = 1.0  # one number for all channels
-                if i and path in structure.parameters:
-                    scale = narrowed(structure.parameters[path].pieces)
-                params[i] += weight.numel() * scale
-            seen = linear or other
-            work = seen.macs if seen else structure.unseen.get(name, 0)
-            macs[i] += work * factor * (inner if i and linear else 1.0)
+    all_amounts = [*amounts(model, structure)]
     left_out = sum(cost.channels for cost in costs_of_unseen(model, structure).values())
-    channels = [count + left_out for count in channels]
-    macs = [work + structure.other_macs for work in macs]
-    before, after = (Cost(channels[i], round(params[i]), round(macs[i])) for i in (0, 1))
-    return before, after
+
+    def cost(kept: Sequence[int] | None) -> Cost:
+        shares = [1.0 if kept is None else amount.share(kept) for amount in all_amounts]
+        sized = [*zip(all_amounts, shares, strict=True)]
+        return Cost(
+            sum(_size(layer.outputs, kept) for layer in structure.linears.values()) + left_out,
+            round(sum(amount.params * share for amount, share in sized)),
+            round(sum(amount.macs * share for amount, share in sized)),
+        )
+
+    return cost(None), cost(kept)
+
+
+def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
+    """Yield what a model costs: each parameter once, and the multiply-adds of each layer.
+
+    Args:
+        model: The model.
+        structure: Its structure.
+    """
+    counted: set[int] = set()
+    inside = structure.inside
+    for name, module in model.get_submodule(inside).named_modules(prefix=inside):
+        for path, weight in module.named_parameters(name, recurse=False):
+            if id(weight) not in counted:
+                counted.add(id(weight))
+                yield Amount(name, weight.numel(), 0, _axes(structure, name, path, weight))
+        layer = structure.linears.get(name) or structure.channelwise.get(name)
+        macs = layer.macs if layer else structure.unseen.get(name, 0)
+        yield Amount(name, 0, macs, _axes(structure, name))
+    yield Amount(inside, 0, structure.other_macs)
+
+
+def _axes(
+    structure: Structure, name: str, path: str = "", weight: Tensor | None = None
+) -> tuple[Pieces | None, ...]:
+    """Return the axes of channels of a parameter of a module; without one, of its work."""
+    if path in structure.parameters:
+        return (structure.parameters[path].pieces,)
+    if name in structure.linears:
+        layer = structure.linears[name]
+        matrix = weight is None or weight.dim() > 1
+        return (layer.outputs, layer.inputs) if matrix else (layer.outputs,)
+    other = structure.channelwise.get(name)
+    one_for_all = weight is not None and weight.numel() == 1
+    return () if other is None or other.axis is None or one_for_all else (other.pieces,)
+
+
+def _size(pieces: Pieces, kept: Sequence[int] | None = None) -> int:
+    return sum((p.width if kept is None else kept[p.group]) * p.repeat for p in pieces)
 
 
 def costs_of_unseen(model: nn.Module, structure: Structure) -> dict[str, Cost]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
+from typing import Any
 
 from branchprune.errors import PruneError, whole
+from branchprune.graph.reasons import Reason
 from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.planning.costs import macs_shares
 from branchprune.planning.paths import makers, within
@@ -23,6 +25,10 @@ class PlannedGroup:
         kept: Channels after.
         macs_share: Share of the model's multiply-adds spent in making these channels.
         reason: Why the width stays, or None.
+        times: How often the layer that names the group makes each of its channels: 4 where its
+            output is cut into four chunks of one width.
+        place: File and line of the user's forward because of which it stays, or "".
+        remedy: What to write or do so that it may shrink, or "".
     """
 
     name: str
@@ -31,11 +37,31 @@ class PlannedGroup:
     kept: int
     macs_share: float
     reason: str | None
+    times: int = 1
+    place: str = ""
+    remedy: str = ""
 
     @property
     def pruned(self) -> bool:
         """Whether the group gets a branch."""
         return self.reason is None
+
+    @property
+    def why(self) -> str:
+        """Why the width stays, with the line of forward; "" if it does not."""
+        return (self.reason or "") + (f" ({self.place})" if self.place else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the group as plain numbers and strings."""
+        return vars(self) | {"layers": [*self.layers]}
+
+    def row(self) -> tuple[str, str, str, str, str]:
+        """Return the cells of the plan's table: name, layers, width, MACs, why it stays."""
+        others = [name for name in self.layers if name != self.name]
+        layers = ", ".join(others[:3]) + (f" … {len(others) - 3} more" if others[3:] else "")
+        parts = f"{self.times} × " * (self.times > 1)
+        width = f"{parts}{self.width}" + (f" → {parts}{self.kept}" if self.pruned else "")
+        return self.name, layers and f"+ {layers}", width, f"{self.macs_share:.1%}", self.why
 
 
 def check_widths(keep: float | Mapping[str, float], multiple_of: int) -> None:
@@ -62,7 +88,7 @@ def plan_groups(
         for i, share in enumerate(macs_shares(structure))
     )
     if not any(group.pruned for group in groups):
-        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:5])
+        reasons = "; ".join(f"{group.name}: {group.why}" for group in groups[:5])
         reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
         raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
     return groups
@@ -100,13 +126,23 @@ def _plan_group(
 ) -> PlannedGroup:
     group, layers = structure.groups[index], makers(structure, index)
     fraction, reason = _fraction(layers, keep)
-    reason = group.reason or _excluded(structure, index, exclude) or reason
+    reason = (group.reason and str(group.reason)) or _excluded(structure, index, exclude) or reason
     kept = group.width if reason else _round(group, fraction, multiple_of)
     if reason is None and kept >= group.width and fraction < 1:
         step = _step(group, multiple_of)
         divisible = f" in multiples of {step}" * (step > 1)
         reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them{divisible}"
-    return PlannedGroup(group.name, layers, group.width, kept, share, reason)
+    why = group.reason or Reason("")
+    times = _times(structure, index, layers)
+    return PlannedGroup(
+        group.name, layers, group.width, kept, share, reason, times, why.place, why.remedy
+    )
+
+
+def _times(structure: Structure, index: int, layers: Sequence[str]) -> int:
+    """Return how often the first of some layers makes each channel of a group."""
+    pieces = structure.linears[layers[0]].outputs if layers else ()
+    return sum(piece.repeat for piece in pieces if piece.group == index) or 1
 
 
 def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:

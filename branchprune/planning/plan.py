@@ -22,9 +22,11 @@ from branchprune.graph.width_attributes import (
     width_attributes,
 )
 from branchprune.graph.width_constraints import values_at
+from branchprune.planning.columns import in_columns
 from branchprune.planning.costs import Cost, costs, costs_of_unseen
 from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_groups, too_narrow
 from branchprune.planning.paths import check_named, check_reached, paths_of, within
+from branchprune.planning.staying import Staying, find_staying, told
 from branchprune.planning.trial import try_widths
 
 
@@ -44,6 +46,7 @@ class Plan:
             follow it where the collapsed model's forward agrees, but for those whose `after` is
             None.
         notes: What was asked for and could not be done everywhere.
+        staying: What no choice of widths could reach, by reason, the most parameters first.
     """
 
     groups: tuple[PlannedGroup, ...]
@@ -54,6 +57,7 @@ class Plan:
     unseen: Mapping[str, Cost] = field(default_factory=dict)
     attributes: tuple[WidthAttribute, ...] = ()
     notes: tuple[str, ...] = ()
+    staying: tuple[Staying, ...] = ()
 
     @property
     def pruned(self) -> tuple[int, ...]:
@@ -84,35 +88,19 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain numbers and strings, ready for JSON."""
-        rows = [
-            {
-                "name": group.name,
-                "layers": list(group.layers),
-                "width": group.width,
-                "kept": group.kept,
-                "macs_share": group.macs_share,
-                "reason": group.reason,
-            }
-            for group in self.groups
-        ]
+        numbers: dict[str, Any] = {
+            "groups": [group.as_dict() for group in self.groups],
+            "before": vars(self.before),
+            "after": vars(self.after),
+            "staying": [vars(each) for each in self.staying],
+        }
         unseen = {name: vars(cost) for name, cost in self.unseen.items()}
-        numbers = {"groups": rows, "before": vars(self.before), "after": vars(self.after)}
         return numbers | ({"unseen": unseen} if unseen else {})
 
     def __str__(self) -> str:
         rows = [("group", "layers", "width", "MACs", "stays because")]
-        for group in self.groups:
-            others = [name for name in group.layers if name != group.name]
-            layers = ", ".join(others[:3]) + (f" … {len(others) - 3} more" if others[3:] else "")
-            width = f"{group.width} → {group.kept}" if group.pruned else f"{group.width}"
-            share = f"{group.macs_share:.1%}"
-            rows.append((group.name, layers and f"+ {layers}", width, share, group.reason or ""))
-        lengths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            "  ".join(c.ljust(n) for c, n in zip(row, [*lengths, 0], strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "  ".join("─" * n for n in [*lengths, len(rows[0][4])]))
+        rows += [group.row() for group in self.groups]
+        lines = in_columns(rows)
         for what in ("channels", "params", "macs"):
             old, new = getattr(self.before, what), getattr(self.after, what)
             change = f" ({new / old - 1:+.1%})" if old else ""
@@ -124,7 +112,7 @@ class Plan:
         lines += [f"attributes that follow: {follow}"] if follow else []
         stale = listed([each for each in self.attributes if each.after is None])
         lines += [f"attributes that name a width and stay: {stale}"] if stale else []
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *self.notes, *told(self.staying, self.before)])
 
 
 @one_at_a_time
@@ -196,7 +184,8 @@ def plan(
         attributes = (*followed_attributes(*of_widths), *width_attributes(*of_widths))
     notes = too_narrow(groups, multiple_of)
     unseen = costs_of_unseen(model, structure)
-    return Plan(groups, before, after, example, structure, unseen, attributes, notes)
+    staying = find_staying(model, structure)
+    return Plan(groups, before, after, example, structure, unseen, attributes, notes, staying)
 
 
 def _inputs_inside(model: nn.Module, inside: str, example: Example) -> Example:

@@ -64,13 +64,12 @@ def _in_line(analysis: Analysis, node: fx.Node, operands: list[fx.Node]) -> Layo
             if layout is not None and layout.dim == len(shape) + offset:
                 tied.append(layout.at(len(analysis.shape(node)) + offset))
             elif size > 1:
-                analysis.freeze_inputs(
-                    node, f"tied by {node.name} to {analysis.why_it_stays(operand)}"
-                )
+                why = analysis.why_it_stays(operand)
+                analysis.freeze_inputs(node, why.put(f"tied by {analysis.describe(node)} to {why}"))
     tied.sort(key=lambda layout: -layout.size)
     for layout in tied[1:]:
         if layout.size == tied[0].size:
-            unify(tied[0].segments, layout.segments, node.name)
+            unify(tied[0].segments, layout.segments, analysis.describe(node))
     return tied[0] if tied else None
 
 

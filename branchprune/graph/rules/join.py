@@ -9,6 +9,7 @@ from torch import fx
 from branchprune.graph.channels import Channels, Layout, Segment, unify
 from branchprune.graph.nodes import argument
 from branchprune.graph.provenance import Joined
+from branchprune.graph.reasons import Reason
 from branchprune.graph.state import Analysis
 
 
@@ -33,7 +34,7 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
     for part in parts:
         layout = analysis.layout(part) or analysis.parameter(part, channel)
         if layout is None:
-            constant = Channels(analysis.shape(part)[channel], reason="not made by a layer")
+            constant = Channels(analysis.shape(part)[channel], reason=_why_constant(analysis, part))
             layout = Layout(channel, (Segment(constant),))
         joined.append(layout)
     if dim % len(shape) == channel:
@@ -42,8 +43,13 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
         origin = Joined(tuple(layout.origin for layout in joined)) if moved else None
         return Layout(channel, segments, None, origin)
     for other in joined[1:]:
-        unify(joined[0].segments, other.segments, node.name)
+        unify(joined[0].segments, other.segments, analysis.describe(node))
     return joined[0].at(channel)
+
+
+def _why_constant(analysis: Analysis, part: fx.Node) -> Reason:
+    why = analysis.why_unknown(part)
+    return Reason("not made by a layer") if why is None else why.put(f"behind {why}")
 
 
 def stack(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -57,5 +63,5 @@ def stack(analysis: Analysis, node: fx.Node) -> Layout | None:
     if not isinstance(dim, int) or not same:
         return analysis.unknown(node)
     for layout in known[1:]:
-        unify(known[0].segments, layout.segments, node.name)
+        unify(known[0].segments, layout.segments, analysis.describe(node))
     return known[0].at(known[0].dim + (dim % len(analysis.shape(node)) <= known[0].dim))

@@ -82,7 +82,7 @@ def batch_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
     for operand in node.all_input_nodes[1:]:
         parameter = analysis.layout(operand)
         if parameter is None and analysis.is_tensor(operand):
-            return analysis.unknown(node, f"the width of {operand.name} stays")
+            return analysis.unknown(node, analysis.why_it_stays(operand))
         if parameter is not None and layout.dim == 1:
-            unify(layout.segments, parameter.segments, node.name)
+            unify(layout.segments, parameter.segments, analysis.describe(node))
     return layout

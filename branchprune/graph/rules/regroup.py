@@ -32,8 +32,9 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
     follows = [place for place in places if not isinstance(sizes[place], int) or sizes[place] == -1]
     follows = follows or [p for p in places if isinstance(sizes[p], ModuleNumber)][-1:]
     if places and not follows:
-        why = f"it names the size {sizes[places[0]]}; flatten(1) or size -1 would follow the width"
-        return analysis.unknown(node, why)
+        named = sizes[places[0]]
+        remedy = f"write -1 in its place, or a size that is computed from `x.shape[{layout.dim}]`"
+        return analysis.unknown(node, f"it names the size {named}", remedy)
     if len(follows) != 1:
         return analysis.unknown(node, "it mixes the channel dimension with others")
     size = sizes[follows[0]]
@@ -58,9 +59,9 @@ def _fault_of_size(
     """Tie the channels to the tensor whose size a view asks for; say so if that does not follow."""
     other = analysis.layout(tensor)
     if other is None or other.dim != dim % len(analysis.shape(tensor)):
-        return f"it names the size of {tensor.name}, which stays"
+        return f"it names a size of {analysis.why_it_stays(tensor)}"
     if other.size == layout.size:
-        unify(layout.segments, other.segments, node.name)
+        unify(layout.segments, other.segments, analysis.describe(node))
     return None
 
 
@@ -123,7 +124,7 @@ def reshape_as(analysis: Analysis, node: fx.Node) -> Layout | None:
     other = analysis.layout(like)
     if other is None or other.dim != shaped.dim or other.size != shaped.size:
         return analysis.unknown(node, f"it takes the shape of {analysis.why_it_stays(like)}")
-    unify(shaped.segments, other.segments, node.name)
+    unify(shaped.segments, other.segments, analysis.describe(node))
     return shaped
 
 

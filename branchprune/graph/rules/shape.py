@@ -161,5 +161,5 @@ def expand(analysis: Analysis, node: fx.Node) -> Layout | None:
     if isinstance(size, ModuleNumber):
         analysis.follows(node, size, layout.segments)
     elif isinstance(size, int) and size != -1:
-        return analysis.unknown(node, f"it names the size {size}; -1 would follow the width")
+        return analysis.unknown(node, f"it names the size {size}", "write -1 in its place")
     return layout.at(dim)

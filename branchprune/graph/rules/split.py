@@ -10,7 +10,7 @@ from torch import fx, nn
 from branchprune.graph.channels import Known, Layout, cut, divided, resolve, unify
 from branchprune.graph.nodes import argument
 from branchprune.graph.provenance import Cut
-from branchprune.graph.state import Analysis
+from branchprune.graph.state import WAY_OUT, Analysis
 
 
 def divide(analysis: Analysis, node: fx.Node) -> Known:
@@ -47,7 +47,7 @@ def _named_parts(
         analysis.unknown(node, "it splits the channels where they cannot be split")
         return None
     for size, part in zip(sizes, parts, strict=True):
-        analysis.follows(node, size, part)
+        analysis.follows(node, size, part, remedy=_how_to_follow(layout, size))
     return tuple(Layout(layout.dim, tuple(resolve(part))) for part in parts)
 
 
@@ -82,7 +82,7 @@ def cut_out(
         if isinstance(number, int) and number < 0:
             analysis.follows(node, number, rest, sign=-1)
         elif number is not None and not (isinstance(number, int) and number >= total):
-            analysis.follows(node, number, ahead)
+            analysis.follows(node, number, ahead, remedy=_how_to_follow(layout, number))
     if not all(isinstance(number, int | None) for number in (start, stop)):
         _tie_equal(analysis, node, layout, first, size)
     return Layout(layout.dim, tuple(resolve(part)))
@@ -108,8 +108,15 @@ def narrow(analysis: Analysis, node: fx.Node) -> Layout | None:
         return analysis.unknown(node, "it picks some of the channels")
     part = cut_out(analysis, node, layout, start or None, None, length)
     if part is not None:
-        analysis.follows(node, length, part.segments)
+        analysis.follows(node, length, part.segments, remedy=_how_to_follow(layout, length))
     return part
+
+
+def _how_to_follow(layout: Layout, number: Any) -> str:
+    """Return what to write in place of a number in forward that is a part of some channels."""
+    if not isinstance(number, int) or number <= 0 or layout.size % number:
+        return WAY_OUT
+    return f"write `x.shape[{layout.dim}] // {layout.size // number}` in its place"
 
 
 def equal_parts(
@@ -132,7 +139,7 @@ def equal_parts(
         analysis.unknown(node, "it splits the channels where they cannot be split")
         return None
     for part in parts[1:]:
-        unify(parts[0], part, node.name)
+        unify(parts[0], part, analysis.describe(node))
     origins = [layout.moved and Cut(layout.moved, i, count) for i in range(count)]
     return tuple(
         Layout(layout.dim, tuple(resolve(part)), None, origin)

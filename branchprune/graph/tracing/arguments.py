@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from branchprune.errors import PruneError
 from branchprune.graph.module_numbers import distinct
-from branchprune.graph.nodes import CHECKPOINTED, CONSTANT, WHERE, Recorded
+from branchprune.graph.nodes import CHECKPOINTED, CONSTANT, LINE, WHERE, Recorded
 from branchprune.graph.tracing.aliases import DERIVED, Aliases
 from branchprune.graph.tracing.dependence import kept
-from branchprune.graph.tracing.guards import is_named, source_line, user_code
+from branchprune.graph.tracing.guards import is_named, source_line, user_code, user_line
 from branchprune.graph.tracing.side_effects import (
     is_checkpointed,
     refuse_generator,
@@ -96,6 +96,7 @@ class Arguments:
         node = self.graph.create_node(kind, target, args, dict(kwargs))
         if self.where:
             node.meta[WHERE] = self.where[-1]
+        node.meta[LINE] = user_line()
         if is_checkpointed():
             node.meta[CHECKPOINTED] = True
         self.recorded.shapes[node] = None

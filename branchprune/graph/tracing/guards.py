@@ -76,6 +76,12 @@ def user_frame() -> FrameType | None:
     return frame
 
 
+def user_line() -> tuple[str, int] | None:
+    """Return the file and the number of the line of the user's code that runs now."""
+    frame = user_frame()
+    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
 def user_code() -> tuple[int, CodeType] | None:
     """Return which call of which of the user's functions runs now."""
     frame = user_frame()

@@ -1,0 +1,70 @@
+"""Why a width stays, and what to do about it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from torch import fx, nn
+
+from branchprune.graph.nodes import LINE
+
+OUTPUT = "it is an output of the model"
+NOT_KNOWN = "its effect on channels is not known"
+
+
+class Reason(str):
+    """Why a width stays, as a sentence.
+
+    Attributes:
+        place: File and line of the user's forward, such as "net.py:12"; "" where there is none.
+        remedy: What to write or do so that the width may shrink; "" where nothing is known.
+        cause: What it comes down to, where other widths stay because of the same.
+    """
+
+    place: str
+    remedy: str
+    cause: str
+
+    def __new__(cls, text: str, place: str = "", remedy: str = "", cause: str = "") -> Reason:
+        """Return the reason; a text that is one already keeps what it knows."""
+        reason = super().__new__(cls, text)
+        reason.place = getattr(text, "place", "") or place
+        reason.remedy = getattr(text, "remedy", "") or remedy
+        reason.cause = getattr(text, "cause", "") or cause or text
+        return reason
+
+    def put(self, text: str) -> Reason:
+        """Return the reason in other words."""
+        return Reason(text, self.place, self.remedy, self.cause)
+
+
+def place_of(node: fx.Node) -> str:
+    """Return the file and line of the user's forward that a node is from; "" if not known.
+
+    The file is named as it is imported, below the folder in which Python has found it. A cell of a
+    notebook is no file, and its line is all that is named.
+    """
+    line = node.meta.get(LINE)
+    if line is None:
+        return ""
+    name, number = line
+    file = Path(name)
+    if not file.is_file():
+        return f"line {number}"
+    folders = [Path(folder or ".").absolute() for folder in sys.path]
+    above = [folder for folder in folders if file.is_relative_to(folder)]
+    root = max(above, key=lambda folder: len(folder.parts), default=file.parent)
+    return f"{file.relative_to(root).as_posix()}:{number}"
+
+
+def how_to_teach(node: fx.Node, module: nn.Module | None) -> str:
+    """Return what to write where no rule knows what a node does.
+
+    Args:
+        node: The node.
+        module: What it calls, if that is a module.
+    """
+    called = node.target if module is None else type(module)
+    name = repr(called) if isinstance(called, str) else getattr(called, "__name__", called)
+    return f"teach it, if it treats channels alike: `bp.teach({name}, bp.rules.same)`"
