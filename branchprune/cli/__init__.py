@@ -17,6 +17,7 @@ USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option val
        branchprune dense CONFIG.yaml [--variant NAME ...] [--option value ...]
        branchprune compare CONFIG.yaml [--variant NAME ...] [--option value ...]
        branchprune report FOLDER
+       branchprune plan MODEL [--example 1x3x224x224] [--option value ...]
        branchprune bench [--option value ...]
        branchprune cost [CONFIG.yaml ...] [--option value ...]
        branchprune zoo [--option value ...]
@@ -26,6 +27,7 @@ run     train a dense model, prune it, collapse, verify, measure, report
 dense   only train the dense model, with the options of run
 compare compare methods at equal budgets, from one dense model
 report  write the report of a finished run again
+plan    what would shrink in a model, what would stay, and why
 bench   measure what blending costs and what the collapse saves
 cost    measure time and memory of the paper's models, dense and small
 zoo     plan, blend and collapse every model of torchvision or timm

@@ -125,6 +125,13 @@ def _report(args: Sequence[str], console: Console) -> None:
     console.print(f"{write_report(Path(args[0]))}", markup=False, soft_wrap=True)
 
 
+def _plan(args: Sequence[str], console: Console) -> None:
+    from branchprune.cli.plan import main as plan
+
+    _find_modules_here()
+    plan(args, console)
+
+
 def _bench(args: Sequence[str], console: Console) -> None:
     from branchprune.benchmarks.bench import main as bench
 
@@ -145,7 +152,7 @@ def _zoo(args: Sequence[str], console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     **{"run": _run, "dense": _dense, "compare": _compare, "report": _report},
-    **{"bench": _bench, "cost": _cost, "zoo": _zoo},
+    **{"plan": _plan, "bench": _bench, "cost": _cost, "zoo": _zoo},
 }
 
 

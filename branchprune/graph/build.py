@@ -182,8 +182,17 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
             for each in analysis.constraints.follows
             if isinstance(each.number, ModuleNumber)
         ),
+        _used(graphs.values()),
         _unknown(analysis, graphs.values()),
     )
+
+
+def _used(graphs: Iterable[fx.Graph]) -> frozenset[str]:
+    """Return the paths of the modules that are called or whose tensors are read."""
+    nodes = [node for graph in graphs for node in graph.nodes]
+    called = {str(node.target) for node in nodes if node.op == "call_module"}
+    owners = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    return frozenset(called | owners)
 
 
 def _unknown(analysis: Analysis, graphs: Iterable[fx.Graph]) -> dict[str, Reason]:

@@ -143,6 +143,7 @@ class Structure:
         modules: Kind and widths of every module that is called or has parameters, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
         numbers: Numbers of the user's modules that are widths in forward.
+        used: Paths of modules that forward calls, or whose parameters or buffers it reads.
         unknown: Why nothing is known of the channels that a module reads or makes, by its path;
             one that reads the model's input is not named.
     """
@@ -162,6 +163,7 @@ class Structure:
     modules: dict[str, str]
     constants: dict[str, Tensor]
     numbers: tuple[WidthNumber, ...]
+    used: frozenset[str]
     unknown: dict[str, Reason]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:

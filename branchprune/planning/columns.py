@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def in_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Return one line a row, with a line under the first, which names the columns.
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return one line a row, with a line under the first.
 
     Args:
-        rows: Cells of each row; the last column may be as long as it likes.
-        right: Columns that end in line, such as numbers.
+        rows: Cells of each row, of the names of the columns first; the last may be long.
     """
-    lengths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    padded = [*lengths[:-1], 0 if len(rows[0]) - 1 not in right else lengths[-1]]
+    lengths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = [
-        "  ".join(
-            cell.rjust(n) if i in right else cell.ljust(n)
-            for i, (cell, n) in enumerate(zip(row, padded, strict=True))
-        ).rstrip()
+        "  ".join(c.ljust(n) for c, n in zip(row, [*lengths, 0], strict=True)).rstrip()
         for row in rows
     ]
-    lines.insert(1, "  ".join("─" * n for n in [*lengths[:-1], len(rows[0][-1])]))
+    lines.insert(1, "  ".join("─" * n for n in [*lengths, len(rows[0][-1])]))
     return lines

@@ -39,7 +39,7 @@ class Amount:
 
     def share(self, kept: Sequence[int]) -> float:
         """Return the share of it that stays when each group keeps so many channels."""
-        return prod(_size(axis, kept) / _size(axis) for axis in self.axes if axis)
+        return prod(size_of(axis, kept) / size_of(axis) for axis in self.axes if axis)
 
 
 def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[Cost, Cost]:
@@ -57,7 +57,7 @@ def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[
         shares = [1.0 if kept is None else amount.share(kept) for amount in all_amounts]
         sized = [*zip(all_amounts, shares, strict=True)]
         return Cost(
-            sum(_size(layer.outputs, kept) for layer in structure.linears.values()) + left_out,
+            sum(size_of(layer.outputs, kept) for layer in structure.linears.values()) + left_out,
             round(sum(amount.params * share for amount, share in sized)),
             round(sum(amount.macs * share for amount, share in sized)),
         )
@@ -100,7 +100,8 @@ def _axes(
     return () if other is None or other.axis is None or one_for_all else (other.pieces,)
 
 
-def _size(pieces: Pieces, kept: Sequence[int] | None = None) -> int:
+def size_of(pieces: Pieces, kept: Sequence[int] | None = None) -> int:
+    """Return the number of entries of a channel dimension, before or with the widths kept."""
     return sum((p.width if kept is None else kept[p.group]) * p.repeat for p in pieces)
 
 

@@ -24,6 +24,7 @@ from branchprune.graph.width_attributes import (
 from branchprune.graph.width_constraints import values_at
 from branchprune.planning.columns import in_columns
 from branchprune.planning.costs import Cost, costs, costs_of_unseen
+from branchprune.planning.example_check import refuse_shape, refuse_single
 from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_groups, too_narrow
 from branchprune.planning.paths import check_named, check_reached, paths_of, within
 from branchprune.planning.staying import Staying, find_staying, told
@@ -93,6 +94,8 @@ class Plan:
             "before": vars(self.before),
             "after": vars(self.after),
             "staying": [vars(each) for each in self.staying],
+            "attributes": [str(each) for each in self.attributes],
+            "notes": [*self.notes],
         }
         unseen = {name: vars(cost) for name, cost in self.unseen.items()}
         return numbers | ({"unseen": unseen} if unseen else {})
@@ -166,13 +169,19 @@ def plan(
     check_widths(keep, multiple_of)
     exclude, opaque = paths_of("exclude", exclude), paths_of("opaque", opaque)
     check_model(model)
+    refuse_shape(example)
     example = plain(example)
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
     check_named(model, named)
     model = copied(model, sharing=True)
-    example = _inputs_inside(model, inside, example)
-    structure = analyse(model, example, inside, opaque)
+    given = example
+    try:
+        example = _inputs_inside(model, inside, given)
+        structure = analyse(model, example, inside, opaque)
+    except PruneError:
+        refuse_single(model, given)
+        raise
     check_reached(structure, named)
     groups = plan_groups(structure, keep, exclude, multiple_of)
     kept = [group.kept for group in groups]

@@ -16,6 +16,7 @@ from branchprune.planning.paths import within
 
 INPUT = Reason("inputs of the model")
 NO_CHANNEL = Reason("parameters that belong to no channel of a layer")
+UNUSED = Reason("parameters that forward does not use")
 FUNCTIONS = Reason("matrix products in forward, and layers that no rule knows")
 UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 LINES = 5
@@ -132,7 +133,9 @@ def _why_whole(amount: Amount, structure: Structure) -> Reason:
     around = within(amount.module, structure.unknown)
     if around is not None:
         return structure.unknown[around]
-    return NO_CHANNEL if amount.params else FUNCTIONS
+    if not amount.params:
+        return FUNCTIONS
+    return UNUSED if within(amount.module, structure.used) is None else NO_CHANNEL
 
 
 def kind_of(reason: str, layers: Iterable[str]) -> str:

@@ -94,10 +94,12 @@ CASES = {
         {
             "conv1": f"read by {PADS.format('layer2.0')}",
             "layer2.0.conv2": (
-                f"tied by add_3 to pad, whose width stays ({PADS.format('layer2.0')})"
+                "tied by `add` (in layer2.0) to the output of `pad` (in layer2.0), whose width "
+                f"stays ({PADS.format('layer2.0')})"
             ),
             "layer3.0.conv2": (
-                f"tied by add_6 to pad_1, whose width stays ({PADS.format('layer3.0')})"
+                "tied by `add` (in layer3.0) to the output of `pad` (in layer3.0), whose width "
+                f"stays ({PADS.format('layer3.0')})"
             ),
             "linear": OUTPUT,
         },

@@ -63,4 +63,4 @@ def test_channels_whose_runs_do_not_go_into_each_other_stay() -> None:
     plan = bp.plan(Net(run, **layers), torch.randn(2, 3, 4, 4))
     reasons = {group.name: str(group.reason) for group in plan.groups}
     for name in ("b", "c"):
-        assert reasons[name].startswith("channels of different structure meet in add")
+        assert reasons[name].startswith("channels of different structure meet in `add`")

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.criteria.scores import rows_by_output
 from branchprune.graph.inputs import tensors
-from branchprune.graph.state import WAY_OUT
 
 IMAGE = (2, 3, 8, 8)
 MIXES = "it mixes the channel dimension with others"
@@ -168,7 +167,8 @@ TENSORS: dict[str, Row] = {
     ),
     "an average over channels that do not exist elsewhere": row(
         lambda m, x: m.b(m.a(x) + x.mean(1, keepdim=True).expand(-1, 8, -1, -1)),
-        "tied by add to expand, whose width stays (`mean`: it mixes all channels)",
+        "tied by `add` to the output of `expand`, whose width stays "
+        "(`mean`: it mixes all channels)",
     ),
     "concatenation with a constant, added": row(
         lambda m, x: m.b(m.a(x) + torch.cat([torch.ones(2, 3, 8, 8), m.a2(x)], 1)),
@@ -181,12 +181,12 @@ TENSORS: dict[str, Row] = {
 SHAPES: dict[str, Row] = {
     "split by number": row(
         lambda m, x: m.b(m.a(x).split(4, 1)[0]),
-        f"`split` names the size 4; {WAY_OUT}",
+        "`split` names the size 4",
         b=conv(4, 4),
     ),
     "split by numbers": row(
         lambda m, x: m.b(torch.split(m.a(x), [3, 5], dim=1)[1]),
-        f"`split` names the size 3; {WAY_OUT}",
+        "`split` names the size 3",
         b=conv(5, 4),
     ),
     "split along what is computed": row(
@@ -248,20 +248,21 @@ SHAPES: dict[str, Row] = {
     ),
     "view whose sizes are those of another tensor": row(
         lambda m, x: m.b(m.a(x).flatten(2).view(2, (y := m.c(x).softmax(1)).size(1), 8, 8)) + y,
-        "read by `view`: it names the size of softmax, which stays",
+        "read by `view`: it names a size of the output of `softmax`, whose width stays "
+        f"(`softmax`: {UNKNOWN})",
         c=conv(3, 8),
         b=conv(8, 8),
     ),
     "view as the image": row(
         lambda m, x: m.b(m.a(x).flatten(2).view_as(y := m.c(x).softmax(1)) + y),
-        "read by `view_as`: it takes the shape of softmax, whose width stays "
+        "read by `view_as`: it takes the shape of the output of `softmax`, whose width stays "
         f"(`softmax`: {UNKNOWN})",
         c=conv(3, 8),
     ),
     "width as a size": row(width_as_a_size, "its width is a size in `reshape`"),
     "expand by number": row(
         lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).expand(2, 8, 8, 8)),
-        "read by `expand`: it names the size 8; -1 would follow the width",
+        "read by `expand`: it names the size 8",
     ),
     "squeeze of a single channel": row(
         lambda m, x: m.c(m.one(m.a(x).relu()).squeeze().unsqueeze(1)),
@@ -295,7 +296,7 @@ SHAPES: dict[str, Row] = {
     ),
     "narrow": row(
         lambda m, x: m.c(m.a(x).narrow(1, 0, 4)),
-        f"`narrow` names the size 4; {WAY_OUT}",
+        "`narrow` names the size 4",
         c=conv(4, 4),
     ),
 }
@@ -309,12 +310,12 @@ LAYERS: dict[str, Row] = {
     ),
     "buffer that is not saved": row(
         lambda m, x: m.b(m.a(x) + m.h.shift),
-        "tied by add to _h_shift, whose width stays",
+        "tied by `add` to h.shift, whose width stays",
         h=Holder(persistent=False),
     ),
     "parameter with two names": row(
         lambda m, x: m.b(m.a(x) + m.h.scale),
-        "tied by add to _h_scale, whose width stays",
+        "tied by `add` to h.scale, whose width stays",
         h=Holder(names=2),
     ),
     "weight standardisation": row(
@@ -358,11 +359,11 @@ LAYERS: dict[str, Row] = {
     ),
     "function with running statistics of a fixed width": row(
         narrow_norm,
-        "read by `batch_norm`: the width of to stays",
+        "read by `batch_norm`: the output of `to`, whose width stays",
     ),
     "function with running statistics that are not saved": row(
         lambda m, x: m.b(F.batch_norm(m.a(x), m.h.mean, m.h.mean.square())),
-        "read by `batch_norm`: the width of _h_mean stays",
+        "read by `batch_norm`: h.mean, whose width stays",
         h=Holder(persistent=False),
     ),
 }

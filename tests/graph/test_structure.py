@@ -72,7 +72,7 @@ def test_collapse_computes_what_the_branch_does(kind: type[nn.Module], shape: tu
 
 def test_groups_that_cannot_be_cut_stay():
     model, x = GroupedPlusConcatenation().eval(), torch.randn(2, 4, 6, 6)
-    with pytest.raises(bp.PruneError, match="channels of different structure meet in add"):
+    with pytest.raises(bp.PruneError, match="channels of different structure meet in `add`"):
         bp.plan(model, x)
 
 

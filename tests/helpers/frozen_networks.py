@@ -11,8 +11,6 @@ from models import Net
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from branchprune.graph.state import WAY_OUT
-
 
 def conv(inputs: int, outputs: int, kernel: int = 1, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, **options)
@@ -82,19 +80,17 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "view by number": (
         lambda: pair(lambda m, x: m.fc(m.a(x).view(-1, 512)), fc=nn.Linear(512, 3)),
         "a",
-        "read by `view` (in 3): it names the size 512; "
-        "flatten(1) or size -1 would follow the width",
+        "read by `view` (in 3): it names the size 512",
     ),
     "reshape by number": (
         lambda: pair(lambda m, x: m.b(torch.reshape(m.a(x), (2, 8, 4, 16)))),
         "a",
-        "read by `reshape` (in 3): it names the size 8; "
-        "flatten(1) or size -1 would follow the width",
+        "read by `reshape` (in 3): it names the size 8",
     ),
     "view that splits": (
         lambda: pair(lambda m, x: m.b(m.a(x).view(2, 4, 2, 8, 8).flatten(1, 2))),
         "a",
-        "read by `view` (in 3): it names the size 4; flatten(1) or size -1 would follow the width",
+        "read by `view` (in 3): it names the size 4",
     ),
     "shared weight": (tied, "c", "b and c share a weight"),
     "weight_norm": (
@@ -113,7 +109,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "slice": (
         lambda: pair(lambda m, x: m.b(m.a(x)[:, :4]), b=conv(4, 4)),
         "a",
-        f"`getitem` (in 3) names the size 4; {WAY_OUT}",
+        "`getitem` (in 3) names the size 4",
     ),
     "index": (
         lambda: pair(lambda m, x: m.b(m.a(x)[torch.tensor([1, 0])])),
@@ -129,12 +125,12 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "constant": (
         lambda: pair(lambda m, x: m.b(m.a(x) * torch.ones(8, 1, 1))),
         "a",
-        "tied by mul to _tensor_constant0, whose width stays",
+        "tied by `mul` (in 3) to a constant of forward, whose width stays",
     ),
     "tied to the image": (
         lambda: pair(lambda m, x: m.b(m.a(x) + torch.cat([x, x, x.flip(1)[:, :2]], 1))),
         "a",
-        "not made by a layer",
+        "behind `flip` (in 3): it reverses the channels",
     ),
     "nobody reads it": (
         lambda: pair(lambda m, x: (m.b(m.a(x)), m.c(x).shape[2]), c=conv(3, 6)),
@@ -178,7 +174,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
             g=conv(8, 8, groups=2),
         ),
         "g",
-        "channels of different structure meet in add",
+        "channels of different structure meet in `add` (in 3)",
     ),
     "GroupNorm of two layers": (
         lambda: pair(

@@ -46,8 +46,9 @@ def _named_parts(
     if parts is None:
         analysis.unknown(node, "it splits the channels where they cannot be split")
         return None
+    remedy = _how_to_follow(layout, sizes[0]) if len({*known}) == 1 else WAY_OUT
     for size, part in zip(sizes, parts, strict=True):
-        analysis.follows(node, size, part, remedy=_how_to_follow(layout, size))
+        analysis.follows(node, size, part, remedy=remedy)
     return tuple(Layout(layout.dim, tuple(resolve(part))) for part in parts)
 
 
