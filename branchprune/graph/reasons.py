@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import fx, nn
 
-from branchprune.graph.nodes import LINE
+from branchprune.graph.nodes import CONSTANT, LINE
 
 OUTPUT = "it is an output of the model"
 NOT_KNOWN = "its effect on channels is not known"
@@ -68,3 +70,41 @@ def how_to_teach(node: fx.Node, module: nn.Module | None) -> str:
     called = node.target if module is None else type(module)
     name = repr(called) if isinstance(called, str) else getattr(called, "__name__", called)
     return f"teach it, if it treats channels alike: `bp.teach({name}, bp.rules.same)`"
+
+
+def first_lost(
+    node: fx.Node, lost: Mapping[fx.Node, Reason], is_unknown: Callable[[fx.Node], bool]
+) -> Reason | None:
+    """Return why the channels of a tensor were lost sight of; None: what it is made of has none.
+
+    Args:
+        node: What makes the tensor.
+        lost: Nodes whose output channels are not known, with the reason.
+        is_unknown: Whether a node makes a tensor of which no channels are known.
+    """
+    seen, rest = {node}, [node]
+    while rest:
+        each = rest.pop(0)
+        if each in lost:
+            return lost[each]
+        new = [n for n in each.all_input_nodes if n not in seen and (n in lost or is_unknown(n))]
+        seen.update(new)
+        rest += new
+    return None
+
+
+def name_of_output(node: fx.Node, describe: Callable[[fx.Node], str]) -> str:
+    """Return how to name a tensor to a person.
+
+    Args:
+        node: What makes it.
+        describe: Names a node.
+    """
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    if node.op == "placeholder":
+        return f"the argument {node.target}"
+    if node.op == "get_attr":
+        constant = str(node.target).startswith(CONSTANT)
+        return "a constant of forward" if constant else str(node.target)
+    return f"the output of {describe(node)}"

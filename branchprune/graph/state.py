@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -15,8 +14,15 @@ from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
 from branchprune.graph.layers import TRANSPOSED
 from branchprune.graph.module_numbers import ModuleNumber
-from branchprune.graph.nodes import CONSTANT, WHERE, Recorded, asked_for_its_type
-from branchprune.graph.reasons import NOT_KNOWN, Reason, how_to_teach, place_of
+from branchprune.graph.nodes import WHERE, Recorded, asked_for_its_type
+from branchprune.graph.reasons import (
+    NOT_KNOWN,
+    Reason,
+    first_lost,
+    how_to_teach,
+    name_of_output,
+    place_of,
+)
 from branchprune.graph.width_constraints import Constraints, Follows
 
 WAY_OUT = "write an attribute of its module in its place, such as self.size"
@@ -209,32 +215,13 @@ class Analysis:
 
     def why_unknown(self, node: fx.Node) -> Reason | None:
         """Return where the channels of a tensor were lost sight of; None: the input has none."""
-        seen, rest = {node}, [node]
-        while rest:
-            each = rest.pop(0)
-            if each in self.lost:
-                return self.lost[each]
-            read = [n for n in each.all_input_nodes if n in self.lost or self.is_tensor(n)]
-            new = [n for n in read if n not in seen]
-            seen.update(new)
-            rest += [n for n in new if self.values.get(n) is None]
-        return None
+        return first_lost(node, self.lost, lambda n: self.is_tensor(n) and not self.values.get(n))
 
     def why_it_stays(self, node: fx.Node) -> Reason:
         """Name a tensor whose width stays, and say where its channels were lost sight of."""
-        why, name = self.why_unknown(node) or Reason(""), self._name_of_output(node)
+        why = self.why_unknown(node) or Reason("")
         because = f" ({why})" if why else ""
-        return why.put(f"{name}, whose width stays{because}")
-
-    def _name_of_output(self, node: fx.Node) -> str:
-        while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-            node = node.args[0]
-        if node.op == "placeholder":
-            return f"the argument {node.target}"
-        if node.op == "get_attr":
-            constant = str(node.target).startswith(CONSTANT)
-            return "a constant of forward" if constant else str(node.target)
-        return f"the output of {self.describe(node)}"
+        return why.put(f"{name_of_output(node, self.describe)}, whose width stays{because}")
 
     def linear(self, node: fx.Node, dim: int, source: Layout | None) -> Layout:
         """Note a convolution or fully connected layer, and return where its output channels are.

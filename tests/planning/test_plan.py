@@ -458,7 +458,9 @@ def test_a_norm_of_another_width_than_what_it_reads() -> None:
 
 def test_an_example_without_batch() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4))
-    with pytest.raises(bp.PruneError, match=r"example \(shape \(3, 8, 8\)\) has no batch dimension"):
+    with pytest.raises(
+        bp.PruneError, match=r"example \(shape \(3, 8, 8\)\) has no batch dimension"
+    ):
         bp.plan(model, torch.randn(3, 8, 8))
 
 
