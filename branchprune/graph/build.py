@@ -12,6 +12,7 @@ from branchprune.graph.fixed_layers import find_obstacles, find_opaque, find_rea
 from branchprune.graph.inputs import Example
 from branchprune.graph.layers import describe
 from branchprune.graph.module_numbers import ModuleNumber
+from branchprune.graph.nodes import WHERE
 from branchprune.graph.provenance import Origin, converted
 from branchprune.graph.reasons import Reason
 from branchprune.graph.rules.elementwise import opaque as not_looked_into
@@ -66,14 +67,15 @@ def _is_counted(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _unseen_macs(analysis: Analysis, graph: fx.Graph) -> tuple[dict[str, int], int]:
+def _unseen_macs(analysis: Analysis, graph: fx.Graph) -> tuple[dict[str, int], dict[str, int]]:
     """Return the multiply-adds, for one example, of what is no layer whose widths are known.
 
     Returns:
-        Those of the modules that the user leaves out, by path, and the sum of all others.
+        Those of the modules that the user leaves out, by path, and those of all others, by the path
+        of the module or, of functions, of the one whose forward calls them.
     """
     macs: dict[str, int] = {}
-    others = 0
+    others: dict[str, int] = {}
     for node, work in analysis.recorded.macs.items():
         read = [analysis.batches[n] for n in node.all_input_nodes if n in analysis.batches]
         counts = work // (read[0] if read else 1) if node.graph is graph else 0
@@ -82,7 +84,8 @@ def _unseen_macs(analysis: Analysis, graph: fx.Graph) -> tuple[dict[str, int], i
         if module is not None and _is_left_out(analysis, module):
             macs[name] = macs.get(name, 0) + counts
         elif name not in analysis.linears and name not in analysis.channelwise:
-            others += counts
+            owner = name if module is not None else str(node.meta.get(WHERE, ""))
+            others[owner] = others.get(owner, 0) + counts
     return macs, others
 
 
@@ -196,7 +199,7 @@ def _used(graphs: Iterable[fx.Graph]) -> frozenset[str]:
 
 
 def _unknown(analysis: Analysis, graphs: Iterable[fx.Graph]) -> dict[str, Reason]:
-    """Return why nothing is known of the channels of modules, by their paths."""
+    """Return why no channels are known of modules, or of tensors that they hold, by their paths."""
     found: dict[str, Reason] = {}
     for node in (node for graph in graphs for node in graph.find_nodes(op="call_module")):
         name = str(node.target)
@@ -205,6 +208,10 @@ def _unknown(analysis: Analysis, graphs: Iterable[fx.Graph]) -> dict[str, Reason
             why = analysis.why_unknown(node)
             if why is not None:
                 found.setdefault(name, why)
+    for node in (node for graph in graphs for node in graph.find_nodes(op="get_attr")):
+        owner = str(node.target).rpartition(".")[0]
+        for reader in (user for user in node.users if user in analysis.lost):
+            found.setdefault(owner, analysis.lost[reader])
     return found
 
 

@@ -138,7 +138,8 @@ class Structure:
         channelwise: The channelwise layers with a width of their own, by path.
         parameters: The parameters and buffers with channels that forward itself reads, by path.
         unseen: Modules that the user leaves out, by path: their multiply-adds for one example.
-        other_macs: Multiply-adds of functions, such as matmul, and of modules without a rule.
+        other_macs: Multiply-adds of modules without a rule, by path, and of functions, such as
+            matmul, by the path of the module whose forward calls them.
         inplace: Paths of modules that work in place.
         modules: Kind and widths of every module that is called or has parameters, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
@@ -158,7 +159,7 @@ class Structure:
     channelwise: dict[str, ChannelwiseLayer]
     parameters: dict[str, ChannelParameter]
     unseen: dict[str, int]
-    other_macs: int
+    other_macs: dict[str, int]
     inplace: frozenset[str]
     modules: dict[str, str]
     constants: dict[str, Tensor]

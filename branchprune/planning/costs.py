@@ -82,7 +82,8 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
         layer = structure.linears.get(name) or structure.channelwise.get(name)
         macs = layer.macs if layer else structure.unseen.get(name, 0)
         yield Amount(name, 0, macs, _axes(structure, name))
-    yield Amount(inside, 0, structure.other_macs)
+    for name, macs in structure.other_macs.items():
+        yield Amount(name or inside, 0, macs)
 
 
 def _axes(
@@ -139,5 +140,5 @@ def macs_shares(structure: Structure) -> list[float]:
         for piece in pieces:
             macs[piece.group] += work * piece.size / size
     total = sum(work for _, work in layers) + sum(structure.unseen.values())
-    total += structure.other_macs
+    total += sum(structure.other_macs.values())
     return [work / max(total, 1) for work in macs]

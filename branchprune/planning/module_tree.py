@@ -34,8 +34,7 @@ class ModuleRow:
             None where it is not called.
         width: Output channels, of a layer that has a width of its own; else None.
         params: Parameters of the module and all in it; shared ones count where they come first.
-        macs: Multiply-adds of the module and all in it, for one example. Matrix products that
-            forward computes itself, and layers that no rule knows, count in the topmost row alone.
+        macs: Multiply-adds of the module and all in it, for one example.
     """
 
     name: str

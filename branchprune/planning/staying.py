@@ -17,7 +17,7 @@ from branchprune.planning.paths import within
 INPUT = Reason("inputs of the model")
 NO_CHANNEL = Reason("parameters that belong to no channel of a layer")
 UNUSED = Reason("parameters that forward does not use")
-FUNCTIONS = Reason("matrix products in forward, and layers that no rule knows")
+FUNCTIONS = Reason("products of tensors that forward computes itself")
 UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 LINES = 5
 """Reasons that are told one by one."""

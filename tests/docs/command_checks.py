@@ -122,6 +122,13 @@ def check_verb(command, world):
     assert command.split()[1] in re.findall(r"^(\w+) +\w", world.printed(), re.M)
 
 
+def check_plan(command, world):
+    """A model by name, or by the import path of a class: here one of torchvision's."""
+    words = shlex.split(command.replace("my_package:MyNet", "torchvision.models:squeezenet1_1"))
+    assert main(words[1:]) == 0
+    assert "whatever widths are chosen" in world.printed()
+
+
 def check_cost(command, world):
     """Time and memory of the paper's models, below runs/."""
     options = cost.parse_options(shlex.split(command)[2:])
@@ -191,6 +198,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune (run --help|--version|--help)": check_help,
     r"branchprune compare configs/compare/\w+\.yaml --jobs \d": check_compare,
     r"branchprune bench": check_bench,
+    r"branchprune plan \S+( --example \S+)?": check_plan,
     r"branchprune zoo( --\w+ \S+)*": check_zoo,
     r"branchprune (run|compare|cost)": check_verb,
     r"tensorboard --logdir runs/digits": check_tensorboard,

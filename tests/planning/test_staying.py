@@ -111,7 +111,7 @@ def test_matrix_products_and_what_belongs_to_no_channel() -> None:
     model.run = lambda m, x: run(m, x) + m.scale(m.b2(m.free(x).mean((2, 3))))
     model.b2 = nn.Linear(8, 4)
     stay = amounts(bp.plan(model, torch.randn(IMAGE)))
-    assert stay["matrix products in forward, and layers that no rule knows"] == (0, 8 * 64 * 8)
+    assert stay["products of tensors that forward computes itself"] == (0, 8 * 64 * 8)
     assert stay["parameters that belong to no channel of a layer"] == (1, 0)
 
 
