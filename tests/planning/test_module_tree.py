@@ -84,3 +84,24 @@ def test_as_lines() -> None:
     assert lines[3].endswith("230,400 → 115,200")
     assert len(tree_lines([*rows.values()], 2)) == len(lines) + 1
     assert len(tree_lines([*rows.values()], 0)) == 3
+
+
+class Product(nn.Module):
+    """A product of two tensors, in a module of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flatten(2)
+        return (y @ y.transpose(1, 2)).flatten(1)
+
+
+def test_products_count_where_they_are_computed_and_shapes_at_the_first_call() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        small = m.pool(m.act(m.b(m.a(m.act(x)))))
+        return m.fc(m.product(small))  # type: ignore[no-any-return]
+
+    layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 6, 1), "fc": nn.Linear(36, 2)}
+    model = Net(run, **layers, act=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(2), product=Product())
+    plan, rows = rows_of(model)
+    assert rows["product"].macs == (6 * 4 * 6, 6 * 4 * 6)
+    assert rows[""].macs == (plan.before.macs, plan.after.macs)
+    assert rows["act"].shape == IMAGE

@@ -130,6 +130,26 @@ def test_of_a_layer_that_no_rule_knows_all_stays() -> None:
     assert "bp.teach(MultiheadAttention, bp.rules.same)" in known.remedy
 
 
+class Mixes(nn.Module):
+    """Computes with a parameter of its own, in an operation that mixes channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x.flatten(2).transpose(1, 2), self.rows)
+
+
+def test_a_parameter_that_something_unknown_reads_stays_because_of_it() -> None:
+    model = Net(lambda m, x: m.b(m.mixes(m.a(x))), a=conv(3, 8), b=nn.Linear(8, 2), mixes=Mixes())
+    model = nn.Sequential(conv(3, 6), conv(6, 3), model)
+    stay = amounts(bp.plan(model, torch.randn(IMAGE)))
+    # The layer before, the parameter, and all of the layer behind it: its outputs are the model's.
+    [(params, _)] = [stay[why] for why in stay if "`cdist` (in 2.mixes)" in why]
+    assert params == (3 * 8 + 8) - 3 * 8 + 64 + 8 * 2
+
+
 def test_channels_in_as_many_groups() -> None:
     free = [conv(3, 6), nn.ReLU(), conv(6, 8)]
     model = nn.Sequential(*free, nn.ReLU(), nn.GroupNorm(8, 8), conv(8, 4), conv(4, 3))
