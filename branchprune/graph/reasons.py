@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from torch import fx, nn
@@ -51,13 +52,20 @@ def place_of(node: fx.Node) -> str:
     if line is None:
         return ""
     name, number = line
+    file = _below(name, tuple(sys.path))
+    return f"{file}:{number}" if file else f"line {number}"
+
+
+@lru_cache(maxsize=1024)
+def _below(name: str, search: tuple[str, ...]) -> str:
+    """Return the path of a file below the closest of some folders; "" if it is no file."""
     file = Path(name)
     if not file.is_file():
-        return f"line {number}"
-    folders = [Path(folder or ".").absolute() for folder in sys.path]
+        return ""
+    folders = [Path(folder or ".").absolute() for folder in search]
     above = [folder for folder in folders if file.is_relative_to(folder)]
     root = max(above, key=lambda folder: len(folder.parts), default=file.parent)
-    return f"{file.relative_to(root).as_posix()}:{number}"
+    return file.relative_to(root).as_posix()
 
 
 def how_to_teach(node: fx.Node, module: nn.Module | None) -> str:
