@@ -45,6 +45,9 @@ class Follows:
 def solve(wanted: Iterable[tuple[ModuleNumber, int]]) -> dict[Attribute, int]:
     """Return values of attributes with which numbers are what they must be, as far as there are.
 
+    Of several attributes that no other number determines, as of `channels // paths`, the largest
+    changes.
+
     Args:
         wanted: Numbers, and what each must be.
     """
@@ -52,11 +55,11 @@ def solve(wanted: Iterable[tuple[ModuleNumber, int]]) -> dict[Attribute, int]:
     rest = sorted(wanted, key=lambda pair: not isinstance(pair[0].source, Attribute))
     while rest:
         unknown = [number.attributes - values.keys() for number, _ in rest]
-        solvable = [i for i, each in enumerate(unknown) if len(each) == 1]
-        if not solvable:
-            return values
-        number, value = rest.pop(solvable[0])
-        (attribute,) = unknown[solvable[0]]
+        place = min(range(len(rest)), key=lambda i: len(unknown[i]))
+        number, value = rest.pop(place)
+        held = {each: value_of(number, each) for each in unknown[place]}
+        attribute = max(held, key=lambda each: (held[each], str(each)))
+        values |= held
         values[attribute] = _inverse(number, value, attribute, values)
         rest = [pair for pair in rest if pair[0].attributes - values.keys()]
     return values

@@ -90,6 +90,11 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], dict[str
         {"c": 8, "whole": 24},
         {"c": 2, "whole": 6},
     ),
+    "a share": (
+        lambda m, x: m.twelve(torch.split(x, m.whole // m.paths, 1)[0]),
+        {"whole": 24, "paths": 2},
+        {"whole": 6, "paths": 2},
+    ),
     "slices": (lambda m, x: two(m, (x[:, : m.c], x[:, m.c :])), {"c": 8}, {"c": 2}),
     "slices from the end": (lambda m, x: two(m, (x[:, : -m.d], x[:, -m.d :])), {"d": 16}, {"d": 4}),
     "a range": (
