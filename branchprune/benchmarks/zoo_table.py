@@ -48,6 +48,7 @@ class Row:
             multiply-adds.
         channels_before: Output channels of the layers, as the plan counts them.
         params_before: Parameters.
+        params_stay: Those that stay whatever widths are chosen; see `Plan.staying`.
         macs_before: Multiply-adds for one example, as PyTorch counts them.
         difference_eval: Largest absolute difference between the outputs of the model and of the
             blended model at α = 1, evaluation mode.
@@ -85,6 +86,7 @@ class Row:
     channels_after: int | None = None
     params_before: int | None = None
     params_after: int | None = None
+    params_stay: int | None = None
     macs_before: int | None = None
     macs_after: int | None = None
     difference_eval: float | None = None
@@ -98,6 +100,13 @@ class Row:
     hardware: str = ""
 
     @property
+    def share_that_stays(self) -> float | None:
+        """Parameters that stay whatever widths are chosen, as a share of all."""
+        if self.params_stay is None or not self.params_before:
+            return None
+        return self.params_stay / self.params_before
+
+    @property
     def key(self) -> Key:
         """What a result depends on, apart from the code; the model's name is the last of it."""
         return self.library, self.keep, self.seed, self.image_size, self.model
@@ -107,6 +116,7 @@ class Row:
         self.traced, self.groups, self.pruned_groups = True, len(plan.groups), len(plan.pruned)
         self.frozen_groups = self.groups - self.pruned_groups
         self.channels_before, self.channels_after = plan.before.channels, plan.after.channels
+        self.params_stay = sum(each.params for each in plan.staying)
         of_all = plan.before.macs / max(self.macs_before or 0, 1)
         self.macs_share_prunable = of_all * sum(plan.groups[i].macs_share for i in plan.pruned)
         kinds: dict[str, dict[str, float]] = {}
@@ -175,10 +185,13 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return a header, a line a family and one for all: models, exact, MAC share, largest error."""
+    """Return a header, a line a family and one for all: models, exact, shares, largest error."""
     families = sorted({row.family for row in rows}, key=lambda f: (f in LAST_FAMILIES, f))
     lines: list[tuple[str, ...]] = [
-        ("family", "models", "exact", "MACs in pruned groups", "largest collapse error")
+        (
+            *("family", "models", "exact", "MACs in pruned groups"),
+            *("parameters that stay", "largest collapse error"),
+        )
     ]
     for name in (*families, "all"):
         members = [row for row in rows if name in (row.family, "all")]
@@ -187,11 +200,13 @@ def summary(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _ranges(rows: Sequence[Row]) -> tuple[str, str]:
+def _ranges(rows: Sequence[Row]) -> tuple[str, str, str]:
     shares = [r.macs_share_prunable for r in rows if r.macs_share_prunable is not None]
     errors = [row.collapse_error for row in rows if row.collapse_error is not None]
     share = f"{statistics.median(shares):.1%} (lowest {min(shares):.1%})" if shares else "–"
-    return share, f"{max(errors):.1e}" if errors else "–"
+    stay = [row.share_that_stays for row in rows if row.share_that_stays is not None]
+    mean = f"{statistics.mean(stay):.1%} (highest {max(stay):.1%})" if stay else "–"
+    return share, mean, f"{max(errors):.1e}" if errors else "–"
 
 
 def origin(rows: Sequence[Row]) -> str:
@@ -225,7 +240,8 @@ def markdown(rows: Sequence[Row]) -> str:
     """Return the whole table as Markdown: the summary, and a line a model."""
     header = (
         "model, input, exact, groups pruned, MACs in them, channels, parameters, MACs, "
-        "difference eval, … train, collapse error, s plan, s attach, s collapse, memory, what stays"
+        "parameters that stay, difference eval, … train, collapse error, s plan, s attach, "
+        "s collapse, memory, what stays"
     )
     table = [header.split(", "), *(_cells(row) for row in rows)]
     return f"# Coverage\n\n{markdown_summary(rows)}\n\n{markdown_table(table)}\n"
@@ -248,6 +264,7 @@ def _cells(row: Row) -> list[str]:
         f"{number(row.pruned_groups, '')} of {number(row.groups, '')}",
         number(row.macs_share_prunable, ".1%"),
         *(change(what) for what in ("channels", "params", "macs")),
+        number(row.share_that_stays, ".1%"),
         number(row.difference_eval, "g"),
         number(row.difference_train, "g"),
         number(row.collapse_error, ".1e"),
