@@ -52,7 +52,14 @@ def analyse(
     graphs = traced.graphs
     obstacles = find_obstacles(model, graphs.values())
     readable = frozenset(find_readable(model, graphs.values()))
-    analysis = Analysis(model, obstacles, readable, left_out, recorded=traced.recorded)
+    analysis = Analysis(
+        model,
+        obstacles,
+        readable,
+        left_out,
+        recorded=traced.recorded,
+        constants=traced.constants,
+    )
     lost = dict.fromkeys(traced.lost, "forward, for another purpose")
     analysis.constraints.pinned.update(lost)
     for graph in dict.fromkeys(graphs.values()):

@@ -15,6 +15,8 @@ LINE = "line"
 """Key in the `meta` of a node: file and number of the line of the user's code that it is from."""
 CHECKPOINTED = "checkpointed"
 """Key in the `meta` of a node that forward computes under `torch.utils.checkpoint`."""
+DTYPE = "dtype"
+"""Key in the `meta` of a node that computes a tensor: its type."""
 CONSTANT = "_tensor_constant"
 """How a tensor that forward makes from plain numbers is named."""
 
@@ -37,6 +39,8 @@ class Recorded:
 def asked_for_its_type(node: fx.Node) -> fx.Node | None:
     """Return the tensor of which a node reads dtype and device alone, as `x.type_as(y)` of y."""
     read = node.all_input_nodes
+    if node.op == "call_method" and str(node.target).startswith("new_"):
+        return read[0]
     return read[1] if node.target in ("type_as", "to") and len(read) == 2 else None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
@@ -73,6 +73,7 @@ class Analysis:
             convolutions) by path: the channels they read, the axis of these entries (None: no
             such axis), outputs for each input channel, multiply-adds.
         parameters: Where the channels are in each parameter or buffer that forward reads itself.
+        constants: Tensors that forward makes from plain numbers, by their names in the graphs.
         channels: All output channels that have been met, with the path of the layer that makes
             them, in order of their first call.
         constraints: The numbers in forward that are widths.
@@ -92,6 +93,7 @@ class Analysis:
     linears: dict[str, Linear] = field(default_factory=dict)
     channelwise: dict[str, tuple[Layout, int | None, int, int]] = field(default_factory=dict)
     parameters: dict[str, Layout] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
     channels: list[tuple[str, Channels]] = field(default_factory=list)
     constraints: Constraints = field(default_factory=Constraints)
     settled: set[fx.Node] = field(default_factory=set)

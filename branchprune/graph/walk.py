@@ -11,10 +11,12 @@ from branchprune.graph.channels import Known, Layout, Segment, resolve
 from branchprune.graph.module_numbers import ModuleNumber, numbers_in
 from branchprune.graph.nodes import measured, sources
 from branchprune.graph.reasons import OUTPUT, Reason, place_of
+from branchprune.graph.rules.elementwise import same
 from branchprune.graph.rules.registry import rule_of, to_be_checked
 from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
 from branchprune.graph.rules.trial import find_fault
+from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis
 from branchprune.graph.tracing.guards import GUARDS, same_branch, same_length, same_number
 
@@ -106,8 +108,11 @@ def _apply(analysis: Analysis, node: fx.Node) -> Known:
     if node.target is same_length:
         return None
     rule, known = rule_of(node, module), list(analysis.layouts(node.all_input_nodes))
-    if rule is None or (known and not analysis.is_tensor(node) and rule not in WITHOUT_TENSOR):
-        return analysis.unknown(node) if known else None
+    returns_tensor = analysis.is_tensor(node)
+    if rule is None or (rule is (size_of if returns_tensor else same)):
+        return unlisted(analysis, node)
+    if known and not returns_tensor and rule not in WITHOUT_TENSOR:
+        return analysis.unknown(node)
     value = rule(analysis, node)
     if isinstance(value, Layout) and not value.fits(analysis.shape(node)):
         return analysis.unknown(node, "it changes the number of channels")

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from branchprune.graph.channels import Layout, resolve, unify
 from branchprune.graph.layers import has_own_forward
+from branchprune.graph.nodes import argument
 from branchprune.graph.state import Analysis
 
 
@@ -28,14 +29,19 @@ def group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
     if layout is None or not isinstance(module, nn.GroupNorm):
         return layout
     axis = _axis(analysis, node)
-    if module.num_groups > 1 and axis == 0:
-        segments = resolve(layout.segments)
-        if len(segments) != 1:
-            layout.freeze(f"GroupNorm {node.target} normalises channels of several layers together")
-        whole = segments[0].channels.width % module.num_groups == 0
-        divided = 1 if whole else gcd(module.num_groups, segments[0].repeat)
-        layout.require_blocks(module.num_groups // divided)
+    if axis == 0:
+        _divide(layout, module.num_groups, f"GroupNorm {node.target}")
     return analysis.resized(node, axis)
+
+
+def _divide(layout: Layout, groups: int, name: str) -> None:
+    """Let channels be divisible into groups that are normalised."""
+    segments = resolve(layout.segments)
+    if groups > 1 and len(segments) != 1:
+        layout.freeze(f"{name} normalises channels of several layers together")
+    whole = segments[0].channels.width % groups == 0
+    divided = 1 if whole else gcd(groups, segments[0].repeat)
+    layout.require_blocks(groups // divided)
 
 
 def layer_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -75,7 +81,7 @@ def channelwise(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 
 def batch_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """The functions batch_norm and instance_norm: their parameters are tied to the channels."""
+    """The functions batch_norm, instance_norm, …: their parameters are tied to the channels."""
     layout = analysis.layout(analysis.operand(node))
     if layout is None:
         return None
@@ -86,3 +92,14 @@ def batch_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
         if parameter is not None and layout.dim == 1:
             unify(layout.segments, parameter.segments, analysis.describe(node))
     return layout
+
+
+def functional_group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """The function group_norm: the kept width must be divisible by its groups."""
+    layout, groups = analysis.layout(analysis.operand(node)), argument(node, 1, "num_groups")
+    if layout is None:
+        return None
+    if layout.dim != 1 or not isinstance(groups, int):
+        return analysis.unknown(node, "it mixes the channels")
+    _divide(layout, groups, f"`group_norm` in {node.name}")
+    return batch_norm(analysis, node)

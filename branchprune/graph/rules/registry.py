@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
-from branchprune.graph.rules import elementwise, join, norm, regroup, shape, split
+from branchprune.graph.rules import elementwise, join, made, norm, regroup, shape, split
 from branchprune.graph.rules.linear import linear
 from branchprune.graph.state import Rule
 
@@ -100,6 +100,18 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
     F.pad: elementwise.pad,
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), join.concatenate),
     **dict.fromkeys((F.batch_norm, F.instance_norm), norm.batch_norm),
+    **dict.fromkeys((F.group_norm, torch.group_norm), norm.functional_group_norm),
+    **dict.fromkeys(
+        (
+            *(torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn),
+            torch.randint,
+        ),
+        made.made,
+    ),
+    **dict.fromkeys(
+        (torch.rand_like, torch.randn_like, torch.randint_like, torch.empty_like, torch.bernoulli),
+        elementwise.elementwise,
+    ),
     **dict.fromkeys((torch.flatten, torch.reshape, torch.unflatten), regroup.reshape),
     **dict.fromkeys((torch.chunk, torch.split), split.divide),
     torch.unbind: split.unbind,
@@ -130,6 +142,11 @@ METHOD_RULES: dict[str, Rule] = {
     **dict.fromkeys(
         "add sub mul div pow expand_as where lerp addcmul masked_fill true_divide gt lt ge le "
         "eq ne".split(),
+        elementwise.elementwise,
+    ),
+    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), made.made),
+    **dict.fromkeys(
+        "bernoulli normal_ uniform_ random_ exponential_ geometric_ log_normal_ cauchy_".split(),
         elementwise.elementwise,
     ),
     **dict.fromkeys("view reshape flatten unflatten".split(), regroup.reshape),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from branchprune.errors import PruneError
-from branchprune.graph.nodes import Recorded
+from branchprune.graph.nodes import DTYPE, Recorded
 
 DERIVED = "derived"
 """Key in the `meta` of a node that is not forward's own, and goes if nothing reads it."""
@@ -84,6 +84,7 @@ class Aliases:
     ) -> None:
         """Note that a node computes a tensor, and of which it is a view."""
         origin = None if base is None else self._known[id(base)]
+        node.meta[DTYPE] = tensor.dtype
         self._known[id(tensor)] = Known(tensor, node, tensor._version, origin, path)
 
     def base_of(self, tensor: Tensor, operands: list[Tensor]) -> Tensor | None:
@@ -135,6 +136,7 @@ class Aliases:
             node: What computes its new numbers.
         """
         known = self._known[id(tensor)]
+        node.meta[DTYPE] = tensor.dtype
         if known.base is None:
             known.node, known.version = node, tensor._version
         else:  # it is taken out of its base again where it is read, as it lies in memory
