@@ -18,7 +18,7 @@ from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, mu
 from branchprune.collapsing.collapse import collapse
 from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
-from branchprune.graph.rules.registry import teach
+from branchprune.graph.rules.teach import forget, teach
 from branchprune.planning.plan import Plan, plan
 
 __version__ = "0.1.0"
@@ -41,5 +41,6 @@ __all__ = [
     "rules",
     "save",
     "steps",
+    "forget",
     "teach",
 ]

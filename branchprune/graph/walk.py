@@ -17,7 +17,7 @@ from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
 from branchprune.graph.rules.trial import find_fault
 from branchprune.graph.rules.unlisted import unlisted
-from branchprune.graph.state import Analysis
+from branchprune.graph.state import Analysis, Rule
 from branchprune.graph.tracing.guards import GUARDS, same_branch, same_length, same_number
 
 WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
@@ -109,7 +109,7 @@ def _apply(analysis: Analysis, node: fx.Node) -> Known:
         return None
     rule, known = rule_of(node, module), list(analysis.layouts(node.all_input_nodes))
     returns_tensor = analysis.is_tensor(node)
-    if rule is None or (rule is (size_of if returns_tensor else same)):
+    if rule is None or (rule is size_of and returns_tensor) or _is_unlike(analysis, node, rule):
         return unlisted(analysis, node)
     if known and not returns_tensor and rule not in WITHOUT_TENSOR:
         return analysis.unknown(node)
@@ -119,6 +119,12 @@ def _apply(analysis: Analysis, node: fx.Node) -> Known:
     if module is not None:
         _freeze_obstacle(analysis, node, module, value)
     return value
+
+
+def _is_unlike(analysis: Analysis, node: fx.Node, rule: Rule) -> bool:
+    """Return whether a node that is listed as `same` reads or returns more than one tensor."""
+    several = sum(analysis.is_tensor(n) for n in node.all_input_nodes) > 1
+    return rule is same and (several or not analysis.is_tensor(node))
 
 
 def _freeze_obstacle(analysis: Analysis, node: fx.Node, module: nn.Module, value: Known) -> None:

@@ -11,29 +11,36 @@ from typing import Any
 from torch import fx
 
 from branchprune.graph.channels import Layout
-from branchprune.graph.nodes import argument, measured, measured_tensor
+from branchprune.graph.nodes import measured, measured_tensor, sources
 from branchprune.graph.state import Analysis
 
 
 def made(analysis: Analysis, node: fx.Node) -> Layout | None:
     """A tensor of given sizes: a dimension as long as another's channels has the same ones."""
-    whole = measured_tensor(_sizes(node))
+    sizes = _sizes(node)
+    whole = measured_tensor(sizes)
     if whole is not None:
         return analysis.layout(whole)
-    sizes = _sizes(node)
-    found: list[Layout] = []
-    for dim, size in enumerate(sizes if isinstance(sizes, list | tuple) else [sizes]):
-        tensor, counted = measured(size) or (None, 0)
-        layout = tensor and analysis.layout(tensor)
-        if tensor and layout and layout.dim == counted % len(analysis.shape(tensor)):
-            found.append(layout.at(dim))
-    return found[0] if len(found) == 1 else None
+    found = {dim: _counted(analysis, size) for dim, size in enumerate(sizes)}
+    layouts = [layout.at(dim) for dim, counted in found.items() for layout in counted]
+    plain = all(measured(sizes[dim]) for dim, counted in found.items() if counted)
+    return layouts[0] if len(layouts) == 1 and plain else None
+
+
+def _counted(analysis: Analysis, size: Any) -> list[Layout]:
+    """Return the layouts whose channels a number counts, or from whose number it follows."""
+    if not isinstance(size, fx.Node):
+        return []
+    read = [(analysis.layout(n), n, dim) for n, dim in sources(size, analysis.is_tensor)]
+    return [
+        layout
+        for layout, tensor, dim in read
+        if layout is not None and layout.dim == dim % len(analysis.shape(tensor))
+    ]
 
 
 def _sizes(node: fx.Node) -> Any:
     """Return the sizes that a tensor is asked for: a list, or the node of a whole shape."""
-    first = node.op == "call_method"  # whose first argument is a tensor of the wanted type
-    given = argument(node, int(first), "size")
-    if isinstance(given, list | tuple) or measured_tensor(given) is not None:
-        return given
-    return [size for size in node.args[first:] if isinstance(size, int | fx.Node)]
+    given = [*node.args[node.op == "call_method" :], *node.kwargs.values()]
+    listed = [a for a in given if isinstance(a, list | tuple) or measured_tensor(a) is not None]
+    return listed[0] if listed else given[: len(node.args)]

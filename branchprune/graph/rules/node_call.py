@@ -65,7 +65,9 @@ class NodeCall:
         if node.op == "call_module":
             module = self.analysis.module(node)
             if any(True for _ in (*module.parameters(), *module.buffers())):
-                raise NotFollowed("it has weights or buffers of its own")
+                raise NotFollowed(
+                    "it has weights of its own, and its effect on channels is not known"
+                )
             return [self._call(_in_mode(module, training)) for training in (False, True)]
         if node.op == "call_method":
             return [self._call(_method(str(node.target)))]

@@ -19,7 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from branchprune.errors import first_line
 
 TOLERANCE = 1e-9
-DRAWS = (("normal", 5, 3), ("positive", 7, 4), ("of every size", 6, 2), ("equal", 4, 3))
+DRAWS = (("normal", 5, 3), ("positive", 7, 4), ("of every size", 11, 2), ("equal", 4, 3))
 """Kinds of random numbers, each with two numbers of channels."""
 
 Call = Callable[[list[Tensor], Tensor], Any]
@@ -75,7 +75,7 @@ class Operand:
 
 
 def _numbers(kind: str, shape: Sequence[int]) -> Tensor:
-    numbers = torch.randn(*shape, dtype=torch.float64)
+    numbers = torch.randn(tuple(shape), dtype=torch.float64)
     if kind == "positive":
         return numbers.sigmoid()
     if kind == "of every size":
@@ -138,8 +138,8 @@ def probe(call: Call, operands: Sequence[Operand]) -> Places:
             orders = [torch.randperm(width)[:fewer], torch.randperm(width)]
             outputs = [(order, _fewer(call, operands, tensors, order)) for order in orders]
             found.append(_places(wide, outputs, tensors, operands))
-    if not found:
-        raise NotFollowed(f"it fails at other widths: {first_line(failed)}" if failed else "")
+    if failed is not None and not found:
+        raise NotFollowed(f"it fails at other widths: {first_line(failed)}")
     return _agreed(found)
 
 
@@ -210,11 +210,11 @@ def _dimension(
         if a != b
     }
     if not differ:
-        raise NotFollowed("it makes one of all channels, or names how many it returns")
+        raise NotFollowed("it mixes all channels, or picks some")
     dim = min(differ)
     run = output.shape[dim] // width
     if len(differ) > 1 or any(part.shape[dim] != len(c) * run for c, part in parts):
-        raise NotFollowed("it mixes the channels with another dimension, or picks some of them")
+        raise NotFollowed("it mixes the channels with another dimension, or picks some")
     return dim, run
 
 

@@ -1,4 +1,4 @@
-"""Which rule applies to which module, function or method: the place to teach an operation.
+"""Which rule applies to which module, function or method; what has none is tried out.
 
 Libraries that need not be installed are named by the path of the function or class.
 """
@@ -6,18 +6,19 @@ Libraries that need not be installed are named by the path of the function or cl
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from branchprune.errors import PruneError
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
 from branchprune.graph.rules import elementwise, join, made, norm, regroup, shape, split
 from branchprune.graph.rules.linear import linear
+from branchprune.graph.rules.teach import TAUGHT, TAUGHT_CLASSES, TAUGHT_METHODS
 from branchprune.graph.state import Rule
+from branchprune.graph.tracing.translate import METHODS_OF_OPERATORS
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, nn.Linear), linear),
@@ -76,7 +77,7 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
             *(F.sigmoid, F.logsigmoid, F.tanh, F.hardtanh, F.hardswish, F.hardsigmoid),
             *(F.softplus, F.softsign, F.softshrink, F.hardshrink, F.tanhshrink, F.threshold),
             *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.interpolate),
-            *(F.feature_alpha_dropout, F.local_response_norm),
+            *(F.feature_alpha_dropout, F.local_response_norm, F.rrelu, torch.rrelu),
             *(torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.sqrt),
             *(torch.clamp, torch.square, torch.neg, operator.neg, torch.clone, torch.detach),
             *(torch.sin, torch.cos, torch.log, torch.log1p, torch.erf, torch.selu),
@@ -109,7 +110,10 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
         made.made,
     ),
     **dict.fromkeys(
-        (torch.rand_like, torch.randn_like, torch.randint_like, torch.empty_like, torch.bernoulli),
+        (
+            *(torch.rand_like, torch.randn_like, torch.randint_like, torch.empty_like),
+            *(torch.bernoulli, torch.poisson),
+        ),
         elementwise.elementwise,
     ),
     **dict.fromkeys((torch.flatten, torch.reshape, torch.unflatten), regroup.reshape),
@@ -165,72 +169,32 @@ METHOD_RULES: dict[str, Rule] = {
     **dict.fromkeys("size dim numel".split(), shape.size_of),
 }
 
-TAUGHT: dict[Callable[..., Any], None] = {}
-"""Functions that users have taught, in order; a trace does not look into them."""
-TAUGHT_CLASSES: dict[type[nn.Module], None] = {}
-"""Classes of modules that users have taught, in order."""
 _CHECKED = (linear, norm.norm, norm.group_norm, norm.layer_norm, norm.prelu)
-
-
-def teach(operation: type[nn.Module] | Callable[..., Any], rule: Rule) -> None:
-    """Teach the library what a module class or a function does to channels.
-
-    ```python
-    bp.teach(MyActivation, bp.rules.same)  # treats every channel alike, has no weights of its own
-    bp.teach(MyNorm, bp.rules.channelwise)  # has one entry a channel in each parameter
-    bp.teach(my_function, bp.rules.elementwise)  # combines tensors entry by entry
-    bp.teach(MyAttention, bp.rules.opaque)  # is not looked into; what it reads keeps its width
-    ```
-
-    A trace no longer looks into what has been taught, so it may hold anything. A module taught as
-    `same` or `channelwise` is tried out on random numbers whenever it is met: one that gives
-    something else when its channels are put in another order keeps its width, and the plan says
-    so.
-
-    Args:
-        operation: A class of modules (subclasses follow), or a function that forward calls by its
-            name in a module's globals.
-        rule: One of `bp.rules`, or a function `(analysis, node) -> Layout | None` of your own.
-
-    Raises:
-        PruneError: The operation or the rule is of another kind.
-    """
-    if not callable(rule):
-        raise PruneError(f"rule (={rule!r}) must be one of bp.rules or a function like them")
-    if isinstance(operation, type) and issubclass(operation, nn.Module):
-        MODULE_RULES[operation] = rule
-        TAUGHT_CLASSES[operation] = None
-    elif _is_function(operation):
-        FUNCTION_RULES[operation] = rule
-        TAUGHT[operation] = None
-    else:
-        raise PruneError(f"operation (={operation!r}) must be a class of modules or a function")
-
-
-def _is_function(operation: object) -> bool:
-    """Return whether a trace can find something by its identity, and call it."""
-    named = not isinstance(operation, type | nn.Module) and isinstance(operation, Hashable)
-    return named and callable(operation)
 
 
 def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
     """Return the rule of a node; `module` is what it calls, if it calls one."""
     if module is not None:
         return module_rule(module)
-    if node.op == "call_function" and callable(node.target):
-        path = f"{node.target.__module__}.{getattr(node.target, '__qualname__', '')}"
-        return FUNCTION_RULES.get(node.target) or FUNCTION_RULES.get(path)
-    return METHOD_RULES.get(str(node.target)) if node.op == "call_method" else None
+    target = node.target
+    if node.op == "call_method":
+        return TAUGHT_METHODS.get(str(target)) or METHOD_RULES.get(str(target))
+    if node.op != "call_function" or not callable(target):
+        return None
+    path = f"{target.__module__}.{getattr(target, '__qualname__', '')}"
+    taught = TAUGHT.get(target) or TAUGHT_METHODS.get(METHODS_OF_OPERATORS.get(target, ""))
+    return taught or FUNCTION_RULES.get(target) or FUNCTION_RULES.get(path)
 
 
 def _known_class(module: nn.Module) -> type[nn.Module] | None:
-    return next((kind for kind in type(module).__mro__ if kind in MODULE_RULES), None)
+    kinds = type(module).__mro__
+    return next((kind for kind in kinds if kind in TAUGHT_CLASSES or kind in MODULE_RULES), None)
 
 
 def module_rule(module: nn.Module) -> Rule | None:
     """Return the rule of a module's class, or of the nearest class that it is made from."""
     kind = _known_class(module)
-    return MODULE_RULES[kind] if kind is not None else None
+    return None if kind is None else TAUGHT_CLASSES.get(kind) or MODULE_RULES[kind]
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -9,7 +9,9 @@ from torch import fx
 from branchprune.graph.channels import Layout
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import argument, numbers_behind
+from branchprune.graph.rules.made import made
 from branchprune.graph.rules.split import cut_out
+from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis
 
 
@@ -90,13 +92,12 @@ def getitem(analysis: Analysis, node: fx.Node) -> Layout | tuple[Layout | None, 
         at = items.index(Ellipsis)
         missing = len(analysis.shape(operand)) - sum(i is not None for i in items) + 1
         items[at : at + 1] = [slice(None)] * missing
+    if any(_is_tensor(analysis, item) for item in items):
+        return unlisted(analysis, node)
     old = new = 0
     for item in items:
         if old == layout.dim and item is not None:
             break
-        known = isinstance(item, int | slice | fx.Node | None)
-        if not known or (isinstance(item, fx.Node) and analysis.is_tensor(item)):
-            return analysis.unknown(node, "it indexes with a tensor")
         old += item is not None
         new += item is None or isinstance(item, slice)
     else:
@@ -110,12 +111,19 @@ def getitem(analysis: Analysis, node: fx.Node) -> Layout | tuple[Layout | None, 
     return part and part.at(new)
 
 
+def _is_tensor(analysis: Analysis, item: Any) -> bool:
+    """Return whether an index is a tensor, or a list, which torch takes for one."""
+    if isinstance(item, fx.Node):
+        return analysis.is_tensor(item)
+    return not isinstance(item, int | slice | None)
+
+
 def repeat(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """Repetition of a tensor along any dimension but the channels."""
+    """Repetition of a tensor along any dimension but the channels, or as often as there are."""
     operand = analysis.operand(node)
     layout = analysis.layout(operand)
     if layout is None:
-        return None
+        return made(analysis, node)
     times = numbers_behind(node, "repeats")
     dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
     if times[dim] != 1:
@@ -150,11 +158,11 @@ def size_of(analysis: Analysis, node: fx.Node) -> None:
 
 
 def expand(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """Repetition of dimensions of size 1; new dimensions come first."""
+    """Repetition of dimensions of size 1, perhaps to channels; new dimensions come first."""
     operand = analysis.operand(node)
     layout = analysis.layout(operand)
     if layout is None:
-        return None
+        return made(analysis, node)
     sizes = numbers_behind(node, "size", "sizes")
     dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
     size = sizes[dim] if dim < len(sizes) else None

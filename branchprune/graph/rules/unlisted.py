@@ -16,6 +16,7 @@ from torch import fx
 from torch.utils._pytree import tree_unflatten
 
 from branchprune.graph.channels import Known, Layout, fused, resolve, unify
+from branchprune.graph.nodes import sources
 from branchprune.graph.provenance import Joined
 from branchprune.graph.rules.elementwise import elementwise
 from branchprune.graph.rules.node_call import NodeCall
@@ -31,8 +32,8 @@ def unlisted(analysis: Analysis, node: fx.Node) -> Known:
     carriers = dict(analysis.layouts(node.all_input_nodes))
     if not carriers:
         return None
-    if any(isinstance(analysis.values.get(n), tuple) for n in node.all_input_nodes):
-        return analysis.unknown(node, "it reads a list of tensors")
+    if not _is_pure(analysis, node):
+        return analysis.unknown(node)
     reasons: list[str] = []
     try:
         if _is_elementwise(analysis, node, carriers, reasons):
@@ -48,12 +49,17 @@ def unlisted(analysis: Analysis, node: fx.Node) -> Known:
     return analysis.unknown(node, reasons[0])
 
 
+def _is_pure(analysis: Analysis, node: fx.Node) -> bool:
+    """Return whether a node is there for what it returns, and is torch's or Python's."""
+    reads_tuple = any(isinstance(analysis.values.get(n), tuple) for n in node.all_input_nodes)
+    known = node.op != "call_function" or inspect.isroutine(node.target)
+    return bool(node.users) and known and not reads_tuple
+
+
 def _answer(call: NodeCall, reasons: list[str]) -> Places | None:
     """Return where the channels of the output are; None, and one more reason, if nowhere."""
-    known = call.node.op == "call_module" or isinstance(call.node.target, str)
     operands = call.operands()
-    lasting = known or inspect.isroutine(call.node.target)
-    key = (call.key(), *operands) if lasting and all(o.value is None for o in operands) else None
+    key = (call.key(), *operands) if all(o.value is None for o in operands) else None
     answer = _ANSWERS.get(key) if key is not None else None
     if answer is None:
         answer = _tried(call)
@@ -140,11 +146,24 @@ def _known(
         first = Layout(first.dim, tuple(segments))
     for other in others:
         unify(first.segments, other.segments, node.name)
+    fixed += [layout for layout in _measured(analysis, node) if not _same(layout, first)]
     for layout in fixed:
         layout.freeze(f"read by {analysis.describe(node)}: it mixes its channels")
     found = [_placed(first, place, call.run) for place in places.places]
     value = tree_unflatten(found, places.structure)
     return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _measured(analysis: Analysis, node: fx.Node) -> list[Layout]:
+    """Return the layouts whose number of channels the node is given."""
+    numbers = [n for n in node.all_input_nodes if not analysis.is_tensor(n)]
+    counted = [pair for number in numbers for pair in sources(number, analysis.is_tensor)]
+    layouts = [(analysis.layout(n), dim % len(analysis.shape(n))) for n, dim in counted]
+    return [layout for layout, dim in layouts if layout is not None and layout.dim == dim]
+
+
+def _same(a: Layout, b: Layout) -> bool:
+    return resolve(a.segments) == resolve(b.segments)
 
 
 def _placed(layout: Layout, place: Place, run: int) -> Layout:

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import own_generators, training_mode
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
-from branchprune.graph.rules.registry import TAUGHT, is_layer
+from branchprune.graph.rules.registry import is_layer
+from branchprune.graph.rules.teach import TAUGHT
 from branchprune.graph.tracing.arguments import unseen
 from branchprune.graph.tracing.recorder import Recorder
 from branchprune.graph.tracing.side_effects import Draws

@@ -43,6 +43,7 @@ class Results(Arguments):
         if call.copies:
             copy = self.add("call_method", "clone", (args[0],), {})
             copy.meta[DERIVED] = True
+            self.recorded.shapes[copy] = self.recorded.shapes[args[0]]
             args = (copy, *args[1:])
         node = self.add(call.kind, call.target, tuple(args), kwargs)
         if counter is not None:
