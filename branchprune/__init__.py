@@ -34,6 +34,7 @@ __all__ = [
     "collapse",
     "cosine",
     "fit_expand",
+    "forget",
     "linear",
     "load",
     "multiplicative",
@@ -41,6 +42,5 @@ __all__ = [
     "rules",
     "save",
     "steps",
-    "forget",
     "teach",
 ]

@@ -47,11 +47,11 @@ class Family:
     frozen: tuple[str, ...] = ()
 
 
-UNKNOWN = "read by `{}` (in {}): its effect on channels is not known"
+FAILS = "read by `{}` (in {}): it fails at other widths"
 
 
 def swin(operation: str, *places: int) -> tuple[str, ...]:
-    return tuple(UNKNOWN.format(operation, f"features.{place}.0.attn") for place in places)
+    return tuple(FAILS.format(operation, f"features.{place}.0.attn") for place in places)
 
 
 ATTENTION = "encoder.layers.encoder_layer_0.self_attention (MultiheadAttention)"

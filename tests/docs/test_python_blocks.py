@@ -135,13 +135,19 @@ class Taught(nn.Module):
         return self.head(self.d(self.attention(self.c(self.stretch(x)))).relu())
 
 
-def test_operations_are_taught_as_the_page_says(monkeypatch):
-    import branchprune as bp
-    from branchprune.graph.rules import registry as rulebook
+@pytest.fixture
+def _forget():
+    from branchprune.graph.rules import teach
 
-    for name in ("MODULE_RULES", "FUNCTION_RULES", "TAUGHT"):
-        monkeypatch.setattr(rulebook, name, dict(getattr(rulebook, name)))
-    monkeypatch.setattr("branchprune.graph.tracing.calls.TAUGHT", rulebook.TAUGHT)
+    yield
+    for taught in (teach.TAUGHT, teach.TAUGHT_CLASSES, teach.TAUGHT_METHODS):
+        taught.clear()
+
+
+@pytest.mark.usefixtures("_forget")
+def test_operations_are_taught_as_the_page_says():
+    import branchprune as bp
+
     model, x = Taught().eval(), torch.randn(2, 3, 4, 4)
     with pytest.raises(bp.PruneError, match="cannot be traced in act"):
         bp.plan(model, x)

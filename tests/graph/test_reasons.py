@@ -22,6 +22,9 @@ IMAGE = (2, 3, 8, 8)
 MIXES = "it mixes the channel dimension with others"
 UNSPLIT = "it splits the channels where they cannot be split"
 UNKNOWN = "its effect on channels is not known"
+FAILS = "it fails at other widths"
+MIXED = "it mixes the channels"
+ALL = "it mixes all channels, or picks some"
 Row = tuple[Callable[[], nn.Module], str, str]
 
 
@@ -113,14 +116,9 @@ def width_as_a_size(m: Any, x: Tensor) -> Tensor:
 Both = namedtuple("Both", "small large")
 
 TENSORS: dict[str, Row] = {
-    "clamp at a tensor": row(
-        lambda m, x: m.b(m.a(x).clamp(min=m.c(x))),
-        "read by `clamp`: it reads a second tensor",
-        c=conv(3, 8),
-    ),
     "einsum": row(
         lambda m, x: torch.einsum("nchw,oc->nohw", m.a(x), m.w.weight[:, :, 0, 0]),
-        f"read by `einsum`: {UNKNOWN}",
+        f"read by `einsum`: {FAILS}",
         w=conv(8, 4),
     ),
     "attention": row(
@@ -130,7 +128,7 @@ TENSORS: dict[str, Row] = {
     ),
     "attention module": row(
         self_attention,
-        f"read by att (MultiheadAttention): {UNKNOWN}",
+        f"read by att (MultiheadAttention): it has weights of its own, and {UNKNOWN}",
         att=nn.MultiheadAttention(8, 2, batch_first=True),
         fc=nn.Linear(8, 2),
     ),
@@ -154,9 +152,6 @@ TENSORS: dict[str, Row] = {
     "stack with the image": row(
         lambda m, x: m.b(torch.stack([m.a(x), x.mean(1, keepdim=True).expand(2, 8, 8, 8)]).sum(0)),
         f"read by `stack`: {UNKNOWN}",
-    ),
-    "maximum and its index": row(
-        lambda m, x: m.b(m.a(x).max(2, keepdim=True)[0]), f"read by `max`: {UNKNOWN}"
     ),
     "named tuple": row(lambda m, x: Both(m.b(y := m.a(x)), y), "it is an output of the model"),
     "nested outputs": row(
@@ -256,7 +251,7 @@ SHAPES: dict[str, Row] = {
     "view as the image": row(
         lambda m, x: m.b(m.a(x).flatten(2).view_as(y := m.c(x).softmax(1)) + y),
         "read by `view_as`: it takes the shape of the output of `softmax`, whose width stays "
-        f"(`softmax`: {UNKNOWN})",
+        f"(`softmax`: {MIXED})",
         c=conv(3, 8),
     ),
     "width as a size": row(width_as_a_size, "its width is a size in `reshape`"),
@@ -350,12 +345,8 @@ LAYERS: dict[str, Row] = {
     ),
     "functional LayerNorm": row(
         lambda m, x: m.fc(F.layer_norm(m.a(x).permute(0, 2, 3, 1), (8,))),
-        f"read by `layer_norm`: {UNKNOWN}",
+        f"read by `layer_norm`: {FAILS}",
         fc=nn.Linear(8, 2),
-    ),
-    "functional GroupNorm": row(
-        lambda m, x: m.b(F.group_norm(m.a(x), 2)),
-        f"read by `group_norm`: {UNKNOWN}",
     ),
     "function with running statistics of a fixed width": row(
         narrow_norm,
@@ -377,6 +368,9 @@ def overwritten(x: Tensor) -> Tensor:
 
 
 FINE: dict[str, Row] = {
+    "clamp at a tensor": row(lambda m, x: m.b(m.a(x).clamp(min=m.c(x))), "", c=conv(3, 8)),
+    "maximum and its index": row(lambda m, x: m.b(m.a(x).max(2, keepdim=True)[0]), ""),
+    "functional GroupNorm": row(lambda m, x: m.b(F.group_norm(m.a(x), 2)), ""),
     "slice of all channels": row(lambda m, x: m.b(m.a(x)[:, :8]), ""),
     "slice from the first channel": row(lambda m, x: m.b(m.a(x)[:, 0:, 1:, :-1]), ""),
     "slice of rows behind an ellipsis": row(lambda m, x: m.b(m.a(x)[..., 2:5, :]), ""),

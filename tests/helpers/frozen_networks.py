@@ -63,19 +63,19 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "output": (lambda: pair(lambda m, x: m.b(m.a(x))), "b", "it is an output of the model"),
     "inner output": (lambda: pair(inner_output), "a", "it is an output of the model"),
     "cumsum": (
-        lambda: pair(lambda m, x: m.b(m.a(x).cumsum(2))),
+        lambda: pair(lambda m, x: m.b(m.a(x).cumsum(1))),
         "a",
-        "read by `cumsum` (in 3): its effect on channels is not known",
+        "read by `cumsum` (in 3): it mixes the channels",
     ),
     "softmax": (
         lambda: pair(lambda m, x: m.b(m.a(x).softmax(1))),
         "a",
-        "read by `softmax` (in 3): its effect on channels is not known",
+        "read by `softmax` (in 3): it mixes the channels",
     ),
     "softmax module": (
         lambda: pair(lambda m, x: m.b(m.s(m.a(x))), s=nn.Softmax(1)),
         "a",
-        "read by s (Softmax): its effect on channels is not known",
+        "read by s (Softmax): it mixes the channels",
     ),
     "view by number": (
         lambda: pair(lambda m, x: m.fc(m.a(x).view(-1, 512)), fc=nn.Linear(512, 3)),
@@ -112,9 +112,9 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "`getitem` (in 3) names the size 4",
     ),
     "index": (
-        lambda: pair(lambda m, x: m.b(m.a(x)[torch.tensor([1, 0])])),
+        lambda: pair(lambda m, x: m.b(m.a(x)[:, torch.tensor([1, 0] * 4)])),
         "a",
-        "read by `getitem` (in 3): it indexes with a tensor",
+        "read by `getitem` (in 3): it mixes all channels, or picks some",
     ),
     "mean": (lambda: pair(centred), "a", "read by `mean` (in 3): it mixes all channels"),
     "mean of everything": (

@@ -18,7 +18,6 @@ from branchprune.graph.rules import elementwise, join, made, norm, regroup, shap
 from branchprune.graph.rules.linear import linear
 from branchprune.graph.rules.teach import TAUGHT, TAUGHT_CLASSES, TAUGHT_METHODS
 from branchprune.graph.state import Rule
-from branchprune.graph.tracing.translate import METHODS_OF_OPERATORS
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, nn.Linear), linear),
@@ -182,8 +181,17 @@ def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
     if node.op != "call_function" or not callable(target):
         return None
     path = f"{target.__module__}.{getattr(target, '__qualname__', '')}"
-    taught = TAUGHT.get(target) or TAUGHT_METHODS.get(METHODS_OF_OPERATORS.get(target, ""))
+    taught = TAUGHT.get(target) or TAUGHT_METHODS.get(_method_of(target))
     return taught or FUNCTION_RULES.get(target) or FUNCTION_RULES.get(path)
+
+
+def _method_of(target: Callable[..., Any]) -> str:
+    """Return the method of tensors that an operator stands for; "" for what is no operator."""
+    if target.__module__ != "_operator":
+        return ""
+    name = target.__name__.strip("_")
+    name = {"truediv": "div", "mod": "remainder"}.get(name, name)
+    return name if hasattr(torch.Tensor, name) else f"__{name}__"
 
 
 def _known_class(module: nn.Module) -> type[nn.Module] | None:

@@ -30,10 +30,6 @@ SWAPPED: dict[str, Callable[..., Any]] = {
     "__rmatmul__": operator.matmul,
 }
 UNARY: dict[str, Callable[..., Any]] = {"neg": operator.neg, "__invert__": operator.invert}
-METHODS_OF_OPERATORS: dict[Any, str] = {
-    target: name for name, target in reversed((OPERATORS | UNARY).items())
-}
-"""Names of methods by the operators that stand for them."""
 
 
 @dataclass

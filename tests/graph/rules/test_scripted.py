@@ -7,7 +7,7 @@ from torch import nn
 from torch.fx import _symbolic_trace
 
 import branchprune as bp
-from branchprune.graph.rules import registry
+from branchprune.graph.rules.teach import TAUGHT
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning")
@@ -25,8 +25,7 @@ def taught(monkeypatch):
     """Teach a function for one test."""
 
     def teach(function):
-        monkeypatch.setitem(registry.FUNCTION_RULES, function, None)
-        monkeypatch.setitem(registry.TAUGHT, function, None)
+        monkeypatch.setitem(TAUGHT, function, None)
         bp.teach(function, bp.rules.same)
         monkeypatch.setitem(globals(), "activation", function)
 
@@ -77,10 +76,10 @@ def test_what_cannot_be_taught_is_refused_and_changes_nothing():
         def __call__(self, x):
             return x
 
-    before = dict(registry.FUNCTION_RULES), dict(registry.TAUGHT)
+    before = dict(TAUGHT)
     with pytest.raises(bp.PruneError, match="operation"):
         bp.teach(Unhashable(), bp.rules.same)
-    assert (dict(registry.FUNCTION_RULES), dict(registry.TAUGHT)) == before
+    assert before == TAUGHT
 
 
 class Around(nn.Module):

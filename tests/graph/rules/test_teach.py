@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import branchprune as bp
 from branchprune.criteria.scores import GroupWeights
-from branchprune.graph.rules import registry as rulebook
+from branchprune.graph.rules import teach as taught
 from branchprune.rules import Analysis, Layout, same
 
 IMAGE = (2, 3, 8, 8)
@@ -23,15 +23,9 @@ IMAGE = (2, 3, 8, 8)
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     """Restore what the library knows, since it is the same for all models."""
-    known: tuple[dict[Any, Any], ...] = (
-        *(rulebook.MODULE_RULES, rulebook.FUNCTION_RULES),
-        *(rulebook.TAUGHT, rulebook.TAUGHT_CLASSES),
-    )
-    before = [dict(rules) for rules in known]
     yield
-    for rules, entries in zip(known, before, strict=True):
-        rules.clear()
-        rules.update(entries)
+    for operation in (*taught.TAUGHT, *taught.TAUGHT_CLASSES, *taught.TAUGHT_METHODS):
+        bp.forget(operation)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, **options: Any) -> nn.Conv2d:
@@ -280,18 +274,16 @@ def test_a_module_whose_channels_differ_is_not_believed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("taught", "reason"),
+    ("layer", "reason"),
     [
         (nn.ChannelShuffle(4), "5 (ChannelShuffle) does not treat its channels alike"),
         (nn.Softsign(), None),
     ],
 )
 @pytest.mark.parametrize("rule", ["same", "channelwise"])
-def test_a_class_of_torch_is_tried_out_too(
-    taught: nn.Module, reason: str | None, rule: str
-) -> None:
-    bp.teach(type(taught), getattr(bp.rules, rule))
-    plan, small = check_exact(around(taught))
+def test_a_class_of_torch_is_tried_out_too(layer: nn.Module, reason: str | None, rule: str) -> None:
+    bp.teach(type(layer), getattr(bp.rules, rule))
+    plan, small = check_exact(around(layer))
     assert reason_of(plan, "4") == reason
     assert small[4].out_channels == (8 if reason else 4)
 
@@ -395,13 +387,72 @@ def test_a_rule_that_calls_unknown() -> None:
 def test_a_rule_that_is_none(rule: Any) -> None:
     with pytest.raises(bp.PruneError, match=rf"rule \(={rule!r}\) must be one of bp.rules"):
         bp.teach(Loops, rule)
-    assert Loops not in rulebook.MODULE_RULES
+    assert Loops not in taught.TAUGHT_CLASSES
 
 
-@pytest.mark.parametrize("operation", ["relu", 3, None, Tensor, int, nn.ReLU()])
+@pytest.mark.parametrize("operation", ["nonsense", "shape", 3, None, Tensor, int, nn.ReLU()])
 def test_an_operation_that_is_none(operation: Any) -> None:
-    with pytest.raises(bp.PruneError, match=r"operation \(=.*\) must be a class of modules or a f"):
+    with pytest.raises(bp.PruneError, match=r"operation \(=.*\) must be a class of modules, a f"):
         bp.teach(operation, bp.rules.same)
+
+
+class Calls(nn.Module):
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+METHODS: dict[str, tuple[object, Callable[[Tensor], Tensor]]] = {
+    "roll": ("roll", lambda x: x.roll(1, 1)),
+    "roll of the class": (torch.Tensor.roll, lambda x: x.roll(1, 1)),
+    "arctan in place": ("arctan", lambda x: (x + 0).arctan_()),
+    "taught in place": ("arctan_", lambda x: x.arctan()),
+    "normal_": ("normal_", lambda x: x.clone().normal_()),
+    "operator": ("mul", lambda x: x * 2),
+    "remainder": ("remainder", lambda x: x % 2),
+    "index": ("__getitem__", lambda x: x[:, :, 1:]),
+    "and": ("__and__", lambda x: ((x > 0) & (x < 1)).to(x)),
+    "__rsub__": ("sub", lambda x: 1 - x),
+}
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_a_method_of_tensors_by_name(case: str) -> None:
+    asked: list[fx.Node] = []
+
+    def rule(analysis: Analysis, node: fx.Node) -> Layout | None:
+        asked.append(node)
+        return analysis.layout(analysis.operand(node))
+
+    name, run = METHODS[case]
+    model, x = around(Calls(run)), torch.randn(IMAGE)
+    bp.teach(name, rule)  # type: ignore[arg-type]
+    assert reason_of(bp.plan(model, x), "4") is None and len(asked) == 1
+    bp.forget(name)  # type: ignore[arg-type]
+    bp.plan(model, x)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("operation", [Loops, rescaled, "roll", nn.ReLU, torch.roll])
+def test_what_is_taught_can_be_taken_back(operation: Any) -> None:
+    with pytest.raises(bp.PruneError, match=r"operation \(=.*\) has not been taught"):
+        bp.forget(operation)
+    bp.teach(operation, bp.rules.opaque)
+    bp.teach(operation, bp.rules.same)
+    bp.forget(operation)
+    with pytest.raises(bp.PruneError, match=r"operation \(=.*\) has not been taught"):
+        bp.forget(operation)
+
+
+def test_the_rule_of_the_library_holds_again() -> None:
+    model, x = around(nn.ReLU()), torch.randn(IMAGE)
+    bp.teach(nn.ReLU, bp.rules.opaque)
+    assert reason_of(bp.plan(model, x), "4") == "read by 5 (ReLU): it is opaque"
+    bp.forget(nn.ReLU)
+    assert reason_of(bp.plan(model, x), "4") is None
 
 
 def test_an_opaque_submodule_is_traced_around() -> None:
