@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -82,12 +83,16 @@ class NodeCall:
 
         return call
 
-    def key(self) -> Hashable:
-        """Return what it has in common with calls of other nodes that compute the same."""
-        node, names = self.node, {n: f"tensor {i}" for i, n in enumerate(self.tensors)}
-        target = self.analysis.module(node) if node.op == "call_module" else node.target
-        described = _described(target) if isinstance(target, nn.Module) else (node.op, target)
-        return (*described, *(repr(self._arguments(names, width)) for width in (2, 3)))
+    def key(self) -> Hashable | None:
+        """Return what nodes have in common that compute the same; None where that is not known."""
+        operands, target = tuple(self.operands()), self.node.target
+        described: Hashable = (self.node.op, target)
+        if self.node.op == "call_module":
+            described = _described(self.analysis.module(self.node))
+        if described is None or any(operand.value is not None for operand in operands):
+            return None
+        names = {n: f"tensor {i}" for i, n in enumerate(self.tensors)}
+        return (described, operands, *(repr(self._arguments(names, width)) for width in (2, 3)))
 
     def _arguments(self, tensors: Mapping[fx.Node, Any], width: int) -> tuple[Any, Any]:
         def shape(tensor: fx.Node) -> tuple[int, ...]:
@@ -120,13 +125,11 @@ def _in_mode(module: nn.Module, training: bool) -> nn.Module:
     return copy.deepcopy(module).train(training)
 
 
-def _described(module: nn.Module) -> tuple[Hashable, ...]:
-    """Return what two modules have in common that compute the same."""
+def _described(module: nn.Module) -> Hashable | None:
+    """Return what two modules have in common that compute the same; None where that is unclear."""
     own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    plain = not module._modules and all(
-        isinstance(value, int | float | str | tuple | None) for value in own.values()
-    )
-    return (type(module), repr(own)) if plain else (module,)
+    plain = all(isinstance(value, int | float | str | tuple | None) for value in own.values())
+    return (type(module), repr(own)) if plain and not module._modules else None
 
 
 def number(node: fx.Node, shape: Shapes) -> Any:
@@ -145,12 +148,12 @@ def number(node: fx.Node, shape: Shapes) -> Any:
     if whole is not None:
         return torch.Size(shape(whole))
     if node.target in ("dim", "numel"):
-        sizes = torch.Size(shape(node.all_input_nodes[0]))
-        return len(sizes) if node.target == "dim" else sizes.numel()
-    if node.target is getattr:
-        asked = {"dtype": torch.float64, "device": torch.device("cpu")}
         sizes = shape(node.all_input_nodes[0])
-        return {**asked, "ndim": len(sizes)}[str(node.args[1])]
+        return len(sizes) if node.target == "dim" else prod(sizes)
+    if node.target is getattr:
+        rank = len(shape(node.all_input_nodes[0]))
+        known = {"dtype": torch.float64, "device": torch.device("cpu"), "ndim": rank}
+        return known[str(node.args[1])]
     if node.op != "call_function" or not callable(node.target):
         raise NotFollowed("it is given a number that stands in a tensor")
     read = (node.args, node.kwargs)

@@ -184,7 +184,8 @@ def _places(
     for i, output in enumerate(wide[0]):
         parts = [(channels, leaves[i]) for channels, (leaves, _) in narrow]
         dim, run = _dimension(output, parts, width)
-        for tiled in (False, True):
+        merged = output.dim() < tensors[first].dim()  # perhaps the batch into the channels
+        for tiled in (False,) if merged else (False, True):
             if all(close(picked(output, dim, c, run, tiled), part) for c, part in parts):
                 same = output.shape == tensors[first].shape
                 found.append(Place(dim, run, tiled and run > 1, same))

@@ -58,8 +58,7 @@ def _is_pure(analysis: Analysis, node: fx.Node) -> bool:
 
 def _answer(call: NodeCall, reasons: list[str]) -> Places | None:
     """Return where the channels of the output are; None, and one more reason, if nowhere."""
-    operands = call.operands()
-    key = (call.key(), *operands) if all(o.value is None for o in operands) else None
+    key = call.key()
     answer = _ANSWERS.get(key) if key is not None else None
     if answer is None:
         answer = _tried(call)
