@@ -123,7 +123,7 @@ TENSORS: dict[str, Row] = {
     ),
     "attention": row(
         attention,
-        f"read by `scaled_dot_product_attention`: {UNKNOWN}",
+        "read by `scaled_dot_product_attention`: it mixes its channels",
         fc=nn.Linear(8, 2),
     ),
     "attention module": row(
@@ -134,7 +134,7 @@ TENSORS: dict[str, Row] = {
     ),
     "gram": row(
         lambda m, x: m.b(m.a2(x)) + torch.matmul(y := m.a(x).flatten(2), y.transpose(1, 2)).mean(),
-        f"read by `matmul`: {UNKNOWN}",
+        "read by `matmul`: it mixes its channels",
         a2=conv(3, 8),
     ),
     "concatenation of two dimensions": row(

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from branchprune.graph.channels import resolve
+from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import DTYPE, measured, measured_tensor
 from branchprune.graph.rules.probe import Call, NotFollowed, Operand
 from branchprune.graph.state import Analysis
@@ -103,8 +104,9 @@ class NodeCall:
         def given(each: Any) -> Any:
             if isinstance(each, fx.Node):
                 return tensors[each] if each in tensors else number(each, shape)
-            wide = isinstance(each, torch.dtype) and each.is_floating_point
-            return torch.float64 if wide else each
+            if isinstance(each, torch.dtype) and each.is_floating_point:
+                return torch.float64
+            return plain(each)
 
         return map_aggregate(self.node.args, given), map_aggregate(self.node.kwargs, given)
 
@@ -156,6 +158,13 @@ def number(node: fx.Node, shape: Shapes) -> Any:
         return known[str(node.args[1])]
     if node.op != "call_function" or not callable(node.target):
         raise NotFollowed("it is given a number that stands in a tensor")
-    read = (node.args, node.kwargs)
-    args, kwargs = fx.node.map_arg(read, lambda each: number(each, shape))
-    return node.target(*args, **kwargs)
+
+    def given(each: Any) -> Any:
+        return number(each, shape) if isinstance(each, fx.Node) else plain(each)
+
+    return node.target(*map_aggregate(node.args, given), **map_aggregate(node.kwargs, given))
+
+
+def plain(value: Any) -> Any:
+    """Return a number that a module keeps as one that does not remember that."""
+    return int(value) if isinstance(value, ModuleNumber) else value
