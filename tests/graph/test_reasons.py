@@ -123,7 +123,7 @@ TENSORS: dict[str, Row] = {
     ),
     "attention": row(
         attention,
-        "read by `scaled_dot_product_attention`: it mixes its channels",
+        f"read by `scaled_dot_product_attention`: {MIXED}",
         fc=nn.Linear(8, 2),
     ),
     "attention module": row(
