@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_unflatten
 from branchprune.graph.channels import Known, Layout, fused, resolve, unify
 from branchprune.graph.nodes import sources
 from branchprune.graph.provenance import Joined
+from branchprune.graph.reasons import Reason, place_of
 from branchprune.graph.rules.elementwise import elementwise
 from branchprune.graph.rules.node_call import NodeCall
 from branchprune.graph.rules.probe import NotFollowed, Place, Places, probe
@@ -147,7 +148,8 @@ def _known(
         unify(first.segments, other.segments, node.name)
     fixed += [layout for layout in _measured(analysis, node) if not _same(layout, first)]
     for layout in fixed:
-        layout.freeze(f"read by {analysis.describe(node)}: it mixes its channels")
+        reason = f"read by {analysis.describe(node)}: it mixes its channels"
+        layout.freeze(Reason(reason, place_of(node)))
     found = [_placed(first, place, call.run) for place in places.places]
     value = tree_unflatten(found, places.structure)
     return tuple(value) if isinstance(value, list | tuple) else value
