@@ -128,7 +128,7 @@ TENSORS: dict[str, Row] = {
     ),
     "attention module": row(
         self_attention,
-        f"read by att (MultiheadAttention): it has weights of its own, and {UNKNOWN}",
+        f"read by att (MultiheadAttention): {UNKNOWN}",
         att=nn.MultiheadAttention(8, 2, batch_first=True),
         fc=nn.Linear(8, 2),
     ),
@@ -244,7 +244,7 @@ SHAPES: dict[str, Row] = {
     "view whose sizes are those of another tensor": row(
         lambda m, x: m.b(m.a(x).flatten(2).view(2, (y := m.c(x).softmax(1)).size(1), 8, 8)) + y,
         "read by `view`: it names a size of the output of `softmax`, whose width stays "
-        f"(`softmax`: {UNKNOWN})",
+        f"(`softmax`: {MIXED})",
         c=conv(3, 8),
         b=conv(8, 8),
     ),

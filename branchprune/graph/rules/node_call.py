@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate
 from branchprune.graph.channels import resolve
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import DTYPE, measured, measured_tensor
+from branchprune.graph.reasons import NOT_KNOWN
 from branchprune.graph.rules.probe import Call, NotFollowed, Operand
 from branchprune.graph.state import Analysis
 
@@ -67,9 +68,7 @@ class NodeCall:
         if node.op == "call_module":
             module = self.analysis.module(node)
             if any(True for _ in (*module.parameters(), *module.buffers())):
-                raise NotFollowed(
-                    "it has weights of its own, and its effect on channels is not known"
-                )
+                raise NotFollowed(NOT_KNOWN)
             return [self._call(_in_mode(module, training)) for training in (False, True)]
         if node.op == "call_method":
             return [self._call(_method(str(node.target)))]
