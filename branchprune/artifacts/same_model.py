@@ -10,10 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.graph.full_shapes import Shapes, full_shapes, shapes
-from branchprune.graph.layers import CONVOLUTIONS, SIZE_ATTRIBUTES, TRANSPOSED, linear_sizes, sizes
+from branchprune.graph.layers import (
+    CONVOLUTIONS,
+    RECURRENT_SIZES,
+    SIZE_ATTRIBUTES,
+    TRANSPOSED,
+    linear_sizes,
+    sizes,
+)
 
 Attributes = dict[str, dict[str, Any]]
-FREE = {*SIZE_ATTRIBUTES, "inplace", "momentum"}
+FREE = {*SIZE_ATTRIBUTES, *RECURRENT_SIZES, "inplace", "momentum"}
 """What a layer says of itself that pruning or training changes, and that is no other model."""
 SHOWN = 3
 """Differences that an error names."""

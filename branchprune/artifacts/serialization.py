@@ -19,7 +19,7 @@ from branchprune.artifacts.same_model import Content, class_name, differences, s
 from branchprune.blending.blended import Blended
 from branchprune.errors import Failed, PruneError, optional
 from branchprune.graph.full_shapes import full_shapes, remember_full_shapes, shapes
-from branchprune.graph.layers import memory_format, set_sizes, sizes
+from branchprune.graph.layers import memory_format, put_parameters, set_sizes, sizes
 from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
 from branchprune.graph.width_attributes import followed_numbers, kept_numbers, take_over
 
@@ -226,6 +226,6 @@ def _resize(model: nn.Module, state: dict[str, Tensor]) -> None:
             )
             if key in module._parameters:
                 parameter = nn.Parameter(empty, old.requires_grad)
-                module._parameters[key] = resized.setdefault(id(old), parameter)
+                put_parameters(module, {key: resized.setdefault(id(old), parameter)})
             else:
                 module._buffers[key] = empty

@@ -22,7 +22,14 @@ from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied
 from branchprune.graph.layers import describe, narrow_channelwise, set_path
 from branchprune.graph.provenance import Origin, Own, index_of
-from branchprune.graph.structure import ChannelParameter, LinearLayer, Piece, Pieces
+from branchprune.graph.structure import (
+    ChannelParameter,
+    LinearLayer,
+    Piece,
+    Pieces,
+    TwinLayer,
+)
+from branchprune.graph.twin_layers import narrow_layer
 from branchprune.planning.plan import Plan
 
 Init = str | Criterion
@@ -164,8 +171,7 @@ class _Builder:
         for other in self.structure.channelwise.values():
             if self._any_live(other.pieces):
                 module = self.blended.model.get_submodule(other.name)
-                index, width = self._index(other.pieces, other.origin), _size(other.pieces)
-                index = torch.where(index < 0, self._index(other.pieces, None), index)
+                index, width = self._known_index(other.pieces, other.origin), _size(other.pieces)
                 twin = narrow_channelwise(module, other.axis, other.times, width, index)
                 if other.name in self.structure.inplace:
                     twin.inplace = False  # type: ignore[assignment]
@@ -175,15 +181,30 @@ class _Builder:
         for parameter in self.structure.parameters.values():
             if self._any_live(parameter.pieces):
                 self._add_parameter(parameter)
+        for twin_layer in self.structure.twins.values():
+            if self._any_live(twin_layer.pieces):
+                self._add_twin(twin_layer)
 
     def _add_parameter(self, parameter: ChannelParameter) -> None:
         """Add the narrow form of a parameter or buffer that forward itself reads."""
         wide: Tensor = attrgetter(parameter.name)(self.blended.model)
-        index = self._index(parameter.pieces, None).to(wide.device)
-        narrow = wide.detach().index_select(parameter.axis, index)
+        narrow = wide.detach()
+        for axis, pieces in parameter.axes.items():
+            narrow = narrow.index_select(axis, self._index(pieces, None).to(wide.device))
+        if self.random and len(parameter.axes) > 1:
+            nn.init.kaiming_uniform_(narrow, a=math.sqrt(5))
         if isinstance(wide, nn.Parameter):
             narrow = nn.Parameter(narrow, wide.requires_grad)
         set_path(self.blended.twin, parameter.name, narrow)
+
+    def _add_twin(self, layer: TwinLayer) -> None:
+        """Add the narrow form of a layer whose twin is one of its own."""
+        inputs = self._known_index(layer.inputs, layer.origin) if layer.inputs else None
+        module = self.blended.model.get_submodule(layer.name)
+        twin = narrow_layer(module, inputs, self._index(layer.outputs, None))
+        if self.random:
+            _reset(twin)
+        set_path(self.blended.twin, layer.name, twin)
 
     def _any_live(self, pieces: Pieces) -> bool:
         return any(piece.group in self.branch for piece in pieces)
@@ -226,6 +247,11 @@ class _Builder:
     def _index(self, pieces: Pieces, origin: Origin | None) -> Tensor:
         """Return which entry of a wide dimension each narrow entry stands for, -1 for none."""
         return index_of(origin or Own(pieces), self._own_index)[0]
+
+    def _known_index(self, pieces: Pieces, origin: Origin | None) -> Tensor:
+        """Return such an index in which those without one stand for what is at their place."""
+        index = self._index(pieces, origin)
+        return torch.where(index < 0, self._index(pieces, None), index)
 
     def _own_index(self, pieces: Pieces) -> tuple[Tensor, int]:
         parts, start = [], 0

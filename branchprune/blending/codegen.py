@@ -14,7 +14,13 @@ from torch import fx
 
 from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.forms import NARROW, WIDE, Forms
-from branchprune.blending.path_sampling import Mixing, along_examples, drawn, drawn_for_each_example
+from branchprune.blending.path_sampling import (
+    Mixing,
+    along_examples,
+    drawn,
+    drawn_for_each_example,
+    met,
+)
 from branchprune.blending.projections import apply_folded
 from branchprune.graph.module_numbers import Values, replace_numbers
 from branchprune.graph.python_code import compiled
@@ -105,6 +111,8 @@ class _Writer:
                 self.graph.call_function(record, (value, self.terms, self._weight))
             if self.forms.is_linear(node):
                 self._write_linear(node)
+            elif self.forms.is_meeting(node):
+                self._write_meeting(node)
             else:
                 self._write_other(node)
         return self.graph
@@ -133,19 +141,37 @@ class _Writer:
     def _write_other(self, node: fx.Node) -> None:
         needed = set(self.forms.needed[node]) | ({WIDE} if node.op == "placeholder" else set())
         for form in sorted(needed):
-            target = node.target
-            if node.op == "call_module":
-                target = self._module(str(target), form)
-            elif node.op == "get_attr":
-                target = self._tensor(node, form)
-            read = partial(self._value, node, form=form)
-            copy = self.graph.node_copy(node, read)
-            copy.target = target
-            if form == NARROW:
-                replace_numbers(copy, self.numbers)
+            copy = self._copy(node, form)
             if node.op == "output" and self.features is not None:
                 copy.args = ((copy.args[0], self.features),)
             self.written[node, form] = copy
+
+    def _copy(self, node: fx.Node, form: str) -> fx.Node:
+        """Write a node that reads one form of everything."""
+        target = node.target
+        if node.op == "call_module":
+            target = self._module(str(target), form)
+        elif node.op == "get_attr":
+            target = self._tensor(node, form)
+        copy = self.graph.node_copy(node, partial(self._value, node, form=form))
+        copy.target = target
+        if form == NARROW:
+            replace_numbers(copy, self.numbers)
+        return copy
+
+    def _write_meeting(self, node: fx.Node) -> None:
+        """Write a node in whose output both paths meet."""
+        if not self.forms.needed[node]:
+            return
+        copies = {form: self._copy(node, form) for form in sorted(self.forms.met(node))}
+        output = next(iter(copies.values()))
+        if len(copies) > 1:
+            groups = [*self.alphas]
+            pieces = self.forms.contractions[node.name].pieces
+            branches = sorted({groups.index(p.group) for p in pieces if p.group in self.alphas})
+            operands = (copies[NARROW], copies[WIDE], self._mixed_by(), branches)
+            output = self.graph.call_function(met, operands)
+        self.written[node, WIDE] = output
 
     def _tensor(self, node: fx.Node, form: str) -> str:
         name = str(node.target)
@@ -154,8 +180,8 @@ class _Writer:
         return f"twin.{name}" if form == NARROW and node in self.forms.twins else f"model.{name}"
 
     def _module(self, name: str, form: str) -> str:
-        layer = self.structure.channelwise.get(name)
-        if form == NARROW and layer is not None and self.forms.live(layer.pieces):
+        found = self.structure.channelwise.get(name) or self.structure.twins.get(name)
+        if form == NARROW and found is not None and self.forms.live(found.pieces):
             return f"twin.{name}"
         return f"plain.{name}" if name in self.structure.inplace else f"model.{name}"
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from branchprune.graph.inputs import tensors
+from branchprune.graph.layers import put_parameters
 
 WIDE = torch.float64
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,7 +39,7 @@ def widen(module: nn.Module, but: Collection[nn.Module]) -> None:
         for name, parameter in part._parameters.items():
             if parameter is not None and part not in kept:
                 wide = nn.Parameter(exact(parameter), requires_grad=False)
-                part._parameters[name] = made.setdefault(parameter, wide)
+                put_parameters(part, {name: made.setdefault(parameter, wide)})
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = exact(buffer)
@@ -53,12 +54,12 @@ def widened(modules: Collection[nn.Module]) -> Iterator[None]:
         for part in module.modules():
             store: dict[str, Any] = part._parameters
             kept.append(dict(store))
-            store.update({name: exact(p) for name, p in store.items() if p is not None})
+            put_parameters(part, {n: exact(p) for n, p in store.items() if p is not None})
         return tree_map_only(Tensor, _joined, args)
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
         for part in reversed([*module.modules()]):
-            part._parameters.update(kept.pop())
+            put_parameters(part, kept.pop())
 
     with ExitStack() as stack:
         for module in modules:

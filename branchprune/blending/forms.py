@@ -44,6 +44,7 @@ class Forms:
         self.structure, self.alphas, self.numbers = structure, alphas, numbers
         self.source = structure.graphs[training]
         self.tensors, self.effects = structure.tensors[training], structure.effects[training]
+        self.contractions = structure.contractions[training]
         self.twins = self._with_twins()
         self.needed: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
         self.measured: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
@@ -59,6 +60,10 @@ class Forms:
             elif node.op == "get_attr":
                 parameter = self.structure.parameters.get(str(node.target))
                 has = bool(self.live(parameter.pieces if parameter else ()))
+            elif self.is_meeting(node):
+                has = False
+            elif self.is_twin_layer(node):
+                has = bool(self.live(self.structure.twins[str(node.target)].pieces))
             else:
                 about = asked_for_its_type(node)
                 has = any(n in twins for n in node.all_input_nodes if n is not about)
@@ -75,6 +80,19 @@ class Forms:
     def is_linear(self, node: fx.Node) -> bool:
         """Return whether a node calls a linear layer."""
         return node.op == "call_module" and str(node.target) in self.structure.linears
+
+    def is_twin_layer(self, node: fx.Node) -> bool:
+        """Return whether a node calls a layer whose twin is one of its own."""
+        return node.op == "call_module" and str(node.target) in self.structure.twins
+
+    def is_meeting(self, node: fx.Node) -> bool:
+        """Return whether both paths meet in a node's output, where channels with a branch end."""
+        found = self.contractions.get(node.name)
+        return found is not None and bool(self.live(found.pieces)) and not self.live(found.outputs)
+
+    def met(self, node: fx.Node) -> set[str]:
+        """Return the forms of what it reads from which such a node is computed."""
+        return self.read(self.contractions[node.name].pieces)
 
     def live(self, pieces: Pieces | None) -> list[float]:
         """Return α of the pieces that have a branch."""
@@ -98,7 +116,7 @@ class Forms:
             for i, operand in enumerate(node.all_input_nodes):
                 self.needed[operand] |= {WIDE} if i else read
             return
-        for form in needed:
+        for form in self.met(node) if needed and self.is_meeting(node) else needed:
             for operand in node.all_input_nodes:
                 if is_measured(node, operand):
                     self.measured[operand].add(form)

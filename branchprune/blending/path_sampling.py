@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Any, Literal, get_args
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from branchprune.blending.shared_random import uniform, uniform_rows
 from branchprune.errors import PruneError
@@ -73,6 +74,31 @@ def drawn_for_each_example(alphas: Tensor, inputs: Sequence[Any]) -> Tensor:
     if batch is None:
         raise PruneError("mixing (='sample') needs a tensor with a batch dimension in the inputs")
     return _decided(uniform_rows(batch, len(alphas)), alphas)
+
+
+def met(narrow: Any, wide: Any, alphas: Tensor, branches: Sequence[int]) -> Any:
+    """Return `α · wide + (1 − α) · narrow` of what is computed from channels that end there.
+
+    Args:
+        narrow: A tensor computed from the branch, or a tuple with tensors.
+        wide: The same of the wide path, of the same shapes.
+        alphas: α of every group, shape (n,), or of each example and group, shape (N, n).
+        branches: Indices of the groups that end; their mean is α. Where no dimension 0 of N
+            examples, or of as many parts of each, is left, so is that of all examples.
+    """
+    alpha = alphas[..., list(branches)].mean(-1)
+
+    def mixed(first: Any, second: Any) -> Any:
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return second
+        of_all, size = alpha.mean(), len(first) if first.dim() else 0
+        if alpha.dim() and size and size % len(alpha) == 0:
+            each = alpha.repeat_interleave(size // len(alpha))
+            of_all = each.view(-1, *[1] * (first.dim() - 1))
+        of_all = of_all.to(first.dtype)
+        return second * of_all + first * (1 - of_all)
+
+    return tree_map(mixed, narrow, wide)
 
 
 def along_examples(alphas: Tensor, wide: Tensor, dim: int, layer: str) -> Tensor:

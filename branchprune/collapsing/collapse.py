@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from operator import attrgetter
 
@@ -20,8 +21,8 @@ from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.graph.full_shapes import remember_full_shapes
-from branchprune.graph.layers import become, set_linear_width, set_path
-from branchprune.graph.structure import ChannelParameter, ChannelwiseLayer, LinearLayer
+from branchprune.graph.layers import become, put_parameters, set_linear_width, set_path
+from branchprune.graph.structure import LinearLayer, Pieces, Structure
 from branchprune.graph.width_attributes import (
     followed_attributes,
     listed,
@@ -83,14 +84,24 @@ def _check_alphas(blended: Blended) -> None:
     if all(blended.alpha.values()):
         raise PruneError("every alpha is 1: set blended.alpha = 0 before collapse")
     zero = {i for i, a in zip(blended.plan.pruned, blended._alpha, strict=True) if a == 0}
-    structure = blended.plan.structure
-    twins: tuple[ChannelwiseLayer | ChannelParameter, ...]
-    twins = (*structure.channelwise.values(), *structure.parameters.values())
-    for layer in twins:
-        pruned = {p.group for p in layer.pieces} & set(blended.plan.pruned)
+    for name, pieces in _meetings(blended.plan.structure):
+        pruned = {p.group for p in pieces} & set(blended.plan.pruned)
         if pruned & zero and pruned - zero:
             names = ", ".join(blended.plan.groups[i].name for i in sorted(pruned))
-            raise PruneError(f"groups {names} meet in {layer.name}: bring all to alpha = 0")
+            raise PruneError(f"groups {names} meet in {name}: bring all to alpha = 0")
+
+
+def _meetings(structure: Structure) -> Iterator[tuple[str, Pieces]]:
+    """Yield where several groups have one twin, and the channels of all of them."""
+    for layer in structure.channelwise.values():
+        yield layer.name, layer.pieces
+    for twin in structure.twins.values():
+        yield twin.name, twin.pieces
+    for parameter in structure.parameters.values():
+        yield parameter.name, parameter.pieces
+    for found in structure.contractions.values():
+        for name, contraction in found.items():
+            yield name, contraction.pieces + contraction.outputs
 
 
 def _check_trained(blended: Blended) -> None:
@@ -134,6 +145,10 @@ def _fold(exact: Blended) -> nn.Module:
     for parameter in structure.parameters.values():
         if folds(exact, parameter.pieces):
             set_path(small, parameter.name, attrgetter(parameter.name)(exact.twin))
+    for layer_with_twin in structure.twins.values():
+        if folds(exact, layer_with_twin.pieces):
+            twin = copy.deepcopy(exact.twin.get_submodule(layer_with_twin.name))
+            become(small.get_submodule(layer_with_twin.name), twin)
     return small
 
 
@@ -201,7 +216,7 @@ def _like(small: nn.Module, blended: Blended) -> nn.Module:
             old = dict(original._parameters).get(key)
             if parameter is not None and old is not None:
                 new = nn.Parameter(_cast(f"{name}.{key}", parameter, old), old.requires_grad)
-                module._parameters[key] = seen.setdefault(parameter, new)
+                put_parameters(module, {key: seen.setdefault(parameter, new)})
     return small
 
 

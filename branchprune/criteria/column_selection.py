@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from branchprune.criteria.input_statistics import Reading
-from branchprune.criteria.scores import GroupWeights
+from branchprune.criteria.scores import GroupWeights, l2
 from branchprune.errors import PruneError
 
 
@@ -29,8 +29,11 @@ def reconstruction(group: GroupWeights) -> Tensor:
         others, what they would still explain.
 
     Raises:
-        PruneError: There are no readings.
+        PruneError: There are no readings, though layers read the channels. (Where none does, as
+            with query and key, the scores are those of `l2`.)
     """
+    if group.ends:
+        return l2(group)
     if not group.readings:
         raise PruneError(
             f"init 'reconstruction' needs batches that reach what reads {group.name} in "

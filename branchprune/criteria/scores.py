@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.criteria.input_statistics import Reading
+from branchprune.criteria.twin_rows import rows_of_twins
 from branchprune.errors import PruneError
 from branchprune.graph.structure import Piece, Pieces, Structure
 
@@ -34,6 +35,7 @@ class GroupWeights:
         bias_gradients: The gradient of each of `biases`, None where there is none.
         readings: What layers read of the channels, where `attach` was given batches.
         kept: How many channels will be kept.
+        ends: Whether no layer reads the channels: they end in a product, as query and key.
     """
 
     name: str
@@ -46,6 +48,7 @@ class GroupWeights:
     bias_gradients: tuple[Tensor | None, ...] = ()
     readings: tuple[Reading, ...] = ()
     kept: int = 0
+    ends: bool = False
 
 
 Criterion = Callable[[GroupWeights], Tensor]
@@ -210,6 +213,9 @@ def group_weights(
                     scale = None if gradient is None else gradient.narrow(0, start, piece.width)
                     norm_gradients.append(scale)
                     add_bias(other.name, start, piece)
+    for rows, gradient in rows_of_twins(model, structure, index, graded):
+        producers.append(rows)
+        producer_gradients.append(gradient)
     group = structure.groups[index]
     return GroupWeights(
         group.name,
@@ -218,6 +224,7 @@ def group_weights(
         *(tuple(producer_gradients), tuple(norm_gradients), tuple(bias_gradients)),
         tuple(readings),
         kept,
+        not any(p.group == index for each in structure.linears.values() for p in each.inputs or ()),
     )
 
 

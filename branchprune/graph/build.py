@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx, nn
 
-from branchprune.graph.channels import Channels, Layout, Segment, resolve
+from branchprune.graph.channels import Channels, Layout, Segment, layouts_in, resolve
 from branchprune.graph.fixed_layers import find_obstacles, find_opaque, find_readable
 from branchprune.graph.inputs import Example
+from branchprune.graph.layer_records import Linear
 from branchprune.graph.layers import describe
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import WHERE
@@ -17,16 +18,18 @@ from branchprune.graph.provenance import Origin, converted
 from branchprune.graph.reasons import Reason
 from branchprune.graph.rules.elementwise import opaque as not_looked_into
 from branchprune.graph.rules.registry import module_rule
-from branchprune.graph.state import Analysis, Linear
+from branchprune.graph.state import Analysis
 from branchprune.graph.structure import (
     ChannelGroup,
     ChannelParameter,
     ChannelTensor,
     ChannelwiseLayer,
+    Contraction,
     LinearLayer,
     Piece,
     Pieces,
     Structure,
+    TwinLayer,
     WidthNumber,
 )
 from branchprune.graph.tracing.trace import Traced, trace
@@ -90,7 +93,7 @@ def _unseen_macs(analysis: Analysis, graph: fx.Graph) -> tuple[dict[str, int], d
         name = str(node.target)
         if module is not None and _is_left_out(analysis, module):
             macs[name] = macs.get(name, 0) + counts
-        elif name not in analysis.linears and name not in analysis.channelwise:
+        elif not any(name in k for k in (analysis.linears, analysis.channelwise, analysis.twins)):
             owner = name if module is not None else str(node.meta.get(WHERE, ""))
             others[owner] = others.get(owner, 0) + counts
     return macs, others
@@ -150,8 +153,10 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
         for name, (layout, axis, times, macs) in analysis.channelwise.items()
     }
     parameters = {
-        name: ChannelParameter(name, numbering.pieces(layout.segments), layout.dim)
-        for name, layout in analysis.parameters.items()
+        name: ChannelParameter(
+            name, {axis: numbering.pieces(layout.segments) for axis, layout in axes.items()}
+        )
+        for name, axes in analysis.parameters.items()
     }
     tensors = {
         training: {
@@ -183,6 +188,8 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
         linears,
         channelwise,
         parameters,
+        _twin_layers(analysis, graphs[False], numbering),
+        _contractions(analysis, graphs, numbering),
         *_unseen_macs(analysis, graphs[False]),
         inplace,
         {name: describe(module) for name, module in (called | owners).items()},
@@ -236,6 +243,44 @@ def _linear_layers(analysis: Analysis, numbering: _Numbering) -> dict[str, Linea
             numbering.origin(layer.inputs) if layer.inputs else None,
         )
         for name, layer in analysis.linears.items()
+    }
+
+
+def _twin_layers(
+    analysis: Analysis, graph: fx.Graph, numbering: _Numbering
+) -> dict[str, TwinLayer]:
+    macs: dict[str, int] = {}
+    for node in graph.nodes:
+        if str(node.target) in analysis.twins and node in analysis.recorded.macs:
+            work = analysis.recorded.macs[node] // analysis.batches.get(analysis.operand(node), 1)
+            macs[str(node.target)] = macs.get(str(node.target), 0) + work
+    return {
+        name: TwinLayer(
+            name,
+            numbering.pieces(layer.inputs.segments) if layer.inputs else None,
+            numbering.pieces(layer.made.segments),
+            macs.get(name, 0),
+            numbering.origin(layer.inputs) if layer.inputs else None,
+        )
+        for name, layer in analysis.twins.items()
+    }
+
+
+def _contractions(
+    analysis: Analysis, graphs: dict[bool, fx.Graph], numbering: _Numbering
+) -> dict[bool, dict[str, Contraction]]:
+    def pieces(layouts: Iterable[Layout]) -> Pieces:
+        return tuple(p for layout in layouts for p in numbering.pieces(layout.segments))
+
+    return {
+        training: {
+            node.name: Contraction(
+                pieces(analysis.contractions[node]), pieces(layouts_in(analysis.values.get(node)))
+            )
+            for node in graph.nodes
+            if node in analysis.contractions
+        }
+        for training, graph in graphs.items()
     }
 
 

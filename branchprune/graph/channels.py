@@ -8,7 +8,7 @@ operations unify segments; a union-find with splitting keeps the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import gcd, lcm
 
@@ -142,8 +142,17 @@ class Layout:
             segment.channels.freeze(reason)
 
 
-Known = Layout | tuple[Layout | None, ...] | None
+Known = Layout | tuple["Known", ...] | None
 """What is known of a value: where a tensor's channels are, or those of each tensor in a tuple."""
+
+
+def layouts_in(known: Known) -> Iterator[Layout]:
+    """Yield the layouts of a value's tensors."""
+    if isinstance(known, tuple):
+        for part in known:
+            yield from layouts_in(part)
+    elif known is not None:
+        yield known
 
 
 def resolve(segments: Iterable[Segment]) -> list[Segment]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -15,6 +16,8 @@ SIZE_ATTRIBUTES = (
     *("in_channels", "out_channels", "groups", "in_features", "out_features"),
     *("num_features", "num_channels", "num_parameters", "normalized_shape", "unflattened_size"),
 )
+RECURRENT_SIZES = ("input_size", "hidden_size")
+"""Attributes of a recurrent layer that name its width; a user's module may mean others by them."""
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -27,8 +30,12 @@ def has_own_forward(module: nn.Module) -> bool:
 def sizes(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module that name its width."""
     own = vars(module)
-    found = {name: own[name] for name in SIZE_ATTRIBUTES if name in own}
+    found = {name: own[name] for name in _size_attributes(module) if name in own}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
+
+
+def _size_attributes(module: nn.Module) -> tuple[str, ...]:
+    return SIZE_ATTRIBUTES + RECURRENT_SIZES * isinstance(module, nn.RNNBase)
 
 
 def describe(module: nn.Module) -> str:
@@ -41,7 +48,7 @@ def describe(module: nn.Module) -> str:
 
 def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
     """Set the attributes that name a module's width."""
-    for name in SIZE_ATTRIBUTES:
+    for name in _size_attributes(module):
         if name in attributes and name in vars(module):
             value = attributes[name]
             setattr(module, name, tuple(value) if isinstance(value, list) else value)
@@ -54,6 +61,15 @@ def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, old.requires_grad)
     setattr(module, name, value)
+
+
+def put_parameters(module: nn.Module, parameters: Mapping[str, Tensor | None]) -> None:
+    """Put tensors in place of parameters of a module; a recurrent one keeps a list of them, too."""
+    store: dict[str, Any] = module._parameters
+    for name, tensor in parameters.items():
+        store[name] = tensor  # one by one, as a ScriptModule wants it
+    if isinstance(module, nn.RNNBase) and parameters:
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
@@ -148,6 +164,9 @@ def set_path(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
         root = root.get_submodule(name)
     if isinstance(value, nn.Parameter):
         root.register_parameter(last, value)
+        if last == "weight" and isinstance(root, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
+            for name, size in linear_sizes(root, value, int(getattr(root, "groups", 1))).items():
+                setattr(root, name, size)
     elif isinstance(value, Tensor):
         root.register_buffer(last, value)
     elif last in root._modules:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from branchprune.errors import PruneError
-from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
+from branchprune.graph.channels import Channels, Known, Layout, Segment, layouts_in, unify
+from branchprune.graph.layer_records import Linear, Twin
 from branchprune.graph.layers import TRANSPOSED
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import WHERE, Recorded, asked_for_its_type
@@ -27,27 +28,6 @@ from branchprune.graph.width_constraints import Constraints, Follows
 
 WAY_OUT = "write an attribute of its module in its place, such as self.size"
 """What to write instead of a plain number."""
-
-
-@dataclass(eq=False)
-class Linear:
-    """A convolution or fully connected layer while the walk goes on.
-
-    Attributes:
-        dim: The channel dimension of its output.
-        outputs: Its output channels.
-        groups: Its number of groups, as of a grouped convolution.
-        macs: Multiply-adds of all its calls so far, for one example.
-        inputs: The channels that it reads; None: not known, so that they stay.
-        operands: The tensors that it is called on, one a call.
-    """
-
-    dim: int
-    outputs: Layout
-    groups: int
-    macs: int = 0
-    inputs: Layout | None = None
-    operands: set[fx.Node] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -72,7 +52,11 @@ class Analysis:
         channelwise: Modules with one entry a channel in their tensors (norms, depthwise
             convolutions) by path: the channels they read, the axis of these entries (None: no
             such axis), outputs for each input channel, multiply-adds.
-        parameters: Where the channels are in each parameter or buffer that forward reads itself.
+        twins: Layers whose twin is a layer of its own, by path.
+        contractions: For the nodes at which channels end, those channels.
+        readers: Parameters and what reads them by a rule that knows of their channels.
+        parameters: For each parameter or buffer that forward reads itself, where its channels
+            are, by the axis that counts them.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
         channels: All output channels that have been met, with the path of the layer that makes
             them, in order of their first call.
@@ -92,7 +76,10 @@ class Analysis:
     lost: dict[fx.Node, Reason] = field(default_factory=dict)
     linears: dict[str, Linear] = field(default_factory=dict)
     channelwise: dict[str, tuple[Layout, int | None, int, int]] = field(default_factory=dict)
-    parameters: dict[str, Layout] = field(default_factory=dict)
+    twins: dict[str, Twin] = field(default_factory=dict)
+    contractions: dict[fx.Node, list[Layout]] = field(default_factory=dict)
+    readers: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
+    parameters: dict[str, dict[int, Layout]] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     channels: list[tuple[str, Channels]] = field(default_factory=list)
     constraints: Constraints = field(default_factory=Constraints)
@@ -136,29 +123,34 @@ class Analysis:
     def layouts(self, nodes: Iterable[fx.Node]) -> Iterator[tuple[fx.Node, Layout]]:
         """Yield the nodes whose channels are known; of a tuple, each of its tensors."""
         for node in nodes:
-            value = self.values.get(node)
-            for layout in value if isinstance(value, tuple) else (value,):
-                if layout is not None:
-                    yield node, layout
+            for layout in layouts_in(self.values.get(node)):
+                yield node, layout
 
-    def parameter(self, node: fx.Node, dim: int | None = None) -> Layout | None:
+    def parameter(
+        self, node: fx.Node, dim: int | None = None, reader: fx.Node | None = None
+    ) -> Layout | None:
         """Return the layout of a parameter or buffer that forward itself reads.
 
         Args:
             node: The node that reads it.
             dim: The dimension that counts channels; None: the only one that is longer than 1.
+            reader: The node whose rule asks, which has to check the dimension.
         """
+        if reader is not None:
+            self.readers.add((node, reader))
         name = str(node.target)
         if node.op != "get_attr" or name not in self.readable or not self.is_tensor(node):
             return None
+        if len(self.parameters.get(name, ())) > 1:
+            return None  # the weight of a convolution
         if name not in self.parameters:
             long = [i for i, size in enumerate(self.shape(node)) if size > 1]
             if dim is None and len(long) != 1:
                 return None
             at = long[0] if dim is None else dim
             channels = Channels(self.shape(node)[at], free=True)
-            self.parameters[name] = Layout(at, (Segment(channels),))
-        return self.parameters[name]
+            self.parameters[name] = {at: Layout(at, (Segment(channels),))}
+        return next(iter(self.parameters[name].values()))
 
     def describe(self, node: fx.Node) -> str:
         """Return how to name a node to a person: what it calls, and where in the model."""
@@ -219,6 +211,10 @@ class Analysis:
         """Return where the channels of a tensor were lost sight of; None: the input has none."""
         return first_lost(node, self.lost, lambda n: self.is_tensor(n) and not self.values.get(n))
 
+    def contract(self, node: fx.Node, layout: Layout) -> None:
+        """Note that channels which a node reads end there: its output does not have them."""
+        self.contractions.setdefault(node, []).append(layout)
+
     def why_it_stays(self, node: fx.Node) -> Reason:
         """Name a tensor whose width stays, and say where its channels were lost sight of."""
         why = self.why_unknown(node) or Reason("")
@@ -251,6 +247,29 @@ class Analysis:
                 unify(layer.inputs.segments, source.segments, name)
             layer.inputs = source
         return layer.outputs
+
+    def twin(self, node: fx.Node, layer: Twin, source: Layout | None) -> Twin:
+        """Note a layer whose twin is one of its own, and return what is known of it.
+
+        Args:
+            node: The call.
+            layer: The layer as it is if this is its first call.
+            source: The channels that it reads; None: not known.
+        """
+        name = str(node.target)
+        if name not in self.twins:
+            self.twins[name] = layer
+            self.channels += [(name, segment.channels) for segment in layer.made.segments[:1]]
+        layer = self.twins[name]
+        if source is not None:
+            if layer.inputs is not None:
+                unify(layer.inputs.segments, source.segments, name)
+            layer.inputs = source
+            self.contract(node, source)
+        layer.stays = layer.stays or source is None
+        if layer.stays and layer.inputs is not None:
+            layer.inputs.freeze(f"{name} reads what stays, too")
+        return layer
 
     def resized(self, node: fx.Node, axis: int | None, times: int = 1) -> Layout | None:
         """Note a module whose tensors have one entry a channel, and return where its outputs are.

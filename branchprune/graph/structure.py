@@ -84,11 +84,69 @@ class ChannelwiseLayer:
 
 @dataclass(frozen=True)
 class ChannelParameter:
-    """A parameter or buffer that forward itself reads, with one entry a channel along `axis`."""
+    """A parameter or buffer that forward itself reads, with one entry a channel along some axes.
+
+    Attributes:
+        name: Its path.
+        axes: What each of these axes is made of, by axis: one of a bias, two of the weight that
+            forward hands to `F.conv2d` or `F.linear`.
+    """
 
     name: str
+    axes: dict[int, Pieces]
+
+    @property
+    def outputs(self) -> Pieces:
+        """The channels that it makes as the weight of a convolution; others make none."""
+        return next(iter(self.axes.values())) if len(self.axes) > 1 else ()
+
+    @property
+    def pieces(self) -> Pieces:
+        """What all of these axes are made of."""
+        return tuple(piece for pieces in self.axes.values() for piece in pieces)
+
+
+@dataclass(frozen=True)
+class TwinLayer:
+    """A layer whose twin is a whole layer of its class at the other widths, without linear ends.
+
+    That is a layer between whose inputs and outputs no linear end can be folded: a recurrent one,
+    or a convolution that standardises its weight.
+
+    Attributes:
+        name: Path of the module.
+        inputs: What its input channels are made of; None if nothing is known of them.
+        outputs: What its output channels are made of.
+        macs: Multiply-adds for one example.
+        origin: Where the narrow input channels come from, if a shuffle has moved them.
+    """
+
+    name: str
+    inputs: Pieces | None
+    outputs: Pieces
+    macs: int
+    origin: Origin | None
+
+    @property
+    def pieces(self) -> Pieces:
+        """What its inputs and outputs are made of."""
+        return (self.inputs or ()) + self.outputs
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A node that reads channels which its output does not have, as the product of query and key.
+
+    Where its output has a branch, the branch computes it from what is narrow. Where it has none,
+    both paths meet in its output: it is `α · wide + (1 − α) · narrow`.
+
+    Attributes:
+        pieces: The channels that it reads and does not hand on.
+        outputs: The channels of its output, if any.
+    """
+
     pieces: Pieces
-    axis: int
+    outputs: Pieces
 
 
 @dataclass(frozen=True)
@@ -137,6 +195,8 @@ class Structure:
         linears: The linear layers by path.
         channelwise: The channelwise layers with a width of their own, by path.
         parameters: The parameters and buffers with channels that forward itself reads, by path.
+        twins: The layers whose twin is a layer of its own, by path.
+        contractions: For each graph, the nodes at which channels end, by node name.
         unseen: Modules that the user leaves out, by path: their multiply-adds for one example.
         other_macs: Multiply-adds of modules without a rule, by path, and of functions, such as
             matmul, by the path of the module whose forward calls them.
@@ -158,6 +218,8 @@ class Structure:
     linears: dict[str, LinearLayer]
     channelwise: dict[str, ChannelwiseLayer]
     parameters: dict[str, ChannelParameter]
+    twins: dict[str, TwinLayer]
+    contractions: dict[bool, dict[str, Contraction]]
     unseen: dict[str, int]
     other_macs: dict[str, int]
     inplace: frozenset[str]

@@ -7,20 +7,22 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from branchprune.graph.channels import Known, Layout, Segment, resolve
+from branchprune.graph.channels import Known, Layout, Segment, layouts_in, resolve
+from branchprune.graph.measured import is_measured
 from branchprune.graph.module_numbers import ModuleNumber, numbers_in
 from branchprune.graph.nodes import measured, sources
 from branchprune.graph.reasons import OUTPUT, Reason, place_of
 from branchprune.graph.rules.elementwise import same
+from branchprune.graph.rules.recurrent import recurrent
 from branchprune.graph.rules.registry import rule_of, to_be_checked
 from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
-from branchprune.graph.rules.trial import find_fault
+from branchprune.graph.rules.trial import find_fault, make_twin
 from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis, Rule
 from branchprune.graph.tracing.guards import GUARDS, same_branch, same_length, same_number
 
-WITHOUT_TENSOR = (size_of, divide, unbind, getitem)
+WITHOUT_TENSOR = (size_of, divide, unbind, getitem, recurrent)
 """Rules of operations whose result may be something else than a tensor."""
 
 
@@ -38,7 +40,7 @@ def walk(analysis: Analysis, graph: fx.Graph) -> None:
             remedy = "ask for a number that names no width, such as an attribute of its own"
             _freeze_measured(analysis, node, Reason(reason, place_of(node), remedy))
         _pin(analysis, node)
-        if value is None and analysis.is_tensor(node):
+        if value is None and analysis.is_tensor(node) and node not in analysis.contractions:
             analysis.freeze_inputs(node, f"read by {analysis.describe(node)}")
             reason = f"its width is a size in {analysis.describe(node)}"
             _freeze_measured(analysis, node, Reason(reason, place_of(node)))
@@ -130,16 +132,15 @@ def _is_unlike(analysis: Analysis, node: fx.Node, rule: Rule) -> bool:
 def _freeze_obstacle(analysis: Analysis, node: fx.Node, module: nn.Module, value: Known) -> None:
     """Freeze what a module reads and makes whose weights cannot be replaced one for one."""
     name = str(node.target)
-    if to_be_checked(module) and name not in analysis.obstacles:
+    if to_be_checked(module) and name not in analysis.obstacles and name not in analysis.twins:
         fault = find_fault(module, analysis, node)
-        if fault is not None:
+        if fault is not None and not make_twin(analysis, node):
             analysis.obstacles[name] = f"{analysis.describe(node)} {fault}"
     obstacle = analysis.obstacles.get(name)
     if obstacle is not None:
         analysis.freeze_inputs(node, obstacle)
-        for layout in value if isinstance(value, tuple) else (value,):
-            if layout is not None:
-                layout.freeze(obstacle)
+        for layout in layouts_in(value):
+            layout.freeze(obstacle)
 
 
 def _freeze_measured(analysis: Analysis, node: fx.Node, reason: str) -> None:
@@ -175,22 +176,36 @@ def finish(analysis: Analysis) -> None:
         return layout.segments if layout is not None and layout.dim == dim else shape[dim]
 
     analysis.constraints.freeze_unsolvable([c for _, c in analysis.channels], counted)
+    _freeze_parameters(analysis)
     read = {
         segment.channels
         for layer in analysis.linears.values()
         for segment in resolve(layer.inputs.segments if layer.inputs else ())
     }
+    ending = [layout for found in analysis.contractions.values() for layout in found]
+    read |= {segment.channels for layout in ending for segment in resolve(layout.segments)}
     for _, channels in analysis.channels:
         for segment in resolve([Segment(channels)]):
             if segment.channels not in read:
                 segment.channels.freeze("no layer reads it")
-    for name in [name for name, layout in analysis.parameters.items() if layout.free]:
-        del analysis.parameters[name]
+    for name, axes in [*analysis.parameters.items()]:
+        if all(layout.free for layout in axes.values()):
+            del analysis.parameters[name]
     for node, value in analysis.values.items():
         if isinstance(value, Layout) and value.free:
             analysis.values[node] = None
         elif isinstance(value, Layout):
             _freeze_free(value)
+
+
+def _freeze_parameters(analysis: Analysis) -> None:
+    """Freeze the channels of parameters that something reads which does not know of them."""
+    for node, value in analysis.values.items():
+        axes = analysis.parameters.get(str(node.target), {}) if node.op == "get_attr" else {}
+        for user in node.users if value is None else ():
+            if not is_measured(user, node) and (node, user) not in analysis.readers:
+                for layout in axes.values():
+                    layout.freeze(f"{node.target} is read by {analysis.describe(user)}")
 
 
 def _freeze_free(layout: Layout) -> None:

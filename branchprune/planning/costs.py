@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor, nn
 
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
-from branchprune.graph.structure import Pieces, Structure
+from branchprune.graph.structure import Pieces, Structure, TwinLayer
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
                 counted.add(id(weight))
                 yield Amount(name, weight.numel(), 0, _axes(structure, name, path, weight))
         layer = structure.linears.get(name) or structure.channelwise.get(name)
-        macs = layer.macs if layer else structure.unseen.get(name, 0)
+        counting = layer or structure.twins.get(name)
+        macs = counting.macs if counting else structure.unseen.get(name, 0)
         yield Amount(name, 0, macs, _axes(structure, name))
     for name, macs in structure.other_macs.items():
         yield Amount(name or inside, 0, macs)
@@ -91,14 +92,27 @@ def _axes(
 ) -> tuple[Pieces | None, ...]:
     """Return the axes of channels of a parameter of a module; without one, of its work."""
     if path in structure.parameters:
-        return (structure.parameters[path].pieces,)
+        return tuple(structure.parameters[path].axes.values())
     if name in structure.linears:
         layer = structure.linears[name]
         matrix = weight is None or weight.dim() > 1
         return (layer.outputs, layer.inputs) if matrix else (layer.outputs,)
+    if name in structure.twins:
+        twin = structure.twins[name]
+        return _axes_of_twin(twin, path.rpartition(".")[2], weight)
     other = structure.channelwise.get(name)
     one_for_all = weight is not None and weight.numel() == 1
     return () if other is None or other.axis is None or one_for_all else (other.pieces,)
+
+
+def _axes_of_twin(twin: TwinLayer, which: str, weight: Tensor | None) -> tuple[Pieces | None, ...]:
+    """Return the axes of channels of a parameter of a layer whose twin is one of its own."""
+    if "hh" in which or ("ih" in which and "_l0" not in which and which.startswith("weight")):
+        return (twin.outputs, twin.outputs) if which.startswith("weight") else (twin.outputs,)
+    if weight is None or which.startswith("weight"):
+        return (twin.outputs, twin.inputs)
+    counts = weight.dim() > 0 and len(weight) % size_of(twin.outputs) == 0
+    return (twin.outputs,) if counts or "bias" in which else ()
 
 
 def size_of(pieces: Pieces, kept: Sequence[int] | None = None) -> int:
@@ -134,6 +148,7 @@ def macs_shares(structure: Structure) -> list[float]:
     """Return for each group the share of all multiply-adds that make its channels."""
     layers = [(layer.outputs, layer.macs) for layer in structure.linears.values()]
     layers += [(layer.pieces, layer.macs) for layer in structure.channelwise.values()]
+    layers += [(layer.outputs, layer.macs) for layer in structure.twins.values()]
     macs = [0.0] * len(structure.groups)
     for pieces, work in layers:
         size = sum(piece.size for piece in pieces)

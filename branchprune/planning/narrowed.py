@@ -13,10 +13,12 @@ from branchprune.graph.layers import (
     TRANSPOSED,
     become,
     narrow_channelwise,
+    put_parameters,
     set_linear_width,
     set_path,
 )
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
+from branchprune.graph.twin_layers import narrow_layer
 
 NOISE = 0.1
 
@@ -52,10 +54,18 @@ def narrowed(model: nn.Module, structure: Structure, kept: Sequence[int]) -> nn.
     for parameter in structure.parameters.values():
         if changes(parameter.pieces):
             wide_one: Tensor = attrgetter(parameter.name)(small)
-            narrow = wide_one.detach().narrow(parameter.axis, 0, size(parameter.pieces)).clone()
+            narrow = wide_one.detach()
+            for axis, pieces in parameter.axes.items():
+                narrow = narrow.narrow(axis, 0, size(pieces))
+            narrow = narrow.clone()
             if isinstance(wide_one, nn.Parameter):
                 narrow = nn.Parameter(narrow, wide_one.requires_grad)
             set_path(small, parameter.name, narrow)
+    for twin in structure.twins.values():
+        if changes(twin.pieces):
+            module = small.get_submodule(twin.name)
+            read = None if twin.inputs is None else torch.arange(size(twin.inputs))
+            become(module, narrow_layer(module, read, torch.arange(size(twin.outputs))))
     _disturb(small)
     return small
 
@@ -85,4 +95,4 @@ def _disturb(small: nn.Module) -> None:
             if id(old) not in seen and bool((values == values.flatten()[0]).all()):
                 drawn = torch.randn(old.shape, generator=noise).to(old.device, old.dtype)
                 seen[id(old)] = nn.Parameter(values + NOISE * drawn, old.requires_grad)
-            module._parameters[name] = seen.get(id(old), old)
+            put_parameters(module, {name: seen.get(id(old), old)})

@@ -47,11 +47,10 @@ def check_reached(structure: Structure, named: Mapping[str, Sequence[str]]) -> N
 
 def makers(structure: Structure, group: int) -> tuple[str, ...]:
     """Return the paths of the layers that make the channels of a group."""
-    return tuple(
-        layer.name
-        for layer in structure.linears.values()
-        if any(piece.group == group for piece in layer.outputs)
-    )
+    layers = [(layer.name, layer.outputs) for layer in structure.linears.values()]
+    layers += [(layer.name, layer.outputs) for layer in structure.twins.values()]
+    layers += [(weight.name, weight.outputs) for weight in structure.parameters.values()]
+    return tuple(name for name, outputs in layers if any(piece.group == group for piece in outputs))
 
 
 def within(name: str, modules: Iterable[str]) -> str | None:

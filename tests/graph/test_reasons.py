@@ -49,17 +49,16 @@ class Holder(nn.Module):
         self.register_buffer("mean", torch.randn(8), persistent=persistent)
 
 
-class Standardised(nn.Conv2d):
-    """Weight standardisation: the weight is not what is applied."""
+class Competing(nn.Conv2d):
+    """The weight that is applied to an output channel depends on those of all others."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return F.conv2d(x, weight / (1e-5 + weight.std((1, 2, 3), keepdim=True)), self.bias)
+        return F.conv2d(x, self.weight.softmax(0), self.bias, padding=self.padding)
 
 
-class Squared(nn.Conv2d):
+class Shared(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).square()
+        return super().forward(x).softmax(1)
 
 
 class Fixed(nn.Conv2d):
@@ -90,11 +89,6 @@ class FixedNorm(nn.BatchNorm2d):
         return super().forward(x.view(-1, 8, *x.shape[2:]))
 
 
-def attention(m: Any, x: Tensor) -> Tensor:
-    y = m.a(x).flatten(2).transpose(1, 2)
-    return m.fc(F.scaled_dot_product_attention(y, y, y))
-
-
 def self_attention(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).flatten(2).transpose(1, 2)
     return m.fc(m.att(y, y, y)[0])
@@ -118,13 +112,8 @@ Both = namedtuple("Both", "small large")
 TENSORS: dict[str, Row] = {
     "einsum": row(
         lambda m, x: torch.einsum("nchw,oc->nohw", m.a(x), m.w.weight[:, :, 0, 0]),
-        f"read by `einsum`: {FAILS}",
+        "tied by einsum to getitem, whose width stays",
         w=conv(8, 4),
-    ),
-    "attention": row(
-        attention,
-        f"read by `scaled_dot_product_attention`: {MIXED}",
-        fc=nn.Linear(8, 2),
     ),
     "attention module": row(
         self_attention,
@@ -134,7 +123,7 @@ TENSORS: dict[str, Row] = {
     ),
     "gram": row(
         lambda m, x: m.b(m.a2(x)) + torch.matmul(y := m.a(x).flatten(2), y.transpose(1, 2)).mean(),
-        "read by `matmul`: it mixes its channels",
+        "its channels meet others in `matmul`",
         a2=conv(3, 8),
     ),
     "concatenation of two dimensions": row(
@@ -284,11 +273,6 @@ SHAPES: dict[str, Row] = {
         "read by `getitem`: it picks some of the channels",
         c=conv(1, 4),
     ),
-    "mean over channels": row(
-        lambda m, x: m.c(m.a(x).mean(1, True)),
-        "read by `mean`: it mixes all channels",
-        c=conv(1, 4),
-    ),
     "narrow": row(
         lambda m, x: m.c(m.a(x).narrow(1, 0, 4)),
         "`narrow` names the size 4",
@@ -313,20 +297,20 @@ LAYERS: dict[str, Row] = {
         "tied by `add` to h.scale, whose width stays",
         h=Holder(names=2),
     ),
-    "weight standardisation": row(
+    "weight that depends on all outputs": row(
         lambda m, x: m.b(m.a(x).relu()),
-        "a (Standardised) has a forward of its own, which is not that of its class",
-        a=Standardised(3, 8, 3, padding=1),
+        "a (Competing) has a forward of its own, which is not that of its class",
+        a=Competing(3, 8, 3, padding=1),
     ),
-    "behind weight standardisation": row(
+    "behind a weight that depends on all outputs": row(
         lambda m, x: m.b(m.a(x).relu()),
-        "b (Standardised) has a forward of its own, which is not that of its class",
-        b=Standardised(8, 4, 3, padding=1),
+        "b (Competing) has a forward of its own, which is not that of its class",
+        b=Competing(8, 4, 3, padding=1),
     ),
-    "squared": row(
+    "softmax over the outputs": row(
         lambda m, x: m.b(m.a(x)),
-        "a (Squared) has a forward of its own, which is not that of its class",
-        a=Squared(3, 8, 1),
+        "a (Shared) has a forward of its own, which is not that of its class",
+        a=Shared(3, 8, 1),
     ),
     "norm that looks at the neighbours": row(
         lambda m, x: m.b(m.n(m.a(x))),

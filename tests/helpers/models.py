@@ -158,7 +158,7 @@ def spelled_out(blended: bp.Blended) -> nn.Module:
         before, behind = expand.get(layer.expand), reduce.get(name)
         matrices = [None if end is None else matrix(end) for end in (before, behind)]
         put_everywhere(model, name, Between(model.get_submodule(name), *matrices))
-    for name in structure.channelwise:
+    for name in (*structure.channelwise, *structure.twins):
         try:
             twin = blended.twin.get_submodule(name)
         except AttributeError:

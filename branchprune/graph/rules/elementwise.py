@@ -59,7 +59,7 @@ def _in_line(analysis: Analysis, node: fx.Node, operands: list[fx.Node]) -> Layo
             shape = analysis.shape(operand)
             size = shape[offset] if len(shape) >= -offset else 1
             layout = analysis.layout(operand) or (
-                analysis.parameter(operand, len(shape) + offset) if size > 1 else None
+                analysis.parameter(operand, len(shape) + offset, node) if size > 1 else None
             )
             if layout is not None and layout.dim == len(shape) + offset:
                 tied.append(layout.at(len(analysis.shape(node)) + offset))

@@ -32,7 +32,7 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
         return analysis.unknown(node)
     joined: list[Layout] = []
     for part in parts:
-        layout = analysis.layout(part) or analysis.parameter(part, channel)
+        layout = analysis.layout(part) or analysis.parameter(part, channel, node)
         if layout is None:
             constant = Channels(analysis.shape(part)[channel], reason=_why_constant(analysis, part))
             layout = Layout(channel, (Segment(constant),))

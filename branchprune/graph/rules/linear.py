@@ -30,4 +30,6 @@ def linear(analysis: Analysis, node: fx.Node) -> Layout | None:
         if len(segments) != 1 or segments[0].repeat != 1:
             source.freeze(f"grouped convolution {node.target} reads channels of several layers")
         source.require_blocks(groups)
+    if str(node.target) in analysis.twins:
+        return analysis.twin(node, analysis.twins[str(node.target)], source).made
     return analysis.linear(node, dim, source)

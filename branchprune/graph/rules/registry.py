@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
-from branchprune.graph.rules import elementwise, join, made, norm, regroup, shape, split
+from branchprune.graph.rules import contract, elementwise, join, made, norm, regroup, shape, split
+from branchprune.graph.rules.functional import functional
 from branchprune.graph.rules.linear import linear
+from branchprune.graph.rules.recurrent import recurrent
 from branchprune.graph.rules.teach import TAUGHT, TAUGHT_CLASSES, TAUGHT_METHODS
 from branchprune.graph.state import Rule
 
@@ -26,6 +28,7 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
     nn.GroupNorm: norm.group_norm,
     nn.LayerNorm: norm.layer_norm,
     nn.RMSNorm: norm.layer_norm,
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), recurrent),
     nn.PReLU: norm.prelu,
     nn.Flatten: regroup.reshape,
     nn.Unflatten: regroup.unflatten,
@@ -122,6 +125,11 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
     F.glu: split.halve,
     **dict.fromkeys((F.pixel_shuffle, F.pixel_unshuffle), regroup.pixel_shuffle),
     **dict.fromkeys((torch.channel_shuffle, F.channel_shuffle), regroup.channel_shuffle),
+    **dict.fromkeys((torch.matmul, operator.matmul, torch.bmm, torch.mm), contract.matmul),
+    torch.einsum: contract.einsum,
+    **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), functional),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), functional),
+    F.scaled_dot_product_attention: contract.attention,
     torch.stack: join.stack,
     torch.permute: shape.permute,
     **dict.fromkeys((torch.transpose, torch.swapaxes, torch.swapdims), shape.transpose),
@@ -163,6 +171,7 @@ METHOD_RULES: dict[str, Rule] = {
     "flip": shape.flip,
     "repeat": shape.repeat,
     **dict.fromkeys("mean sum amax amin".split(), shape.reduce_dims),
+    **dict.fromkeys("matmul bmm mm".split(), contract.matmul),
     "unsqueeze": shape.unsqueeze,
     "squeeze": shape.squeeze,
     **dict.fromkeys("size dim numel".split(), shape.size_of),

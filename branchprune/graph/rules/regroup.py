@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from branchprune.graph.channels import Layout, fused, resolve, unify
 from branchprune.graph.module_numbers import ModuleNumber
-from branchprune.graph.nodes import argument, measured, measured_tensor
+from branchprune.graph.nodes import argument, measured, measured_tensor, sources
 from branchprune.graph.provenance import Cut, Joined
 from branchprune.graph.rules.split import equal_parts
 from branchprune.graph.state import Analysis
@@ -44,6 +44,8 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
         return analysis.unknown(node, fault)
     shaped = regrouped(analysis, node, layout, follows[0])
     if shaped is not None and (isinstance(size, ModuleNumber) or _is_computed(size)):
+        if isinstance(size, fx.Node):
+            _tie_to_sources(analysis, node, shaped, size)
         analysis.follows(node, size, shaped.segments)
     return shaped
 
@@ -51,6 +53,23 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
 def _is_computed(size: Any) -> bool:
     """Return whether a size is computed from those of tensors."""
     return isinstance(size, fx.Node) and measured(size) is None
+
+
+def _tie_to_sources(analysis: Analysis, node: fx.Node, shaped: Layout, size: fx.Node) -> None:
+    """Tie channels whose number a view computes of widths, as `C // heads`, to these widths."""
+    for tensor, dim in sources(size, analysis.is_tensor):
+        other = analysis.layout(tensor)
+        if other is None or other.dim != dim % len(analysis.shape(tensor)):
+            continue
+        parts = None
+        if other.size % shaped.size == 0:
+            parts = equal_parts(analysis, node, other, other.size // shaped.size)
+        if parts is None:
+            why = f"{analysis.describe(node)} computes a width of the size of {tensor.name}"
+            other.freeze(why)
+            shaped.freeze(why)
+        else:
+            unify(parts[0].segments, shaped.segments, node.name)
 
 
 def _fault_of_size(

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import fx
 
-from branchprune.graph.channels import Layout
+from branchprune.graph.channels import Known, Layout
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import argument, numbers_behind
+from branchprune.graph.reasons import Reason, place_of
 from branchprune.graph.rules.made import made
 from branchprune.graph.rules.split import cut_out
 from branchprune.graph.rules.unlisted import unlisted
@@ -38,7 +39,7 @@ def transpose(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 
 def reduce_dims(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """Mean, sum, …: fine over any dimension but the channels."""
+    """Mean, sum, …: over the channels it ends them, over another dimension they stay."""
     operand = analysis.operand(node)
     layout = analysis.layout(operand)
     if layout is None:
@@ -50,7 +51,10 @@ def reduce_dims(analysis: Analysis, node: fx.Node) -> Layout | None:
         return analysis.unknown(node, "it mixes all channels")
     gone = {d % rank for d in dims}
     if layout.dim in gone:
-        return analysis.unknown(node, "it mixes all channels")
+        analysis.contract(node, layout)
+        why = f"{analysis.describe(node)}: it mixes all channels"
+        analysis.lost[node] = Reason(why, place_of(node))
+        return None
     return layout if keepdim else layout.at(layout.dim - sum(d < layout.dim for d in gone))
 
 
@@ -78,7 +82,7 @@ def squeeze(analysis: Analysis, node: fx.Node) -> Layout | None:
     return layout.at(layout.dim - sum(d < layout.dim for d in gone))
 
 
-def getitem(analysis: Analysis, node: fx.Node) -> Layout | tuple[Layout | None, ...] | None:
+def getitem(analysis: Analysis, node: fx.Node) -> Known:
     """Indexing with numbers, slices and None anywhere but along the channels."""
     operand, index = node.args
     parts = analysis.values.get(operand) if isinstance(operand, fx.Node) else None

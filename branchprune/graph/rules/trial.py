@@ -11,8 +11,10 @@ from torch import Tensor, fx, nn
 from branchprune.errors import first_line
 from branchprune.graph.channels import resolve
 from branchprune.graph.folding import fold_bias, fold_weight
+from branchprune.graph.layer_records import Twin
 from branchprune.graph.layers import narrow_channelwise, set_linear_width
 from branchprune.graph.state import Analysis
+from branchprune.graph.twin_layers import narrow_layer
 
 TOLERANCE = 1e-9
 
@@ -50,6 +52,48 @@ def find_fault(module: nn.Module, analysis: Analysis, node: fx.Node) -> str | No
     return None if agrees else fault
 
 
+def make_twin(analysis: Analysis, node: fx.Node) -> bool:
+    """Let a layer have a twin of its own, if its outputs can be cut out and it runs at any width.
+
+    That is so where forward changes the weight of each output channel by itself, as the
+    standardisation of weights does.
+
+    Args:
+        analysis: The walk, which has taken the module for a linear layer of its class.
+        node: The node that calls it.
+    """
+    name, module = str(node.target), analysis.module(node)
+    layer = analysis.linears.get(name)
+    if layer is None or len(layer.operands) > 1 or getattr(module, "transposed", False):
+        return False
+    shape = analysis.shape(analysis.operand(node))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        try:
+            if not _has_rows(_scrambled(module), (1, *shape[1:]), layer.dim, layer.groups):
+                return False
+        except Exception:
+            return False
+    del analysis.linears[name]
+    analysis.channels = [(other, c) for other, c in analysis.channels if other != name]
+    analysis.twin(node, Twin(layer.outputs, layer.outputs), layer.inputs)
+    return True
+
+
+def _has_rows(layer: nn.Module, shape: tuple[int, ...], dim: int, groups: int) -> bool:
+    """Return whether a layer cut to some outputs gives these, and runs with fewer inputs."""
+    x = torch.randn(shape, dtype=torch.float64)
+    wide: Tensor = layer(x.clone())
+    some, fewer = (
+        torch.cat([block[: (len(block) + 1) // 2] for block in _blocks(width, groups)])
+        for width in (wide.shape[dim], shape[dim])
+    )
+    if not _close(narrow_layer(layer, None, some)(x.clone()), wide.index_select(dim, some)):
+        return False
+    narrow: Tensor = narrow_layer(layer, fewer, some)(x.index_select(dim, fewer))
+    return narrow.shape == wide.index_select(dim, some).shape
+
+
 def _scrambled(module: nn.Module) -> nn.Module:
     """Return a copy in float64 on the CPU, in evaluation mode, with random positive tensors."""
     trial = copy.deepcopy(module).to("cpu", torch.float64).eval()
@@ -85,7 +129,7 @@ def _is_linear(layer: nn.Module, shape: tuple[int, ...], dim: int) -> bool:
 def _is_channelwise(
     module: nn.Module, shape: tuple[int, ...], dim: int, axis: int | None, blocks: int
 ) -> bool:
-    """Return whether reordered channels come out in that order, and fewer channels as fewer.
+    """Return whether channels reordered in their blocks come out so, and fewer channels as fewer.
 
     Args:
         module: The module.
@@ -95,15 +139,20 @@ def _is_channelwise(
         blocks: What the number of channels must be divisible by.
     """
     width = shape[dim]
-    order = torch.randperm(width)
+    order = torch.cat([block[torch.randperm(len(block))] for block in _blocks(width, blocks)])
     x = torch.randn(shape, dtype=torch.float64)
     y: Tensor = module(x.clone())
     other = narrow_channelwise(module, axis, 1, width, order)
     if not _close(other(x.index_select(dim, order)), y.index_select(dim, order)):
         return False
-    some = order[: max(1, width // blocks // 2) * blocks]
+    some = torch.cat([block[: (len(block) + 1) // 2] for block in _blocks(width, blocks)])
     narrow = narrow_channelwise(module, axis, 1, width, some)(x.index_select(dim, some))
     return bool(narrow.shape == y.index_select(dim, some).shape)
+
+
+def _blocks(width: int, blocks: int) -> tuple[Tensor, ...]:
+    """Return the channels of each of some equal blocks, from each of which as many are kept."""
+    return torch.arange(width).chunk(blocks)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
