@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.graph.inputs import tensors
+from branchprune.graph.twin_layers import narrow_layer
 
 IMAGE = (2, 3, 6, 6)
 Row = tuple[Callable[[], nn.Module], tuple[str, ...]]
@@ -200,6 +201,23 @@ def test_paths_meet_where_channels_end() -> None:
         for found, *both in zip(blended(x), blended.model(x), branch(x), strict=True):
             assert min(relative(each, found) for each in both) < 1e-10
         blended.eval()
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_narrow_recurrent_layer_is_a_selection(kind: type[nn.RNNBase]) -> None:
+    """Where nothing reads what is dropped, what is kept is computed as before."""
+    torch.manual_seed(0)
+    wide = kind(5, 6, num_layers=2, bidirectional=True).double()
+    inputs, hidden = torch.tensor([0, 2, 3]), torch.tensor([1, 2, 5])
+    both = torch.cat([hidden, hidden + 6])
+    for name, tensor in wide.named_parameters():
+        if name.startswith("weight"):
+            read = inputs if "ih_l0" in name else both if "ih_l1" in name else hidden
+            dropped = [i for i in range(tensor.shape[1]) if i not in read]
+            tensor.data[:, dropped] = 0
+    x = torch.randn(4, 2, 5, dtype=torch.float64)
+    narrow = narrow_layer(wide, inputs, both)
+    assert relative(wide(x)[0][..., both], narrow(x[..., inputs])[0]) < 1e-12
 
 
 def test_gradients_reach_a_collapsed_recurrent_layer() -> None:
