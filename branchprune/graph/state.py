@@ -249,13 +249,7 @@ class Analysis:
         return layer.outputs
 
     def twin(self, node: fx.Node, layer: Twin, source: Layout | None) -> Twin:
-        """Note a layer whose twin is one of its own, and return what is known of it.
-
-        Args:
-            node: The call.
-            layer: The layer as it is if this is its first call.
-            source: The channels that it reads; None: not known.
-        """
+        """Note a call of a layer whose twin is its own; `layer` is what a first call finds."""
         name = str(node.target)
         if name not in self.twins:
             self.twins[name] = layer

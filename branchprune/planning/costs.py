@@ -107,12 +107,12 @@ def _axes(
 
 def _axes_of_twin(twin: TwinLayer, which: str, weight: Tensor | None) -> tuple[Pieces | None, ...]:
     """Return the axes of channels of a parameter of a layer whose twin is one of its own."""
-    if "hh" in which or ("ih" in which and "_l0" not in which and which.startswith("weight")):
-        return (twin.outputs, twin.outputs) if which.startswith("weight") else (twin.outputs,)
-    if weight is None or which.startswith("weight"):
+    if weight is None or which == "weight" or which.startswith("weight_ih_l0"):
         return (twin.outputs, twin.inputs)
-    counts = weight.dim() > 0 and len(weight) % size_of(twin.outputs) == 0
-    return (twin.outputs,) if counts or "bias" in which else ()
+    if which.startswith("weight_"):  # of a recurrent layer, from its hidden state
+        return (twin.outputs, twin.outputs)
+    counts = which.startswith("bias") or weight.shape[:1] == (size_of(twin.outputs),)
+    return (twin.outputs,) if counts else ()
 
 
 def size_of(pieces: Pieces, kept: Sequence[int] | None = None) -> int:

@@ -11,7 +11,7 @@ from branchprune.errors import PruneError, whole
 from branchprune.graph.reasons import Reason
 from branchprune.graph.structure import ChannelGroup, Structure
 from branchprune.planning.costs import macs_shares
-from branchprune.planning.paths import makers, within
+from branchprune.planning.paths import makers, outputs_of, within
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _plan_group(
 
 def _times(structure: Structure, index: int, layers: Sequence[str]) -> int:
     """Return how often the first of some layers makes each channel of a group."""
-    pieces = structure.linears[layers[0]].outputs if layers else ()
+    pieces = outputs_of(structure)[layers[0]] if layers else ()
     return sum(piece.repeat for piece in pieces if piece.group == index) or 1
 
 

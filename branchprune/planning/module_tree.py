@@ -112,6 +112,8 @@ def _around(name: str, inside: str) -> Iterator[str]:
 def _width(structure: Structure, name: str, kept: Sequence[int]) -> Pair | None:
     if name in structure.linears:
         pieces, times = structure.linears[name].outputs, 1
+    elif name in structure.twins:
+        pieces, times = structure.twins[name].outputs, 1
     elif name in structure.channelwise:
         pieces, times = structure.channelwise[name].pieces, structure.channelwise[name].times
     else:

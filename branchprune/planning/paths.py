@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from branchprune.errors import PruneError
-from branchprune.graph.structure import Structure
+from branchprune.graph.structure import Pieces, Structure
 
 
 def paths_of(argument: str, value: Any) -> tuple[str, ...]:
@@ -47,10 +47,15 @@ def check_reached(structure: Structure, named: Mapping[str, Sequence[str]]) -> N
 
 def makers(structure: Structure, group: int) -> tuple[str, ...]:
     """Return the paths of the layers that make the channels of a group."""
-    layers = [(layer.name, layer.outputs) for layer in structure.linears.values()]
-    layers += [(layer.name, layer.outputs) for layer in structure.twins.values()]
-    layers += [(weight.name, weight.outputs) for weight in structure.parameters.values()]
+    layers = outputs_of(structure).items()
     return tuple(name for name, outputs in layers if any(piece.group == group for piece in outputs))
+
+
+def outputs_of(structure: Structure) -> dict[str, Pieces]:
+    """Return what makes channels, by its path: layers, and weights of functional convolutions."""
+    layers = {name: layer.outputs for name, layer in structure.linears.items()}
+    layers |= {name: layer.outputs for name, layer in structure.twins.items()}
+    return layers | {n: weight.outputs for n, weight in structure.parameters.items()}
 
 
 def within(name: str, modules: Iterable[str]) -> str | None:

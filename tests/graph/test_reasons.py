@@ -112,7 +112,7 @@ Both = namedtuple("Both", "small large")
 TENSORS: dict[str, Row] = {
     "einsum": row(
         lambda m, x: torch.einsum("nchw,oc->nohw", m.a(x), m.w.weight[:, :, 0, 0]),
-        "tied by einsum to getitem, whose width stays",
+        "tied by einsum to w.weight, whose width stays",
         w=conv(8, 4),
     ),
     "attention module": row(

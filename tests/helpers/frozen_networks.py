@@ -49,11 +49,6 @@ def inner_output(m: Any, x: Tensor) -> object:
     return {"y": m.b(y), "z": [y]}
 
 
-def centred(m: Any, x: Tensor) -> Tensor:
-    y = m.a(x)
-    return m.b(y - y.mean(1, keepdim=True))
-
-
 def sum_of_two(m: Any, x: Tensor) -> Tensor:
     y = m.a(x)
     return m.b(torch.cat([m.c(x), m.d(x)], 1) + y) + m.g(y)
@@ -116,7 +111,6 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "a",
         "read by `getitem` (in 3): it mixes all channels, or picks some",
     ),
-    "mean": (lambda: pair(centred), "a", "read by `mean` (in 3): it mixes all channels"),
     "mean of everything": (
         lambda: pair(lambda m, x: m.b(m.a2(x).relu() / m.a(x).mean()), a2=conv(3, 8)),
         "a",

@@ -22,14 +22,12 @@ def functional(analysis: Analysis, node: fx.Node) -> Layout | None:
     name = str(getattr(node.target, "__name__", node.target))
     operand, weight = analysis.operand(node), argument(node, 1, "weight")
     if node.target is not F.linear and argument(node, GROUPS, "groups", default=1) != 1:
-        return analysis.unknown(node, "it has groups: a layer of torch.nn would follow the width")
+        return analysis.unknown(node, "it has groups", "use a layer of torch.nn, which follows")
     dim = len(analysis.shape(node)) - 1 if node.target is F.linear else 1
     axes = _axes(analysis, node, weight, *((1, 0) if "transpose" in name else (0, 1)))
     if axes is None:
-        why = (
-            "its weight is computed: a parameter of the model, or a layer of torch.nn, would follow"
-        )
-        return analysis.unknown(node, why)
+        remedy = "use a parameter of the model, or a layer of torch.nn"
+        return analysis.unknown(node, "its weight is computed", remedy)
     outputs, inputs = axes
     layout = analysis.layout(operand)
     if layout is None or layout.dim != dim:

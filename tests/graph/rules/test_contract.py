@@ -82,6 +82,11 @@ def spatial_gate(m: Any, x: Tensor) -> Tensor:
     return m.b(x * m.gate(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
 
 
+def centred(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y - y.mean(1, keepdim=True))
+
+
 def recurrent(m: Any, x: Tensor) -> Tensor:
     y, (h, _) = m.rnn(tokens(m.a(x)))
     return m.fc(y) + m.last(h[-1])[:, None]
@@ -118,6 +123,7 @@ CASES: dict[str, Row] = {
         **{name: lambda: nn.Linear(8, 8) for name in "qk"},
         fc=lambda: nn.Linear(8, 3),
     ),
+    "centred": net(centred, "a"),
     "spatial attention": net(spatial_gate, "a", gate=lambda: conv(2, 1, 3, padding=1)),
     "values weighted by positions": net(
         lambda m, x: m.b((m.a(x).flatten(2) @ m.mixing).unflatten(2, (6, 6))),
