@@ -9,20 +9,24 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import fx
 
-from branchprune.graph.channels import Channels, Layout, Segment, unify
+from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
 from branchprune.graph.nodes import argument
+from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis
 
 GROUPS = 6
 """Place of the argument `groups` of a convolution, transposed or not."""
 
 
-def functional(analysis: Analysis, node: fx.Node) -> Layout | None:
-    """A convolution or product with a weight that forward reads, as `F.conv2d` or `F.linear`."""
+def functional(analysis: Analysis, node: fx.Node) -> Known:
+    """A convolution or product with a weight that forward reads, as `F.conv2d` or `F.linear`.
+
+    One with groups, such as a blur of each channel, is tried out.
+    """
     name = str(getattr(node.target, "__name__", node.target))
     operand, weight = analysis.operand(node), argument(node, 1, "weight")
     if node.target is not F.linear and argument(node, GROUPS, "groups", default=1) != 1:
-        return analysis.unknown(node, "it has groups", "use a layer of torch.nn, which follows")
+        return unlisted(analysis, node)
     dim = len(analysis.shape(node)) - 1 if node.target is F.linear else 1
     axes = _axes(analysis, node, weight, *((1, 0) if "transpose" in name else (0, 1)))
     if axes is None:
