@@ -47,13 +47,6 @@ class Family:
     frozen: tuple[str, ...] = ()
 
 
-FAILS = "read by `{}` (in {}): it fails at other widths"
-
-
-def swin(operation: str, *places: int) -> tuple[str, ...]:
-    return tuple(FAILS.format(operation, f"features.{place}.0.attn") for place in places)
-
-
 ATTENTION = "encoder.layers.encoder_layer_0.self_attention (MultiheadAttention)"
 VIT = (f"read by {ATTENTION}: its effect on channels is not known",)
 
@@ -78,8 +71,8 @@ FAMILIES = {
     "lraspp_mobilenet_v3_large": Family(options=DENSE),
     "deeplabv3_mobilenet_v3_large": Family(options=DENSE),
     "mc3_18": Family(shape=(3, 4, 32, 32)),
-    "swin_t": Family(0.13, deep=True, frozen=swin("linear", 1, 3, 5, 7)),
-    "swin3d_t": Family(0.2, shape=(3, 4, 64, 64), deep=True, frozen=swin("linear", 0, 2, 4, 6)),
+    "swin_t": Family(0.29, deep=True),
+    "swin3d_t": Family(0.51, shape=(3, 4, 64, 64), deep=True),
     "vit_b_32": Family(0.29, options={**SMALL, "image_size": 64}, frozen=VIT),
 }
 
