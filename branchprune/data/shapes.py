@@ -22,12 +22,17 @@ Box = tuple[float, float, float, float]
 
 
 def draw_shapes(
-    folder: str | Path, train: int = 240, val: int = 80, size: int = 96, seed: int = 0
+    folder: str | Path,
+    train: int = 320,
+    val: int = 100,
+    test: int = 200,
+    size: int = 64,
+    seed: int = 0,
 ) -> Path:
     """Draw circles, squares and triangles, with their boxes, as YOLO reads them.
 
-    Images, PNG, are in `images/train/` and `images/val/`, and a text file for each in `labels/`
-    holds a line for each shape: class, and centre, width and height as fractions of the image.
+    Images, PNG, are in `images/train/`, `images/val/` and `images/test/`, and a text file for each
+    in `labels/` holds a line for each shape: class, and centre, width and height as fractions of the image.
     Each image has one to three shapes, turned and coloured at random, none over another, on a cloudy
     ground with noise. An image depends on the seed and its number alone.
 
@@ -35,6 +40,7 @@ def draw_shapes(
         folder: Where to write; it is made.
         train: Number of training images.
         val: Number of validation images.
+        test: Number of test images.
         size: Height and width in pixels.
         seed: Of all that is random.
 
@@ -44,19 +50,22 @@ def draw_shapes(
     Raises:
         PruneError: A number of images is below 1, or the images are smaller than 32 pixels.
     """
-    for name, value, least in (("train", train, 1), ("val", val, 1), ("size", size, 32)):
-        at_least(name, value, least)
+    splits = {"train": train, "val": val, "test": test}
+    for name, value in splits.items():
+        at_least(name, value, 1)
+    at_least("size", size, 32)
     folder = Path(folder).resolve()
-    for stream, (split, count) in enumerate((("train", train), ("val", val))):
+    for stream, (split, count) in enumerate(splits.items()):
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             image, lines = _draw(np.random.default_rng((seed, stream, number)), size)
             image.save(folder / "images" / split / f"{number:04d}.png")
             (folder / "labels" / split / f"{number:04d}.txt").write_text("\n".join(lines) + "\n")
-    names = "".join(f"  {i}: {name}\n" for i, name in enumerate(SHAPES))
+    lines = [f"path: {folder}", *(f"{split}: images/{split}" for split in splits), "names:"]
+    lines += [f"  {label}: {name}" for label, name in enumerate(SHAPES)]
     described = folder / "data.yaml"
-    described.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames:\n{names}")
+    described.write_text("\n".join(lines) + "\n")
     return described
 
 

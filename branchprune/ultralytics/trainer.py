@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from branchprune.blending.attach import attach
+from branchprune.blending.attach import Init, attach
 from branchprune.blending.blended import Blended
+from branchprune.blending.path_sampling import Mixing
 from branchprune.blending.schedules import Schedule
 from branchprune.blending.stand_in import stand_in
 from branchprune.collapsing.collapse import collapse
@@ -19,8 +20,14 @@ from branchprune.planning.plan import plan
 
 LEAST = 64
 """Height and width of the example: the coarsest maps of a YOLO are a 32nd, and norms want two."""
-UNTRIED = {"compile": False, "distill_model": None, "quantize": None, "resume": False}
-"""Options of its trainers that change the model they train, and what they are without."""
+UNTRIED = {
+    "compile": False,
+    "distill_model": None,
+    "quantize": None,
+    "resume": False,
+    "time": None,
+}
+"""Options of its trainers that change the model or the epochs, and what they are without."""
 
 
 class KeepWidths:
@@ -89,10 +96,14 @@ class BranchPruning(KeepWidths):
     Attributes:
         schedule: α of every epoch.
         keep: The fraction of channels that stay; see `branchprune.plan`.
+        init: How the branch starts; see `branchprune.attach`.
+        mixing: How training mixes both paths; see there.
     """
 
     schedule = Schedule(final_hold=10)
     keep: float | dict[str, float] = 0.5
+    init: Init = "l1"
+    mixing: Mixing = "sum"
     args: Any
     model: Any
     ema: Any
@@ -113,13 +124,15 @@ class BranchPruning(KeepWidths):
         trainer.add_callback("on_fit_epoch_end", _advance)
 
     def attach(self, model: nn.Module) -> Blended:
-        """Return the blended model; for other widths, starts or mixings, write your own.
+        """Return the blended model; where the attributes do not say enough, write your own.
 
         Args:
             model: The dense model, built for the data.
         """
         channels = self.data.get("channels", 3)
-        return attach(model, plan(model, torch.rand(2, channels, LEAST, LEAST), keep=self.keep))
+        example = torch.rand(2, channels, LEAST, LEAST)
+        planned = plan(model, example, keep=self.keep)
+        return attach(model, planned, self.init, mixing=self.mixing)
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
         """Return the model that is trained: blended, of the class that the trainer expects."""
@@ -167,9 +180,8 @@ def _check(args: Any, world_size: int, epochs: int, schedule: Schedule) -> None:
 
 def _set_alpha(trainer: BranchPruning) -> None:
     """Set α of the model and of its average, which would be an average of α."""
-    alpha = 0.0 if trainer.schedule.done else trainer.schedule.alpha
     for model in (trainer.model, trainer.ema.ema):
-        model.blended.alpha = alpha
+        model.blended.alpha = trainer.schedule.alpha
 
 
 def _advance(trainer: BranchPruning) -> None:

@@ -1,0 +1,222 @@
+"""A YOLO from scratch, pruned in the trainer of ultralytics: mAP, cost and latency before and after.
+
+```
+python scripts/yolo.py --record
+```
+
+Shapes are drawn, a dense detector is trained on them, and pruned from there in two ways over the
+same number of epochs: blended, α in steps from 1 to 0, and cut, α = 0 at once. Each is saved,
+validated and exported by ultralytics itself; mAP is that on the test images, which no training has
+seen. Latency is that of one image, dense and small in turns. Needs the extra `yolo`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from yolo_table import table
+
+import branchprune as bp
+from branchprune.benchmarks.options import options_parser
+from branchprune.data import draw_shapes
+from branchprune.experiments import environment
+from branchprune.experiments.files import append_line
+from branchprune.planning.latency import compare_latency
+from branchprune.ultralytics import BranchPruning
+
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # what is missing is an error, not a download
+
+from ultralytics import YOLO  # noqa: E402
+from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
+
+RECORD = "yolo.jsonl"
+LEFT_OUT = ("folder", "record")
+"""Options that do not change what is measured."""
+METHODS = ("dense", "blended", "cut")
+
+
+@dataclass
+class Options:
+    """Options of the script.
+
+    Args:
+        model: YAML of a detector of ultralytics.
+        size: Height and width of the images.
+        images: Number of training images.
+        epochs: Epochs of the dense training.
+        hold: Epochs at each of the levels 0.8, 0.6, 0.4 and 0.2.
+        final_hold: Epochs at α = 0.
+        keep: Fraction of the channels that stay.
+        batch: Images a step.
+        learning_rate: Of AdamW.
+        seed: Of the images and of the trainings.
+        folder: Where the runs go.
+        record: Add lines to the committed results.
+    """
+
+    model: str = "yolov8n.yaml"
+    size: int = 64
+    images: int = 320
+    epochs: int = 30
+    hold: int = 2
+    final_hold: int = 12
+    keep: float = 0.5
+    batch: int = 16
+    learning_rate: float = 0.002
+    seed: int = 0
+    folder: Path = Path("runs/yolo")
+    record: bool = False
+
+    def schedule(self, method: str) -> bp.Schedule:
+        """Return α of every epoch of a method."""
+        blended = bp.Schedule(bp.steps(0.2), self.hold, self.final_hold)
+        return blended if method == "blended" else bp.Schedule([0.0], blended.max_epochs)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Train, prune, measure, and print the table."""
+    args = sys.argv[1:] if args is None else args
+    parser = options_parser("yolo.py", Options, description=__doc__.split("\n", 1)[0])
+    options = Options(**vars(parser.parse_args(args)))
+    output = environment.recorded(RECORD) if options.record else None
+    data = draw_shapes(
+        options.folder / "shapes", options.images, size=options.size, seed=options.seed
+    )
+    lines: list[dict[str, Any]] = []
+    for method in METHODS:
+        since = time.monotonic()
+        yolo = trained(method, options, data)
+        seconds = time.monotonic() - since
+        lines.append(line(method, measured(yolo, options, data), seconds, options, args))
+        if output is not None:
+            append_line(output, lines[-1])
+    print(table(lines))
+    return 0
+
+
+def trained(method: str, options: Options, data: Path) -> YOLO:
+    """Return a detector as its trainer leaves it: the best checkpoint, read again."""
+    if method == "dense":
+        yolo, trainer, epochs = YOLO(options.model), None, options.epochs
+    else:
+        yolo = YOLO(_weights(options, "dense"))
+        trainer = pruning(options, options.schedule(method))
+        epochs = trainer.schedule.max_epochs
+    yolo.train(
+        trainer=trainer,
+        data=str(data),
+        epochs=epochs,
+        imgsz=options.size,
+        batch=options.batch,
+        nbs=options.batch,  # an update for each batch
+        optimizer="AdamW",
+        lr0=options.learning_rate,
+        warmup_epochs=1,
+        mosaic=0.0,
+        seed=options.seed,
+        name=method,
+        **_quiet(options),
+    )
+    return yolo
+
+
+def pruning(options: Options, alphas: bp.Schedule) -> type[DetectionTrainer]:
+    """Return the trainer that prunes by a schedule."""
+
+    class Trainer(BranchPruning, DetectionTrainer):  # type: ignore[misc]
+        schedule = alphas
+        keep = options.keep
+        mixing = "group"
+
+    return Trainer
+
+
+def _quiet(options: Options) -> dict[str, Any]:
+    where = {"project": str(options.folder.resolve()), "exist_ok": True}
+    return where | {"plots": False, "verbose": False, "workers": 0, "device": "cpu"}
+
+
+def _weights(options: Options, method: str) -> Path:
+    return options.folder.resolve() / method / "weights" / "best.pt"
+
+
+def measured(yolo: YOLO, options: Options, data: Path) -> dict[str, Any]:
+    """Return what a detector is worth and costs, and how exact its ONNX file is."""
+    found = yolo.val(data=str(data), split="test", imgsz=options.size, **_quiet(options)).box
+    model = yolo.model.float().eval()
+    image = torch.rand(1, 3, options.size, options.size)
+    dense = YOLO(_weights(options, "dense")).model.float().eval()
+    before, after, faster = compare_latency(dense, model, image)
+    return {
+        "map50": float(found.map50),
+        "map50_95": float(found.map),
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": macs(model, image),
+        "latency_s": {"dense": before.median_s, "this": after.median_s},
+        "speed_up": None if faster is None else asdict(faster),
+        "onnx_difference": onnx_difference(yolo, image),
+    }
+
+
+def macs(model: nn.Module, image: Tensor) -> int:
+    """Return the multiply-adds of a pass, as torch counts them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
+
+
+def onnx_difference(yolo: YOLO, image: Tensor) -> float:
+    """Return the largest difference between a detector and its ONNX file, relative to its outputs."""
+    import onnxruntime
+
+    file = yolo.export(format="onnx", imgsz=image.shape[-1], device="cpu", verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"images": image.numpy()})[0])
+    with torch.no_grad():
+        wanted: Tensor = yolo.model(image)[0]
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def line(
+    method: str,
+    found: dict[str, Any],
+    seconds: float,
+    options: Options,
+    args: Sequence[str],
+) -> dict[str, Any]:
+    """Return the line of results of a method."""
+    settings = {k: v for k, v in asdict(options).items() if k not in LEFT_OUT}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    dense = method == "dense"
+    return {
+        "method": method,
+        "epochs": options.epochs if dense else options.schedule(method).max_epochs,
+        **found,
+        "settings": settings,
+        "configuration": digest,
+        "seed": options.seed,
+        "command": shlex.join(["python", "scripts/yolo.py", *args]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds),
+        "hardware": environment.hardware("cpu"),
+        "versions": environment.versions() | {"ultralytics": version("ultralytics")},
+        "commit": environment.commit(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The table of `yolo.py`, from its result lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from branchprune.experiments.markdown import markdown_table
+
+HEAD = ("detector", "epochs", "mAP50", "mAP50-95", "parameters", "MACs", "times as fast", "ONNX")
+
+
+def table(lines: Iterable[dict[str, Any]]) -> str:
+    """Return what each way of pruning costs and keeps, as Markdown; the last line of each counts.
+
+    ONNX is the largest difference between a detector and its exported file, relative to its outputs.
+    """
+    last = {line["method"]: line for line in lines}
+    rows = [[*HEAD], *(_row(line) for line in last.values())]
+    told = next(iter(last.values()))
+    settings, versions = told["settings"], told["versions"]
+    caption = (
+        f"{settings['model'].removesuffix('.yaml')} from scratch, {settings['images']} images of "
+        f"{settings['size']}x{settings['size']}, seed {told['seed']}; {told['hardware']}, "
+        f"ultralytics {versions['ultralytics']}, torch {versions['torch']}, commit "
+        f"{told['commit']}. Command: `{told['command']}`."
+    )
+    return f"{caption}\n\n{markdown_table(rows, 'lrrrrrrr')}"
+
+
+def _row(line: dict[str, Any]) -> list[str]:
+    faster = line["speed_up"]
+    return [
+        line["method"],
+        str(line["epochs"]),
+        f"{line['map50']:.3f}",
+        f"{line['map50_95']:.3f}",
+        f"{line['params']:,}",
+        f"{line['macs']:,}",
+        "–" if line["method"] == "dense" or faster is None else f"{faster['median']:.2f}",
+        f"{line['onnx_difference']:.1e}",
+    ]
