@@ -1,4 +1,4 @@
-"""A YOLO from scratch, pruned in the trainer of ultralytics: mAP, cost and latency before and after.
+"""A YOLO from scratch, pruned in the trainer of ultralytics: mAP and cost before and after.
 
 ```
 python scripts/yolo.py --record
@@ -40,8 +40,8 @@ from branchprune.ultralytics import BranchPruning
 
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # what is missing is an error, not a download
 
-from ultralytics import YOLO  # noqa: E402
-from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
 
 RECORD = "yolo.jsonl"
 LEFT_OUT = ("folder", "record")
@@ -180,7 +180,7 @@ def macs(model: nn.Module, image: Tensor) -> int:
 
 
 def onnx_difference(yolo: YOLO, image: Tensor) -> float:
-    """Return the largest difference between a detector and its ONNX file, relative to its outputs."""
+    """Return how far a detector's ONNX file is from it at most, relative to its outputs."""
     import onnxruntime
 
     file = yolo.export(format="onnx", imgsz=image.shape[-1], device="cpu", verbose=False)

@@ -13,7 +13,7 @@ HEAD = ("detector", "epochs", "mAP50", "mAP50-95", "parameters", "MACs", "times 
 def table(lines: Iterable[dict[str, Any]]) -> str:
     """Return what each way of pruning costs and keeps, as Markdown; the last line of each counts.
 
-    ONNX is the largest difference between a detector and its exported file, relative to its outputs.
+    ONNX is how far its exported file is from a detector at most, relative to its outputs.
     """
     last = {line["method"]: line for line in lines}
     rows = [[*HEAD], *(_row(line) for line in last.values())]

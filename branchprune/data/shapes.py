@@ -31,10 +31,10 @@ def draw_shapes(
 ) -> Path:
     """Draw circles, squares and triangles, with their boxes, as YOLO reads them.
 
-    Images, PNG, are in `images/train/`, `images/val/` and `images/test/`, and a text file for each
-    in `labels/` holds a line for each shape: class, and centre, width and height as fractions of the image.
-    Each image has one to three shapes, turned and coloured at random, none over another, on a cloudy
-    ground with noise. An image depends on the seed and its number alone.
+    Images, PNG, are in `images/train/`, `images/val/` and `images/test/`. A text file for each in
+    `labels/` holds a line for each shape: class, and centre, width and height as fractions of the
+    image. An image has one to three shapes, turned and coloured at random, none over another, on a
+    cloudy ground with noise; it depends on size, seed, split and its number alone.
 
     Args:
         folder: Where to write; it is made.

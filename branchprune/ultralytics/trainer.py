@@ -33,8 +33,8 @@ UNTRIED = {
 class KeepWidths:
     """Lets a trainer of ultralytics train a small model as it is.
 
-    Its trainers build the model anew from its YAML, at full width, and load what fits of the weights:
-    of a collapsed model nearly nothing, without an error. Put this before the trainer:
+    Its trainers build the model anew from its YAML, at full width, and load what fits of the
+    weights: of a collapsed model nearly nothing, without an error. Put this before the trainer:
 
     ```python
     class Trainer(KeepWidths, DetectionTrainer):
