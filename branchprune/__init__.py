@@ -15,6 +15,7 @@ from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
+from branchprune.blending.stand_in import stand_in
 from branchprune.collapsing.collapse import collapse
 from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
@@ -41,6 +42,7 @@ __all__ = [
     "plan",
     "rules",
     "save",
+    "stand_in",
     "steps",
     "teach",
 ]

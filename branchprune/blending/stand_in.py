@@ -55,15 +55,15 @@ def stand_in(blended: Blended, method: str = "forward") -> nn.Module:
 
 def _new(kind: Kind, method: str) -> nn.Module:
     """Return an empty stand-in, which a copy or a pickle fills."""
-    made = _class(kind, method)
+    made: Kind = _class(kind, method)
     return made.__new__(made)
 
 
 @cache
-def _class(kind: Kind, method: str) -> Kind:
+def _class(kind: Any, method: str) -> Any:
     """Return the class of the stand-ins for models of a class."""
 
-    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute the blended output."""
         on = {name: value for name, value in kwargs.items() if _is_on(value)}
         return self.blended(*filter(_is_on, args), **on)

@@ -70,7 +70,8 @@ class KeepWidths:
                 f"the model was collapsed with {len(names)} classes and the data has {wanted}: "
                 "train the dense model on this data first, and prune that"
             )
-        return copy.deepcopy(weights).float().requires_grad_(True)
+        small: nn.Module = copy.deepcopy(weights)
+        return small.float().requires_grad_(True)
 
 
 class BranchPruning(KeepWidths):
@@ -136,7 +137,7 @@ class BranchPruning(KeepWidths):
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
         """Return the model that is trained: blended, of the class that the trainer expects."""
-        model = super().get_model(cfg, weights, verbose)
+        model: Any = super().get_model(cfg, weights, verbose)
         if hasattr(model, "end2end"):  # as the validator will set it
             model.end2end = self.args.nms is False
         return stand_in(self.attach(model), "predict")
