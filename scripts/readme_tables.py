@@ -22,6 +22,7 @@ from measurement_tables import bench_table, cost_table, plan_speed_table
 from paper_tables import FILES, paper_table, read_results
 from reproduce import todays_command
 from torture_table import table as torture_table
+from yolo_table import table as yolo_table
 
 from branchprune.benchmarks.zoo_table import markdown_summary, read_csv
 from branchprune.experiments.compare import config as compare_config
@@ -107,6 +108,9 @@ PAGES: dict[str, dict[str, Table]] = {
         "torture": Table(
             ("torture.jsonl",), lambda folder: torture_table(read_lines(folder / "torture.jsonl"))
         ),
+    },
+    "scripts/results/yolo.md": {
+        "yolo": Table(("yolo.jsonl",), lambda folder: yolo_table(read_lines(folder / "yolo.jsonl"))),
     },
     **{
         f"scripts/results/compare/{name}.md": {
