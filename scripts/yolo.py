@@ -70,12 +70,12 @@ class Options:
 
     model: str = "yolov8n.yaml"
     size: int = 64
-    images: int = 320
+    images: int = 240
     epochs: int = 30
     hold: int = 2
     final_hold: int = 12
     keep: float = 0.5
-    batch: int = 16
+    batch: int = 8
     learning_rate: float = 0.002
     seed: int = 0
     folder: Path = Path("runs/yolo")
@@ -127,6 +127,7 @@ def trained(method: str, options: Options, data: Path) -> YOLO:
         lr0=options.learning_rate,
         warmup_epochs=1,
         mosaic=0.0,
+        scale=0.2,
         seed=options.seed,
         name=method,
         **_quiet(options),

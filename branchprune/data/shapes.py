@@ -86,7 +86,7 @@ def _ground(rng: np.random.Generator, size: int) -> Image.Image:
     """Return clouds of a few colours, with noise on each pixel."""
     clouds = Image.fromarray(rng.integers(40, 216, (5, 5, 3), dtype=np.uint8))
     pixels = np.asarray(clouds.resize((size, size), Image.Resampling.BICUBIC), dtype=float)
-    noisy = pixels + rng.normal(0, 12, pixels.shape)
+    noisy = pixels + rng.normal(0, 10, pixels.shape)
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
@@ -106,7 +106,7 @@ def _polygons(
     boxes: list[Box] = []
     for _ in range(10 * count):
         label = int(rng.integers(len(SHAPES)))
-        radius = float(rng.uniform(0.11, 0.24)) * size
+        radius = float(rng.uniform(0.15, 0.3)) * size
         x, y = rng.uniform(radius, size - 1 - radius, 2)
         turn = float(rng.uniform(0, 2 * math.pi))
         angles = [turn + 2 * math.pi * i / CORNERS[label] for i in range(CORNERS[label])]

@@ -88,9 +88,10 @@ class BranchPruning(KeepWidths):
     yolo.val()  # the small model, as are the files best.pt and last.pt
     ```
 
-    α follows the schedule; at its end it stays 0 as long as the trainer goes on. Checkpoints are
-    written from then on, and hold the collapsed average of the weights: a plain model of
-    ultralytics. Metrics of the epochs before are those of the blended average. A `Plateau` watches
+    α follows the schedule; at its end it stays 0 as long as the trainer goes on. From α = 0 on
+    checkpoints are written where the fitness is the best so far, and at the end. They hold the
+    collapsed average of the weights: a plain model of ultralytics. Metrics of the epochs before
+    are those of the blended average. A `Plateau` watches
     the trainer's fitness. Such a training cannot be resumed; a small model is trained further with
     `KeepWidths`.
 
@@ -113,6 +114,7 @@ class BranchPruning(KeepWidths):
     world_size: int
     best_fitness: float | None
     fitness: float | None
+    stop: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -143,9 +145,10 @@ class BranchPruning(KeepWidths):
         return stand_in(self.attach(model), "predict")
 
     def save_model(self) -> bool:
-        """Write checkpoints of the collapsed average, once every α is 0."""
+        """Write checkpoints of the collapsed average: the best from α = 0 on, and the last."""
         average = self.ema.ema
-        if any(average.blended.alpha.values()):
+        due = self.stop or self.fitness == self.best_fitness
+        if not due or any(average.blended.alpha.values()):
             return False
         self.ema.ema = collapsed(average)
         trainer: Any = super()
