@@ -110,7 +110,9 @@ PAGES: dict[str, dict[str, Table]] = {
         ),
     },
     "scripts/results/yolo.md": {
-        "yolo": Table(("yolo.jsonl",), lambda folder: yolo_table(read_lines(folder / "yolo.jsonl"))),
+        "yolo": Table(
+            ("yolo.jsonl",), lambda folder: yolo_table(read_lines(folder / "yolo.jsonl"))
+        ),
     },
     **{
         f"scripts/results/compare/{name}.md": {
