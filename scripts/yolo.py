@@ -177,7 +177,7 @@ def macs(model: nn.Module, image: Tensor) -> int:
     """Return the multiply-adds of a pass, as torch counts them."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops() // 2)
 
 
 def onnx_difference(yolo: YOLO, image: Tensor) -> float:

@@ -20,9 +20,10 @@ from branchprune.errors import INSTALL, optional
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = {"torch", "safetensors"}
-BY_NAME = {"torch_pruning", "timm", "tensorboard"}
+ZOO = {"timm", "segmentation_models_pytorch", "ultralytics"}
+BY_NAME = {"torch_pruning", "tensorboard"} | ZOO
 """What `optional` imports, and no import statement."""
-DISTRIBUTIONS = packages_distributions() | {"timm": ["timm"]}
+DISTRIBUTIONS = packages_distributions() | {name: [name] for name in ZOO}
 
 
 def names(requirements):

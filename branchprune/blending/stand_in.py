@@ -53,7 +53,7 @@ def stand_in(blended: Blended, method: str = "forward") -> nn.Module:
     return model.train(blended.training)
 
 
-def _new(kind: Kind, method: str) -> nn.Module:
+def _new(kind: Any, method: str) -> nn.Module:
     """Return an empty stand-in, which a copy or a pickle fills."""
     made: Kind = _class(kind, method)
     return made.__new__(made)
