@@ -199,7 +199,7 @@ def _decoded(path: Path, size: Size | None) -> np.ndarray[tuple[int, ...], np.dt
         raise PruneError(
             f"{path} has more than {MOST_PIXELS:,} pixels, which are not decoded: scale it down"
         ) from error
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, ImportError) as error:  # ultralytics looks for a decoder then
         raise PruneError(
             f"{path} is corrupt, or none of {', '.join(FORMATS)}, whatever its name"
         ) from error

@@ -84,3 +84,13 @@ def test_what_is_not_hostile_is_read(folder):
     data = ImageFolder(folder, batch_size=2, val_fraction=0.3)
     data.setup()
     assert sum(len(images) for images, _ in data.splits.values()) == 16
+
+
+def test_a_package_that_replaces_the_opener_changes_no_message(folder, monkeypatch):
+    def needs_more(*args, **kwargs):
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    postscript(folder / "train/cat/x.png")
+    monkeypatch.setattr(Image, "open", needs_more)
+    with pytest.raises(PruneError, match="none of BMP, JPEG, PNG, PPM"):
+        ImageFolder(folder, batch_size=4).setup("fit")
