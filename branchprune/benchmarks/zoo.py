@@ -35,6 +35,7 @@ from branchprune.blending.blended import Blended
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
+from branchprune.graph.folding import spanned
 from branchprune.graph.inputs import call, tensors, training_mode
 from branchprune.planning.plan import Plan, plan
 from branchprune.planning.profiling import count_macs, count_params
@@ -210,8 +211,10 @@ def _rounds(planned: Plan) -> list[list[str]]:
         group, size = planned.groups[i], 0
         for layer in planned.structure.linears.values():
             read = layer.inputs if layer.inputs and layer.expand == layer.name else ()
-            ends = sum(piece.group == i for piece in (*layer.outputs, *read))
-            size += ends * group.width * group.kept // layer.groups
+            for pieces in (layer.outputs, read):
+                length = sum(piece.size for piece in pieces) // layer.groups
+                spans = [spanned(piece.size, length) for piece in pieces if piece.group == i]
+                size += sum(group.width * group.kept // span for span in spans)
         if rounds[-1] and filled + size > LARGEST_ENDS:
             rounds.append([])
             filled = 0

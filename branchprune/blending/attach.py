@@ -19,6 +19,7 @@ from branchprune.criteria.named import CRITERIA
 from branchprune.criteria.scores import Criterion, group_weights, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
+from branchprune.graph.folding import spanned
 from branchprune.graph.inputs import Example, copied
 from branchprune.graph.layers import describe, narrow_channelwise, set_path
 from branchprune.graph.provenance import Origin, Own, index_of
@@ -159,14 +160,15 @@ class _Builder:
         """Add every linear end and every twin."""
         for layer in self.structure.linears.values():
             if self._any_live(layer.outputs):
-                ends = self._ends(layer.outputs)
-                weights = self._weights(layer.outputs, layer, expand=False)
-                behind = Reduce(ends, layer.dim, layer.groups, weights)
+                ends = self._ends(layer.outputs, layer.groups)
+                weights = self._weights(layer.outputs, ends, layer, expand=False)
+                behind = Reduce(ends, layer.dim, weights)
                 set_path(self.blended.reduce, layer.name, behind)
             if layer.expand == layer.name and self._any_live(layer.inputs or ()):
                 pieces = layer.inputs or ()
-                weights = self._weights(pieces, layer, expand=True)
-                before = Expand(self._ends(pieces), layer.dim, layer.groups, weights)
+                ends = self._ends(pieces, layer.groups)
+                weights = self._weights(pieces, ends, layer, expand=True)
+                before = Expand(ends, layer.dim, weights)
                 set_path(self.blended.expand, layer.name, before)
         for other in self.structure.channelwise.values():
             if self._any_live(other.pieces):
@@ -209,22 +211,26 @@ class _Builder:
     def _any_live(self, pieces: Pieces) -> bool:
         return any(piece.group in self.branch for piece in pieces)
 
-    def _ends(self, pieces: Pieces) -> list[EndPiece]:
-        kept = self.blended.plan.groups
+    def _ends(self, pieces: Pieces, groups: int) -> list[EndPiece]:
+        length = _size(pieces) // groups
         return [
-            EndPiece(p.width, kept[p.group].kept, p.repeat, self.branch.get(p.group))
+            EndPiece(
+                p.width, self._kept(p), p.repeat, self.branch.get(p.group), spanned(p.size, length)
+            )
             for p in pieces
         ]
 
-    def _weights(self, pieces: Pieces, layer: LinearLayer, expand: bool) -> list[Tensor]:
+    def _weights(
+        self, pieces: Pieces, ends: Sequence[EndPiece], layer: LinearLayer, expand: bool
+    ) -> list[Tensor]:
         """Return the matrices of a linear end: a selection (or its transpose), or random."""
-        groups, weights = layer.groups, []
+        weights = []
         like = self.blended.model.get_submodule(layer.name).weight
         assert isinstance(like, Tensor)
         index = self._index(pieces, layer.origin if expand else None)
         start = kept = 0
-        for piece in pieces:
-            size = self._kept(piece)
+        for piece, end in zip(pieces, ends, strict=True):
+            size = end.kept
             chosen = index[kept : kept + size * piece.repeat : piece.repeat] - start
             start, kept = start + piece.size, kept + size * piece.repeat
             if piece.group not in self.branch:
@@ -234,8 +240,8 @@ class _Builder:
             matrix = torch.zeros(size, piece.width)
             matrix[known, chosen[known]] = 1
             matrix = matrix.T if expand else matrix
-            blocks = matrix.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
-            diagonal = torch.stack([blocks[g, :, g] for g in range(groups)]).flatten(0, 1)
+            blocks = matrix.unflatten(0, (end.blocks, -1)).unflatten(2, (end.blocks, -1))
+            diagonal = torch.stack([blocks[g, :, g] for g in range(end.blocks)]).flatten(0, 1)
             if self.random:
                 nn.init.kaiming_uniform_(diagonal, a=math.sqrt(5))
             weights.append(diagonal.contiguous().to(like.device, like.dtype))

@@ -144,7 +144,7 @@ def _products(end: Expand, narrow: Tensor, wide: Tensor, where: str) -> list[tup
     """Return `ũ ũᵀ` and `ũ uᵀ` of each piece that has a matrix, over all of its samples.
 
     Returns:
-        Tensors of shape (G, k/G, k/G) and (G, k/G, C/G) in float64, G the number of blocks.
+        Tensors of shape (m, k/m, k/m) and (m, k/m, C/m) in float64, m the piece's blocks.
     """
     products = []
     for (x, (piece, weight)), (u, _) in zip(
@@ -152,8 +152,8 @@ def _products(end: Expand, narrow: Tensor, wide: Tensor, where: str) -> list[tup
     ):
         if weight is None:
             continue
-        a = _samples(x, piece, end, piece.kept)
-        b = _samples(u, piece, end, piece.wide)
+        a = _samples(x, piece, end.dim, piece.kept)
+        b = _samples(u, piece, end.dim, piece.wide)
         if len(a) != len(b) or not a.numel():
             raise PruneError(
                 f"{where} cannot be fitted: it reads tensors of shape {tuple(wide.shape)} in the "
@@ -163,10 +163,10 @@ def _products(end: Expand, narrow: Tensor, wide: Tensor, where: str) -> list[tup
     return products
 
 
-def _samples(x: Tensor, piece: EndPiece, end: Expand, channels: int) -> Tensor:
-    """Return the samples of a piece's channels: shape (M, G, channels/G), float64."""
-    entries: Tensor = x.movedim(end.dim, -1).unflatten(-1, (channels, piece.repeat))
-    return entries.transpose(-1, -2).reshape(-1, end.groups, channels // end.groups).double()
+def _samples(x: Tensor, piece: EndPiece, dim: int, channels: int) -> Tensor:
+    """Return the samples of a piece's channels: shape (M, m, channels/m), float64."""
+    entries: Tensor = x.movedim(dim, -1).unflatten(-1, (channels, piece.repeat))
+    return entries.transpose(-1, -2).reshape(-1, piece.blocks, channels // piece.blocks).double()
 
 
 def solve(square: Tensor, mixed: Tensor, ridge: float) -> Tensor:

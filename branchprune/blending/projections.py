@@ -28,36 +28,38 @@ class EndPiece:
         kept: Channels on the narrow side.
         repeat: Entries a channel.
         branch: Index of the group's α, or None where the width stays and nothing is mapped.
+        blocks: Blocks of the layer that it spans, and so of its matrix, which is block-diagonal.
     """
 
     wide: int
     kept: int
     repeat: int
     branch: int | None
+    blocks: int = 1
 
 
-def map_channels(x: Tensor, weight: Tensor, dim: int, repeat: int, groups: int) -> Tensor:
+def map_channels(x: Tensor, weight: Tensor, dim: int, repeat: int, blocks: int) -> Tensor:
     """Apply a linear map along the channels of a tensor, as a 1x1 convolution does.
 
     Args:
         x: Tensor whose dimension `dim` has `in * repeat` entries.
-        weight: Matrix (out, in / groups), block-diagonal if `groups` > 1.
+        weight: Matrix (out, in / blocks), block-diagonal if `blocks` > 1.
         dim: The channel dimension.
         repeat: Consecutive entries that belong to one channel.
-        groups: Number of blocks.
+        blocks: Number of blocks.
 
     Returns:
         Tensor with `out * repeat` entries along `dim`.
     """
     dim %= x.dim()
-    if dim == x.dim() - 1 and repeat == groups == 1:
+    if dim == x.dim() - 1 and repeat == blocks == 1:
         return F.linear(x, weight)
     if dim == 1 and repeat == 1 and x.dim() in _CONVOLUTIONS:
         kernel = weight.reshape(*weight.shape, *[1] * (x.dim() - 2))
-        return _CONVOLUTIONS[x.dim()](x, kernel, groups=groups)
+        return _CONVOLUTIONS[x.dim()](x, kernel, groups=blocks)
     lead, tail = x.shape[:dim], x.shape[dim + 1 :]
     flat = x.reshape(prod(lead), x.shape[dim] // repeat, repeat * prod(tail))
-    mapped = F.conv1d(flat, weight.unsqueeze(-1), groups=groups)
+    mapped = F.conv1d(flat, weight.unsqueeze(-1), groups=blocks)
     return mapped.reshape(*lead, len(weight) * repeat, *tail)
 
 
@@ -67,15 +69,12 @@ class LinearEnd(nn.Module):
     Args:
         pieces: What the dimension is made of, in order.
         dim: The channel dimension.
-        groups: Blocks of the layer that the end is folded into.
         weights: For each piece with a branch, its matrix.
     """
 
-    def __init__(
-        self, pieces: Sequence[EndPiece], dim: int, groups: int, weights: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, pieces: Sequence[EndPiece], dim: int, weights: Sequence[Tensor]) -> None:
         super().__init__()
-        self.pieces, self.dim, self.groups = tuple(pieces), dim, groups
+        self.pieces, self.dim = tuple(pieces), dim
         self.weights = nn.ParameterList([nn.Parameter(weight) for weight in weights])
 
     def each(self) -> Iterator[tuple[EndPiece, Tensor | None]]:
@@ -95,7 +94,7 @@ class LinearEnd(nn.Module):
     def _map(self, x: Tensor, piece: EndPiece, weight: Tensor | None) -> Tensor:
         if weight is None:
             return x
-        return map_channels(x, weight, self.dim, piece.repeat, self.groups)
+        return map_channels(x, weight, self.dim, piece.repeat, piece.blocks)
 
     def _join(self, parts: Sequence[Tensor]) -> Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(list(parts), self.dim)
@@ -107,7 +106,8 @@ class LinearEnd(nn.Module):
     def extra_repr(self) -> str:
         """Say the widths."""
         widths = ", ".join(f"{piece.wide}:{piece.kept}" for piece in self.pieces)
-        return f"{widths}, dim={self.dim}, groups={self.groups}"
+        blocks = max(piece.blocks for piece in self.pieces)
+        return f"{widths}, dim={self.dim}" + f", blocks={blocks}" * (blocks > 1)
 
 
 class Reduce(LinearEnd):
@@ -197,11 +197,9 @@ def _cost_of_fold(weight: Tensor, reduce: Reduce | None, expand: Expand | None) 
     """Return the multiply-adds of folding the ends into the weight."""
     cost = 0.0
     if reduce is not None:
-        cost += weight.numel() * max(p.kept / reduce.groups for p in reduce.pieces)
+        cost += weight.numel() * max(p.kept / p.blocks for p in reduce.pieces)
     if expand is not None:
-        cost += (
-            weight.numel() * _shrink(reduce) * max(p.kept / expand.groups for p in expand.pieces)
-        )
+        cost += weight.numel() * _shrink(reduce) * max(p.kept / p.blocks for p in expand.pieces)
     return cost
 
 

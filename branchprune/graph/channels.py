@@ -172,7 +172,7 @@ def resolve(segments: Iterable[Segment]) -> list[Segment]:
 def unify(first: Sequence[Segment], second: Sequence[Segment], where: str) -> None:
     """Tie two channel dimensions of equal size together, channel by channel.
 
-    Groups are split where the segments do not line up; what cannot be split is frozen.
+    Groups are split where the segments do not line up; what does not go into each other is frozen.
 
     Args:
         first: Segments of one dimension.
@@ -194,8 +194,7 @@ def unify(first: Sequence[Segment], second: Sequence[Segment], where: str) -> No
             _merge(a.channels, b.channels)
         else:
             large, small = (a, b) if a.size > b.size else (b, a)
-            if not _split(large.channels, small.channels.width):
-                break
+            _split(large.channels, small.channels.width)
         left, right = resolve(left), resolve(right)
     for segment in left + right:
         segment.channels.freeze(f"channels of different structure meet in {where}")
@@ -205,7 +204,7 @@ def cut(segments: Iterable[Segment], size: int) -> list[list[Segment]] | None:
     """Cut a channel dimension into parts of `size` entries each.
 
     Returns:
-        The segments of each part; None if a cut falls into a channel or a block.
+        The segments of each part; None if a cut falls into a channel.
     """
     whole = resolve(segments)
     return divided(whole, [size] * (sum(segment.size for segment in whole) // size))
@@ -215,7 +214,7 @@ def divided(segments: Iterable[Segment], sizes: Sequence[int]) -> list[list[Segm
     """Cut a channel dimension into parts of these many entries.
 
     Returns:
-        The segments of each part; None if a cut falls into a channel or a block.
+        The segments of each part; None if a cut falls into a channel.
     """
     parts: list[list[Segment]] = []
     rest = resolve(segments)
@@ -227,8 +226,10 @@ def divided(segments: Iterable[Segment], sizes: Sequence[int]) -> list[list[Segm
             if segment.size <= room:
                 parts[-1].append(segment)
                 rest, room = rest[1:], room - segment.size
-            elif room % segment.repeat or not _split(segment.channels, room // segment.repeat):
+            elif room % segment.repeat:
                 return None
+            else:
+                _split(segment.channels, room // segment.repeat)
             rest = resolve(rest)
     return [resolve(part) for part in parts]
 
@@ -259,13 +260,38 @@ def _merge(keep: Channels, other: Channels) -> None:
     keep.strata = max(keep.strata, other.strata)
 
 
-def _split(root: Channels, width: int) -> bool:
-    """Divide a group in two behind `width` channels, unless blocks hold it together."""
+def _split(root: Channels, width: int) -> None:
+    """Divide a group in two behind `width` channels; one of several blocks between blocks first."""
     if root.blocks > 1:
-        return False
-    widths = (width, root.width - width)
-    root._parts = tuple(Segment(Channels(w, 1, root.reason, root.free)) for w in widths)
-    return True
+        size = root.width // root.blocks
+        left = 1 if width % size else gcd(width // size, root.blocks)
+        root._parts = tuple(
+            Segment(Channels(left * size, left, root.reason, root.free, root.strata))
+            for _ in range(root.blocks // left)
+        )
+    else:
+        widths = (width, root.width - width)
+        root._parts = tuple(Segment(Channels(w, 1, root.reason, root.free)) for w in widths)
+
+
+def divided_blocks(made: Channels) -> dict[Channels, tuple[Segment, ...]]:
+    """Return the groups that were divided between blocks, each with its parts.
+
+    The parts must stay equally wide. They are not tied yet: which of their channels go together
+    is free as long as the numbers agree.
+
+    Args:
+        made: The channels of a layer, as they were before.
+    """
+    found: dict[Channels, tuple[Segment, ...]] = {}
+    rest = [made.find()]
+    while rest:
+        root = rest.pop(0)
+        parts = root._parts or ()
+        if len(parts) > 1 and root.blocks > 1:
+            found[root] = parts
+        rest += [part.channels.find() for part in parts]
+    return found
 
 
 def _fuse(root: Channels, times: int) -> bool:

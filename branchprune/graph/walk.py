@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
+from branchprune.graph.blocks import even_out
 from branchprune.graph.channels import Known, Layout, Segment, layouts_in, resolve
 from branchprune.graph.measured import is_measured
 from branchprune.graph.module_numbers import ModuleNumber, numbers_in
@@ -175,6 +176,8 @@ def finish(analysis: Analysis) -> None:
         dim %= len(shape)
         return layout.segments if layout is not None and layout.dim == dim else shape[dim]
 
+    analysis.constraints.tie()
+    even_out(analysis)
     analysis.constraints.freeze_unsolvable([c for _, c in analysis.channels], counted)
     _freeze_parameters(analysis)
     read = {

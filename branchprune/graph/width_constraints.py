@@ -126,20 +126,19 @@ class Constraints:
                 self.pinned.setdefault(attribute, what)
 
     def freeze_unsolvable(self, made: Iterable[Channels], size: Size) -> None:
-        """Tie what one number counts, and freeze groups whose constraints hold at one width alone.
+        """Freeze groups whose constraints hold at one width alone.
 
         Args:
             made: All output channels that have been met.
             size: What a size of a tensor counts.
         """
-        self._tie()
         every = [Segment(channels) for channels in made]
         every += [segment for each in self.follows for segment in each.segments]
         groups = [*dict.fromkeys(segment.channels for segment in resolve(every))]
         while any([self._freeze(groups, choice, size) for choice in range(CHOICES)]):
             pass
 
-    def _tie(self) -> None:
+    def tie(self) -> None:
         """Tie channels that are counted by the same number to one width."""
         first: dict[tuple[object, int], Follows] = {}
         for each in self.follows:

@@ -292,7 +292,7 @@ def test_taylor_reads_the_gradients_of_the_model() -> None:
     wanted = torch.cat([best(half, 2) + 4 * i for i, half in enumerate(first.chunk(2))])
     assert chosen.tolist() == wanted.tolist()
     rows = [torch.nonzero(w)[:, 1] for w in blended.reduce.get_submodule("2").weights]
-    assert blended.reduce.get_submodule("2").groups == 2
+    assert blended.reduce.get_submodule("2").pieces[0].blocks == 2
     wanted = torch.cat([best(half, len(rows[0]) // 2) for half in second.chunk(2)])
     assert rows[0].tolist() == wanted.tolist()
     for name, p in model.named_parameters():

@@ -192,7 +192,7 @@ def test_a_concatenation_of_groups_at_0_and_1_is_not_matched() -> None:
 def test_low_precision_is_summed_in_single(dtype: torch.dtype) -> None:
     """300² is too large for float16, and bfloat16 counts no further than 256 one by one."""
     weight = torch.full((4, 2), 0.5, dtype=dtype)
-    expand = Expand([EndPiece(4, 2, 1, 0)], -1, 1, [weight])
+    expand = Expand([EndPiece(4, 2, 1, 0)], -1, [weight])
     narrow, wide = torch.full((500, 2), 200.0, dtype=dtype), torch.full((500, 4), 300.0).to(dtype)
     term = mismatch(expand, narrow, wide, [True]).detach()
     assert term.dtype == torch.float32

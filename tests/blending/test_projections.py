@@ -13,7 +13,7 @@ from branchprune.blending.projections import EndPiece, Expand, Reduce, apply_fol
 def test_a_piece_that_stays_is_blended_by_the_mean_of_those_beside_it() -> None:
     pieces = [EndPiece(3, 2, 1, 1), EndPiece(4, 4, 1, None), EndPiece(5, 1, 1, 0)]
     first, last = torch.randn(3, 2).double(), torch.randn(5, 1).double()
-    expand = Expand(pieces, 1, 1, [first, last])
+    expand = Expand(pieces, 1, [first, last])
     narrow, wide = torch.randn(2, 7).double(), torch.randn(2, 12).double()
     found = expand(narrow, wide, torch.tensor([0.25, 0.75]).double())
     expected = torch.cat(
@@ -33,7 +33,7 @@ def test_ends_are_folded_in_full_precision_under_autocast() -> None:
     step = 2**-12
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1 + step] * 4, [1.0] * 4]))
-    reduce = Reduce([EndPiece(2, 1, 1, 0)], -1, 1, [torch.tensor([[1.0, -1.0]])])
+    reduce = Reduce([EndPiece(2, 1, 1, 0)], -1, [torch.tensor([[1.0, -1.0]])])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = apply_folded(layer, reduce, None, torch.ones(1000, 4))
     assert found.dtype == torch.bfloat16
@@ -54,7 +54,7 @@ def test_a_convolution_is_folded_where_that_is_cheaper(
 ) -> None:
     """The weight is applied at every output, at every input of a transposed convolution."""
     layer = convolution(transposed, stride)
-    reduce = Reduce([EndPiece(16, 8, 1, 0)], 1, 1, [torch.randn(8, 16)])
+    reduce = Reduce([EndPiece(16, 8, 1, 0)], 1, [torch.randn(8, 16)])
     x = torch.randn(batch, 16, size, size)
     fold = 8 * layer.weight.numel()
     narrow = nn.ConvTranspose2d if transposed else nn.Conv2d
@@ -76,8 +76,8 @@ def test_a_fully_connected_layer_is_folded_from_64_rows_on(
 ) -> None:
     """Folded it saves 64·64 − 32·32 multiply-adds a row, and to fold takes 64·64·32 + 32·64·32."""
     layer = nn.Linear(64, 64, bias=False)
-    expand = Expand([EndPiece(64, 32, 1, 0)], -1, 1, [torch.randn(64, 32)])
-    reduce = Reduce([EndPiece(64, 32, 1, 0)], -1, 1, [torch.randn(32, 64)])
+    expand = Expand([EndPiece(64, 32, 1, 0)], -1, [torch.randn(64, 32)])
+    reduce = Reduce([EndPiece(64, 32, 1, 0)], -1, [torch.randn(32, 64)])
     x = torch.randn(*shape, 32)
     rows = x.numel() // 32
     found = counted_macs(lambda x: apply_folded(layer, reduce, expand, x), x)

@@ -36,8 +36,8 @@ def ends(layer: nn.Module) -> tuple[Expand, Reduce]:
     b = torch.randn(8, 4 // groups, dtype=torch.float64)
     kept = 6 if 6 % groups == 0 else 4
     a = torch.randn(kept, 12 // groups, dtype=torch.float64)
-    expand = Expand([EndPiece(8, 4, 1, 0)], dim, groups, [b])
-    return expand, Reduce([EndPiece(12, kept, 1, 0)], dim, groups, [a])
+    expand = Expand([EndPiece(8, 4, 1, 0, groups)], dim, [b])
+    return expand, Reduce([EndPiece(12, kept, 1, 0, groups)], dim, [a])
 
 
 def folded(layer: nn.Module, expand: Expand, reduce: Reduce) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def test_bias_by_loops() -> None:
 def test_flattened_image_by_loops() -> None:
     layer = nn.Linear(8 * 6, 5).double()
     b = torch.randn(8, 3, dtype=torch.float64)
-    expand = Expand([EndPiece(8, 3, 6, 0)], -1, 1, [b])
+    expand = Expand([EndPiece(8, 3, 6, 0)], -1, [b])
     expected = torch.zeros(5, 3, 6, dtype=torch.float64)
     for j, i, pixel in product(range(3), range(8), range(6)):
         expected[:, j, pixel] += layer.weight[:, i * 6 + pixel] * b[i, j]
@@ -121,7 +121,7 @@ def test_channels_of_several_layers() -> None:
     b = torch.randn(6, 2, dtype=torch.float64)
     c = torch.randn(2, 1, dtype=torch.float64)
     pieces = [EndPiece(6, 2, 1, 0), EndPiece(2, 2, 1, None), EndPiece(2, 1, 2, 1)]
-    expand = Expand(pieces, 1, 1, [b, c])
+    expand = Expand(pieces, 1, [b, c])
     narrow = torch.randn(2, 6, 5, 5, dtype=torch.float64)
     first = torch.einsum("ij,njhw->nihw", b, narrow[:, :2])
     pairs = torch.einsum("ij,njrhw->nirhw", c, narrow[:, 4:].unflatten(1, (1, 2))).flatten(1, 2)
@@ -163,7 +163,7 @@ def test_map_channels(dims: int, dim: int, groups: int, repeat: int, seed: int) 
 def test_expand_blends(alpha: float) -> None:
     b = torch.randn(6, 2)
     pieces = [EndPiece(6, 2, 1, 1), EndPiece(3, 3, 1, None)]
-    expand = Expand(pieces, 1, 1, [b])
+    expand = Expand(pieces, 1, [b])
     narrow, wide = torch.randn(2, 5, 4), torch.randn(2, 9, 4)
     mapped = torch.cat([torch.einsum("ij,njl->nil", b, narrow[:, :2]), narrow[:, 2:]], 1)
     expected = alpha * wide + (1 - alpha) * mapped
@@ -191,8 +191,8 @@ def test_few_and_many_positions_give_the_same(name: str, size: int) -> None:
 @pytest.mark.parametrize(("rows", "folds"), [(1, False), (8, False), (1000, True)])
 def test_the_cheaper_way_is_taken(rows: int, folds: bool) -> None:
     layer = nn.Linear(64, 64)
-    expand = Expand([EndPiece(64, 32, 1, 0)], -1, 1, [torch.randn(64, 32)])
-    reduce = Reduce([EndPiece(64, 32, 1, 0)], -1, 1, [torch.randn(32, 64)])
+    expand = Expand([EndPiece(64, 32, 1, 0)], -1, [torch.randn(64, 32)])
+    reduce = Reduce([EndPiece(64, 32, 1, 0)], -1, [torch.randn(32, 64)])
     macs = counted_macs(lambda x: apply_folded(layer, reduce, expand, x), torch.randn(rows, 32))
     one_by_one = rows * (32 * 64 + 64 * 64 + 64 * 32)
     of_the_fold = 64 * 64 * 32 + 64 * 32 * 32

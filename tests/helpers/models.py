@@ -110,7 +110,7 @@ def matrix(end: LinearEnd) -> Tensor:
     for piece, weight in end.each():
         dense = torch.eye(piece.wide, dtype=torch.float64)
         if weight is not None:
-            dense = torch.block_diag(*weight.detach().double().chunk(end.groups))
+            dense = torch.block_diag(*weight.detach().double().chunk(piece.blocks))
         blocks.append(torch.kron(dense, torch.eye(piece.repeat, dtype=torch.float64)))
     return torch.block_diag(*blocks)
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from branchprune.errors import PruneError
-from branchprune.graph.channels import Layout, resolve
+from branchprune.graph.channels import Layout
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
 from branchprune.graph.state import Analysis
 
@@ -23,13 +23,8 @@ def linear(analysis: Analysis, node: fx.Node) -> Layout | None:
     if source is not None and source.dim != dim:
         analysis.unknown(node, "it acts on another dimension than the channels")
         source = None
-    if source is not None and groups > 1:
-        if groups == getattr(module, "in_channels", 0):
-            return analysis.resized(node, 0, times=analysis.shape(node)[1] // groups)
-        segments = resolve(source.segments)
-        if len(segments) != 1 or segments[0].repeat != 1:
-            source.freeze(f"grouped convolution {node.target} reads channels of several layers")
-        source.require_blocks(groups)
+    if source is not None and groups == getattr(module, "in_channels", 0) > 1:
+        return analysis.resized(node, 0, times=analysis.shape(node)[1] // groups)
     if str(node.target) in analysis.twins:
         return analysis.twin(node, analysis.twins[str(node.target)], source).made
     return analysis.linear(node, dim, source)

@@ -39,6 +39,7 @@ def _divide(layout: Layout, groups: int, name: str) -> None:
     segments = resolve(layout.segments)
     if groups > 1 and len(segments) != 1:
         layout.freeze(f"{name} normalises channels of several layers together")
+        return
     whole = segments[0].channels.width % groups == 0
     divided = 1 if whole else gcd(groups, segments[0].repeat)
     layout.require_blocks(groups // divided)
