@@ -72,7 +72,9 @@ def _tie(rows: Sequence[Sequence[Segment]], where: str) -> None:
         left, right = _in_order(first - other), _in_order(other - first)
         stays = next((s.channels.reason for s in left + right if s.channels.reason), None)
         for segment in left + right if stays else ():
-            segment.channels.freeze(f"each block of {where} keeps as many, and in one: {stays}")
+            segment.channels.freeze(
+                f"each block of {where} keeps as many, and one holds channels that stay ({stays})"
+            )
         if not stays:
             unify(left, right, where)
 

@@ -85,22 +85,12 @@ def test_each_step_alone_is_pruned(kind: str, dims: int) -> None:
     check_collapse(case, plan)
 
 
-CANNOT = "splits the channels where they cannot be split"
-SEVERAL = "reads channels of several layers"
-
-
-@pytest.mark.parametrize(
-    ("kind", "layer", "reason"),
-    [("shuffle", "first.0", CANNOT), ("channel shuffle", "0.0", SEVERAL)],
-)
-def test_what_a_shuffle_keeps_beside_grouped_convolutions(
-    kind: str, layer: str, reason: str
-) -> None:
-    case = single(kind, groups=2)
-    plan = bp.plan(case.model, case.x)
-    reasons = {group.name: group.reason or "" for group in plan.groups if not group.pruned}
-    assert reason in reasons[f"parts.0.{layer}"]
-    assert streams(plan, [kind]) == {0: "pruned"}
+@pytest.mark.parametrize("kind", ["shuffle", "channel shuffle", "grouped shuffle"])
+def test_a_shuffle_between_grouped_convolutions_is_pruned(kind: str) -> None:
+    case = single(kind, groups=2).double()
+    plan = bp.plan(case.model.eval(), case.x)
+    assert [group.name for group in plan.groups if not group.pruned] == ["head"]
+    check_collapse(case, plan)
 
 
 @settings(max_examples=15)

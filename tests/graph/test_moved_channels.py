@@ -48,12 +48,13 @@ KNOWN = """
     x.view(x.size(0), -1, 1) | torch.maximum(x, x[:, :1]) | x * 1 | x.expand_as(x) |
     x.swapaxes(1, -1) | torch.swapdims(x, 0, 1) | x.flip(2) | torch.flip(x, (0, -1)) |
     x.repeat(1, 1, 2, 1) | x.repeat(2, 1, 1, 1, 1) | torch.where(x >= 0, x, -x) |
-    x[:, -1:] | x[:, 1:4] | x.narrow(1, 2, 3) | x.split([2, 4], 1)[1]
+    x[:, -1:] | x[:, 1:4] | x.narrow(1, 2, 3) | x.split([2, 4], 1)[1] |
+    x.tensor_split(2, 2)[1] | torch.tensor_split(x, [1, 2], dim=2)[0]
 """
 """Calls behind which the channels of (N, C, H, W) must be found."""
 REFUSED = """
     x.flatten(0, 1) | x.reshape(-1, x.size(-1)) | x.mean(1) | x[:, 0] | x.flip(1) |
-    x.repeat(1, 2, 1, 1) | x[:, ::2]
+    x.repeat(1, 2, 1, 1) | x[:, ::2] | x.tensor_split([2], 1)[1] | x.tensor_split(4, 1)[0]
 """
 """Calls that mix the channels of (N, C, H, W), or pick some of them."""
 OF_THREE = "torch.permute(x, (1, 0, 2)) | F.pad(x, (1, 1), mode='replicate')"

@@ -178,35 +178,10 @@ SHAPES: dict[str, Row] = {
         f"read by `chunk`: {UNKNOWN}",
         b=conv(4, 4),
     ),
-    "chunk through blocks": row(
-        lambda m, x: m.c(m.g(m.a(x)).chunk(2, 1)[0]),
-        f"read by `chunk`: {UNSPLIT}",
-        "g",
-        a=conv(3, 6),
-        g=conv(6, 18, groups=3),
-        c=conv(9, 4),
-    ),
     "chunk into unequal parts": row(
         lambda m, x: m.c(m.a(x).chunk(3, 1)[0]),
         f"read by `chunk`: {UNSPLIT}",
         c=conv(3, 4),
-    ),
-    "gated linear unit through blocks": row(
-        lambda m, x: m.c(F.glu(m.g(m.a(x)), 1)),
-        f"read by `glu`: {UNSPLIT}",
-        "g",
-        a=conv(3, 6),
-        g=conv(6, 18, groups=3),
-        c=conv(9, 4),
-    ),
-    "channel shuffle through blocks": row(
-        lambda m, x: m.c(m.s(m.g(m.a(x)))),
-        f"read by s (ChannelShuffle): {UNSPLIT}",
-        "g",
-        s=nn.ChannelShuffle(2),
-        a=conv(3, 6),
-        g=conv(6, 18, groups=3),
-        c=conv(18, 4),
     ),
     "pixel shuffle through blocks": row(
         lambda m, x: m.c(F.pixel_shuffle(m.g(m.a(x)), 2)),
@@ -283,7 +258,7 @@ SHAPES: dict[str, Row] = {
 LAYERS: dict[str, Row] = {
     "grouped convolution whose blocks begin within channels": row(
         lambda m, x: m.b(m.g(F.pixel_unshuffle(m.a(x), 2))),
-        "grouped convolution g reads channels of several layers",
+        "a block of grouped convolution g ends within a channel",
         a=conv(3, 6),
         g=conv(24, 8, groups=4),
     ),
@@ -360,6 +335,9 @@ FINE: dict[str, Row] = {
     "slice of rows behind an ellipsis": row(lambda m, x: m.b(m.a(x)[..., 2:5, :]), ""),
     "split by half of the width": row(
         lambda m, x: m.b((y := m.a(x)).split(y.shape[1] // 2, 1)[1]), "", b=conv(4, 4)
+    ),
+    "tensor_split into equal parts": row(
+        lambda m, x: m.b(torch.cat(m.a(x).tensor_split(sections=2, dim=1)[::-1], 1)), ""
     ),
     "padding that is computed": row(lambda m, x: m.b(F.pad(m.a(x), x.shape[2:])), ""),
     "one part of those that chunk returns, by a number": row(

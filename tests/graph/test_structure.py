@@ -70,9 +70,9 @@ def test_collapse_computes_what_the_branch_does(kind: type[nn.Module], shape: tu
     torch.testing.assert_close(small(x), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_groups_that_cannot_be_cut_stay():
+def test_groups_that_are_cut_into_single_channels_stay():
     model, x = GroupedPlusConcatenation().eval(), torch.randn(2, 4, 6, 6)
-    with pytest.raises(bp.PruneError, match="channels of different structure meet in `add`"):
+    with pytest.raises(bp.PruneError, match="grouped: 1 channels cannot shrink"):
         bp.plan(model, x)
 
 

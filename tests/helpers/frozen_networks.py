@@ -148,28 +148,6 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "a",
         "read by fc (Linear): it acts on another dimension than the channels",
     ),
-    "grouped convolution of two layers": (
-        lambda: pair(
-            lambda m, x: m.g(torch.cat([m.a(x), m.c(x)], 1)), c=conv(3, 4), g=conv(12, 4, groups=2)
-        ),
-        "c",
-        "grouped convolution g reads channels of several layers",
-    ),
-    "grouped convolution of a sum of two layers": (
-        lambda: pair(sum_of_two, c=conv(3, 2), d=conv(3, 6), g=conv(8, 4, groups=2)),
-        "a",
-        "grouped convolution g reads channels of several layers",
-    ),
-    "grouped convolution plus two layers": (
-        lambda: pair(
-            lambda m, x: m.b(torch.cat([m.c(x), m.d(x)], 1) + m.g(m.a(x))),
-            c=conv(3, 2),
-            d=conv(3, 6),
-            g=conv(8, 8, groups=2),
-        ),
-        "g",
-        "channels of different structure meet in `add` (in 3)",
-    ),
     "GroupNorm of two layers": (
         lambda: pair(
             lambda m, x: m.g(m.n(torch.cat([m.a(x), m.c(x)], 1))),

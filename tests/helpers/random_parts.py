@@ -141,6 +141,20 @@ def shufflenet(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
     return Net(run, first=first, second=second), s.width
 
 
+@kind("grouped shuffle")
+def grouped_shuffle(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = F.channel_shuffle(m.first(x), s.groups)
+        y = m.third(m.second(y))
+        return torch.cat([x, y], 1) if s.bias else x + y
+
+    outputs = s.width if s.bias else c
+    first = block(s, c, s.width, d, groups=s.groups)
+    second = of("Conv", d)(s.width, s.width, 3, padding=1, groups=s.width)
+    third = block(s, s.width, outputs, d, groups=s.groups)
+    return Net(run, first=first, second=second, third=third), c + s.width if s.bias else c
+
+
 @kind("glu")
 def glu(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
     if s.bias:

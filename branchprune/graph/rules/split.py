@@ -12,14 +12,20 @@ from branchprune.graph.nodes import argument
 from branchprune.graph.provenance import Cut
 from branchprune.graph.state import WAY_OUT, Analysis
 
+NUMBERS = (
+    *("chunks", "split_size", "split_size_or_sections"),
+    *("indices_or_sections", "sections", "indices"),
+)
+"""How the number of parts, their sizes or where they begin are named."""
+
 
 def divide(analysis: Analysis, node: fx.Node) -> Known:
-    """Chunk and split: along the channels into equal parts, which get the same width."""
+    """Chunk, split and tensor_split: equal parts of the channels get the same width."""
     operand = analysis.operand(node)
     layout = analysis.layout(operand)
     if layout is None:
         return None
-    pieces = argument(node, 1, "chunks", "split_size", "split_size_or_sections")
+    pieces = argument(node, 1, *NUMBERS)
     dim = argument(node, 2, "dim", default=0)
     count = analysis.length(node)
     if not isinstance(dim, int):
@@ -27,8 +33,10 @@ def divide(analysis: Analysis, node: fx.Node) -> Known:
     if dim % len(analysis.shape(operand)) != layout.dim:
         return (layout,) * count
     sizes = pieces if isinstance(pieces, list | tuple) else [pieces] * count
-    whole = getattr(node.target, "__name__", node.target) == "chunk"
-    if whole or not any(isinstance(size, int) for size in sizes):
+    name = getattr(node.target, "__name__", node.target)
+    if name == "tensor_split" and not isinstance(pieces, int):
+        return analysis.unknown(node, "it names where it cuts; split names sizes that can follow")
+    if name != "split" or not any(isinstance(size, int) for size in sizes):
         return equal_parts(analysis, node, layout, count)
     return _named_parts(analysis, node, layout, sizes)
 
