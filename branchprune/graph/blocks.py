@@ -19,6 +19,7 @@ from branchprune.graph.channels import (
     resolve,
     unify,
 )
+from branchprune.graph.reasons import Reason
 from branchprune.graph.state import Analysis
 
 
@@ -30,9 +31,10 @@ def even_out(analysis: Analysis) -> None:
     """
     settled: set[Channels] = set()
     _even_divided(analysis, settled)
-    for name, layer in analysis.linears.items():
-        if layer.inputs is not None and layer.groups > 1:
-            _even_inputs(layer.inputs, layer.groups, f"grouped convolution {name}")
+    for name, layer in (analysis.linears | analysis.twins).items():
+        groups = int(getattr(analysis.model.get_submodule(name), "groups", 1))
+        if layer.inputs is not None and groups > 1:
+            _even_inputs(layer.inputs, groups, f"grouped convolution {name}")
     _even_divided(analysis, settled)
 
 
@@ -72,9 +74,10 @@ def _tie(rows: Sequence[Sequence[Segment]], where: str) -> None:
         left, right = _in_order(first - other), _in_order(other - first)
         stays = next((s.channels.reason for s in left + right if s.channels.reason), None)
         for segment in left + right if stays else ():
-            segment.channels.freeze(
+            told = (
                 f"each block of {where} keeps as many, and one holds channels that stay ({stays})"
             )
+            segment.channels.freeze(Reason(stays).put(told))
         if not stays:
             unify(left, right, where)
 

@@ -108,6 +108,28 @@ NETWORKS: dict[str, Row] = {
         8,
         [4, 4, 8],
     ),
+    "blocks in other blocks, and a layer": (
+        lambda m, x: m.g(torch.cat([m.c(m.a(x)), m.b(x)], 1)),
+        {
+            "a": lambda: conv(3, 8),
+            "b": lambda: conv(3, 8),
+            "c": lambda: conv(8, 24, 2),
+            "g": lambda: conv(32, 8, 2),
+        },
+        8,
+        [4, 8, 8],
+    ),
+    "half of the blocks plus two layers": (
+        lambda m, x: torch.mul(*m.g(m.a(x)).chunk(2, 1)) + torch.cat([m.b(x), m.c(x)], 1),
+        {
+            "a": lambda: conv(3, 8),
+            "b": lambda: conv(3, 4),
+            "c": lambda: conv(3, 12),
+            "g": lambda: conv(8, 32, 4),
+        },
+        16,
+        [4, 4, 8],
+    ),
     "transposed convolution of two layers": (
         lambda m, x: m.g(torch.cat([m.a(x), m.b(x)], 1)),
         {
@@ -182,6 +204,13 @@ def test_all_shrinks_and_is_exact(name: str) -> None:
     for wide, narrow in zip(model.parameters(), small.parameters(), strict=True):
         assert narrow.numel() < wide.numel() or wide.numel() == 3
     assert small.head.in_channels == model.head.in_channels // 2
+
+
+def test_whole_blocks_are_chosen_from_one_by_one() -> None:
+    plan = bp.plan(network("chunk between blocks"), image(), 0.7)
+    found = [(g.width, g.blocks) for g in plan.structure.groups]
+    assert found == [(8, 4), (8, 2), (3, 1)]
+    assert [g.kept for g in plan.groups] == [4, 6, 3]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -7,6 +7,7 @@ from models import Net
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.graph.channels import STRATA, Channels, Layout, Segment, cut
 
 
 def test_the_width_of_tied_grouped_layers_is_divisible_by_both() -> None:
@@ -64,3 +65,10 @@ def test_channels_whose_runs_do_not_go_into_each_other_stay() -> None:
     reasons = {group.name: str(group.reason) for group in plan.groups}
     for name in ("b", "c"):
         assert reasons[name].startswith("channels of different structure meet in `add`")
+
+
+def test_parts_of_shuffled_blocks_are_chosen_from_all_quarters() -> None:
+    layout = Layout(1, (Segment(Channels(16, blocks=2)),)).interleaved(2)
+    parts = cut(layout.segments, 8)
+    assert parts is not None
+    assert [s.channels.strata for part in parts for s in part] == [STRATA, STRATA]
