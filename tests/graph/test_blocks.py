@@ -117,7 +117,7 @@ NETWORKS: dict[str, Row] = {
             "g": lambda: conv(32, 8, 2),
         },
         8,
-        [4, 8, 8],
+        [4, 4, 8, 8],
     ),
     "half of the blocks plus two layers": (
         lambda m, x: torch.mul(*m.g(m.a(x)).chunk(2, 1)) + torch.cat([m.b(x), m.c(x)], 1),
