@@ -213,7 +213,15 @@ def test_whole_blocks_are_chosen_from_one_by_one() -> None:
     assert [g.kept for g in plan.groups] == [4, 6, 3]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a layer in one and a half blocks",
+        "blocks in other blocks, and a layer",
+        "half of the blocks plus two layers",
+        "units",
+    ],
+)
 def test_any_group_alone_is_exact(name: str) -> None:
     """Blocks keep as many channels as each other whatever the groups keep."""
     blended = scrambled(network(name))
@@ -228,7 +236,7 @@ def test_any_group_alone_is_exact(name: str) -> None:
             assert relative(blended(image(1)), small(image(1))) < 1e-10
 
 
-@pytest.mark.parametrize("init", ["geometric_median", "bn_scale", "reconstruction", "taylor"])
+@pytest.mark.parametrize("init", ["reconstruction", "taylor"])
 def test_the_start_is_a_selection(init: str) -> None:
     model = network("units")
     model(image()).square().sum().backward()
@@ -279,7 +287,7 @@ def test_fitting_finds_channels_that_follow_from_others() -> None:
     assert relative(model(image(1)), bp.collapse(fitted)(image(1))) < 1e-5
 
 
-@pytest.mark.parametrize(("mixing", "matching"), [("group", 0.0), ("sample", 0.0), ("sum", 1.0)])
+@pytest.mark.parametrize(("mixing", "matching"), [("sample", 0.0), ("sum", 1.0)])
 def test_training(mixing: Mixing, matching: float) -> None:
     model = network("units")
     blended = bp.attach(model, bp.plan(model, image()), mixing=mixing, matching=matching)
