@@ -72,14 +72,15 @@ def _tie(rows: Sequence[Sequence[Segment]], where: str) -> None:
     for row in rows[1:]:
         first, other = Counter(resolve(rows[0])), Counter(resolve(row))
         left, right = _in_order(first - other), _in_order(other - first)
-        stays = next((s.channels.reason for s in left + right if s.channels.reason), None)
-        for segment in left + right if stays else ():
-            told = (
-                f"each block of {where} keeps as many, and one holds channels that stay ({stays})"
-            )
-            segment.channels.freeze(Reason(stays).put(told))
-        if not stays:
+        reasons = [s.channels.reason for s in left + right if s.channels.reason]
+        if not reasons:
             unify(left, right, where)
+            continue
+        why = (
+            f"each block of {where} keeps as many, and one holds channels that stay ({reasons[0]})"
+        )
+        for segment in left + right:
+            segment.channels.freeze(Reason(reasons[0]).put(why))
 
 
 def _in_order(segments: Counter[Segment]) -> list[Segment]:

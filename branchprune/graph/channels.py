@@ -277,16 +277,14 @@ def _split(root: Channels, width: int) -> None:
 def divided_blocks(made: Channels) -> dict[Channels, tuple[Segment, ...]]:
     """Return the groups that were divided between blocks, each with its parts.
 
-    The parts must stay equally wide. They are not tied yet: which of their channels go together
-    is free as long as the numbers agree.
+    The parts must stay equally wide, whichever of their channels go together.
 
     Args:
         made: The channels of a layer, as they were before.
     """
     found: dict[Channels, tuple[Segment, ...]] = {}
     rest = [made.find()]
-    while rest:
-        root = rest.pop(0)
+    for root in rest:
         parts = root._parts or ()
         if len(parts) > 1 and root.blocks > 1:
             found[root] = parts
