@@ -277,10 +277,7 @@ def _split(root: Channels, width: int) -> None:
 def divided_blocks(made: Channels) -> dict[Channels, tuple[Segment, ...]]:
     """Return the groups that were divided between blocks, each with its parts.
 
-    The parts must stay equally wide, whichever of their channels go together.
-
-    Args:
-        made: The channels of a layer, as they were before.
+    The parts must stay equally wide. `made` are the channels of a layer, as they were before.
     """
     found: dict[Channels, tuple[Segment, ...]] = {}
     rest = [made.find()]
