@@ -35,6 +35,7 @@ from branchprune.blending.blended import Blended
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
+from branchprune.graph.draws import DrawsAlike
 from branchprune.graph.folding import spanned
 from branchprune.graph.inputs import call, tensors, training_mode
 from branchprune.planning.plan import Plan, plan
@@ -247,11 +248,11 @@ def _all_macs(model: nn.Module, example: Tensor) -> int:
 
 
 def _difference(model: nn.Module, blended: Blended, x: Tensor, training: bool, seed: int) -> float:
-    """Return the largest absolute difference of the outputs, both from the same random seed."""
+    """Return the largest absolute difference of the outputs, both with the same random draws."""
     outputs = []
     for module in (model, blended):
         torch.manual_seed(seed)
-        with torch.no_grad(), training_mode(module, training):
+        with torch.no_grad(), training_mode(module, training), DrawsAlike():
             outputs.append(tensors(call(module, x)))
     if not all(tensor.isfinite().all() for found in outputs for tensor in found):
         raise PruneError(f"outputs are not finite, {training=}")

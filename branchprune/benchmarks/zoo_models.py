@@ -17,6 +17,12 @@ from branchprune.planning.profiling import count_params
 
 SEGMENTATION = "segmentation_models_pytorch"
 ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0")
+OF_TRANSFORMERS = (
+    "tu-vit_tiny_patch16_224",
+    "tu-deit_tiny_patch16_224",
+    "tu-beit_base_patch16_224",
+)
+"""Encoders of DPT, which takes no others; their images have one size."""
 TASKS = ("-seg", "-pose", "-obb", "-cls")
 YOLO = {
     **dict.fromkeys(("yolov3-tiny", "yolov5n", "yolov6n", "yolov9t", "yolov10n"), ()),
@@ -88,7 +94,11 @@ def segmentation_families() -> dict[str, str]:
     """Return each decoder of segmentation_models_pytorch with a small encoder of each kind."""
     smp = optional(SEGMENTATION, f"library (='{SEGMENTATION}')")
     decoders = [name for name, kind in vars(smp).items() if isinstance(kind, type)]
-    return {f"{name}/{encoder}": name for name in sorted(decoders) for encoder in ENCODERS}
+    return {f"{n}/{e}": n for n in sorted(decoders) for e in _encoders(n)}
+
+
+def _encoders(decoder: str) -> tuple[str, ...]:
+    return OF_TRANSFORMERS if decoder == "DPT" else ENCODERS
 
 
 def segmentation_model(name: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
@@ -96,7 +106,8 @@ def segmentation_model(name: str, image_size: int | None) -> tuple[nn.Module, tu
     smp = optional(SEGMENTATION, f"library (='{SEGMENTATION}')")
     decoder, _, encoder = name.partition("/")
     model = getattr(smp, decoder)(encoder, encoder_weights=None, classes=3)
-    return model, (3, *[image_size or 256] * 2)
+    size = 224 if decoder == "DPT" else image_size or 256
+    return model, (3, size, size)
 
 
 def ultralytics_families() -> dict[str, str]:

@@ -985,3 +985,18 @@ def test_a_plan_of_a_shallower_model() -> None:
     deep = nn.Sequential(*vgg(), nn.Linear(5, 5))
     with pytest.raises(bp.PruneError, match=f"another model: it has no layer {len(deep) - 1}"):
         bp.attach(deep, bp.plan(vgg(), torch.randn(2, 3, 8, 8)))
+
+
+def test_draws_that_nothing_reads_are_no_difference() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        if m.training:
+            F.dropout(x, 0.5)
+        return m.b(F.dropout(y, 0.5, m.training))
+
+    model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
+    before = torch.get_rng_state()
+    blended = bp.attach(model, bp.plan(model, torch.randn(IMAGE)))
+    assert torch.equal(torch.get_rng_state(), before)
+    blended.alpha = 0
+    assert bp.collapse(blended).a.out_channels == 4
