@@ -995,8 +995,9 @@ def test_draws_that_nothing_reads_are_no_difference() -> None:
         return m.b(F.dropout(y, 0.5, m.training))
 
     model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
+    x = torch.randn(IMAGE)
     before = torch.get_rng_state()
-    blended = bp.attach(model, bp.plan(model, torch.randn(IMAGE)))
+    blended = bp.attach(model, bp.plan(model, x))
     assert torch.equal(torch.get_rng_state(), before)
     blended.alpha = 0
     assert bp.collapse(blended).a.out_channels == 4
