@@ -15,6 +15,9 @@ class DrawsAlike(TorchDispatchMode):
     same outputs. The generators' states are to be kept by the caller.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from branchprune.errors import PruneError, first_line
+from branchprune.graph.held import changeable, held_tensors
 
 try:
     from numpy import random as numpy_random
@@ -142,14 +143,11 @@ def repeated(example: Example) -> Example:
     return result
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Take back what calls change in modules, buffers and attributes, after a `with` block."""
     before = [(module, dict(vars(module))) for module in model.modules()]
-    held = [(c, copy.copy(c)) for _, attributes in before for c in _containers(attributes)]
+    held = [(c, copy.copy(c)) for module in model.modules() for c in changeable(module)]
     try:
         with own_buffers(model):
             yield
@@ -160,12 +158,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
-
-
-def _containers(attributes: Mapping[str, Any]) -> list[Any]:
-    """Return the lists, dictionaries and sets of a user's in the attributes of a module."""
-    users = [value for name, value in attributes.items() if name not in _OF_EVERY_MODULE]
-    return [value for value in users if type(value) in (list, dict, set)]
 
 
 @contextmanager
@@ -270,8 +262,8 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
     """
     shared = (*model.parameters(), *model.buffers()) if sharing else ()
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
-    computed = [t for t in tree_leaves([*map(vars, model.modules())]) if _is_computed(t)]
-    memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
+    computed = [tensor for tensor in held_tensors(model) if not tensor.is_leaf]
+    memo |= {id(tensor): tensor.detach().clone() for tensor in computed}  # deepcopy refuses them
     try:
         with torch.no_grad():  # a ScriptModule's parameters would come from those of the model
             made = copy.deepcopy(model, memo)
@@ -283,11 +275,6 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
         new.requires_grad_(old.requires_grad)
     with training_mode(made, True):  # a module that caches what it computes of weights forgets it
         return made
-
-
-def _is_computed(value: object) -> bool:
-    """Return whether a value is a tensor that passes a gradient on, which deepcopy refuses."""
-    return isinstance(value, Tensor) and not value.is_leaf
 
 
 def _refuse_shared_modules(model: nn.Module, made: nn.Module) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from branchprune.errors import PruneError
+from branchprune.graph.held import held_tensors
 from branchprune.graph.module_numbers import distinct
 from branchprune.graph.nodes import CHECKPOINTED, CONSTANT, LINE, WHERE, Recorded
 from branchprune.graph.tracing.aliases import DERIVED, Aliases
@@ -187,8 +187,7 @@ class Arguments:
     def held(self) -> set[int]:
         """Return the tensors that modules hold beside their parameters and buffers."""
         if self._held is None:
-            values = [vars(module) for module in self.root.modules()]
-            self._held = {id(v) for v in tree_leaves(values) if isinstance(v, Tensor)}
+            self._held = {id(tensor) for tensor in held_tensors(self.root)}
         return self._held
 
     def _constant(self, tensor: Tensor) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from branchprune.errors import PruneError
+from branchprune.graph.held import held_tensors
 from branchprune.graph.nodes import CONSTANT
 from branchprune.graph.tracing.factories import DRAWS
 from branchprune.graph.tracing.side_effects import draws_are_lost
@@ -66,13 +66,7 @@ def kept_for_later(part: nn.Module, find: Callable[[Tensor], fx.Node | None]) ->
         part: The module whose forward has run.
         find: Returns the node that computes a tensor; None where it is not recorded.
     """
-    state = ("_parameters", "_buffers")
-    values = [
-        [value for name, value in vars(module).items() if name not in state]
-        for module in part.modules()
-    ]
-    leaves = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-    found = {id(leaf): find(leaf) for leaf in leaves}
+    found = {id(tensor): find(tensor) for tensor in held_tensors(part)}
     return {key for key, node in found.items() if node is not None and follows_inputs(node)}
 
 
