@@ -16,19 +16,24 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import own_generators, training_mode
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
 from branchprune.graph.rules.registry import is_layer
 from branchprune.graph.rules.teach import TAUGHT
 from branchprune.graph.tracing.arguments import unseen
 from branchprune.graph.tracing.recorder import Recorder
+from branchprune.graph.tracing.run_whole import BATCH_NORMS, LIBRARY, run_whole
 from branchprune.graph.tracing.side_effects import Draws
 from branchprune.graph.tracing.translate import Call
 
 Function = torch.autograd.Function
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_LIBRARY = ("torch.nn", "torch.ao.nn")
-_COUNTED_BY_WIDTHS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *_NORMS, nn.LayerNorm, nn.GroupNorm)
+_COUNTED_BY_WIDTHS = (
+    *CONVOLUTIONS,
+    *TRANSPOSED,
+    nn.Linear,
+    *BATCH_NORMS,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
 
 
 class Calls:
@@ -135,7 +140,7 @@ class Calls:
         alone = not any(module.children()) and not isinstance(module, nn.Sequential)
         leaf = alone and not has_own_forward(module)
         parametrised = torch.nn.utils.parametrize.is_parametrized(module)
-        library = module.__module__.startswith(_LIBRARY) and not isinstance(module, nn.Sequential)
+        library = module.__module__.startswith(LIBRARY) and not isinstance(module, nn.Sequential)
         return leaf or parametrised or is_layer(module) or module in self.opaque or library
 
     @unseen
@@ -153,12 +158,8 @@ class Calls:
         before = {id(t): t._version for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         counter = FlopCounterMode(display=False) if self._is_counted(module) else None
         plain = recorder.plain(args), recorder.plain(kwargs)
-        with self._inside(path):
-            if recorder.meta and _keeps_shape(module, args):
-                result = torch.empty_like(plain[0][0])
-            else:
-                with counter or nullcontext(), without_fast_path():
-                    result = _run(module, original, *plain)
+        with self._inside(path), counter or nullcontext(), without_fast_path():
+            result = run_whole(module, original, *plain)
         changed = next((t for t in args if isinstance(t, Tensor) and t is result), None)
         if changed is not None and changed._version == before[id(changed)]:
             changed = None
@@ -230,24 +231,6 @@ class Calls:
         return recorder.note(Call("call_function", target, args, kwargs), nodes, result)
 
 
-def _run(
-    module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Run a module that is not looked into.
-
-    What it returns may depend on its mode. Layers of torch run in evaluation mode, and so does
-    what cannot train on the example, as BatchNorm cannot on a single number a channel.
-    """
-    if module.training and not module.__module__.startswith(_LIBRARY):
-        try:
-            with own_generators(module.parameters()):
-                return original(module, *args, **kwargs)
-        except Exception:  # the attempt below says what is wrong
-            pass
-    with training_mode(module, False), own_generators(module.parameters()):
-        return original(module, *args, **kwargs)
-
-
 @contextmanager
 def without_fast_path() -> Iterator[None]:
     """Let attention be computed by functions that are counted, for a `with` block."""
@@ -288,10 +271,3 @@ def _globals_of(module: nn.Module) -> dict[str, Any]:
     forward = getattr_static(type(module), "forward", None)
     found: dict[str, Any] = getattr(forward, "__globals__", {})
     return found
-
-
-def _keeps_shape(module: nn.Module, args: tuple[Any, ...]) -> bool:
-    """Return whether a norm's output has the shape of its input; without numbers that is faster."""
-    return (
-        type(module) in _NORMS and len(args) == 1 and args[0].shape[1:2] == (module.num_features,)
-    )

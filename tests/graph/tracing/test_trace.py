@@ -72,3 +72,29 @@ def test_a_collection_that_stays_empty_is_no_argument() -> None:
     assert torch.equal(blended(X + 1), model(X + 1))
     with pytest.raises(bp.PruneError, match="given 2 arguments, but the plan's example had 1"):
         blended(X, X)
+
+
+QUICK = {
+    "BatchNorm": (nn.BatchNorm2d(4), nn.BatchNorm2d(5)),
+    "BatchNorm of another rank": (nn.BatchNorm2d(4), nn.BatchNorm1d(4)),
+    "LayerNorm": (nn.LayerNorm((6, 6)), nn.LayerNorm((5, 6))),
+    "Linear": (nn.Linear(6, 3), nn.Linear(5, 3)),
+    "Hardswish": (nn.Hardswish(inplace=True), None),
+    "GELU": (nn.GELU(), None),
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_shapes_that_are_not_computed(name: str) -> None:
+    """They are those that torch computes, and what torch refuses is refused by its words."""
+    fits, refused = QUICK[name]
+    x = torch.randn(2, 3, 6, 6)
+    for training in (False, True):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), fits, nn.Flatten(2), nn.Conv1d(4, 2, 1))
+        traced = trace(model.train(training), x)
+        for graph in traced.graphs.values():
+            shape = traced.recorded.shapes[graph.find_nodes(op="call_module", target="1")[0]]
+            assert shape == tuple(fits(model[0](x)).shape)
+    if refused is not None:
+        with pytest.raises(bp.PruneError, match="fails at 1"):
+            bp.plan(nn.Sequential(nn.Conv2d(3, 4, 1), refused), x)
