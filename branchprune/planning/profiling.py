@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,9 +25,24 @@ def count_macs(
         example: An example input.
         forward: What to call; None: the model.
     """
-    with torch.no_grad(), training_mode(model, False), FlopCounterMode(display=False) as counter:
-        call(model, example, forward)
+    with _without_gradients(model), training_mode(model, False):
+        with FlopCounterMode(display=False) as counter:
+            call(model, example, forward)
     return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter need a gradient, for which torch's counter would ask, for a `with` block."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def count_params(model: nn.Module) -> int:

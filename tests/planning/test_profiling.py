@@ -15,6 +15,22 @@ def test_macs_and_parameters_of_a_convolution_and_a_linear_layer():
     assert count_params(model) == 8 * 3 * 9 + 8 + 128 * 5 + 5
 
 
+def test_a_parameter_that_is_given_to_a_layer_is_counted():
+    """As class tokens are; torch's counter asks for its gradient function."""
+
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.fc = nn.Parameter(torch.zeros(2, 4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(x) + self.fc(self.token)
+
+    model = Token()
+    assert count_macs(model, torch.zeros(2, 4)) == 2 * 2 * 4 * 3
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_vgg16_has_the_known_size():
     model = VGG()
     assert count_params(model) == 14_728_266
