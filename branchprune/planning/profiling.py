@@ -25,9 +25,9 @@ def count_macs(
         example: An example input.
         forward: What to call; None: the model.
     """
-    with _without_gradients(model), training_mode(model, False):
-        with FlopCounterMode(display=False) as counter:
-            call(model, example, forward)
+    modes = _without_gradients(model), training_mode(model, False)
+    with modes[0], modes[1], FlopCounterMode(display=False) as counter:
+        call(model, example, forward)
     return int(counter.get_total_flops()) // 2
 
 
