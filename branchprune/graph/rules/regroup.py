@@ -39,10 +39,12 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
         return analysis.unknown(node, "it mixes the channel dimension with others")
     size = sizes[follows[0]]
     source = size if isinstance(size, tuple) else measured(size)
-    fault = source and _fault_of_size(analysis, node, layout, *source)
-    if fault:
-        return analysis.unknown(node, fault)
+    counted = source and _counted(analysis, *source)
+    if source and counted is None:
+        return analysis.unknown(node, f"it names a size of {analysis.why_it_stays(source[0])}")
     shaped = regrouped(analysis, node, layout, follows[0])
+    if shaped is not None and counted is not None:
+        unify(shaped.segments, counted.segments, analysis.describe(node))
     if shaped is not None and (isinstance(size, ModuleNumber) or _is_computed(size)):
         if isinstance(size, fx.Node):
             _tie_to_sources(analysis, node, shaped, size)
@@ -72,16 +74,11 @@ def _tie_to_sources(analysis: Analysis, node: fx.Node, shaped: Layout, size: fx.
             unify(parts[0].segments, shaped.segments, node.name)
 
 
-def _fault_of_size(
-    analysis: Analysis, node: fx.Node, layout: Layout, tensor: fx.Node, dim: int
-) -> str | None:
-    """Tie the channels to the tensor whose size a view asks for; say so if that does not follow."""
-    other = analysis.layout(tensor)
-    if other is None or other.dim != dim % len(analysis.shape(tensor)):
-        return f"it names a size of {analysis.why_it_stays(tensor)}"
-    if other.size == layout.size:
-        unify(layout.segments, other.segments, analysis.describe(node))
-    return None
+def _counted(analysis: Analysis, tensor: fx.Node, dim: int) -> Layout | None:
+    """Return the channels that a size of a tensor counts; None if it counts something else."""
+    layout = analysis.layout(tensor)
+    known = layout is not None and layout.dim == dim % len(analysis.shape(tensor))
+    return layout if known else None
 
 
 def _places(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> list[int]:
