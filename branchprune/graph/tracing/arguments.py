@@ -122,7 +122,7 @@ class Arguments:
         if isinstance(value, torch.dtype | torch.device):
             return self._followed(value)
         if isinstance(value, tuple | list):
-            return self._whole_shape(value) or self._sequence(value)
+            return self._whole_shape(value) or self.nodes_of(value)
         if isinstance(value, Mapping):
             return {key: self.node_of(each) for key, each in value.items()}
         if isinstance(value, slice):
@@ -140,7 +140,9 @@ class Arguments:
             )
         return value
 
-    def _sequence(self, value: tuple[Any, ...] | list[Any]) -> Any:
+    @unseen
+    def nodes_of(self, value: tuple[Any, ...] | list[Any]) -> Any:
+        """Return arguments as a graph holds them, one by one: they are no shape as a whole."""
         parts = [self.node_of(each) for each in value]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return self.add("call_function", type(value), tuple(parts), {})

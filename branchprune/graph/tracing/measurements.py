@@ -84,7 +84,7 @@ class Measurements(Results):
     def compute(self, function: Callable[..., Any], *args: Any) -> Any:
         """Record a function of sizes and tensors, and return its value."""
         if any(isinstance(a, Tensor) for a in args):
-            nodes: tuple[Any, Any] = (self.node_of(args), {})
+            nodes: tuple[Any, Any] = (self.nodes_of(args), {})
             result = function(*self.plain(args))
             return self.note(Call("call_function", function, args, {}), nodes, result)
         value = function(*map(plain_number, args))

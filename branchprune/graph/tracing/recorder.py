@@ -85,7 +85,7 @@ class Recorder(Measurements, TorchFunctionMode):
             return self._made(func(*args, **kwargs))
         call = translate(func, args, kwargs)
         self._refuse_changed_parameter(call.changed)
-        nodes = self.node_of(call.args), self.node_of(call.kwargs)
+        nodes = self.nodes_of(call.args), self.node_of(call.kwargs)
         name = getattr(func, "__name__", "")
         counter = FlopCounterMode(display=False) if name in MULTIPLYING else None
         with counter or nullcontext():

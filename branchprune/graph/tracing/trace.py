@@ -152,12 +152,13 @@ def _record(
             raise error if known else _failed(part, example, calls, error) from error
         _refuse_kept(recorder, calls, args, kwargs)
         moved = draws.moved()
+        if locates:
+            draws.refuse(recorder.location())
         _refuse_assigned(recorder, state)
         attributes.refuse(calls.wholes)
     found.lost |= lost
     if moved and not locates:
         return _record(model, inside, example, opaque, counted, found, meta, locates=True)
-    draws.refuse(recorder.location())
     return recorder
 
 

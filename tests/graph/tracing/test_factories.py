@@ -49,3 +49,17 @@ def test_what_is_made_from_a_size_follows_it(name: str) -> None:
         outputs.append([net(torch.full((1, 3, n, 5), 0.5).double()) for n in (4, 6)])
     assert all(map(torch.equal, *outputs))
     assert not torch.equal(outputs[0][0][..., 0, 0], outputs[0][1][..., 0, 0])
+
+
+@pytest.mark.parametrize("make", [torch.zeros, torch.ones, torch.rand, torch.empty])
+def test_a_whole_shape_may_be_given_number_by_number(make: Callable[..., Tensor]) -> None:
+    def run(m: Net, x: Tensor) -> Tensor:
+        x = m.a(x)
+        made = make(x.shape[0], x.shape[1], x.shape[2], x.shape[3], dtype=x.dtype)
+        return m.b(x + 1 + made.fill_(0.5) * x)
+
+    model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1)).double()
+    plan = bp.plan(model, torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert [group.kept for group in plan.groups] == [4, 4]
+    image = torch.randn(1, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(bp.attach(model, plan)(image), model(image))

@@ -229,6 +229,11 @@ def test_draws_in_forward_are_refused_and_taken_back(kind: str) -> None:
     assert generator_states() == before
 
 
+@pytest.mark.parametrize("kind", ["random", "numpy"])
+def test_draws_of_the_model_itself_are_refused(kind: str) -> None:
+    refused(Drawn(kind), "forward of the model draws random numbers", "F.dropout")
+
+
 def test_draws_on_tensors_stay_random() -> None:
     class Noisy(Net):
         def middle(self, x: Tensor) -> Tensor:
