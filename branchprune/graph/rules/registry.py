@@ -190,7 +190,8 @@ def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
     if node.op != "call_function" or not callable(target):
         return None
     path = f"{target.__module__}.{getattr(target, '__qualname__', '')}"
-    taught = TAUGHT.get(target) or TAUGHT_METHODS.get(_method_of(target))
+    known_as = getattr(target, "autograd_function", target)
+    taught = TAUGHT.get(known_as) or TAUGHT_METHODS.get(_method_of(target))
     return taught or FUNCTION_RULES.get(target) or FUNCTION_RULES.get(path)
 
 

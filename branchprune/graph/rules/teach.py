@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from branchprune.errors import PruneError
@@ -37,8 +38,8 @@ def teach(operation: Operation, rule: Rule) -> None:
 
     Args:
         operation: A class of modules (subclasses follow), a function that forward calls by its
-            name in a module's globals, or the name of a method of tensors, which is meant in its
-            form in place and as an operator, too.
+            name in a module's globals, an `autograd.Function`, or the name of a method of tensors,
+            which is meant in its form in place and as an operator, too.
         rule: One of `bp.rules`, or a function `(analysis, node) -> Layout | None` of your own.
 
     Raises:
@@ -82,12 +83,18 @@ def _place(operation: Any) -> tuple[dict[Any, Rule], Any]:
         plain = operation.removesuffix("_")
         in_place = operation != plain and not operation.startswith("_") and hasattr(Tensor, plain)
         return TAUGHT_METHODS, plain if in_place else operation
-    if _is_function(operation):
+    if _is_autograd_function(getattr(operation, "__self__", None)):
+        operation = operation.__self__  # MyFunction.apply is a new object at every look
+    if _is_function(operation) or _is_autograd_function(operation):
         return TAUGHT, operation
     raise PruneError(
-        f"operation (={operation!r}) must be a class of modules, a function or the name of a "
-        "method of tensors"
+        f"operation (={operation!r}) must be a class of modules, a function, an autograd.Function "
+        "or the name of a method of tensors"
     )
+
+
+def _is_autograd_function(operation: object) -> bool:
+    return isinstance(operation, type) and issubclass(operation, torch.autograd.Function)
 
 
 def _is_function(operation: object) -> bool:

@@ -154,7 +154,7 @@ class Calls:
     ) -> Any:
         recorder = self.recorder
         self.wholes.update(module.modules())
-        nodes = recorder.node_of(args), recorder.node_of(kwargs)
+        nodes = recorder.nodes_of(args), recorder.node_of(kwargs)
         before = {id(t): t._version for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         counter = FlopCounterMode(display=False) if self._is_counted(module) else None
         plain = recorder.plain(args), recorder.plain(kwargs)
@@ -225,7 +225,7 @@ class Calls:
         kwargs: dict[str, Any],
     ) -> Any:
         recorder = self.recorder
-        nodes = recorder.node_of(args), recorder.node_of(kwargs)
+        nodes = recorder.nodes_of(args), recorder.node_of(kwargs)
         with self._inside(recorder.location()):
             result = run(*recorder.plain(args), **recorder.plain(kwargs))
         return recorder.note(Call("call_function", target, args, kwargs), nodes, result)
@@ -246,10 +246,10 @@ class _Whole:
     """An `autograd.Function` as a function that a graph can hold and that can be pickled."""
 
     def __init__(self, kind: type[Function]) -> None:
-        self.kind, self.__name__ = kind, kind.__name__
+        self.autograd_function, self.__name__ = kind, kind.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.kind.apply(*args, **kwargs)
+        return self.autograd_function.apply(*args, **kwargs)
 
 
 @contextmanager
@@ -264,7 +264,7 @@ def _renamed(names: dict[str, Any], others: dict[str, Any]) -> Iterator[None]:
 
 
 def _is_taught(function: Any) -> bool:
-    return any(function is each for each in TAUGHT)
+    return not isinstance(function, type) and any(function is each for each in TAUGHT)
 
 
 def _globals_of(module: nn.Module) -> dict[str, Any]:

@@ -390,6 +390,35 @@ def test_a_rule_that_is_none(rule: Any) -> None:
     assert Loops not in taught.TAUGHT_CLASSES
 
 
+class Rectified(torch.autograd.Function):
+    """A ReLU that hands on every gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class Rectifies(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Rectified.apply(x)
+
+
+@pytest.mark.parametrize("operation", [Rectified, Rectified.apply])
+def test_an_autograd_function(operation: Any) -> None:
+    model, x = around(Rectifies()), torch.randn(IMAGE)
+    said = "teach it, if it treats channels alike: `bp.teach(Rectified, bp.rules.same)`"
+    assert bp.plan(model, x).groups[2].remedy == said
+    bp.teach(operation, same)
+    plan, _ = check_exact(model)
+    assert reason_of(plan, "4") is None
+    bp.forget(operation)
+    assert bp.plan(model.float(), x).groups[2].remedy == said
+
+
 @pytest.mark.parametrize("operation", ["nonsense", "shape", 3, None, Tensor, int, nn.ReLU()])
 def test_an_operation_that_is_none(operation: Any) -> None:
     with pytest.raises(bp.PruneError, match=r"operation \(=.*\) must be a class of modules, a f"):
