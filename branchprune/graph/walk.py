@@ -38,7 +38,7 @@ def walk(analysis: Analysis, graph: fx.Graph) -> None:
         analysis.values[node] = value
         if node.target in (same_branch, same_number) and not _is_settled(analysis, node):
             reason = f"forward asks for its width at {node.args[2]}"
-            remedy = "ask for a number that names no width, such as an attribute of its own"
+            remedy = "ask for an attribute of its module instead, such as self.scale"
             _freeze_measured(analysis, node, Reason(reason, place_of(node), remedy))
         _pin(analysis, node)
         if value is None and analysis.is_tensor(node) and node not in analysis.contractions:

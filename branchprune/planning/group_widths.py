@@ -88,10 +88,23 @@ def plan_groups(
         for i, share in enumerate(macs_shares(structure))
     )
     if not any(group.pruned for group in groups):
-        reasons = "; ".join(f"{group.name}: {group.why}" for group in groups[:5])
-        reasons += f"; and {len(groups) - 5} more" * (len(groups) > 5)
-        raise PruneError(f"nothing in the model can be pruned ({reasons or 'no layer was found'})")
+        raise PruneError(f"nothing in the model can be pruned ({_why_all_stay(groups)})")
     return groups
+
+
+def _why_all_stay(groups: Sequence[PlannedGroup]) -> str:
+    """Say why no group shrinks, and what to do about it, each reason once."""
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        why = group.why + f": {group.remedy}" * bool(group.remedy)
+        names.setdefault(why, []).append(group.name)
+    reasons = [f"{_first(found, 3, ', ', ' … ')}: {why}" for why, found in names.items()]
+    return _first(reasons, 5, "; ", "; and ") or "no layer was found"
+
+
+def _first(texts: Sequence[str], count: int, between: str, before_rest: str) -> str:
+    more = f"{before_rest}{len(texts) - count} more" * (len(texts) > count)
+    return between.join(texts[:count]) + more
 
 
 def too_narrow(groups: Sequence[PlannedGroup], multiple_of: int) -> tuple[str, ...]:
@@ -131,7 +144,8 @@ def _plan_group(
     if reason is None and kept >= group.width and fraction < 1:
         step = _step(group, multiple_of)
         divisible = f" in multiples of {step}" * (step > 1)
-        reason = f"{group.width} channels cannot shrink to {fraction:.3g} of them{divisible}"
+        channels = "1 channel" if group.width == 1 else f"{group.width} channels"
+        reason = f"{channels} cannot shrink to {fraction:.3g} of them{divisible}"
     why = group.reason or Reason("")
     times = _times(structure, index, layers)
     return PlannedGroup(

@@ -162,8 +162,9 @@ def told(staying: Sequence[Staying], whole: Cost) -> list[str]:
     if rest:
         size = (sum(each.params for each in rest), sum(each.macs for each in rest))
         rows.append((*size, f"{len(rest)} other reasons"))
-    lines += [f"  {_short(p)} parameters, {_short(m)} MACs: {why}" for p, m, why in rows]
-    return lines
+    return lines + [
+        f"  {_short(p)} parameter{'s' * (p != 1)}, {_short(m)} MACs: {why}" for p, m, why in rows
+    ]
 
 
 def _percent(part: int, whole: int) -> str:

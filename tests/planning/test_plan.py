@@ -237,7 +237,7 @@ def test_one_output_channel_is_not_depthwise() -> None:
     assert [(g.name, g.width, g.kept) for g in plan.groups] == [
         *(("0", 8, 4), ("2", 1, 1), ("4", 6, 3), ("5", 2, 2))
     ]
-    assert reason_of(plan, "2") == "1 channels cannot shrink to 0.5 of them"
+    assert reason_of(plan, "2") == "1 channel cannot shrink to 0.5 of them"
 
 
 def test_groups_of_a_resnet() -> None:
@@ -483,8 +483,11 @@ def test_nothing_to_prune() -> None:
     heads = Net(lambda m, x: [m.get_submodule(f"c{i}")(x) for i in range(7)])
     for i in range(7):
         heads.add_module(f"c{i}", conv(3, 8))
-    with pytest.raises(bp.PruneError, match=r"c4: it is an output of the model; and 2 more\)"):
+    with pytest.raises(bp.PruneError, match=r"\(c0, c1, c2 … 4 more: it is an output of the m"):
         bp.plan(heads, x)
+    net, names = nn.Sequential(*(conv(3, 3) for _ in range(8))), [*"0123456"]
+    with pytest.raises(bp.PruneError, match=r"4: 4 is excluded; and 3 more\)"):
+        bp.plan(net, x, exclude=names)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")

@@ -86,6 +86,42 @@ def test_what_is_said_to_write_helps(said: Any, written: Any) -> None:
     assert amounts(plan) == {"outputs of the model": (5, 0)}
 
 
+@pytest.mark.parametrize(
+    ("named", "remedy", "written"),
+    [
+        (
+            lambda x: x.view(x.shape[0], 32),
+            "write -1 in its place, or a size that is computed from `x.shape[1]`",
+            [lambda x: x.view(x.shape[0], -1), lambda x: x.view(x.shape[0], x.shape[1] * 4)],
+        ),
+        (
+            lambda x: x.view(-1, 32),
+            "write a size that is computed from `x.shape[1]` in its place, or -1 there and a size "
+            "where -1 is now",
+            [lambda x: x.view(-1, x.shape[1] * 4), lambda x: x.view(x.shape[0], -1)],
+        ),
+    ],
+)
+def test_what_is_said_to_write_in_a_view_helps(named: Any, remedy: str, written: Any) -> None:
+    def planned(view: Any) -> bp.Plan:
+        model = Net(
+            lambda m, x: m.fc(view(m.pool(m.b(m.a(x))))),
+            **{"a": conv(3, 6), "b": conv(6, 8)},
+            **{"pool": nn.AdaptiveAvgPool2d(2), "fc": nn.Linear(32, 5)},
+        )
+        return bp.plan(model, torch.randn(IMAGE), check=True)
+
+    assert planned(named).groups[1].remedy == remedy
+    for view in written:
+        assert [group.kept for group in planned(view).groups] == [3, 4, 5]
+
+
+def test_where_nothing_shrinks_the_error_says_what_to_write() -> None:
+    model = Net(lambda m, x: m.b(m.a(x).split(4, 1)[1]), a=conv(3, 8), b=conv(4, 5))
+    with pytest.raises(bp.PruneError, match=r"\(a, a#2: `split` .*: write `x.shape\[1\] // 2` in"):
+        bp.plan(model, torch.randn(IMAGE))
+
+
 def test_unequal_parts_are_not_said_to_be_halves() -> None:
     model = network(lambda m, x: m.c(m.b(m.a(x).split([4, 3, 1], 1)[0])))
     assert bp.plan(model, torch.randn(IMAGE)).staying[0].remedy == (

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from branchprune.graph.channels import Layout, fused, resolve, unify
+from branchprune.graph.channels import Channels, Layout, fused, resolve, unify
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import argument, measured, measured_tensor, sources
 from branchprune.graph.provenance import Cut, Joined
+from branchprune.graph.reasons import Reason, name_of_output, place_of
 from branchprune.graph.rules.split import equal_parts
 from branchprune.graph.state import Analysis
 
@@ -32,9 +33,8 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
     follows = [place for place in places if not isinstance(sizes[place], int) or sizes[place] == -1]
     follows = follows or [p for p in places if isinstance(sizes[p], ModuleNumber)][-1:]
     if places and not follows:
-        named = sizes[places[0]]
-        remedy = f"write -1 in its place, or a size that is computed from `x.shape[{layout.dim}]`"
-        return analysis.unknown(node, f"it names the size {named}", remedy)
+        why = f"it names the size {sizes[places[0]]}"
+        return analysis.unknown(node, why, _how_to_follow(sizes, layout.dim))
     if len(follows) != 1:
         return analysis.unknown(node, "it mixes the channel dimension with others")
     size = sizes[follows[0]]
@@ -52,6 +52,18 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
     return shaped
 
 
+def _how_to_follow(sizes: list[Any], dim: int) -> str:
+    """Return what to write in place of the size that a view names of a dimension of channels."""
+    follows = f"a size that is computed from `x.shape[{dim}]`"
+    if -1 in sizes:
+        return f"write {follows} in its place, or -1 there and a size where -1 is now"
+    return f"write -1 in its place, or {follows}"
+
+
+def _channels_of(layout: Layout) -> set[Channels]:
+    return {segment.channels for segment in resolve(layout.segments)}
+
+
 def _is_computed(size: Any) -> bool:
     """Return whether a size is computed from those of tensors."""
     return isinstance(size, fx.Node) and measured(size) is None
@@ -66,8 +78,12 @@ def _tie_to_sources(analysis: Analysis, node: fx.Node, shaped: Layout, size: fx.
         parts = None
         if other.size % shaped.size == 0:
             parts = equal_parts(analysis, node, other, other.size // shaped.size)
+        if parts is None and _channels_of(other) == _channels_of(shaped):
+            continue  # whether `x.shape[1] * 16` is their width is seen at other widths
         if parts is None:
-            why = f"{analysis.describe(node)} computes a width of the size of {tensor.name}"
+            of = name_of_output(tensor, analysis.describe)
+            text = f"{analysis.describe(node)} computes a width from that of {of}"
+            why = Reason(text, place_of(node), "write -1 in its place")
             other.freeze(why)
             shaped.freeze(why)
         else:
