@@ -30,7 +30,7 @@ report  write the report of a finished run again
 plan    what would shrink in a model, what would stay, and why
 bench   measure what blending costs and what the collapse saves
 cost    measure time and memory of the paper's models, dense and small
-zoo     plan, blend and collapse every model of torchvision or timm
+zoo     plan, blend and collapse every model of torchvision, timm and others
 
 `branchprune run --help` lists the options, which are the keys of a configuration."""
 

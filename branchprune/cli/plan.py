@@ -20,8 +20,9 @@ from branchprune.planning.module_tree import ModuleRow, module_tree, tree_lines
 from branchprune.planning.plan import Plan, plan
 from branchprune.training.import_path import value_at
 
-MODEL = """torchvision's by name (resnet50), timm's as timm/NAME, or the import path of a class, a
-function or a model (package.module:Net, package.module.net)"""
+MODEL = """torchvision's by name (resnet50), others' as timm/NAME, ultralytics/NAME or
+segmentation_models_pytorch/NAME, or the import path of a class, a function or a model
+(package.module:Net, package.module.net)"""
 EXAMPLE = """shape and, if it is not float32, dtype of an input: 1x3x224x224, 1x128:int64; once for
 each argument of forward; a model by name has one of its own"""
 KEEP = """fraction of the channels to keep, or one a layer: '{"": 0.5, "head": 1.0}'"""
@@ -91,17 +92,18 @@ def _of_library(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
     library, _, own = name.rpartition("/")
     library = library or "torchvision"
+    libraries = ", ".join(LIBRARIES)
     if library not in LIBRARIES:
-        known = ", ".join(LIBRARIES)
-        raise PruneError(f"model (={name!r}) names the library {library!r}, not one of {known}")
+        raise PruneError(f"model (={name!r}) names the library {library!r}, not one of {libraries}")
     families, builder = LIBRARIES[library]
     known_names = families()
     if own not in known_names:
         near = get_close_matches(own, known_names, n=1, cutoff=0.0)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
+        nearest = name.removesuffix(own) + near[0] if near else ""
+        hint = f"; the nearest is {nearest!r}" * bool(near)
         raise PruneError(
-            f"model (={name!r}) is none of {library}{hint}; your own is given by its import path, "
-            "such as package.module:Net"
+            f"model (={name!r}) is not one of {library}'s{hint}; give one of {libraries} as "
+            "LIBRARY/NAME, and your own by its import path, such as package.module:Net"
         )
     return builder(own, None)
 

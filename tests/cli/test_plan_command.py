@@ -103,7 +103,7 @@ def test_modules_in_the_folder_are_found(tmp_path: Path, capsys: Any, monkeypatc
 
 BAD = {
     "no model": ([], "model"),
-    "unknown name": (["resnet51"], "'resnet51') is none of torchvision; the nearest is 'resnet"),
+    "unknown name": (["resnet51"], "is not one of torchvision's; the nearest is 'resnet"),
     "unknown library": (["keras/resnet50"], "library 'keras', not one of torchvision, timm"),
     "library that is missing": (["timm/resnet50"], 'pip install "branchprune[zoo]"'),
     "unknown module": (["nowhere:Net"], "No module named 'nowhere'"),
