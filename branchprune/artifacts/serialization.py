@@ -21,7 +21,7 @@ from branchprune.errors import Failed, PruneError, optional
 from branchprune.graph.full_shapes import full_shapes, remember_full_shapes, shapes
 from branchprune.graph.layers import memory_format, put_parameters, set_sizes, sizes
 from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
-from branchprune.graph.width_attributes import followed_numbers, kept_numbers, take_over
+from branchprune.graph.saved_numbers import followed_numbers, kept_numbers, take_over
 
 FORMAT, EARLIER = "branchprune/2", "branchprune/1"
 """What the header of a file says it is; an earlier one has neither checksum nor settings."""

@@ -22,11 +22,11 @@ from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.graph.full_shapes import remember_full_shapes
 from branchprune.graph.layers import become, put_parameters, set_linear_width, set_path
+from branchprune.graph.saved_numbers import remember_followed
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
 from branchprune.graph.width_attributes import (
     followed_attributes,
     listed,
-    remember_followed,
     set_attributes,
     width_attributes,
 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import re
 import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from branchprune.graph.layers import SIZE_ATTRIBUTES, has_own_forward, sizes
+from branchprune.graph.layers import SIZE_ATTRIBUTES, has_own_forward
 from branchprune.graph.module_numbers import numbers_in
 from branchprune.graph.structure import Pieces, Structure
 from branchprune.graph.width_constraints import values_at
@@ -20,12 +20,8 @@ from branchprune.graph.width_constraints import values_at
 Widths = Mapping[int, set[int]]
 """For each width before, what it becomes; several numbers where layers differ."""
 
-FOLLOWED = "_followed_numbers"
-"""Attribute of a small model that holds the numbers that collapsing has set."""
 SHOWN = 5
 """Attributes that a line lists."""
-MOST = 1000
-"""Numbers that an attribute may hold to be kept in a file."""
 _COUNTS_OTHERS = re.compile(
     r"(?:image|img|kernel|patch|window|pool|input|batch|block|step)_?size|kernel|stride|pad|dilat|"
     r"group|head|class|resol|height|level|depth|layer|step|epoch|reduc|scale|seed|ratio|repeat"
@@ -78,7 +74,7 @@ def width_attributes(
     by_layer = _widths_of_layers(model, structure, kept)
     found: list[WidthAttribute] = []
     for path, module in model.named_modules():
-        if not any(True for _ in _candidates(module)):
+        if not any(True for _ in candidates(module)):
             continue
         widths: dict[int, set[int]] = {}
         for part in module.modules():
@@ -115,15 +111,15 @@ def followed_attributes(
 
 
 def _attributes(path: str, module: nn.Module, widths: Widths) -> Iterator[WidthAttribute]:
-    for name, value in _candidates(module):
-        numbers = set(_numbers(value)) & widths.keys()
+    for name, value in candidates(module):
+        numbers = set(integers(value)) & widths.keys()
         if numbers:
             unclear = any(len(widths[number]) > 1 for number in numbers)
-            after = None if unclear else _mapped(value, lambda n: max(widths.get(n, {n})))
+            after = None if unclear else changed(value, lambda n: max(widths.get(n, {n})))
             yield WidthAttribute(path, name, value, after)
 
 
-def _candidates(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def candidates(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the attributes of a user's module that may hold widths."""
     if has_own_forward(module) or not type(module).__module__.startswith("torch.nn."):
         for name, value in vars(module).items():
@@ -153,25 +149,25 @@ def _widths_of_layers(
     return found
 
 
-def _numbers(value: Any) -> Iterator[int]:
+def integers(value: Any) -> Iterator[int]:
     """Yield the integers in a number, or in tuples, lists and dictionaries of them."""
     if type(value) is int:
         yield value
     elif type(value) in (tuple, list):
         for each in value:
-            yield from _numbers(each)
+            yield from integers(each)
     elif type(value) is dict:
-        yield from _numbers(list(value.values()))
+        yield from integers(list(value.values()))
 
 
-def _mapped(value: Any, change: Callable[[int], int]) -> Any:
-    """Return a value with each of its `_numbers` changed, in order."""
+def changed(value: Any, change: Callable[[int], int]) -> Any:
+    """Return a value with each of its `integers` changed, in order."""
     if type(value) is int:
         return change(value)
     if type(value) in (tuple, list):
-        return type(value)(_mapped(each, change) for each in value)
+        return type(value)(changed(each, change) for each in value)
     if type(value) is dict:
-        return {key: _mapped(each, change) for key, each in value.items()}
+        return {key: changed(each, change) for key, each in value.items()}
     return value
 
 
@@ -198,81 +194,3 @@ def without_attributes(model: nn.Module, attributes: Sequence[WidthAttribute]) -
     finally:
         for (store, name), value in zip(stores, taken, strict=True):
             store[name] = value
-
-
-def followed_numbers(model: nn.Module) -> dict[str, dict[str, list[int]]]:
-    """Return the numbers that collapsing has set in a small model, by path and attribute."""
-    found: dict[str, dict[str, list[int]]] = vars(model).get(FOLLOWED, {})
-    return found
-
-
-def remember_followed(small: nn.Module, attributes: Sequence[WidthAttribute]) -> None:
-    """Note in a small model which attributes collapsing has set."""
-    found = {path: dict(numbers) for path, numbers in followed_numbers(small).items()}
-    for each in attributes:
-        found.setdefault(each.module, {})[each.name] = [*_numbers(each.after)]
-    if found:
-        vars(small)[FOLLOWED] = found
-
-
-def kept_numbers(model: nn.Module) -> dict[str, dict[str, list[int]]]:
-    """Return the whole numbers that users' modules keep and that may be widths.
-
-    They are ordered by the path of the module and the name of the attribute.
-    """
-    found: dict[str, dict[str, list[int]]] = {}
-    for path, module in model.named_modules():
-        values = {name: [*_numbers(value)] for name, value in _candidates(module)}
-        values = {name: numbers for name, numbers in values.items() if 0 < len(numbers) <= MOST}
-        if values:
-            found[path] = values
-    return found
-
-
-def take_over(
-    narrow: nn.Module,
-    dense: nn.Module,
-    numbers: Mapping[str, Mapping[str, list[int]]],
-    followed: Mapping[str, Mapping[str, list[int]]],
-) -> None:
-    """Give a narrowed model the numbers of another of the same widths.
-
-    Args:
-        narrow: The model, its layers narrowed already.
-        dense: The same model before.
-        numbers: The numbers by path and name. Those that no layer within a module has changed by
-            are left alone.
-        followed: Those of them that collapsing has set, since forward reads them as widths.
-    """
-    for path, module in narrow.named_modules():
-        pairs = {
-            (old, new)
-            for name, part in module.named_modules(prefix=path)
-            for old, new in zip(
-                _numbers([*sizes(dense.get_submodule(name)).values()]),
-                _numbers([*sizes(part).values()]),
-                strict=False,
-            )
-        }
-        for name, mine in _candidates(module):
-            own, other = [*_numbers(mine)], numbers.get(path, {}).get(name, [])
-            changes = [(a, b) for a, b in zip(own, other, strict=False) if a != b]
-            belong = changes and all(_belongs(*change, pairs) for change in changes)
-            if belong and len(own) == len(other):
-                vars(module)[name] = _filled(mine, iter(other))
-        for name, other in followed.get(path, {}).items():
-            mine = vars(module).get(name)
-            if len([*_numbers(mine)]) == len(other):
-                vars(module)[name] = _filled(mine, iter(other))
-    if followed:
-        vars(narrow)[FOLLOWED] = followed
-
-
-def _belongs(old: int, new: int, pairs: Collection[tuple[int, int]]) -> bool:
-    """Return whether a layer has changed by these widths, or by a multiple of both."""
-    return old > 0 and any(wide % old == 0 and wide * new == kept * old for wide, kept in pairs)
-
-
-def _filled(value: Any, numbers: Iterator[int]) -> Any:
-    """Return a value with its numbers replaced in order."""
-    return _mapped(value, lambda _: next(numbers))
