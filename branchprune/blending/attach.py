@@ -29,6 +29,7 @@ from branchprune.graph.structure import (
     Piece,
     Pieces,
     TwinLayer,
+    size_of,
 )
 from branchprune.graph.twin_layers import narrow_layer
 from branchprune.planning.plan import Plan
@@ -125,10 +126,6 @@ def _check_same_model(model: nn.Module, plan: Plan) -> None:
             raise PruneError(f"the plan is of another model: it has no layer {name}")
 
 
-def _size(pieces: Pieces) -> int:
-    return sum(piece.size for piece in pieces)
-
-
 def _choose(
     blended: Blended,
     model: nn.Module,
@@ -173,7 +170,7 @@ class _Builder:
         for other in self.structure.channelwise.values():
             if self._any_live(other.pieces):
                 module = self.blended.model.get_submodule(other.name)
-                index, width = self._known_index(other.pieces, other.origin), _size(other.pieces)
+                index, width = self._known_index(other.pieces, other.origin), size_of(other.pieces)
                 twin = narrow_channelwise(module, other.axis, other.times, width, index)
                 if other.name in self.structure.inplace:
                     twin.inplace = False  # type: ignore[assignment]
@@ -212,7 +209,7 @@ class _Builder:
         return any(piece.group in self.branch for piece in pieces)
 
     def _ends(self, pieces: Pieces, groups: int) -> list[EndPiece]:
-        length = _size(pieces) // groups
+        length = size_of(pieces) // groups
         return [
             EndPiece(
                 p.width, self._kept(p), p.repeat, self.branch.get(p.group), spanned(p.size, length)

@@ -6,6 +6,7 @@ copies share one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,16 @@ class Piece:
 
 
 Pieces = tuple[Piece, ...]
+
+
+def size_of(pieces: Pieces, kept: Sequence[int] | None = None) -> int:
+    """Return the number of entries of a channel dimension.
+
+    Args:
+        pieces: What it is made of.
+        kept: The width of each group; None: those before.
+    """
+    return sum((p.width if kept is None else kept[p.group]) * p.repeat for p in pieces)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import nn
 
 from branchprune.graph.layers import SIZE_ATTRIBUTES, has_own_forward
 from branchprune.graph.module_numbers import numbers_in
-from branchprune.graph.structure import Pieces, Structure
+from branchprune.graph.structure import Pieces, Structure, size_of
 from branchprune.graph.width_constraints import values_at
 
 Widths = Mapping[int, set[int]]
@@ -135,8 +135,7 @@ def _widths_of_layers(
 
     def note(name: str, pieces: Pieces, times: int = 1) -> None:
         widths = found.setdefault(model.get_submodule(name), set())
-        after = [kept[piece.group] * piece.repeat for piece in pieces]
-        widths.add((sum(p.size for p in pieces) * times, sum(after) * times))
+        widths.add((size_of(pieces) * times, size_of(pieces, kept) * times))
         widths.update((p.width, kept[p.group]) for p in pieces)
 
     for layer in structure.linears.values():

@@ -17,7 +17,7 @@ from branchprune.graph.channels import Channels, Segment, resolve, unify
 from branchprune.graph.module_numbers import Attribute, ModuleNumber, Values
 from branchprune.graph.nodes import measured
 from branchprune.graph.reasons import Reason
-from branchprune.graph.structure import Pieces, WidthNumber
+from branchprune.graph.structure import WidthNumber, size_of
 
 CHOICES = 3
 """Choices of widths at which constraints are tried."""
@@ -92,11 +92,7 @@ def values_at(numbers: Sequence[WidthNumber], kept: Sequence[int]) -> dict[Attri
         numbers: The numbers in forward that are widths.
         kept: The width of each group.
     """
-
-    def width(pieces: Pieces) -> int:
-        return sum(kept[piece.group] * piece.repeat for piece in pieces)
-
-    found = solve([(each.number, each.sign * width(each.pieces)) for each in numbers])
+    found = solve([(each.number, each.sign * size_of(each.pieces, kept)) for each in numbers])
     before = {a: value_of(each.number, a) for each in numbers for a in each.number.attributes}
     return {a: value for a, value in found.items() if value != before[a]}
 

@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor, nn
 
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
-from branchprune.graph.structure import Pieces, Structure, TwinLayer
+from branchprune.graph.structure import Pieces, Structure, TwinLayer, size_of
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,6 @@ def _axes_of_twin(twin: TwinLayer, which: str, weight: Tensor | None) -> tuple[P
     return (twin.outputs,) if counts else ()
 
 
-def size_of(pieces: Pieces, kept: Sequence[int] | None = None) -> int:
-    """Return the number of entries of a channel dimension, before or with the widths kept."""
-    return sum((p.width if kept is None else kept[p.group]) * p.repeat for p in pieces)
-
-
 def costs_of_unseen(model: nn.Module, structure: Structure) -> dict[str, Cost]:
     """Return the cost of each part that is not looked into, by path; the totals include it."""
     return {
@@ -151,7 +146,7 @@ def macs_shares(structure: Structure) -> list[float]:
     layers += [(layer.outputs, layer.macs) for layer in structure.twins.values()]
     macs = [0.0] * len(structure.groups)
     for pieces, work in layers:
-        size = sum(piece.size for piece in pieces)
+        size = size_of(pieces)
         for piece in pieces:
             macs[piece.group] += work * piece.size / size
     total = sum(work for _, work in layers) + sum(structure.unseen.values())

@@ -13,9 +13,9 @@ from torch import nn
 
 from branchprune.graph.hooks import takes_hooks
 from branchprune.graph.inputs import Example, call, tensors, training_mode, untouched
-from branchprune.graph.structure import Structure
+from branchprune.graph.structure import Structure, size_of
 from branchprune.planning.columns import in_columns
-from branchprune.planning.costs import amounts, size_of
+from branchprune.planning.costs import amounts
 from branchprune.planning.plan import Plan
 
 Pair = tuple[int, int]

@@ -17,7 +17,7 @@ from branchprune.graph.layers import (
     set_linear_width,
     set_path,
 )
-from branchprune.graph.structure import LinearLayer, Pieces, Structure
+from branchprune.graph.structure import LinearLayer, Pieces, Structure, size_of
 from branchprune.graph.twin_layers import narrow_layer
 
 NOISE = 0.1
@@ -37,7 +37,7 @@ def narrowed(model: nn.Module, structure: Structure, kept: Sequence[int]) -> nn.
     small = copied(model, sharing=True)
 
     def size(pieces: Pieces) -> int:
-        return sum(kept[piece.group] * piece.repeat for piece in pieces)
+        return size_of(pieces, kept)
 
     def changes(pieces: Pieces | None) -> bool:
         return any(kept[piece.group] != piece.width for piece in pieces or ())
@@ -48,7 +48,7 @@ def narrowed(model: nn.Module, structure: Structure, kept: Sequence[int]) -> nn.
             _cut_linear(small.get_submodule(layer.name), layer, size(layer.outputs), inputs)
     for other in structure.channelwise.values():
         if changes(other.pieces):
-            module, wide = small.get_submodule(other.name), sum(p.size for p in other.pieces)
+            module, wide = small.get_submodule(other.name), size_of(other.pieces)
             index = torch.arange(size(other.pieces))
             become(module, narrow_channelwise(module, other.axis, other.times, wide, index))
     for parameter in structure.parameters.values():

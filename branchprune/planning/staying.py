@@ -10,7 +10,7 @@ from itertools import product
 from torch import nn
 
 from branchprune.graph.reasons import OUTPUT, Reason
-from branchprune.graph.structure import ChannelGroup, Piece, Structure
+from branchprune.graph.structure import ChannelGroup, Piece, Structure, size_of
 from branchprune.planning.costs import Amount, Cost, amounts
 from branchprune.planning.paths import within
 
@@ -107,7 +107,7 @@ def _shares(amount: Amount, structure: Structure) -> Iterator[tuple[Reason, floa
         if len(stay) == len(pieces):
             share = 1.0
             for piece, axis in zip(pieces, amount.axes, strict=True):
-                share *= piece.size / sum(p.size for p in axis) if piece and axis else 1.0
+                share *= piece.size / size_of(axis) if piece and axis else 1.0
             yield next((r for r in stay if r not in (INPUT, OUTPUT)), stay[0]), share
 
 
