@@ -15,7 +15,7 @@ from models import counted_macs
 from torch import nn
 
 import branchprune as bp
-from branchprune.benchmarks import zoo, zoo_models, zoo_table
+from branchprune.benchmarks import zoo, zoo_child, zoo_models, zoo_table
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.cli import main
 from branchprune.graph.folding import fold_bias
@@ -176,17 +176,17 @@ def test_check_of_the_collapse_can_fail(monkeypatch):
 
     monkeypatch.setattr("branchprune.collapsing.collapse.fold_bias", wrong)
     with pytest.raises(bp.PruneError, match="not exact"):
-        zoo.measure(row := squeezenet(), lambda _: None)
+        zoo_child.measure(row := squeezenet(), lambda _: None)
     assert row.stage == "collapse" and not row.exact and row.collapse_error is None
-    monkeypatch.setattr(zoo, "disturb", lambda *args, **options: None)
-    zoo.measure(row := squeezenet(), lambda _: None)
+    monkeypatch.setattr(zoo_child, "disturb", lambda *args, **options: None)
+    zoo_child.measure(row := squeezenet(), lambda _: None)
     assert row.exact, "the biases of a fresh model are 0, so only the noise shows the error"
 
 
 def test_large_models_are_pruned_in_rounds(monkeypatch):
-    zoo.measure(whole := squeezenet(), lambda _: None)
-    monkeypatch.setattr(zoo, "LARGEST_ENDS", 150_000)
-    zoo.measure(apart := squeezenet(), lambda _: None)
+    zoo_child.measure(whole := squeezenet(), lambda _: None)
+    monkeypatch.setattr(zoo_child, "LARGEST_ENDS", 150_000)
+    zoo_child.measure(apart := squeezenet(), lambda _: None)
     assert (whole.rounds, apart.exact) == (1, True) and apart.rounds > 3
     assert (apart.params_after, apart.macs_after) == (whole.params_after, whole.macs_after)
     assert 0 < apart.collapse_error <= 1e-10
@@ -198,8 +198,10 @@ def convolutions(count):
 
 def test_rounds_are_filled(monkeypatch):
     planned = bp.plan(convolutions(5), torch.randn(1, 8, 1, 1), 0.5)
-    monkeypatch.setattr(zoo, "LARGEST_ENDS", 2 * 2 * 8 * 4)  # two layers, each made and read once
-    assert zoo._rounds(planned) == [["0", "1"], ["2", "3"], ["4"]]
+    monkeypatch.setattr(
+        zoo_child, "LARGEST_ENDS", 2 * 2 * 8 * 4
+    )  # two layers, each made and read once
+    assert zoo_child._rounds(planned) == [["0", "1"], ["2", "3"], ["4"]]
 
 
 def test_the_largest_error_of_all_rounds_counts(monkeypatch):
@@ -208,11 +210,11 @@ def test_the_largest_error_of_all_rounds_counts(monkeypatch):
 
     errors = iter([2e-15, 3e-15, 1e-15])
     monkeypatch.setitem(
-        zoo.LIBRARIES, "torchvision", (None, lambda *_: (convolutions(3).eval(), (8, 1, 1)))
+        zoo_child.LIBRARIES, "torchvision", (None, lambda *_: (convolutions(3).eval(), (8, 1, 1)))
     )
-    monkeypatch.setattr(zoo, "LARGEST_ENDS", 1)
-    monkeypatch.setattr(zoo, "collapse_with_error", collapse)
-    zoo.measure(row := squeezenet(), lambda _: None)
+    monkeypatch.setattr(zoo_child, "LARGEST_ENDS", 1)
+    monkeypatch.setattr(zoo_child, "collapse_with_error", collapse)
+    zoo_child.measure(row := squeezenet(), lambda _: None)
     assert (row.rounds, row.collapse_error, row.exact) == (3, 3e-15, True)
 
 
@@ -262,7 +264,7 @@ def test_comparison_at_alpha_1_can_fail(mode, monkeypatch):
 
     monkeypatch.setattr(zoo, "attach", attach)
     with pytest.raises(bp.PruneError, match="not those of the model"):
-        zoo.measure(row := squeezenet(), lambda _: None)
+        zoo_child.measure(row := squeezenet(), lambda _: None)
     found = {"eval": row.difference_eval, "train": row.difference_train}
     assert found.pop(mode) > 0 and [*found.values()] == [0]
     assert row.stage == "alpha = 1" and not row.exact
