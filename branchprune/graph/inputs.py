@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import inspect
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,11 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from branchprune.errors import PruneError, first_line
 from branchprune.graph.held import changeable, held_tensors
-
-try:
-    from numpy import random as numpy_random
-except ImportError:  # torch runs without it, and then nothing draws from it
-    numpy_random = None  # type: ignore[assignment]
+from branchprune.graph.random_generators import own_generators
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -60,41 +54,6 @@ def call(model: nn.Module, example: Example, forward: Callable[..., Any] | None 
     args, kwargs = tree_map_only(Tensor, Tensor.clone, example_inputs(on_device(example, model)))
     with own_generators(tensors((args, kwargs))):
         return (forward or model)(*args, **kwargs)
-
-
-@contextmanager
-def own_generators(used: Iterable[Tensor]) -> Iterator[None]:
-    """Leave the random generators of torch, Python and NumPy as they were, after a `with` block.
-
-    Args:
-        used: Tensors on the devices whose generators are meant, beside the CPU's.
-    """
-    devices = {tensor.device for tensor in used if tensor.is_cuda}
-    python = random.getstate()
-    numpy = None if numpy_random is None else numpy_random.get_state()
-    try:
-        with torch.random.fork_rng(list(devices)):
-            yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy_random.set_state(numpy)
-
-
-def generator_states() -> dict[str, Any]:
-    """Return the states of the random generators, to be compared."""
-    states = {"torch": _content(torch.get_rng_state()), "random": random.getstate()}
-    if numpy_random is not None:
-        numpy = numpy_random.get_state(legacy=False)["state"]
-        states["numpy"] = (numpy["key"].tobytes(), numpy["pos"])
-    if torch.cuda.is_initialized():
-        states["torch.cuda"] = tuple(map(_content, torch.cuda.get_rng_state_all()))
-    return states
-
-
-def _content(state: Tensor) -> bytes:
-    """Return the bytes of a tensor on the CPU; `Tensor.numpy` would need NumPy."""
-    return ctypes.string_at(state.data_ptr(), state.nbytes)
 
 
 def without_constants(example: Example) -> Example:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.blending.branch_shares import branch_shares
-from branchprune.graph.inputs import generator_states
+from branchprune.graph.random_generators import generator_states
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 

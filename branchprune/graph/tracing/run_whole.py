@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.graph.inputs import own_generators, training_mode
+from branchprune.graph.inputs import training_mode
+from branchprune.graph.random_generators import own_generators
 
 LIBRARY = ("torch.nn", "torch.ao.nn")
 """Modules that are torch's own begin so."""

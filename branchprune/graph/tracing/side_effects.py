@@ -21,8 +21,8 @@ from torch import fx, nn
 from torch.utils import checkpoint
 
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import generator_states
 from branchprune.graph.module_numbers import ModuleNumber
+from branchprune.graph.random_generators import generator_states
 from branchprune.graph.tracing.guards import GUARDS, source_line
 
 _COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")

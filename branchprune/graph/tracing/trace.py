@@ -23,13 +23,13 @@ from branchprune.graph.inputs import (
     call,
     example_inputs,
     on_device,
-    own_generators,
     put,
     training_mode,
     untouched,
 )
 from branchprune.graph.module_numbers import Attribute, module_numbers
 from branchprune.graph.nodes import CHECKPOINTED, Recorded
+from branchprune.graph.random_generators import own_generators
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.calls import Calls
 from branchprune.graph.tracing.dependence import follows_inputs, kept_for_later

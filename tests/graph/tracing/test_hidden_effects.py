@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.graph.inputs import generator_states
+from branchprune.graph.random_generators import generator_states
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
