@@ -9,9 +9,9 @@ from torch import fx, nn
 
 from branchprune.graph.blocks import even_out
 from branchprune.graph.channels import Known, Layout, Segment, layouts_in, resolve
-from branchprune.graph.measured import is_measured
+from branchprune.graph.measured import counted, counted_by, is_measured
 from branchprune.graph.module_numbers import ModuleNumber, numbers_in
-from branchprune.graph.nodes import measured, sources
+from branchprune.graph.nodes import measured
 from branchprune.graph.reasons import OUTPUT, Reason, place_of
 from branchprune.graph.rules.elementwise import same
 from branchprune.graph.rules.recurrent import recurrent
@@ -80,8 +80,8 @@ def _is_settled(analysis: Analysis, guard: fx.Node) -> bool:
     sizes = [measured(size) for size in condition.args]
     numbers = [*numbers_in(condition.args)]
     for tensor, dim in filter(None, sizes):
-        layout = analysis.layout(tensor)
-        if layout is not None and layout.dim == dim % len(analysis.shape(tensor)) and numbers:
+        layout = counted(analysis, tensor, dim)
+        if layout is not None and numbers:
             analysis.follows(condition, numbers[0], layout.segments)
             analysis.settled.add(guard)
             return True
@@ -147,12 +147,8 @@ def _freeze_obstacle(analysis: Analysis, node: fx.Node, module: nn.Module, value
 def _freeze_measured(analysis: Analysis, node: fx.Node, reason: str) -> None:
     """Freeze groups whose width a node asks for that does not follow it."""
     for number in node.all_input_nodes:
-        if analysis.is_tensor(number):
-            continue
-        for tensor, dim in sources(number, analysis.is_tensor):
-            layout = analysis.layout(tensor)
-            if layout is not None and layout.dim == dim % len(analysis.shape(tensor)):
-                layout.freeze(reason)
+        for layout in () if analysis.is_tensor(number) else counted_by(analysis, number):
+            layout.freeze(reason)
 
 
 def has_effect(analysis: Analysis, node: fx.Node) -> bool:
@@ -171,14 +167,13 @@ def finish(analysis: Analysis) -> None:
     Groups are frozen, too, for whose widths the numbers in forward do not follow.
     """
 
-    def counted(tensor: fx.Node, dim: int) -> tuple[Segment, ...] | int:
-        shape, layout = analysis.shape(tensor), analysis.layout(tensor)
-        dim %= len(shape)
-        return layout.segments if layout is not None and layout.dim == dim else shape[dim]
+    def size(tensor: fx.Node, dim: int) -> tuple[Segment, ...] | int:
+        layout = counted(analysis, tensor, dim)
+        return analysis.shape(tensor)[dim] if layout is None else layout.segments
 
     analysis.constraints.tie()
     even_out(analysis)
-    analysis.constraints.freeze_unsolvable([c for _, c in analysis.channels], counted)
+    analysis.constraints.freeze_unsolvable([c for _, c in analysis.channels], size)
     _freeze_parameters(analysis)
     read = {
         segment.channels

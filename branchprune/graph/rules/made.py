@@ -11,7 +11,8 @@ from typing import Any
 from torch import fx
 
 from branchprune.graph.channels import Layout
-from branchprune.graph.nodes import measured, measured_tensor, sources
+from branchprune.graph.measured import counted_by
+from branchprune.graph.nodes import measured, measured_tensor
 from branchprune.graph.state import Analysis
 
 
@@ -21,22 +22,11 @@ def made(analysis: Analysis, node: fx.Node) -> Layout | None:
     whole = measured_tensor(sizes)
     if whole is not None:
         return analysis.layout(whole)
-    found = {dim: _counted(analysis, size) for dim, size in enumerate(sizes)}
-    layouts = [layout.at(dim) for dim, counted in found.items() for layout in counted]
-    plain = all(measured(sizes[dim]) for dim, counted in found.items() if counted)
+    nodes = [(dim, size) for dim, size in enumerate(sizes) if isinstance(size, fx.Node)]
+    found = [(dim, size, layout) for dim, size in nodes for layout in counted_by(analysis, size)]
+    layouts = [layout.at(dim) for dim, _, layout in found]
+    plain = all(measured(size) for _, size, _ in found)
     return layouts[0] if len(layouts) == 1 and plain else None
-
-
-def _counted(analysis: Analysis, size: Any) -> list[Layout]:
-    """Return the layouts whose channels a number counts, or from whose number it follows."""
-    if not isinstance(size, fx.Node):
-        return []
-    read = [(analysis.layout(n), n, dim) for n, dim in sources(size, analysis.is_tensor)]
-    return [
-        layout
-        for layout, tensor, dim in read
-        if layout is not None and layout.dim == dim % len(analysis.shape(tensor))
-    ]
 
 
 def _sizes(node: fx.Node) -> Any:

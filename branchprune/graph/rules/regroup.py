@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from branchprune.graph.channels import Channels, Layout, fused, resolve, unify
+from branchprune.graph.measured import counted
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import argument, measured, measured_tensor, sources
 from branchprune.graph.provenance import Cut, Joined
@@ -39,12 +40,12 @@ def reshape(analysis: Analysis, node: fx.Node) -> Layout | None:
         return analysis.unknown(node, "it mixes the channel dimension with others")
     size = sizes[follows[0]]
     source = size if isinstance(size, tuple) else measured(size)
-    counted = source and _counted(analysis, *source)
-    if source and counted is None:
+    other = counted(analysis, *source) if source else None
+    if source and other is None:
         return analysis.unknown(node, f"it names a size of {analysis.why_it_stays(source[0])}")
     shaped = regrouped(analysis, node, layout, follows[0])
-    if shaped is not None and counted is not None:
-        unify(shaped.segments, counted.segments, analysis.describe(node))
+    if shaped is not None and other is not None:
+        unify(shaped.segments, other.segments, analysis.describe(node))
     if shaped is not None and (isinstance(size, ModuleNumber) or _is_computed(size)):
         if isinstance(size, fx.Node):
             _tie_to_sources(analysis, node, shaped, size)
@@ -72,8 +73,8 @@ def _is_computed(size: Any) -> bool:
 def _tie_to_sources(analysis: Analysis, node: fx.Node, shaped: Layout, size: fx.Node) -> None:
     """Tie channels whose number a view computes of widths, as `C // heads`, to these widths."""
     for tensor, dim in sources(size, analysis.is_tensor):
-        other = analysis.layout(tensor)
-        if other is None or other.dim != dim % len(analysis.shape(tensor)):
+        other = counted(analysis, tensor, dim)
+        if other is None:
             continue
         parts = None
         if other.size % shaped.size == 0:
@@ -90,11 +91,6 @@ def _tie_to_sources(analysis: Analysis, node: fx.Node, shaped: Layout, size: fx.
             unify(parts[0].segments, shaped.segments, node.name)
 
 
-def _counted(analysis: Analysis, tensor: fx.Node, dim: int) -> Layout | None:
-    """Return the channels that a size of a tensor counts; None if it counts something else."""
-    layout = analysis.layout(tensor)
-    known = layout is not None and layout.dim == dim % len(analysis.shape(tensor))
-    return layout if known else None
 
 
 def _places(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> list[int]:

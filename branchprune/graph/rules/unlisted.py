@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils._pytree import tree_unflatten
 
 from branchprune.graph.channels import Known, Layout, fused, resolve, unify
-from branchprune.graph.nodes import sources
+from branchprune.graph.measured import counted_by
 from branchprune.graph.provenance import Joined
 from branchprune.graph.reasons import Reason, place_of
 from branchprune.graph.rules.elementwise import elementwise
@@ -158,9 +158,7 @@ def _known(
 def _measured(analysis: Analysis, node: fx.Node) -> list[Layout]:
     """Return the layouts whose number of channels the node is given."""
     numbers = [n for n in node.all_input_nodes if not analysis.is_tensor(n)]
-    counted = [pair for number in numbers for pair in sources(number, analysis.is_tensor)]
-    layouts = [(analysis.layout(n), dim % len(analysis.shape(n))) for n, dim in counted]
-    return [layout for layout, dim in layouts if layout is not None and layout.dim == dim]
+    return [layout for number in numbers for layout in counted_by(analysis, number)]
 
 
 def _same(a: Layout, b: Layout) -> bool:
