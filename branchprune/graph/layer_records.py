@@ -6,11 +6,33 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from branchprune.graph.channels import Known, Layout
+from branchprune.graph.channels import Known, Layout, unify
+
+
+@dataclass(eq=False, kw_only=True)
+class _Reader:
+    """A layer that reads channels.
+
+    Attributes:
+        inputs: The channels that it reads; None: not known, so that they stay.
+    """
+
+    inputs: Layout | None = None
+
+    def read(self, source: Layout, where: str) -> None:
+        """Note what a call of it reads: channels that are tied to those of the calls before.
+
+        Args:
+            source: The channels.
+            where: The layer, for a reason.
+        """
+        if self.inputs is not None:
+            unify(self.inputs.segments, source.segments, where)
+        self.inputs = source
 
 
 @dataclass(eq=False)
-class Linear:
+class Linear(_Reader):
     """A convolution or fully connected layer while the walk goes on.
 
     Attributes:
@@ -18,7 +40,6 @@ class Linear:
         outputs: Its output channels.
         groups: Its number of groups, as of a grouped convolution.
         macs: Multiply-adds of all its calls so far, for one example.
-        inputs: The channels that it reads; None: not known, so that they stay.
         operands: The tensors that it is called on, one a call.
     """
 
@@ -26,22 +47,19 @@ class Linear:
     outputs: Layout
     groups: int
     macs: int = 0
-    inputs: Layout | None = None
     operands: set[fx.Node] = field(default_factory=set)
 
 
 @dataclass(eq=False)
-class Twin:
+class Twin(_Reader):
     """A layer whose twin is a layer of its own, while the walk goes on.
 
     Attributes:
         outputs: What its rule has found of its output.
         made: The channels that it makes.
-        inputs: The channels that it reads; None: not known, so that they stay.
         stays: Whether the channels are not known that it reads in some call.
     """
 
     outputs: Known
     made: Layout
-    inputs: Layout | None = None
     stays: bool = False

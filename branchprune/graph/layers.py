@@ -54,6 +54,15 @@ def set_sizes(module: nn.Module, attributes: dict[str, Any]) -> None:
             setattr(module, name, tuple(value) if isinstance(value, list) else value)
 
 
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module itself, without those within, by name."""
+    parameters, buffers = (
+        module.named_parameters(recurse=False),
+        module.named_buffers(recurse=False),
+    )
+    return {**dict(parameters), **dict(buffers)}
+
+
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     """Replace a parameter or buffer by one of another shape, of the same memory format."""
     old = getattr(module, name)
@@ -126,10 +135,7 @@ def narrow_channelwise(
 def _narrow_tensors(module: nn.Module, axis: int, times: int, width: int, index: Tensor) -> None:
     """Restrict a module's own parameters and buffers."""
     outputs = (index[:, None] * times + torch.arange(times)).flatten()
-    for name, tensor in (
-        *module.named_parameters(recurse=False),
-        *module.named_buffers(recurse=False),
-    ):
+    for name, tensor in own_tensors(module).items():
         size = tensor.shape[axis] if tensor.dim() > axis else 0
         if size in (width, width * times):
             entries = (outputs if size == width * times else index).to(tensor.device)

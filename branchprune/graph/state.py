@@ -243,9 +243,7 @@ class Analysis:
         layer.macs += self._macs(node, dim)
         layer.operands.add(self.operand(node))
         if source is not None:
-            if layer.inputs is not None:
-                unify(layer.inputs.segments, source.segments, name)
-            layer.inputs = source
+            layer.read(source, name)
         return layer.outputs
 
     def twin(self, node: fx.Node, layer: Twin, source: Layout | None) -> Twin:
@@ -256,9 +254,7 @@ class Analysis:
             self.channels += [(name, segment.channels) for segment in layer.made.segments[:1]]
         layer = self.twins[name]
         if source is not None:
-            if layer.inputs is not None:
-                unify(layer.inputs.segments, source.segments, name)
-            layer.inputs = source
+            layer.read(source, name)
             self.contract(node, source)
         layer.stays = layer.stays or source is None
         if layer.stays and layer.inputs is not None:

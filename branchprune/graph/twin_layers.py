@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from branchprune.graph.layers import linear_sizes, set_tensor
+from branchprune.graph.layers import linear_sizes, own_tensors, set_tensor
 
 
 def narrow_layer(module: nn.Module, inputs: Tensor | None, outputs: Tensor) -> nn.Module:
@@ -53,10 +53,7 @@ def _narrow_linear(layer: nn.Module, inputs: Tensor | None, outputs: Tensor) -> 
     weight, groups = layer.weight, int(getattr(layer, "groups", 1))
     assert isinstance(weight, Tensor)
     width = len(weight)
-    for name, tensor in (
-        *layer.named_parameters(recurse=False),
-        *layer.named_buffers(recurse=False),
-    ):
+    for name, tensor in own_tensors(layer).items():
         if tensor.dim() and len(tensor) == width:
             rows = tensor.detach().index_select(0, outputs.to(tensor.device))
             if name == "weight" and inputs is not None:

@@ -9,16 +9,17 @@ from torch import fx, nn
 
 from branchprune.graph.blocks import even_out
 from branchprune.graph.channels import Known, Layout, Segment, layouts_in, resolve
-from branchprune.graph.measured import counted, counted_by, is_measured
+from branchprune.graph.counted_sizes import counted, counted_by
+from branchprune.graph.measured import is_measured
 from branchprune.graph.module_numbers import ModuleNumber, numbers_in
 from branchprune.graph.nodes import measured
 from branchprune.graph.reasons import OUTPUT, Reason, place_of
 from branchprune.graph.rules.elementwise import same
+from branchprune.graph.rules.own_forward import find_fault, make_twin
 from branchprune.graph.rules.recurrent import recurrent
 from branchprune.graph.rules.registry import rule_of, to_be_checked
 from branchprune.graph.rules.shape import getitem, size_of
 from branchprune.graph.rules.split import divide, unbind
-from branchprune.graph.rules.trial import find_fault, make_twin
 from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis, Rule
 from branchprune.graph.tracing.guards import GUARDS, same_branch, same_length, same_number

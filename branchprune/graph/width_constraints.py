@@ -186,9 +186,14 @@ def _parts(number: Any) -> list[Any]:
     return found
 
 
-def _attributes(number: Any) -> set[Attribute]:
+def _attributes_read(number: Any) -> list[tuple[ModuleNumber, Attribute]]:
+    """Return the attributes from which a number is computed, each with that which follows it."""
     numbers = [part for part in _parts(number) if isinstance(part, ModuleNumber)]
-    return {attribute for each in numbers for attribute in each.attributes}
+    return [(each, a) for each in numbers for a in sorted(each.attributes, key=str)]
+
+
+def _attributes(number: Any) -> set[Attribute]:
+    return {attribute for _, attribute in _attributes_read(number)}
 
 
 def _measured(number: Any) -> list[tuple[fx.Node, int]]:
@@ -216,14 +221,11 @@ class _AtWidths:
     def fault(self, each: Follows) -> Reason | None:
         """Return why a constraint does not hold; None if it does."""
         number = each.number
-        for part in _parts(number):
-            for attribute in (
-                sorted(_attributes(part), key=str) if type(part) is not fx.Node else ()
-            ):
-                before = value_of(part, attribute)
-                if attribute in self.pinned and self.values.get(attribute, before) != before:
-                    why = f"{each.where} reads {attribute}, as does {self.pinned[attribute]}"
-                    return Reason(why, each.place)
+        for read, attribute in _attributes_read(number):
+            before = value_of(read, attribute)
+            if attribute in self.pinned and self.values.get(attribute, before) != before:
+                why = f"{each.where} reads {attribute}, as does {self.pinned[attribute]}"
+                return Reason(why, each.place)
         try:
             if self._number(number) == each.sign * self._width(each.segments):
                 return None

@@ -27,7 +27,7 @@ from branchprune.planning.costs import Cost, costs, costs_of_unseen
 from branchprune.planning.example_check import refuse_shape, refuse_single
 from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_groups, too_narrow
 from branchprune.planning.paths import check_named, check_reached, paths_of, within
-from branchprune.planning.staying import Staying, find_staying, told
+from branchprune.planning.staying import Staying, find_staying, staying_lines
 from branchprune.planning.trial import try_widths
 
 
@@ -115,7 +115,7 @@ class Plan:
         lines += [f"attributes that follow: {follow}"] if follow else []
         stale = listed([each for each in self.attributes if each.after is None])
         lines += [f"attributes that name a width and stay: {stale}"] if stale else []
-        return "\n".join([*lines, *self.notes, *told(self.staying, self.before)])
+        return "\n".join([*lines, *self.notes, *staying_lines(self.staying, self.before)])
 
 
 @one_at_a_time

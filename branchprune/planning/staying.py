@@ -148,7 +148,7 @@ def kind_of(reason: str, layers: Iterable[str]) -> str:
     return re.sub(r"(?<![\w(.-])\d+(?:\.\d+)?(?![\w)])", "n", reason)
 
 
-def told(staying: Sequence[Staying], whole: Cost) -> list[str]:
+def staying_lines(staying: Sequence[Staying], whole: Cost) -> list[str]:
     """Return what stays of a whole model, as lines for people."""
     params, macs = sum(each.params for each in staying), sum(each.macs for each in staying)
     lines = [

@@ -262,7 +262,7 @@ def test_comparison_at_alpha_1_can_fail(mode, monkeypatch):
         blended.model.features[0].__class__ = Wrong
         return blended
 
-    monkeypatch.setattr(zoo, "attach", attach)
+    monkeypatch.setattr(zoo_child, "attach", attach)
     with pytest.raises(bp.PruneError, match="not those of the model"):
         zoo_child.measure(row := squeezenet(), lambda _: None)
     found = {"eval": row.difference_eval, "train": row.difference_train}
@@ -274,12 +274,12 @@ def test_noise_reaches_what_is_constant_and_all_of_a_branch():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 4))
     nn.init.zeros_(model[0].bias)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    zoo.disturb(model, 0, only_constant=True)
+    zoo_child.disturb(model, 0, only_constant=True)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     norm = {f"1.{k}" for k in ("weight", "bias", "running_mean", "running_var")}
     assert changed == norm | {"0.bias"}
     assert (model[1].running_var > 0).all()
-    zoo.disturb(model, 0, only_constant=False)
+    zoo_child.disturb(model, 0, only_constant=False)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == before.keys() - {"1.num_batches_tracked"}
     difference = (model[2].weight - before["2.weight"]).square().mean().sqrt()

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
-from branchprune.graph.rules import contract, elementwise, join, made, norm, regroup, shape, split
+from branchprune.graph.rules import contract, elementwise, join, norm, regroup, shape, split
+from branchprune.graph.rules.factories import factory
 from branchprune.graph.rules.functional import functional
 from branchprune.graph.rules.linear import linear
 from branchprune.graph.rules.recurrent import recurrent
@@ -109,7 +110,7 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
             *(torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn),
             torch.randint,
         ),
-        made.made,
+        factory,
     ),
     **dict.fromkeys(
         (
@@ -155,7 +156,7 @@ METHOD_RULES: dict[str, Rule] = {
         "eq ne".split(),
         elementwise.elementwise,
     ),
-    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), made.made),
+    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), factory),
     **dict.fromkeys(
         "bernoulli normal_ uniform_ random_ exponential_ geometric_ log_normal_ cauchy_".split(),
         elementwise.elementwise,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from branchprune.graph.channels import Channels, Layout, fused, resolve, unify
-from branchprune.graph.measured import counted
+from branchprune.graph.counted_sizes import counted
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import argument, measured, measured_tensor, sources
 from branchprune.graph.provenance import Cut, Joined

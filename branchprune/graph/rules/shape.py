@@ -10,7 +10,7 @@ from branchprune.graph.channels import Known, Layout
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import argument, numbers_behind
 from branchprune.graph.reasons import Reason, place_of
-from branchprune.graph.rules.made import made
+from branchprune.graph.rules.factories import factory
 from branchprune.graph.rules.split import cut_out
 from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis
@@ -127,7 +127,7 @@ def repeat(analysis: Analysis, node: fx.Node) -> Layout | None:
     operand = analysis.operand(node)
     layout = analysis.layout(operand)
     if layout is None:
-        return made(analysis, node)
+        return factory(analysis, node)
     times = numbers_behind(node, "repeats")
     dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
     if times[dim] != 1:
@@ -166,7 +166,7 @@ def expand(analysis: Analysis, node: fx.Node) -> Layout | None:
     operand = analysis.operand(node)
     layout = analysis.layout(operand)
     if layout is None:
-        return made(analysis, node)
+        return factory(analysis, node)
     sizes = numbers_behind(node, "size", "sizes")
     dim = layout.dim + len(analysis.shape(node)) - len(analysis.shape(operand))
     size = sizes[dim] if dim < len(sizes) else None

@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils._pytree import tree_unflatten
 
 from branchprune.graph.channels import Known, Layout, fused, resolve, unify
-from branchprune.graph.measured import counted_by
+from branchprune.graph.counted_sizes import counted_by
 from branchprune.graph.provenance import Joined
 from branchprune.graph.reasons import Reason, place_of
 from branchprune.graph.rules.elementwise import elementwise

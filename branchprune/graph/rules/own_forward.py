@@ -1,4 +1,4 @@
-"""Trying out a module with a forward of its own: does it do what its rule takes it for?"""
+"""Modules with a forward of their own are tried out: do they do what their rule takes them for?"""
 
 from __future__ import annotations
 

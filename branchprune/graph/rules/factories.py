@@ -1,4 +1,4 @@
-"""Rules of the operations that make a tensor of a shape: constants, and numbers drawn at random.
+"""Rule of the factories, which make a tensor of given sizes: constants, or numbers drawn at random.
 
 What they draw is one number an entry, all alike: a narrow tensor of them is as good as part of a
 wide one, and the collapsed model draws what the branch draws.
@@ -11,12 +11,12 @@ from typing import Any
 from torch import fx
 
 from branchprune.graph.channels import Layout
-from branchprune.graph.measured import counted_by
+from branchprune.graph.counted_sizes import counted_by
 from branchprune.graph.nodes import measured, measured_tensor
 from branchprune.graph.state import Analysis
 
 
-def made(analysis: Analysis, node: fx.Node) -> Layout | None:
+def factory(analysis: Analysis, node: fx.Node) -> Layout | None:
     """A tensor of given sizes: a dimension as long as another's channels has the same ones."""
     sizes = _sizes(node)
     whole = measured_tensor(sizes)
