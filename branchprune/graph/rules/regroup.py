@@ -91,8 +91,6 @@ def _tie_to_sources(analysis: Analysis, node: fx.Node, shaped: Layout, size: fx.
             unify(parts[0].segments, shaped.segments, node.name)
 
 
-
-
 def _places(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> list[int]:
     """Return the dimensions of `after` over which dimension `dim` of `before` is spread."""
     if 0 in before:
