@@ -167,8 +167,7 @@ class _Writer:
         output = next(iter(copies.values()))
         if len(copies) > 1:
             groups = [*self.alphas]
-            pieces = self.forms.contractions[node.name].pieces
-            branches = sorted({groups.index(p.group) for p in pieces if p.group in self.alphas})
+            branches = sorted(groups.index(group) for group in self.forms.ending[node])
             operands = (copies[NARROW], copies[WIDE], self._mixed_by(), branches)
             output = self.graph.call_function(met, operands)
         self.written[node, WIDE] = output

@@ -6,14 +6,20 @@ That follows backwards from the outputs and from every α: at α = 1 nothing nar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
 from branchprune.graph.measured import is_measured
 from branchprune.graph.module_numbers import Values, numbers_in
 from branchprune.graph.nodes import asked_for_its_type
-from branchprune.graph.structure import Pieces, Structure
+from branchprune.graph.structure import (
+    ChannelParameter,
+    ChannelwiseLayer,
+    Pieces,
+    Structure,
+    TwinLayer,
+)
 from branchprune.graph.tracing.guards import same_length
 
 WIDE, NARROW = "wide", "narrow"
@@ -30,6 +36,7 @@ class Forms:
 
     Attributes:
         twins: Nodes that exist in a narrow form, too: they depend on a branch.
+        ending: For the nodes in whose output both paths meet, the groups whose branches these are.
         needed: The forms in which something reads a node's output.
         measured: The forms in which only a size of a node's output is read.
     """
@@ -45,6 +52,7 @@ class Forms:
         self.source = structure.graphs[training]
         self.tensors, self.effects = structure.tensors[training], structure.effects[training]
         self.contractions = structure.contractions[training]
+        self.ending: dict[fx.Node, set[int]] = {}
         self.twins = self._with_twins()
         self.needed: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
         self.measured: dict[fx.Node, set[str]] = {node: set() for node in self.source.nodes}
@@ -54,7 +62,11 @@ class Forms:
     def _with_twins(self) -> set[fx.Node]:
         """Return the nodes that depend on a branch other than through a linear layer."""
         twins: set[fx.Node] = set()
+        beside: dict[fx.Node, set[int]] = {}
         for node in self.source.nodes:
+            beside[node] = self._beside(node, beside)
+            if ending := self._ending(node, twins, beside[node]):
+                self.ending[node], beside[node] = ending, set()
             if self.is_linear(node):
                 has = bool(self.live(self.structure.linears[str(node.target)].outputs))
             elif node.op == "get_attr":
@@ -72,6 +84,36 @@ class Forms:
                 twins.add(node)
         return twins
 
+    def _ending(self, node: fx.Node, twins: set[fx.Node], beside: set[int]) -> set[int]:
+        """Return the groups whose branches meet the wide path in a node's output."""
+        found = self.contractions.get(node.name)
+        if found is not None:
+            return set() if self.live(found.outputs) else self._branches(found.pieces)
+        tensor = self.tensors.get(node.name)
+        staying = tensor is not None and not self.live(tensor.pieces) and not self.is_linear(node)
+        return beside if staying and twins.intersection(node.all_input_nodes) else set()
+
+    def _beside(self, node: fx.Node, before: Mapping[fx.Node, set[int]]) -> set[int]:
+        """Return the groups with a branch that share a twin with all that a node's output holds.
+
+        Channels that stay are then others in the branch: they have passed the twin, too.
+        """
+        if self.is_linear(node):
+            return set()
+        name = str(node.target)
+        found: ChannelwiseLayer | ChannelParameter | TwinLayer | None = None
+        if node.op == "call_module":
+            layers = self.structure
+            found = layers.channelwise.get(name) or layers.twins.get(name)
+        elif node.op == "get_attr":
+            found = self.structure.parameters.get(name)
+        own = self._branches(found.pieces) if found is not None else set()
+        return own.union(*(before[n] for n in node.all_input_nodes))
+
+    def _branches(self, pieces: Pieces) -> set[int]:
+        """Return the groups among some pieces that have a branch."""
+        return {piece.group for piece in pieces if piece.group in self.alphas}
+
     def _changes(self, node: fx.Node) -> bool:
         """Return whether a node reads a number that is another one for the branch."""
         numbers = numbers_in((node.args, node.kwargs)) if self.numbers else ()
@@ -86,13 +128,16 @@ class Forms:
         return node.op == "call_module" and str(node.target) in self.structure.twins
 
     def is_meeting(self, node: fx.Node) -> bool:
-        """Return whether both paths meet in a node's output, where channels with a branch end."""
-        found = self.contractions.get(node.name)
-        return found is not None and bool(self.live(found.pieces)) and not self.live(found.outputs)
+        """Return whether both paths meet in a node's output.
+
+        They do where channels with a branch end, and where those that stay part from others with
+        which they have passed a norm.
+        """
+        return node in self.ending
 
     def met(self, node: fx.Node) -> set[str]:
         """Return the forms of what it reads from which such a node is computed."""
-        return self.read(self.contractions[node.name].pieces)
+        return self._forms([self.alphas[group] for group in self.ending[node]])
 
     def live(self, pieces: Pieces | None) -> list[float]:
         """Return α of the pieces that have a branch."""
@@ -100,7 +145,9 @@ class Forms:
 
     def read(self, pieces: Pieces | None) -> set[str]:
         """Return the forms in which a consumer reads a tensor."""
-        alphas = self.live(pieces)
+        return self._forms(self.live(pieces))
+
+    def _forms(self, alphas: Sequence[float]) -> set[str]:
         if all(alpha == 1 for alpha in alphas):
             return {WIDE}
         return {NARROW} if all(alpha == 0 for alpha in alphas) else {WIDE, NARROW}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import relative, scramble
+from models import Net, relative, scramble, spelled_out
 from torch import Tensor, nn
 
 import branchprune as bp
@@ -116,3 +116,31 @@ def test_modules_may_have_any_name(name: str) -> None:
     assert relative(zero, small) < 1e-12
     for found, expected in zip((half, zero), others, strict=False):
         assert relative(expected, found) < 1e-12
+
+
+def parts(m: Net, x: Tensor) -> tuple[Tensor, ...]:
+    y = m.norm(m.a(x))
+    first, rest = y[:, :4], y[:, 4:]
+    return m.first(first), m.rest(rest.relu()), first.softmax(1)
+
+
+def test_channels_that_stay_pass_the_norm_of_those_that_shrink() -> None:
+    """The small model has one norm for both: what reads those alone blends them, too."""
+    layers = {"first": nn.Conv2d(4, 2, 3), "rest": nn.Conv2d(8, 2, 3)}
+    model = Net(parts, a=nn.Conv2d(3, 12, 1), norm=nn.BatchNorm2d(12), **layers)
+    model = scramble(model.double().eval())
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    blended = bp.attach(model, bp.plan(model, x))
+    scramble(blended)
+    blended.alpha = 0.0
+    expected = spelled_out(blended)(x)
+    small = bp.collapse(blended)
+    for found in (blended(x), small(x)):
+        assert all(relative(a, b) < 1e-12 for a, b in zip(expected, found, strict=True))
+    blended.alpha = 0.25
+    mixed = 0.25 * blended.model(x)[0] + 0.75 * expected[0]
+    assert relative(mixed, blended(x)[0]) < 1e-12
+    for mixing in ("group", "step", "sample"):
+        blended.mixing = mixing
+        found = blended.train()(x)[0]
+        assert found.isfinite().all() and found.shape == mixed.shape
