@@ -136,8 +136,6 @@ class Analysis:
             dim: The dimension that counts channels; None: the only one that is longer than 1.
             reader: The node whose rule asks, which has to check the dimension.
         """
-        if reader is not None:
-            self.readers.add((node, reader))
         name = str(node.target)
         if node.op != "get_attr" or name not in self.readable or not self.is_tensor(node):
             return None
@@ -150,7 +148,10 @@ class Analysis:
             at = long[0] if dim is None else dim
             channels = Channels(self.shape(node)[at], free=True)
             self.parameters[name] = {at: Layout(at, (Segment(channels),))}
-        return next(iter(self.parameters[name].values()))
+        layout = next(iter(self.parameters[name].values()))
+        if reader is not None and layout.dim == dim:
+            self.readers.add((node, reader))
+        return layout
 
     def describe(self, node: fx.Node) -> str:
         """Return how to name a node to a person: what it calls, and where in the model."""

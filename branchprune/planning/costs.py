@@ -51,13 +51,15 @@ def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[
         kept: The width that each group keeps.
     """
     all_amounts = [*amounts(model, structure)]
+    makers = (*structure.linears.values(), *structure.twins.values())
+    outputs = [each.outputs for each in (*makers, *structure.parameters.values())]
     left_out = sum(cost.channels for cost in costs_of_unseen(model, structure).values())
 
     def cost(kept: Sequence[int] | None) -> Cost:
         shares = [1.0 if kept is None else amount.share(kept) for amount in all_amounts]
         sized = [*zip(all_amounts, shares, strict=True)]
         return Cost(
-            sum(size_of(layer.outputs, kept) for layer in structure.linears.values()) + left_out,
+            sum(size_of(pieces, kept) for pieces in outputs) + left_out,
             round(sum(amount.params * share for amount, share in sized)),
             round(sum(amount.macs * share for amount, share in sized)),
         )

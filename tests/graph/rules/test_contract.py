@@ -277,3 +277,28 @@ def test_what_stays(reason: str) -> None:
     plan = bp.plan(model, torch.randn(IMAGE))
     found = {group.name: str(group.reason) for group in plan.groups}
     assert reason in found["2.a"] and found["0"] == "None"
+
+
+def test_a_weight_that_is_read_along_other_dimensions_stays() -> None:
+    """The product with its transpose hands on the channels that the other has read."""
+    model = Net(lambda m, x: m.c(m.b(F.linear(m.a(x), m.w)).relu() @ m.w), a=nn.Linear(5, 8))
+    model.b, model.c = nn.Linear(12, 12), nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3))
+    model.w = nn.Parameter(torch.randn(12, 8))
+    plan = bp.plan(model, torch.randn(2, 7, 5))
+    stays = {group.name: str(group.reason) for group in plan.groups if not group.pruned}
+    assert {*stays} == {"a", "b", "c.1", "w"} and "w is read by `matmul`" in stays["a"]
+
+
+@pytest.mark.parametrize("length", [6, 7])
+def test_any_number_of_positions(length: int) -> None:
+    """With as many positions as channels are tried, a transposed tensor keeps its shape."""
+    run = lambda m, x: (m.q(x) @ m.k(x).mT).softmax(-1) @ x  # noqa: E731
+    layers = {"q": nn.Linear(8, 12), "k": nn.Linear(8, 12)}
+    plan = bp.plan(Net(run, **layers), torch.randn(2, length, 8))
+    assert [(group.width, group.kept) for group in plan.groups] == [(12, 6)]
+
+
+def test_channels_of_layers_with_a_twin_are_counted() -> None:
+    make, _ = CASES["LSTM"]
+    plan = bp.plan(make(), torch.randn(IMAGE))
+    assert plan.before.channels == 8 + 3 + 3 + 2 * 12
