@@ -137,7 +137,8 @@ def module_numbers(part: nn.Module, inside: str) -> Iterator[set[Attribute]]:
     """Let users' modules keep `ModuleNumber`s for a `with` block, in place of plain numbers.
 
     Those above 1 are meant, alone or in a tuple or list of whole numbers, of modules that are no
-    layers of torch. The values are not put back here.
+    layers of torch; a bare `nn.Module` or a container may have been given some. The values are not
+    put back here.
 
     Args:
         part: The module that is recorded.
@@ -159,7 +160,9 @@ def _is_users(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         return False
     torchs = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.")]
-    return type(module) not in torchs and all(kind in CONTAINERS for kind in torchs)
+    return type(module) in CONTAINERS or (
+        type(module) not in torchs and all(kind in CONTAINERS for kind in torchs)
+    )
 
 
 def _is_kept(value: Any) -> bool:

@@ -207,6 +207,17 @@ def test_a_plain_number_stays_and_what_is_beside_it_does_not() -> None:
     assert reasons == ["`getitem` (in the model) names the size 8", None]
 
 
+def test_numbers_that_a_bare_module_is_given() -> None:
+    model = Block(lambda m, x: two(m, x.split([8, 16], 1)), 24)
+    model.run = lambda m, x: two(m, (x[:, : m.kept.c], x[:, m.kept.c :]))
+    model.kept = nn.Module()
+    model.kept.c = 8
+    blended = bp.attach(model, bp.plan(model, torch.randn(1, 3, 4, 4)))
+    blended.alpha = 0
+    small: Any = bp.collapse(blended)
+    assert (small.kept.c, small.first.in_channels, small.rest.in_channels) == (4, 4, 8)
+
+
 def test_numbers_that_no_width_solves() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return two(m, x.split([m.c // 3, x.shape[1] - m.c // 3], 1))  # type: ignore[no-any-return]
