@@ -64,11 +64,15 @@ def verify(exact: Blended, small: nn.Module) -> tuple[float, list[Tensor]]:
 
 
 def _folded(exact: Blended) -> dict[str, LinearLayer]:
-    return {
-        name: layer
-        for name, layer in exact.plan.structure.linears.items()
-        if folds(exact, layer.inputs) or folds(exact, layer.outputs)
-    }
+    """Return the layers that are folded and whose outputs are all narrow, or all wide."""
+    found = {}
+    for name, layer in exact.plan.structure.linears.items():
+        narrow = folds(exact, layer.outputs)
+        live = [piece for piece in layer.outputs if piece.group in exact.plan.pruned]
+        whole = not narrow or all(folds(exact, (piece,)) for piece in live)
+        if whole and (narrow or folds(exact, layer.inputs)):
+            found[name] = layer
+    return found
 
 
 def called_modules(exact: Blended, model: nn.Module) -> list[nn.Module]:

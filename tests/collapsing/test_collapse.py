@@ -837,3 +837,23 @@ def test_sizes_are_those_of_the_form_that_is_computed() -> None:
     assert relative(blended(x), small(x)) < 1e-10
     blended.alpha = {"stem": 0.5}
     assert blended(x).shape == (2, 3, 5)
+
+
+def test_one_part_of_a_layer_s_outputs_at_a_time() -> None:
+    """The parts that forward cuts are groups: one of them may stay wide."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        first, rest = m.a(x).split([m.width, m.rest], 1)
+        out: Tensor = m.c(torch.cat([m.b(first).relu(), rest], 1))
+        return out
+
+    layers = {"a": nn.Conv2d(3, 16, 1), "b": nn.Conv2d(6, 6, 3, padding=1)}
+    model = Net(run, **layers, c=nn.Conv2d(16, 2, 1))
+    model.width, model.rest = 6, 10
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    blended = bp.attach(model.double().eval(), bp.plan(model, x))
+    scramble(blended)
+    blended.alpha = {"a#2": 0.0}
+    small = bp.collapse(blended)
+    assert (small.width, small.rest, small.c.in_channels) == (6, 5, 11)
+    assert relative(blended(x), small(x)) < 1e-12
