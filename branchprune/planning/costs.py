@@ -51,8 +51,11 @@ def costs(model: nn.Module, structure: Structure, kept: Sequence[int]) -> tuple[
         kept: The width that each group keeps.
     """
     all_amounts = [*amounts(model, structure)]
-    makers = (*structure.linears.values(), *structure.twins.values())
-    outputs = [each.outputs for each in (*makers, *structure.parameters.values())]
+    outputs = [
+        *(layer.outputs for layer in structure.linears.values()),
+        *(layer.outputs for layer in structure.twins.values()),
+        *(parameter.outputs for parameter in structure.parameters.values()),
+    ]
     left_out = sum(cost.channels for cost in costs_of_unseen(model, structure).values())
 
     def cost(kept: Sequence[int] | None) -> Cost:
