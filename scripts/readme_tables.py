@@ -73,13 +73,21 @@ def _lines(name: str) -> str:
     return f"compare/{name}.jsonl"
 
 
+ZOO = (
+    "zoo.csv",
+    "zoo_timm.csv",
+    "zoo_segmentation_models_pytorch.csv",
+    "zoo_ultralytics.csv",
+)
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {
         "headlines": Table(
             tuple(map(_lines, COMPARISONS)),
             lambda folder: headlines(comparisons(folder), _json(folder / "bench.json")),
         ),
-        "coverage": Table(("zoo.csv",), lambda folder: coverage(read_csv(folder / "zoo.csv"))),
+        "coverage": Table(
+            ZOO, lambda folder: coverage([read_csv(folder / name) for name in ZOO])
+        ),
         "reproduction": Table(FILES, lambda folder: reproduction()),
     },
     "scripts/results/README.md": {

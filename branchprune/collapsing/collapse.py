@@ -166,6 +166,9 @@ def _update_attributes(blended: Blended, small: nn.Module) -> None:
             attributes = tuple(replace(attribute, after=None) for attribute in attributes)
     attributes = (*read, *(attribute for attribute in attributes if attribute not in read))
     remember_followed(small, read)
+    if read and plan.structure.inside:
+        told = "numbers of %s that have changed, which nothing outside of it may compute with: %s"
+        LOGGER.warning(told, plan.structure.inside, listed(read))
     set_attributes(small, [a for a in attributes if a.after is not None], after=True)
     if stale := listed([a for a in attributes if a.after is None]):
         LOGGER.warning("attributes of the collapsed model that name a width of before: %s", stale)
