@@ -85,9 +85,7 @@ PAGES: dict[str, dict[str, Table]] = {
             tuple(map(_lines, COMPARISONS)),
             lambda folder: headlines(comparisons(folder), _json(folder / "bench.json")),
         ),
-        "coverage": Table(
-            ZOO, lambda folder: coverage([read_csv(folder / name) for name in ZOO])
-        ),
+        "coverage": Table(ZOO, lambda folder: coverage([read_csv(folder / name) for name in ZOO])),
         "reproduction": Table(FILES, lambda folder: reproduction()),
     },
     "scripts/results/README.md": {
