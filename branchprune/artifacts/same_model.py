@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 from branchprune.graph.full_shapes import Shapes, full_shapes, shapes
 from branchprune.graph.layers import (
     CONVOLUTIONS,
-    RECURRENT_SIZES,
     SIZE_ATTRIBUTES,
+    SIZES_OF_CLASSES,
     TRANSPOSED,
     linear_sizes,
     sizes,
 )
 
 Attributes = dict[str, dict[str, Any]]
-FREE = {*SIZE_ATTRIBUTES, *RECURRENT_SIZES, "inplace", "momentum"}
+FREE = {*SIZE_ATTRIBUTES, *chain(*SIZES_OF_CLASSES.values()), "inplace", "momentum"}
 """What a layer says of itself that pruning or training changes, and that is no other model."""
 SHOWN = 3
 """Differences that an error names."""
@@ -77,7 +78,9 @@ def _counts(module: nn.Module) -> bool:
 def _settings(module: nn.Module) -> dict[str, Any]:
     kinds = [k for k in type(module).__mro__ if k.__module__.startswith("torch.nn.modules")]
     names = {name for kind in kinds for name in vars(kind).get("__constants__", ())} - FREE
-    values = {name: _plain(getattr(module, name, None)) for name in sorted(names)}
+    named = {name: getattr(module, name, None) for name in sorted(names)}
+    # A module, as of an encoder its last norm, is one of those that are compared by themselves.
+    values = {k: _plain(v) for k, v in named.items() if not isinstance(v, nn.Module)}
     known = kinds[0] is not nn.Module
     kind = kinds[0].__name__ if known else class_name(module)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):  # of any dimension, synchronised or not

@@ -267,9 +267,11 @@ class _Builder:
 
 
 def _reset(module: nn.Module) -> None:
-    reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
-    if reset is not None:
-        reset()
+    for part in (*module.children(), module):
+        for name in ("reset_parameters", "_reset_parameters"):  # the latter of attention
+            reset: Callable[[], None] | None = getattr(part, name, None)
+            if reset is not None:
+                reset()
 
 
 def _match(blended: Blended, model: nn.Module) -> None:

@@ -26,6 +26,8 @@ def rows_of_twins(
     """
     for layer in structure.twins.values():
         module, other = model.get_submodule(layer.name), graded.get_submodule(layer.name)
+        if isinstance(module, nn.MultiheadAttention):
+            module, other = module.out_proj, other.get_submodule("out_proj")
         if not isinstance(module, nn.RNNBase):
             yield from _rows(module.weight, other.weight, layer.outputs, index)
         elif any(piece.group == index for piece in layer.outputs):

@@ -7,17 +7,22 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from branchprune.graph.fast_path import without_fast_path
+
 P = ParamSpec("P")
 R = TypeVar("R")
 _LOCK = threading.RLock()
 
 
 def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function wait while another thread is in one of those that are marked so."""
+    """Let a function wait while another thread is in one of those that are marked so.
+
+    Attention is computed in it as it is traced.
+    """
 
     @wraps(function)
     def wait(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _LOCK:
+        with _LOCK, without_fast_path():
             return function(*args, **kwargs)
 
     return wait

@@ -35,6 +35,7 @@ def find_opaque(model: nn.Module, paths: Iterable[str]) -> frozenset[nn.Module]:
 
 def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, str]:
     """Return the modules whose weights cannot be replaced one for one, with the reason."""
+    graphs = [*graphs]
     found: dict[str, str] = {}
     owners: dict[int, str] = {}
     for name, module in model.named_modules():
@@ -48,12 +49,30 @@ def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, st
             first = owners.setdefault(id(parameter), name)
             if first != name:
                 found[name] = found[first] = f"{first} and {name} share a weight"
+    found |= _called_twofold(graphs)
     for graph in graphs:
         for node in _read(graph):
             owner = str(node.target).rpartition(".")[0]
             remedy = "call the layer in place of computing with its weight"
             reason = Reason(f"forward itself reads {node.target}", place_of(node), remedy)
             found.setdefault(owner, reason)
+    for name, module in model.named_modules():
+        within = (why for path, why in found.items() if path.startswith(f"{name}."))
+        if isinstance(module, nn.MultiheadAttention) and (why := next(within, None)) is not None:
+            found.setdefault(name, why)
+    return found
+
+
+def _called_twofold(graphs: Iterable[fx.Graph]) -> dict[str, Reason]:
+    """Return modules that are called by themselves and within another one, and those others."""
+    calls = {str(node.target): node for g in graphs for node in g.find_nodes(op="call_module")}
+    found: dict[str, Reason] = {}
+    for name, node in calls.items():
+        above = name
+        while above := above.rpartition(".")[0]:
+            if above in calls:
+                reason = Reason(f"forward calls {name} by itself and in {above}", place_of(node))
+                found[name] = found[above] = reason
     return found
 
 

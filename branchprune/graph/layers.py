@@ -16,8 +16,11 @@ SIZE_ATTRIBUTES = (
     *("in_channels", "out_channels", "groups", "in_features", "out_features"),
     *("num_features", "num_channels", "num_parameters", "normalized_shape", "unflattened_size"),
 )
-RECURRENT_SIZES = ("input_size", "hidden_size")
-"""Attributes of a recurrent layer that name its width; a user's module may mean others by them."""
+SIZES_OF_CLASSES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.RNNBase: ("input_size", "hidden_size"),
+    nn.MultiheadAttention: ("embed_dim", "kdim", "vdim", "head_dim"),
+}
+"""Attributes that name a width in these classes; a user's module may mean others by them."""
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -35,7 +38,8 @@ def sizes(module: nn.Module) -> dict[str, Any]:
 
 
 def _size_attributes(module: nn.Module) -> tuple[str, ...]:
-    return SIZE_ATTRIBUTES + RECURRENT_SIZES * isinstance(module, nn.RNNBase)
+    own = (names for kind, names in SIZES_OF_CLASSES.items() if isinstance(module, kind))
+    return SIZE_ATTRIBUTES + next(own, ())
 
 
 def describe(module: nn.Module) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer)
 
 
 @dataclass(frozen=True)

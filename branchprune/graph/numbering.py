@@ -127,7 +127,7 @@ def twin_layers(analysis: Analysis, graph: fx.Graph, numbering: Numbering) -> di
     macs: dict[str, int] = {}
     for node in graph.nodes:
         if str(node.target) in analysis.twins and node in analysis.recorded.macs:
-            work = analysis.recorded.macs[node] // analysis.batches.get(analysis.operand(node), 1)
+            work = analysis.recorded.macs[node] // analysis.batches.get(node, 1)
             macs[str(node.target)] = macs.get(str(node.target), 0) + work
     return {
         name: TwinLayer(
@@ -135,6 +135,7 @@ def twin_layers(analysis: Analysis, graph: fx.Graph, numbering: Numbering) -> di
             numbering.pieces(layer.inputs.segments) if layer.inputs else None,
             numbering.pieces(layer.made.segments),
             macs.get(name, 0),
+            layer.products,
             numbering.origin(layer.inputs) if layer.inputs else None,
         )
         for name, layer in analysis.twins.items()

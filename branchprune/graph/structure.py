@@ -122,13 +122,14 @@ class TwinLayer:
     """A layer whose twin is a whole layer of its class at the other widths, without linear ends.
 
     That is a layer between whose inputs and outputs no linear end can be folded: a recurrent one,
-    or a convolution that standardises its weight.
+    attention, or a convolution that standardises its weight.
 
     Attributes:
         name: Path of the module.
         inputs: What its input channels are made of; None if nothing is known of them.
         outputs: What its output channels are made of.
         macs: Multiply-adds for one example.
+        products: Those of them whose number follows its outputs alone, as of query and key.
         origin: Where the narrow input channels come from, if a shuffle has moved them.
     """
 
@@ -136,6 +137,7 @@ class TwinLayer:
     inputs: Pieces | None
     outputs: Pieces
     macs: int
+    products: int
     origin: Origin | None
 
     @property

@@ -1,7 +1,7 @@
 """Layers whose twin is a layer of the same class at other widths, with weights of its own.
 
 No linear end can be folded into a layer that does something between its inputs and outputs beside
-a sum: a recurrent one, or a convolution that standardises its weight.
+a sum: a recurrent one, attention, or a convolution that standardises its weight.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from branchprune.graph.attention_layers import narrow_attention
 from branchprune.graph.layers import linear_sizes, own_tensors, set_tensor
 
 
@@ -18,13 +19,16 @@ def narrow_layer(module: nn.Module, inputs: Tensor | None, outputs: Tensor) -> n
     """Return a copy of a layer that is restricted to some of its channels.
 
     Args:
-        module: An LSTM, GRU or RNN, or a convolution or fully connected layer of a user's class.
+        module: An LSTM, GRU or RNN, a MultiheadAttention, or a convolution or fully connected
+            layer of a user's class.
         inputs: The input channels to keep, in order; None: all.
         outputs: The output channels to keep, in order.
     """
     narrow = copy.deepcopy(module)
     if isinstance(narrow, nn.RNNBase):
         _narrow_recurrent(narrow, inputs, outputs)
+    elif isinstance(narrow, nn.MultiheadAttention):
+        narrow_attention(narrow, inputs, outputs)
     else:
         _narrow_linear(narrow, inputs, outputs)
     return narrow

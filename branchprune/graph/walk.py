@@ -15,6 +15,7 @@ from branchprune.graph.module_numbers import ModuleNumber, numbers_in
 from branchprune.graph.nodes import measured
 from branchprune.graph.reasons import OUTPUT, Reason, place_of
 from branchprune.graph.rules.elementwise import same
+from branchprune.graph.rules.multihead import multihead
 from branchprune.graph.rules.own_forward import find_fault, make_twin
 from branchprune.graph.rules.recurrent import recurrent
 from branchprune.graph.rules.registry import rule_of, to_be_checked
@@ -24,7 +25,7 @@ from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis, Rule
 from branchprune.graph.tracing.guards import GUARDS, same_branch, same_length, same_number
 
-WITHOUT_TENSOR = (size_of, divide, unbind, getitem, recurrent)
+WITHOUT_TENSOR = (size_of, divide, unbind, getitem, recurrent, multihead)
 """Rules of operations whose result may be something else than a tensor."""
 
 

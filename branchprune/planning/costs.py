@@ -84,9 +84,12 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
             if id(weight) not in counted:
                 counted.add(id(weight))
                 yield Amount(name, weight.numel(), 0, _axes(structure, name, path, weight))
-        layer = structure.linears.get(name) or structure.channelwise.get(name)
-        counting = layer or structure.twins.get(name)
+        twin = structure.twins.get(name)
+        counting = structure.linears.get(name) or structure.channelwise.get(name) or twin
         macs = counting.macs if counting else structure.unseen.get(name, 0)
+        if twin is not None:
+            yield Amount(name, 0, twin.products, (twin.outputs,))
+            macs -= twin.products
         yield Amount(name, 0, macs, _axes(structure, name))
     for name, macs in structure.other_macs.items():
         yield Amount(name or inside, 0, macs)
@@ -102,9 +105,9 @@ def _axes(
         layer = structure.linears[name]
         matrix = weight is None or weight.dim() > 1
         return (layer.outputs, layer.inputs) if matrix else (layer.outputs,)
-    if name in structure.twins:
-        twin = structure.twins[name]
-        return _axes_of_twin(twin, path.rpartition(".")[2], weight)
+    owner = name if name in structure.twins else name.rpartition(".")[0]
+    if owner in structure.twins:
+        return _axes_of_twin(structure.twins[owner], path.removeprefix(f"{owner}."), weight)
     other = structure.channelwise.get(name)
     one_for_all = weight is not None and weight.numel() == 1
     return () if other is None or other.axis is None or one_for_all else (other.pieces,)
@@ -112,11 +115,13 @@ def _axes(
 
 def _axes_of_twin(twin: TwinLayer, which: str, weight: Tensor | None) -> tuple[Pieces | None, ...]:
     """Return the axes of channels of a parameter of a layer whose twin is one of its own."""
-    if weight is None or which == "weight" or which.startswith("weight_ih_l0"):
+    first = ("weight_ih_l0", "in_proj_weight", "q_proj_weight")
+    if weight is None or which == "weight" or which.startswith(first):
         return (twin.outputs, twin.inputs)
-    if which.startswith("weight_"):  # of a recurrent layer, from its hidden state
+    # Of a recurrent layer from its hidden state, and of attention from its heads.
+    if which.startswith(("weight_", "out_proj.weight")):
         return (twin.outputs, twin.outputs)
-    counts = which.startswith("bias") or weight.shape[:1] == (size_of(twin.outputs),)
+    counts = "bias" in which or weight.shape[:1] == (size_of(twin.outputs),)
     return (twin.outputs,) if counts else ()
 
 

@@ -47,10 +47,6 @@ class Family:
     frozen: tuple[str, ...] = ()
 
 
-ATTENTION = "encoder.layers.encoder_layer_0.self_attention (MultiheadAttention)"
-VIT = (f"read by {ATTENTION}: its effect on channels is not known",)
-
-
 FAMILIES = {
     "alexnet": Family(hidden=(1, 4)),
     "vgg11_bn": Family(hidden=(0, 3), shape=(3, 32, 32)),
@@ -73,7 +69,7 @@ FAMILIES = {
     "mc3_18": Family(shape=(3, 4, 32, 32)),
     "swin_t": Family(0.29, deep=True),
     "swin3d_t": Family(0.51, shape=(3, 4, 64, 64), deep=True),
-    "vit_b_32": Family(0.29, options={**SMALL, "image_size": 64}, frozen=VIT),
+    "vit_b_32": Family(options={**SMALL, "image_size": 64}),
 }
 
 

@@ -89,9 +89,9 @@ class FixedNorm(nn.BatchNorm2d):
         return super().forward(x.view(-1, 8, *x.shape[2:]))
 
 
-def self_attention(m: Any, x: Tensor) -> Tensor:
+def with_itself(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).flatten(2).transpose(1, 2)
-    return m.fc(m.att(y, y, y)[0])
+    return m.fc(m.two(y, y))
 
 
 def unbound(m: Any, x: Tensor) -> Tensor:
@@ -115,10 +115,10 @@ TENSORS: dict[str, Row] = {
         "tied by einsum to w.weight, whose width stays",
         w=conv(8, 4),
     ),
-    "attention module": row(
-        self_attention,
-        f"read by att (MultiheadAttention): {UNKNOWN}",
-        att=nn.MultiheadAttention(8, 2, batch_first=True),
+    "layer without a rule": row(
+        with_itself,
+        f"read by two (Bilinear): {UNKNOWN}",
+        two=nn.Bilinear(8, 8, 8),
         fc=nn.Linear(8, 2),
     ),
     "gram": row(

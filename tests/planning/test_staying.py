@@ -151,18 +151,18 @@ def test_matrix_products_and_what_belongs_to_no_channel() -> None:
 
 
 def test_of_a_layer_that_no_rule_knows_all_stays() -> None:
-    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    bilinear = nn.Bilinear(8, 8, 8)
     model = Net(
-        lambda m, x: m.c(m.att(*[m.a(x).flatten(2).transpose(1, 2)] * 3)[0]) + m.d(m.b(x)).mean(),
-        **{"a": conv(3, 8), "att": attention, "b": conv(3, 6), "c": nn.Linear(8, 5)},
+        lambda m, x: m.c(m.two(*[m.a(x).flatten(2).transpose(1, 2)] * 2)) + m.d(m.b(x)).mean(),
+        **{"a": conv(3, 8), "two": bilinear, "b": conv(3, 6), "c": nn.Linear(8, 5)},
         d=conv(6, 2),
     )
     stay = bp.plan(model, torch.randn(IMAGE)).staying
-    known = next(each for each in stay if "MultiheadAttention" in each.reason)
+    known = next(each for each in stay if "Bilinear" in each.reason)
     # What the layer before it makes, its own, and what the one behind it reads.
-    own = sum(p.numel() for p in attention.parameters())
+    own = sum(p.numel() for p in bilinear.parameters())
     assert known.params == (3 * 8 + 8) + own + 8 * 5
-    assert "bp.teach(MultiheadAttention, bp.rules.same)" in known.remedy
+    assert "bp.teach(Bilinear, bp.rules.same)" in known.remedy
 
 
 class Mixes(nn.Module):

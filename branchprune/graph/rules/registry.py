@@ -18,6 +18,7 @@ from branchprune.graph.rules import contract, elementwise, join, norm, regroup, 
 from branchprune.graph.rules.factories import factory
 from branchprune.graph.rules.functional import functional
 from branchprune.graph.rules.linear import linear
+from branchprune.graph.rules.multihead import multihead
 from branchprune.graph.rules.recurrent import recurrent
 from branchprune.graph.rules.teach import TAUGHT, TAUGHT_CLASSES, TAUGHT_METHODS
 from branchprune.graph.state import Rule
@@ -30,6 +31,7 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
     nn.LayerNorm: norm.layer_norm,
     nn.RMSNorm: norm.layer_norm,
     **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), recurrent),
+    nn.MultiheadAttention: multihead,
     nn.PReLU: norm.prelu,
     nn.Flatten: regroup.reshape,
     nn.Unflatten: regroup.unflatten,

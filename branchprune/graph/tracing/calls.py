@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
+from branchprune.graph.fast_path import without_fast_path, without_looking_at_masks
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
 from branchprune.graph.rules.registry import is_layer
 from branchprune.graph.rules.teach import TAUGHT
@@ -34,6 +35,14 @@ _COUNTED_BY_WIDTHS = (
     nn.LayerNorm,
     nn.GroupNorm,
 )
+
+
+_LOOKED_INTO = (
+    nn.Sequential,
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
+    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+)
+"""Modules of torch that are made of others."""
 
 
 class Calls:
@@ -64,6 +73,8 @@ class Calls:
         """Record calls, for a `with` block."""
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(nn.Module, "__call__", self._of_modules()))
+            stack.enter_context(without_fast_path())
+            stack.enter_context(without_looking_at_masks())
             apply = classmethod(self._of_functions(getattr_static(Function, "apply")))
             stack.enter_context(mock.patch.object(Function, "apply", apply))
             for names in self._namespaces() if TAUGHT else ():
@@ -140,7 +151,10 @@ class Calls:
         alone = not any(module.children()) and not isinstance(module, nn.Sequential)
         leaf = alone and not has_own_forward(module)
         parametrised = torch.nn.utils.parametrize.is_parametrized(module)
-        library = module.__module__.startswith(LIBRARY) and not isinstance(module, nn.Sequential)
+        library = module.__module__.startswith(LIBRARY) and not isinstance(module, _LOOKED_INTO)
+        library = (
+            library or isinstance(module, nn.MultiheadAttention) and not has_own_forward(module)
+        )
         return leaf or parametrised or is_layer(module) or module in self.opaque or library
 
     @unseen
@@ -158,7 +172,7 @@ class Calls:
         before = {id(t): t._version for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         counter = FlopCounterMode(display=False) if self._is_counted(module) else None
         plain = recorder.plain(args), recorder.plain(kwargs)
-        with self._inside(path), counter or nullcontext(), without_fast_path():
+        with self._inside(path), counter or nullcontext():
             result = run_whole(module, original, *plain)
         changed = next((t for t in args if isinstance(t, Tensor) and t is result), None)
         if changed is not None and changed._version == before[id(changed)]:
@@ -229,17 +243,6 @@ class Calls:
         with self._inside(recorder.location()):
             result = run(*recorder.plain(args), **recorder.plain(kwargs))
         return recorder.note(Call("call_function", target, args, kwargs), nodes, result)
-
-
-@contextmanager
-def without_fast_path() -> Iterator[None]:
-    """Let attention be computed by functions that are counted, for a `with` block."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Whole:
