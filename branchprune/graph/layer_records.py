@@ -58,7 +58,8 @@ class Twin(_Reader):
         outputs: What its rule has found of its output.
         made: The channels that it makes.
         stays: Whether the channels are not known that it reads in some call.
-        products: Multiply-adds, for one example, that follow its outputs alone, as of query and key.
+        products: Multiply-adds, for one example, that follow its outputs alone, as of query and
+            key.
     """
 
     outputs: Known

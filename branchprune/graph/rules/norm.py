@@ -7,8 +7,10 @@ from math import gcd
 from torch import fx, nn
 
 from branchprune.graph.channels import Layout, resolve, unify
+from branchprune.graph.counted_sizes import counted
 from branchprune.graph.layers import has_own_forward
-from branchprune.graph.nodes import argument
+from branchprune.graph.nodes import argument, measured_tensor
+from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis
 
 
@@ -104,3 +106,31 @@ def functional_group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
         return analysis.unknown(node, "it mixes the channels")
     _divide(layout, groups, f"`group_norm` in {node.name}")
     return batch_norm(analysis, node)
+
+
+def functional_layer_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+    """The functions layer_norm and rms_norm: over the channels, the shape follows their number."""
+    operand, shape = analysis.operand(node), argument(node, 1, "normalized_shape")
+    layout, whole = analysis.layout(operand), measured_tensor(shape)
+    if layout is None:
+        return None
+    if whole is None and not isinstance(shape, list | tuple):
+        return analysis.unknown(node, "it normalises over a shape that is computed")
+    rank, count = len(analysis.shape(node)), len(analysis.shape(whole) if whole else shape)
+    axis = layout.dim - (rank - count)
+    if axis < 0:
+        return unlisted(analysis, node)
+    for tensor in node.all_input_nodes:
+        if analysis.is_tensor(tensor) and tensor is not operand:
+            parameter = analysis.parameter(tensor, axis, node) or analysis.layout(tensor)
+            if parameter is None or parameter.dim != axis:
+                return analysis.unknown(node, analysis.why_it_stays(tensor))
+            unify(layout.segments, parameter.segments, analysis.describe(node))
+    if whole is None:
+        remedy = f"write `x.shape[{layout.dim - rank}]` in its place"
+        analysis.follows(node, shape[axis], layout.segments, remedy=remedy)
+        return layout
+    width = counted(analysis, whole, axis)
+    if width is None or resolve(width.segments) != resolve(layout.segments):
+        return analysis.unknown(node, f"it normalises over the shape of {whole.target}")
+    return layout

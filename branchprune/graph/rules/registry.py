@@ -107,6 +107,8 @@ FUNCTION_RULES: dict[Callable[..., Any] | str, Rule] = {
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), join.concatenate),
     **dict.fromkeys((F.batch_norm, F.instance_norm), norm.batch_norm),
     **dict.fromkeys((F.group_norm, torch.group_norm), norm.functional_group_norm),
+    **dict.fromkeys((F.layer_norm, F.rms_norm, torch.layer_norm), norm.functional_layer_norm),
+    torch.rms_norm: norm.functional_layer_norm,
     **dict.fromkeys(
         (
             *(torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn),

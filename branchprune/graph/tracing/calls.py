@@ -152,10 +152,9 @@ class Calls:
         leaf = alone and not has_own_forward(module)
         parametrised = torch.nn.utils.parametrize.is_parametrized(module)
         library = module.__module__.startswith(LIBRARY) and not isinstance(module, _LOOKED_INTO)
-        library = (
-            library or isinstance(module, nn.MultiheadAttention) and not has_own_forward(module)
-        )
-        return leaf or parametrised or is_layer(module) or module in self.opaque or library
+        attention = isinstance(module, nn.MultiheadAttention) and not has_own_forward(module)
+        known = library or attention or is_layer(module)
+        return leaf or parametrised or known or module in self.opaque
 
     @unseen
     def _whole(

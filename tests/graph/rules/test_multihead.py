@@ -1,4 +1,4 @@
-"""`nn.MultiheadAttention` and torch's layers of transformers: which widths shrink, and how exactly."""
+"""`nn.MultiheadAttention` and torch's layers of transformers: which widths shrink, how exactly."""
 
 from __future__ import annotations
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from models import relative, scramble, spelled_out
-from torch import nn
+import torch.nn.functional as F
+from models import Net, relative, scramble, spelled_out
+from torch import Tensor, nn
 
 import branchprune as bp
 
@@ -44,3 +47,80 @@ def test_the_width_is_what_the_groups_of_a_norm_ask_for(
     blended.alpha = 0
     with torch.no_grad():
         assert relative(spelled_out(blended)(x), bp.collapse(blended)(x)) < 1e-10
+
+
+def weights(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.rand(shape))
+
+
+def last(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Norm the channels as the last dimension."""
+    return lambda m, x: run(m, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "a shape of the module": last(lambda m, x: F.layer_norm(x, m.shape, m.w, m.v)),
+    "a number of the module": last(lambda m, x: torch.layer_norm(x, (m.size,), m.w)),
+    "a size of the input": last(lambda m, x: F.layer_norm(x, [x.shape[-1]], 1 + m.w, m.v)),
+    "the shape of a weight": last(lambda m, x: F.layer_norm(x, m.w.shape, m.w, m.v)),
+    "a shape that is all but the batch": lambda m, x: F.layer_norm(x, x.shape[1:], m.wide),
+    "positions alone": lambda m, x: F.layer_norm(x, x.shape[2:]),
+    "rms_norm": last(lambda m, x: F.rms_norm(x, m.shape, m.w)),
+    "torch.rms_norm without a weight": last(lambda m, x: torch.rms_norm(x, x.shape[-1:])),
+    "batch_norm": lambda m, x: F.batch_norm(x, m.mean, m.var, m.w, m.v, m.training),
+    "instance_norm": lambda m, x: F.instance_norm(x, m.mean, m.var, m.w, m.v, m.training),
+}
+
+
+def functional_norm(run: Callable[..., Tensor]) -> nn.Module:
+    norm = Net(run, w=weights(8), v=weights(8), wide=weights(8, 4, 4))
+    norm.shape, norm.size = (8,), 8
+    norm.register_buffer("mean", torch.zeros(8))
+    norm.register_buffer("var", torch.ones(8))
+    return nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_norm_that_forward_calls_as_a_function(name: str) -> None:
+    model = scramble(functional_norm(FUNCTIONS[name]).double())
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    plan = bp.plan(model, x)
+    assert [group.kept for group in plan.groups] == [4, 2]
+    blended = bp.attach(model, plan)
+    optimizer = torch.optim.SGD(blended.parameters(), 0.05)
+    for alpha in (0.6, 0.2, 0.0):
+        blended.alpha = alpha
+        optimizer.zero_grad()
+        blended(x).square().mean().backward()
+        optimizer.step()
+    small, other = bp.collapse(blended).eval(), spelled_out(blended).eval()
+    other[1].shape, other[1].size = (4,), 4
+    y = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative(other(y), small(y)) < 1e-10 < relative(other(y), model.eval()(y))
+
+
+@pytest.mark.parametrize(
+    ("run", "reason", "remedy"),
+    [
+        (
+            last(lambda m, x: F.layer_norm(x, (8,), m.w)),
+            "`layer_norm` (in 1) names the size 8",
+            "write `x.shape[-1]` in its place",
+        ),
+        (
+            last(lambda m, x: F.layer_norm(x, m.mean.shape, m.w)),
+            "read by `layer_norm` (in 1): it normalises over the shape of 1.mean",
+            "",
+        ),
+        (
+            last(lambda m, x: F.rms_norm(x, m.shape, m.w.softmax(0))),
+            "read by `rms_norm` (in 1): the output of `softmax` (in 1), whose width stays",
+            "",
+        ),
+    ],
+)
+def test_what_stays_at_a_norm(run: Callable[..., Tensor], reason: str, remedy: str) -> None:
+    model = functional_norm(run).append(nn.Conv2d(2, 3, 1))
+    [group, *_] = bp.plan(model, torch.randn(2, 3, 4, 4)).groups
+    assert str(group.reason).startswith(reason) and group.remedy == remedy

@@ -43,7 +43,8 @@ ALIKE = """
     y * y.new_empty((y.shape[0], 1, 1, 1)).bernoulli_(1) | F.group_norm(y, 2) | self.soft(y) |
     F.conv2d(y, self.blur.expand(y.shape[1], -1, -1, -1), groups=y.shape[1]) |
     F.prelu(y, self.slopes) | torch.clamp(y, max=self.tops) |
-    F.layer_norm(y, (4, 6)) | y[..., None].squeeze(-1).renorm(2, 1, 0.5) | self.parts(y)[0]
+    F.layer_norm(y, (4, 6)) | F.layer_norm(y, y.shape[1:]) |
+    y[..., None].squeeze(-1).renorm(2, 1, 0.5) | self.parts(y)[0]
 """
 """Expressions of y and z (2, 8, 4, 6), both made by layers, whose channels are in dimension 1."""
 UNLIKE = """
@@ -57,7 +58,7 @@ UNLIKE = """
     torch.tril(y.permute(0, 2, 3, 1)) | y.ravel() | y.unfold(1, 2, 1) | torch.fft.fft(y, dim=1) |
     F.cosine_similarity(y, z, dim=1) | F.mse_loss(y, z) |
     y * torch.arange(y.shape[1])[:, None, None] |
-    F.layer_norm(y, y.shape[1:]) | torch.cdist(y.flatten(2), z.flatten(2)) |
+    torch.cdist(y.flatten(2), z.flatten(2)) |
     y.tensor_split(2, 1)[0] |
     torch.eye(y.shape[1]) @ y.flatten(2) | y.index_fill(1, torch.tensor([0, 1]), 0.0) |
     torch.einsum('nchw,ndhw->ncd', y, y) | F.gumbel_softmax(y, dim=2) |
