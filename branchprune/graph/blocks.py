@@ -1,6 +1,6 @@
 """Blocks of grouped layers: each must keep as many channels as the others.
 
-A grouped convolution makes and reads its channels in blocks of one width. Where several layers'
+A grouped convolution makes and reads its channels in blocks of one width, and so does GroupNorm. Where several layers'
 channels stand in one block, or those of one layer in several, the numbers that are kept must still
 agree. What stands in every block agrees by itself; the rest is tied.
 """
@@ -35,6 +35,8 @@ def even_out(analysis: Analysis) -> None:
         groups = int(getattr(analysis.model.get_submodule(name), "groups", 1))
         if layer.inputs is not None and groups > 1:
             _even_inputs(layer.inputs, groups, f"grouped convolution {name}")
+    for layout, groups, name in analysis.blocks:
+        _even_inputs(layout, groups, name)
     _even_divided(analysis, settled)
 
 

@@ -48,7 +48,9 @@ def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, st
         for parameter in module.parameters(recurse=False):
             first = owners.setdefault(id(parameter), name)
             if first != name:
-                found[name] = found[first] = f"{first} and {name} share a weight"
+                remedy = "let both be one module, called twice, or give each a weight of its own"
+                why = Reason(f"{first} and {name} share a weight", remedy=remedy)
+                found[name] = found[first] = why
     found |= _called_twofold(graphs)
     for graph in graphs:
         for node in _read(graph):

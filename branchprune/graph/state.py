@@ -54,6 +54,8 @@ class Analysis:
             such axis), outputs for each input channel, multiply-adds.
         twins: Layers whose twin is a layer of its own, by path.
         contractions: For the nodes at which channels end, those channels.
+        blocks: Channels of several layers that fall into equally wide blocks, as the groups of a
+            norm: how many blocks, and of what.
         readers: Parameters and what reads them by a rule that knows of their channels.
         parameters: For each parameter or buffer that forward reads itself, where its channels
             are, by the axis that counts them.
@@ -78,6 +80,7 @@ class Analysis:
     channelwise: dict[str, tuple[Layout, int | None, int, int]] = field(default_factory=dict)
     twins: dict[str, Twin] = field(default_factory=dict)
     contractions: dict[fx.Node, list[Layout]] = field(default_factory=dict)
+    blocks: list[tuple[Layout, int, str]] = field(default_factory=list)
     readers: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
     parameters: dict[str, dict[int, Layout]] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)

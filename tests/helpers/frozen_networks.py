@@ -148,15 +148,14 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "a",
         "read by fc (Linear): it acts on another dimension than the channels",
     ),
-    "GroupNorm of two layers": (
+    "GroupNorm of a layer and the image": (
         lambda: pair(
-            lambda m, x: m.g(m.n(torch.cat([m.a(x), m.c(x)], 1))),
-            c=conv(3, 4),
+            lambda m, x: m.g(m.n(torch.cat([m.a(x), x, x[:, :1]], 1))),
             n=nn.GroupNorm(3, 12),
             g=conv(12, 4),
         ),
         "a",
-        "GroupNorm n normalises channels of several layers together",
+        "each block of GroupNorm n keeps as many, and one holds channels that stay",
     ),
     "different dimensions": (
         lambda: pair(lambda m, x: m.b(m.a(x) + m.l(x.mean(1, keepdim=True))), l=nn.Linear(8, 8)),

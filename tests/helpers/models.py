@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import branchprune as bp
 from branchprune.blending.projections import LinearEnd
+from branchprune.graph.fast_path import without_fast_path
 
 
 class Net(nn.Module):
@@ -173,6 +174,6 @@ def spelled_out(blended: bp.Blended) -> nn.Module:
 
 def counted_macs(model: Callable[[Tensor], object], x: Tensor) -> int:
     """Return the multiply-adds of convolutions and matrix products, as PyTorch counts them."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), without_fast_path(), FlopCounterMode(display=False) as counter:
         model(x)
     return counter.get_total_flops() // 2

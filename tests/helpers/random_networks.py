@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import random_parts  # noqa: F401  (it fills KINDS)
+import random_attention  # noqa: F401  (it fills KINDS)
+import random_parts  # noqa: F401  (so does it)
 import torch
 from hypothesis import event, reject
 from hypothesis import strategies as st

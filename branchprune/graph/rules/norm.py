@@ -32,15 +32,15 @@ def group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
         return layout
     axis = _axis(analysis, node)
     if axis == 0:
-        _divide(layout, module.num_groups, f"GroupNorm {node.target}")
+        _divide(analysis, layout, module.num_groups, f"GroupNorm {node.target}")
     return analysis.resized(node, axis)
 
 
-def _divide(layout: Layout, groups: int, name: str) -> None:
+def _divide(analysis: Analysis, layout: Layout, groups: int, name: str) -> None:
     """Let channels be divisible into groups that are normalised."""
     segments = resolve(layout.segments)
     if groups > 1 and len(segments) != 1:
-        layout.freeze(f"{name} normalises channels of several layers together")
+        analysis.blocks.append((layout, groups, name))
         return
     whole = segments[0].channels.width % groups == 0
     divided = 1 if whole else gcd(groups, segments[0].repeat)
@@ -104,7 +104,7 @@ def functional_group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
         return None
     if layout.dim != 1 or not isinstance(groups, int):
         return analysis.unknown(node, "it mixes the channels")
-    _divide(layout, groups, f"`group_norm` in {node.name}")
+    _divide(analysis, layout, groups, f"`group_norm` in {node.name}")
     return batch_norm(analysis, node)
 
 
