@@ -52,14 +52,16 @@ def in_weights(layer: nn.MultiheadAttention) -> dict[str, Tensor]:
 
 
 def _norms(weight: Tensor, dim: int) -> Tensor:
-    return weight.detach().float().norm(dim=dim)
+    norms: Tensor = weight.detach().float().norm(dim=dim)
+    return norms
 
 
 def _heaviest(weights: Tensor, heads: int, count: int) -> Tensor:
     """Return the channels that weigh most, as many of each head, in order."""
     each = weights.unflatten(0, (heads, -1))
     first = torch.arange(heads, device=each.device)[:, None] * each.shape[1]
-    return (each.topk(count).indices.sort().values + first).flatten()
+    kept: Tensor = each.topk(count).indices.sort().values + first
+    return kept.flatten()
 
 
 def _narrow_in(
@@ -79,9 +81,9 @@ def _narrow_in(
         narrow[name] = weight.index_select(0, kept) * by
         if inputs is not None and (packed or name.startswith("q")):
             narrow[name] = narrow[name].index_select(1, inputs.to(weight.device))
-    for name, weight in (
-        {"in_proj_weight": torch.cat([*narrow.values()])} if packed else narrow
-    ).items():
+    if packed:
+        narrow = {"in_proj_weight": torch.cat([*narrow.values()])}
+    for name, weight in narrow.items():
         set_tensor(layer, name, weight)
     if layer.in_proj_bias is not None:
         parts = zip(layer.in_proj_bias.detach().chunk(3), rows, scales, strict=True)

@@ -1,8 +1,8 @@
 """Blocks of grouped layers: each must keep as many channels as the others.
 
-A grouped convolution makes and reads its channels in blocks of one width, and so does GroupNorm. Where several layers'
-channels stand in one block, or those of one layer in several, the numbers that are kept must still
-agree. What stands in every block agrees by itself; the rest is tied.
+A grouped convolution makes and reads its channels in blocks of one width, and so does GroupNorm.
+Where several layers' channels stand in one block, or those of one layer in several, the numbers
+that are kept must still agree. What stands in every block agrees by itself; the rest is tied.
 """
 
 from __future__ import annotations

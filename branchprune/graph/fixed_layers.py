@@ -59,9 +59,9 @@ def find_obstacles(model: nn.Module, graphs: Iterable[fx.Graph]) -> dict[str, st
             reason = Reason(f"forward itself reads {node.target}", place_of(node), remedy)
             found.setdefault(owner, reason)
     for name, module in model.named_modules():
-        within = (why for path, why in found.items() if path.startswith(f"{name}."))
-        if isinstance(module, nn.MultiheadAttention) and (why := next(within, None)) is not None:
-            found.setdefault(name, why)
+        within = [each for path, each in found.items() if path.startswith(f"{name}.")]
+        if within and isinstance(module, nn.MultiheadAttention):
+            found.setdefault(name, within[0])
     return found
 
 

@@ -185,6 +185,21 @@ def test_a_parameter_that_something_unknown_reads_stays_because_of_it() -> None:
     assert params == (3 * 8 + 8) - 3 * 8 + 64 + 8 * 2
 
 
+def test_a_module_in_place_of_a_shared_weight_shrinks() -> None:
+    def planned(shared: str) -> bp.Plan:
+        model = Net(lambda m, x: m.b(m.d(m.c(m.a(x)).relu())), a=conv(3, 8), b=conv(8, 4))
+        model.c = model.d = conv(8, 8)
+        if shared == "weight":
+            model.d = conv(8, 8)
+            model.d.weight = model.c.weight
+        return bp.plan(nn.Sequential(conv(3, 6), conv(6, 3), model), torch.randn(IMAGE))
+
+    reason = next(each for each in planned("weight").staying if "share" in each.reason)
+    assert reason.reason == "2.c and 2.d share a weight"
+    assert "let both be one module, called twice" in reason.remedy
+    assert [each.reason for each in planned("module").staying] == ["outputs of the model"]
+
+
 def test_channels_in_as_many_groups() -> None:
     free = [conv(3, 6), nn.ReLU(), conv(6, 8)]
     model = nn.Sequential(*free, nn.ReLU(), nn.GroupNorm(8, 8), conv(8, 4), conv(4, 3))

@@ -80,10 +80,10 @@ def _products(
     module = analysis.module(node)
     assert isinstance(module, nn.MultiheadAttention)
     along = 1 if module.batch_first and len(analysis.shape(key)) == 3 else 0
-    keys = analysis.shape(key)[along] + (module.bias_k is not None) + module.add_zero_attn
+    keys = analysis.shape(key)[along] + (module.bias_k is not None) + int(module.add_zero_attn)
     products = 2 * prod(analysis.shape(query)) * keys
     if not module._qkv_same_embed_dim:
-        products += module.embed_dim * sum(prod(analysis.shape(each)) for each in (key, value))
+        products += int(module.embed_dim) * sum(prod(analysis.shape(each)) for each in (key, value))
     return products // analysis.batches.get(node, 1)
 
 

@@ -6,7 +6,7 @@ from math import gcd
 
 from torch import fx, nn
 
-from branchprune.graph.channels import Layout, resolve, unify
+from branchprune.graph.channels import Known, Layout, resolve, unify
 from branchprune.graph.counted_sizes import counted
 from branchprune.graph.layers import has_own_forward
 from branchprune.graph.nodes import argument, measured_tensor
@@ -108,7 +108,7 @@ def functional_group_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
     return batch_norm(analysis, node)
 
 
-def functional_layer_norm(analysis: Analysis, node: fx.Node) -> Layout | None:
+def functional_layer_norm(analysis: Analysis, node: fx.Node) -> Known:
     """The functions layer_norm and rms_norm: over the channels, the shape follows their number."""
     operand, shape = analysis.operand(node), argument(node, 1, "normalized_shape")
     layout, whole = analysis.layout(operand), measured_tensor(shape)

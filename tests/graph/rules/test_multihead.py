@@ -267,3 +267,20 @@ def test_what_is_said_to_write_in_place_of_scores_helps() -> None:
     assert "compute attention with fully connected layers, `@` and softmax" in remedies
     layers = {name: lambda: nn.Linear(12, 12) for name in "qkv"}
     assert {*shrunk(bp.plan(net(by_hand, **layers)(), x))} == {"a", "q", "v"}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_positions_that_are_padded() -> None:
+    """In evaluation torch's encoder puts zeros there, the blended model as little as training."""
+    torch.manual_seed(0)
+    model = CASES["encoder"]().eval()
+    model.enc = nn.TransformerEncoder(model.enc.layers[0], 1)
+    model.run = lambda m, x: m.fc(m.enc(tokens(m.a(x)), src_key_padding_mask=PADDED))
+    x = torch.randn(IMAGE)
+    blended = scramble(bp.attach(model, bp.plan(model, x)), seed=2)
+    blended.alpha = 0.0
+    small = bp.collapse(blended)
+    with torch.no_grad():
+        found, expected = small(x)[~PADDED], blended(x)[~PADDED]
+    assert relative(expected, found) < 1e-5
+    assert torch.backends.mha.get_fastpath_enabled()
