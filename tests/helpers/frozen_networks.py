@@ -150,12 +150,13 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "GroupNorm of a layer and the image": (
         lambda: pair(
-            lambda m, x: m.g(m.n(torch.cat([m.a(x), x, x[:, :1]], 1))),
-            n=nn.GroupNorm(3, 12),
-            g=conv(12, 4),
+            lambda m, x: m.g(m.n(torch.cat([m.a(x), x.abs().cumsum(1), x], 1))),
+            n=nn.GroupNorm(2, 14),
+            g=conv(14, 4),
         ),
         "a",
-        "each block of GroupNorm n keeps as many, and one holds channels that stay",
+        "each block of GroupNorm n keeps as many, and one holds channels that stay "
+        "(behind `cumsum` (in 3): it mixes the channels)",
     ),
     "different dimensions": (
         lambda: pair(lambda m, x: m.b(m.a(x) + m.l(x.mean(1, keepdim=True))), l=nn.Linear(8, 8)),
