@@ -67,7 +67,8 @@ def check_collapse(blended: Blended) -> None:
         sharing_copy(blended)
     except Exception as error:
         raise PruneError(f"the blended model cannot be copied by deepcopy: {error}") from error
-    try_widths(blended.model, plan.structure, [group.kept for group in plan.groups], plan.example)
+    kept = [group.kept for group in plan.groups]
+    try_widths(blended.model, plan.structure, kept, plan.example, plan.whole)
 
 
 def _check_outputs(model: nn.Module, blended: Blended) -> None:
