@@ -63,7 +63,7 @@ def made(rest: Callable[[Any, Tensor], Tensor]) -> Detector:
 @pytest.mark.parametrize("rest", READS.values(), ids=READS.keys())
 def test_a_rest_that_computes_with_a_width_is_refused(rest: Any) -> None:
     model = made(rest)
-    with pytest.raises(bp.PruneError, match="Detector at its planned widths .* around backbone"):
+    with pytest.raises(bp.PruneError, match=r"Detector at its planned widths .* around backbone"):
         attached(model)
     with pytest.raises(bp.PruneError, match="around backbone"):
         bp.plan(model, X, inside="backbone", check=True)
