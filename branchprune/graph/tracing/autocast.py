@@ -48,7 +48,7 @@ def autocast_followed(recorder: Recorder, ignored: Callable[[], bool]) -> Iterat
             recorder.regions.pop()
         return leave(context, *args)
 
-    hooks = {"__init__": made, "__enter__": entered, "__exit__": left}
+    hooks: dict[str, Any] = {"__init__": made, "__enter__": entered, "__exit__": left}
     with mock.patch.multiple(torch.autocast, **hooks):
         yield
 
