@@ -29,6 +29,8 @@ ADDED = "gpu.yaml"
 """A file that is no configuration without another one."""
 OTHER_DATA = {"jpeg", "images"}
 """Variants by which a run reads other data than those of the lines of results."""
+SCRIPTS = {"yolo.yaml": "python scripts/yolo.py"}
+"""What runs a file that is none of `branchprune`."""
 METHODS = "methods.yaml"
 """The file of variants that comparisons have in common."""
 
@@ -38,7 +40,7 @@ class Entry:
     """A file, or a variant of it, with the command that runs it.
 
     Args:
-        verb: Command of `branchprune`.
+        verb: Command of `branchprune`, or all of another one.
         files: Configuration files, relative to the project.
         variants: Variants of the last one.
         about: The comment above it.
@@ -55,7 +57,8 @@ class Entry:
     def command(self) -> str:
         """How it is run."""
         chosen = [f"--variant {name}" for name in self.variants]
-        return " ".join(["branchprune", self.verb, *self.files, *chosen])
+        program = [] if self.verb in SCRIPTS.values() else ["branchprune"]
+        return " ".join([*program, self.verb, *self.files, *chosen])
 
     @property
     def paper(self) -> str:
@@ -68,7 +71,7 @@ class Entry:
         """Its folder, or its file."""
         if self.verb == "compare":
             return f"runs/compare/{self.settings['name']}"
-        return str(self.settings.get("output", "runs/cost.json"))
+        return str(self.settings.get("output", self.settings.get("folder", "runs/cost.json")))
 
 
 def entries() -> Iterator[Entry]:
@@ -86,7 +89,7 @@ def entries() -> Iterator[Entry]:
             settings = _merged([*layers, *file.layers(variants)])
             shown = about[variants[-1] if variants else ""]
             verb = "run" if "model" in settings else "cost"
-            yield Entry(verb, (*before, name), variants, shown, settings)
+            yield Entry(SCRIPTS.get(path.name, verb), (*before, name), variants, shown, settings)
 
 
 def _choices(file: ConfigFile) -> Iterator[tuple[str, ...]]:

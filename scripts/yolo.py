@@ -1,13 +1,15 @@
 """A YOLO from scratch, pruned in the trainer of ultralytics: mAP and cost before and after.
 
 ```
-python scripts/yolo.py --record
+python scripts/yolo.py configs/yolo.yaml --record
 ```
 
-Shapes are drawn, a dense detector is trained on them, and pruned from there in two ways over the
-same number of epochs: blended, α in steps from 1 to 0, and cut, α = 0 at once. Each is saved,
-validated and exported by ultralytics itself; mAP is that on the test images, which no training has
-seen. Latency is that of one image, dense and small in turns. Needs the extra `yolo`.
+Options are read from YAML files, with variants by `--variant`, and from the command line, which
+overrides them. Shapes are drawn, a dense detector is trained on them, and pruned from there in two
+ways over the same number of epochs: blended, α in steps from 1 to 0, and cut, α = 0 at once. As a
+control the dense one is trained on for as many epochs. Each is saved, validated and exported by
+ultralytics itself; mAP is that on the test images, which no training has seen. Latency is that of
+one image, dense and small in turns. Needs the extra `yolo`.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from yolo_table import table
+from yolo_table import DENSE, FURTHER, METHODS, table
 
 import branchprune as bp
 from branchprune.benchmarks.options import options_parser
 from branchprune.data import draw_shapes
 from branchprune.experiments import environment
+from branchprune.experiments.arguments import files_as_options
 from branchprune.experiments.files import append_line
 from branchprune.planning.latency import compare_latency
 from branchprune.ultralytics import BranchPruning
@@ -46,7 +49,6 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 RECORD = "yolo.jsonl"
 LEFT_OUT = ("folder", "record")
 """Options that do not change what is measured."""
-METHODS = ("dense", "blended", "cut")
 
 
 @dataclass
@@ -86,12 +88,15 @@ class Options:
         blended = bp.Schedule(bp.steps(0.2), self.hold, self.final_hold)
         return blended if method == "blended" else bp.Schedule([0.0], blended.max_epochs)
 
+    def epochs_of(self, method: str) -> int:
+        """Return how many epochs a method trains, from the dense model on."""
+        return self.epochs if method == DENSE else self.schedule(method).max_epochs
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Train, prune, measure, and print the table."""
     args = sys.argv[1:] if args is None else args
-    parser = options_parser("yolo.py", Options, description=__doc__.split("\n", 1)[0])
-    options = Options(**vars(parser.parse_args(args)))
+    options = parse_options(args)
     output = environment.recorded(RECORD) if options.record else None
     data = draw_shapes(
         options.folder / "shapes", options.images, size=options.size, seed=options.seed
@@ -108,18 +113,26 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parse_options(args: Sequence[str]) -> Options:
+    """Return the options that YAML files, which come first, and the command line give."""
+    parser = options_parser("yolo.py", Options, description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    try:
+        found = vars(parser.parse_args(files_as_options(args)))
+    except bp.PruneError as error:
+        parser.error(str(error))
+    return Options(**{key: value for key, value in found.items() if key != "config"})
+
+
 def trained(method: str, options: Options, data: Path) -> YOLO:
     """Return a detector as its trainer leaves it: the best checkpoint, read again."""
-    if method == "dense":
-        yolo, trainer, epochs = YOLO(options.model), None, options.epochs
-    else:
-        yolo = YOLO(_weights(options, "dense"))
-        trainer = pruning(options, options.schedule(method))
-        epochs = trainer.schedule.max_epochs
+    dense = method == DENSE
+    yolo = YOLO(options.model if dense else _weights(options, DENSE))
+    whole = method in (DENSE, FURTHER)
     yolo.train(
-        trainer=trainer,
+        trainer=None if whole else pruning(options, options.schedule(method)),
         data=str(data),
-        epochs=epochs,
+        epochs=options.epochs_of(method),
         imgsz=options.size,
         batch=options.batch,
         nbs=options.batch,  # an update for each batch
@@ -129,7 +142,7 @@ def trained(method: str, options: Options, data: Path) -> YOLO:
         mosaic=0.0,
         scale=0.2,
         seed=options.seed,
-        name=method,
+        name=_folder(method),
         **_quiet(options),
     )
     return yolo
@@ -152,7 +165,11 @@ def _quiet(options: Options) -> dict[str, Any]:
 
 
 def _weights(options: Options, method: str) -> Path:
-    return options.folder.resolve() / method / "weights" / "best.pt"
+    return options.folder.resolve() / _folder(method) / "weights" / "best.pt"
+
+
+def _folder(method: str) -> str:
+    return "further" if method == FURTHER else method
 
 
 def measured(yolo: YOLO, options: Options, data: Path) -> dict[str, Any]:
@@ -160,7 +177,7 @@ def measured(yolo: YOLO, options: Options, data: Path) -> dict[str, Any]:
     found = yolo.val(data=str(data), split="test", imgsz=options.size, **_quiet(options)).box
     model = yolo.model.float().eval()
     image = torch.rand(1, 3, options.size, options.size)
-    dense = YOLO(_weights(options, "dense")).model.float().eval()
+    dense = YOLO(_weights(options, DENSE)).model.float().eval()
     before, after, faster = compare_latency(dense, model, image)
     return {
         "map50": float(found.map50),
@@ -202,10 +219,9 @@ def line(
     """Return the line of results of a method."""
     settings = {k: v for k, v in asdict(options).items() if k not in LEFT_OUT}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    dense = method == "dense"
     return {
         "method": method,
-        "epochs": options.epochs if dense else options.schedule(method).max_epochs,
+        "epochs": options.epochs_of(method),
         **found,
         "settings": settings,
         "configuration": digest,

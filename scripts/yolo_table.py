@@ -7,17 +7,20 @@ from typing import Any
 
 from branchprune.experiments.markdown import markdown_table
 
+DENSE, FURTHER = "dense", "dense, trained on"
+METHODS = (DENSE, FURTHER, "blended", "cut")
 HEAD = ("detector", "epochs", "mAP50", "mAP50-95", "parameters", "MACs", "times as fast", "ONNX")
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
     """Return what each way of pruning costs and keeps, as Markdown; the last line of each counts.
 
-    ONNX is how far its exported file is from a detector at most, relative to its outputs.
+    Lines of another configuration than that of the last one are left out. ONNX is how far its
+    exported file is from a detector at most, relative to its outputs.
     """
-    last = {line["method"]: line for line in lines}
-    rows = [[*HEAD], *(_row(line) for line in last.values())]
-    told = next(iter(last.values()))
+    *_, told = every = [*lines]
+    last = {x["method"]: x for x in every if x["configuration"] == told["configuration"]}
+    rows = [[*HEAD], *(_row(last[method]) for method in METHODS if method in last)]
     settings, versions = told["settings"], told["versions"]
     caption = (
         f"{settings['model'].removesuffix('.yaml')} from scratch, {settings['images']} images of "
@@ -37,6 +40,6 @@ def _row(line: dict[str, Any]) -> list[str]:
         f"{line['map50_95']:.3f}",
         f"{line['params']:,}",
         f"{line['macs']:,}",
-        "–" if line["method"] == "dense" or faster is None else f"{faster['median']:.2f}",
+        "–" if line["method"] in (DENSE, FURTHER) or faster is None else f"{faster['median']:.2f}",
         f"{line['onnx_difference']:.1e}",
     ]

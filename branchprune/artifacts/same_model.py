@@ -157,11 +157,15 @@ def _widths(modules: Mapping[str, nn.Module], content: Content) -> Iterator[str]
         here = sizes(module)
         if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)) and weight is not None:
             groups = said.get("groups", 1)
+            dense = tuple((content.full or {}).get(f"{name}.weight", ()))
             held = linear_sizes(module, weight, groups) if weight.dim() > 1 else {}
             for key in held.keys() & said.keys():
                 if held[key] != said[key]:
                     yield f"{name} says {key}={said[key]}, and its weight {held[key]}"
-            if groups != here.get("groups", 1) and here.get("groups") != here.get("in_channels"):
+            depthwise = here.get("groups") == here.get("in_channels")
+            # A grouped layer that pruning left with a channel a block goes on as a depthwise one.
+            became = groups == said.get("in_channels") and dense == tuple(module.weight.shape)
+            if groups != here.get("groups", 1) and not depthwise and not became:
                 yield f"{name} has groups={groups}, not {here.get('groups')}"
     for name, module in modules.items():
         if sizes(module) and name not in content.widths:

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from branchprune.blending.blended import Blended
 from branchprune.blending.float64 import sharing_copy
 from branchprune.errors import PruneError, first_line
+from branchprune.graph.autocast import has_regions
 from branchprune.graph.draws import DrawsAlike
 from branchprune.graph.inputs import (
     Example,
@@ -43,13 +45,15 @@ def check_outputs(model: nn.Module, blended: Blended) -> None:
     to `MOST_GRADIENTS` of them. A model that cannot train on the example, as BatchNorm cannot on
     a single number a channel, is given it twice, and compared in evaluation mode only if it
     cannot train on that either. Constant tensors in the
-    example are replaced by noise.
+    example are replaced by noise. Where forward enters or leaves autocast, all is compared under
+    it, too, as trainers with mixed precision call the model.
 
     Raises:
         PruneError: They differ, or the branch does not run.
     """
     with torch.compiler.set_stance("force_eager"):
         _check_outputs(model, blended)
+        _check_in_autocast(model, blended)
 
 
 def check_collapse(blended: Blended) -> None:
@@ -63,7 +67,8 @@ def check_collapse(blended: Blended) -> None:
         sharing_copy(blended)
     except Exception as error:
         raise PruneError(f"the blended model cannot be copied by deepcopy: {error}") from error
-    try_widths(blended.model, plan.structure, [group.kept for group in plan.groups], plan.example)
+    kept = [group.kept for group in plan.groups]
+    try_widths(blended.model, plan.structure, kept, plan.example, plan.whole)
 
 
 def _check_outputs(model: nn.Module, blended: Blended) -> None:
@@ -93,6 +98,27 @@ def tell_lost_checkpoints(structure: Structure) -> None:
             "the blended one keeps these activations and so takes more memory to train",
             stacklevel=3,
         )
+
+
+def _check_in_autocast(model: nn.Module, blended: Blended) -> None:
+    """Compare both under autocast, too, if forward enters or leaves it, and can run there."""
+    graphs, device = blended.plan.structure.graphs, next(model.parameters()).device.type
+    if not any(map(has_regions, graphs.values())) or not is_autocast_available(device):
+        return
+    part = model.get_submodule(blended.plan.structure.inside)
+    with torch.autocast(device, torch.bfloat16):
+        try:
+            with torch.no_grad(), untouched(model), training_mode(model, False):
+                call(model, without_constants(blended.plan.example), part)
+        except Exception:  # as of layers in a region without it that are given what is cast
+            return
+        try:
+            _check_outputs(model, blended)
+        except Exception as error:
+            raise PruneError(
+                f"under torch.autocast, which forward enters or leaves, {first_line(error)}: "
+                "give `enabled` and `dtype` as constants, not as what holds around the model"
+            ) from error
 
 
 def _run_branch(blended: Blended, example: Example) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from torch import fx
@@ -22,6 +23,7 @@ from branchprune.blending.path_sampling import (
     met,
 )
 from branchprune.blending.projections import apply_folded
+from branchprune.graph.autocast import regions_of, set_regions
 from branchprune.graph.module_numbers import Values, replace_numbers
 from branchprune.graph.python_code import compiled
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
@@ -106,16 +108,22 @@ class _Writer:
         """Return the graph."""
         self.matched = self._matched_ends() if self.matching else set()
         for node in self.source.nodes:
-            if node.op == "output" and self.terms:
-                value = self.graph.get_attr("matching_loss")
-                self.graph.call_function(record, (value, self.terms, self._weight))
-            if self.forms.is_linear(node):
-                self._write_linear(node)
-            elif self.forms.is_meeting(node):
-                self._write_meeting(node)
-            else:
-                self._write_other(node)
+            before = len(self.graph.nodes)
+            self._write_node(node)
+            for new in islice(reversed(self.graph.nodes), len(self.graph.nodes) - before):
+                set_regions(new, regions_of(node))
         return self.graph
+
+    def _write_node(self, node: fx.Node) -> None:
+        if node.op == "output" and self.terms:
+            value = self.graph.get_attr("matching_loss")
+            self.graph.call_function(record, (value, self.terms, self._weight))
+        if self.forms.is_linear(node):
+            self._write_linear(node)
+        elif self.forms.is_meeting(node):
+            self._write_meeting(node)
+        else:
+            self._write_other(node)
 
     def _matched_ends(self) -> set[str]:
         """Return the linear ends at which both paths meet."""

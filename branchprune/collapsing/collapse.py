@@ -161,14 +161,11 @@ def _update_attributes(blended: Blended, small: nn.Module) -> None:
     attributes = width_attributes(model, plan.structure, kept)
     if attributes:
         try:
-            attributes = try_widths(model, plan.structure, kept, plan.example)
+            attributes = try_widths(model, plan.structure, kept, plan.example, plan.whole)
         except PruneError:  # it was converted since, or the check that follows says what is wrong
             attributes = tuple(replace(attribute, after=None) for attribute in attributes)
     attributes = (*read, *(attribute for attribute in attributes if attribute not in read))
     remember_followed(small, read)
-    if read and plan.structure.inside:
-        told = "numbers of %s that have changed, which nothing outside of it may compute with: %s"
-        LOGGER.warning(told, plan.structure.inside, listed(read))
     set_attributes(small, [a for a in attributes if a.after is not None], after=True)
     if stale := listed([a for a in attributes if a.after is None]):
         LOGGER.warning("attributes of the collapsed model that name a width of before: %s", stale)

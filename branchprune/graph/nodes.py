@@ -17,6 +17,8 @@ CHECKPOINTED = "checkpointed"
 """Key in the `meta` of a node that forward computes under `torch.utils.checkpoint`."""
 DTYPE = "dtype"
 """Key in the `meta` of a node that computes a tensor: its type."""
+IN_PLACE = "in place"
+"""Key in the `meta` of a node whose result forward writes into the first tensor that it reads."""
 CONSTANT = "_tensor_constant"
 """How a tensor that forward makes from plain numbers is named."""
 

@@ -8,7 +8,10 @@ from functools import wraps
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+
+from branchprune.graph.autocast import mark, regions_of, set_regions, with_blocks
+from branchprune.graph.nodes import IN_PLACE
 
 
 def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
@@ -20,9 +23,11 @@ def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
     """
     _name_objects(graph)
     spell_out(graph)
+    _keep_types(graph)
+    marks = mark(graph)
     code = graph.python_code(root_module="self")
     scope = dict(code.globals)
-    exec(compile(code.src, f"<{name}>", "exec"), scope)
+    exec(compile(with_blocks(code.src, *marks), f"<{name}>", "exec"), scope)
     function: Callable[..., Any] = scope["forward"]
     return function
 
@@ -58,8 +63,27 @@ def spell_out(graph: fx.Graph) -> None:
                 found = graph.call_function(part, (found, name))
             if node.op == "call_module":
                 found = graph.call_function(call, (found, *node.args), dict(node.kwargs))
+            set_regions(found, regions_of(node))
         node.replace_all_uses_with(found)
         graph.erase_node(node)
+
+
+def _keep_types(graph: fx.Graph) -> None:
+    """Give what forward computes in place the type of the tensor in which it stands there.
+
+    They differ where types are mixed, as under autocast, which one cannot see in a graph.
+    """
+    for node in tuple(graph.nodes):
+        if IN_PLACE in node.meta:
+            with graph.inserting_after(node):
+                kept = graph.call_function(as_type_of, (node, node.args[0]))
+            set_regions(kept, regions_of(node))
+            node.replace_all_uses_with(kept, delete_user_cb=lambda user, new=kept: user is not new)
+
+
+def as_type_of(new: Tensor, old: Tensor) -> Tensor:
+    """Return a tensor in the type of another."""
+    return new.to(old.dtype)
 
 
 def _is_odd(path: str) -> bool:

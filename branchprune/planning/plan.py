@@ -40,6 +40,7 @@ class Plan:
         before: What the whole model costs.
         after: What it will cost.
         example: An example input of the part that was traced.
+        whole: An example input of the whole model.
         structure: What was found in the model.
         unseen: What the parts cost that are not looked into, by path; `before` and `after` include
             it.
@@ -54,6 +55,7 @@ class Plan:
     before: Cost
     after: Cost
     example: Example = field(repr=False)
+    whole: Example = field(repr=False)
     structure: Structure = field(repr=False)
     unseen: Mapping[str, Cost] = field(default_factory=dict)
     attributes: tuple[WidthAttribute, ...] = ()
@@ -188,13 +190,14 @@ def plan(
     before, after = costs(model, structure, kept)
     of_widths = (model, structure, kept)
     if check:
-        attributes = try_widths(*of_widths, example)
+        attributes = try_widths(*of_widths, example, given)
     else:
         attributes = (*followed_attributes(*of_widths), *width_attributes(*of_widths))
     notes = too_narrow(groups, multiple_of)
     unseen = costs_of_unseen(model, structure)
     staying = find_staying(model, structure)
-    return Plan(groups, before, after, example, structure, unseen, attributes, notes, staying)
+    found = (structure, unseen, attributes, notes, staying)
+    return Plan(groups, before, after, example, given, *found)
 
 
 def _inputs_inside(model: nn.Module, inside: str, example: Example) -> Example:

@@ -8,6 +8,7 @@ user's. So a model of the planned widths is made before anything is trained, and
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,14 +35,18 @@ from branchprune.graph.structure import Structure
 from branchprune.graph.width_attributes import (
     WidthAttribute,
     followed_attributes,
+    listed,
     set_attributes,
     width_attributes,
     without_attributes,
 )
 from branchprune.graph.width_constraints import values_at
 from branchprune.planning.narrowed import narrowed
+from branchprune.planning.rest_of_model import RestOfModel
 
+LOGGER = logging.getLogger("branchprune")
 MODEL = "model"
+UNSEEN = "numbers of %s that change, with which nothing outside of it may compute: %s"
 
 
 class Trial:
@@ -52,10 +57,16 @@ class Trial:
         structure: Its structure.
         kept: The width that each group keeps.
         example: An example input of the part that was traced.
+        whole: An example input of the whole model.
     """
 
     def __init__(
-        self, model: nn.Module, structure: Structure, kept: Sequence[int], example: Example
+        self,
+        model: nn.Module,
+        structure: Structure,
+        kept: Sequence[int],
+        example: Example,
+        whole: Example,
     ) -> None:
         self.structure = structure
         self.example = without_constants(example)
@@ -74,6 +85,8 @@ class Trial:
             )
             for training, graph in structure.graphs.items()
         }
+        around = (model, structure.inside, self._evaluated, whole)
+        self.rest = RestOfModel(*around) if structure.inside else None
 
     def fault(self) -> str | None:
         """Return what goes wrong at the planned widths, or None.
@@ -82,7 +95,19 @@ class Trial:
         one, and left out where the branch cannot train on that either.
         """
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
-            return self._fault(False) or self._fault(True)
+            return self._fault(False) or self._fault(True) or self._fault_of_the_rest()
+
+    def _evaluated(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the part by its graph in evaluation mode."""
+        with untouched(self.traced), training_mode(self.traced, False):
+            return self.programs[False](*args, **kwargs)
+
+    def _fault_of_the_rest(self) -> str | None:
+        return None if self.rest is None else self.rest.fault(self.small, same_numbers)
+
+    def sees_all(self) -> bool:
+        """Return whether all that may read a width is compared."""
+        return self.rest is None or self.rest.expected is not None
 
     def _fault(self, training: bool) -> str | None:
         expected = self._expected(training)
@@ -162,7 +187,7 @@ def _program(graph: fx.Graph, training: bool, numbers: Values) -> Callable[..., 
 
 
 def try_widths(
-    model: nn.Module, structure: Structure, kept: Sequence[int], example: Example
+    model: nn.Module, structure: Structure, kept: Sequence[int], example: Example, whole: Example
 ) -> tuple[WidthAttribute, ...]:
     """Raise unless a model of the planned widths computes what the branch will.
 
@@ -174,6 +199,7 @@ def try_widths(
         structure: Its structure.
         kept: The width that each group keeps.
         example: An example input of the part that was traced.
+        whole: An example input of the whole model.
 
     Returns:
         The attributes that equal a width which changes; `after` is None for those that stay.
@@ -181,7 +207,7 @@ def try_widths(
     Raises:
         PruneError: It does not run, or computes something else; the first layer is named.
     """
-    trial = Trial(model, structure, kept, example)
+    trial = Trial(model, structure, kept, example, whole)
     read = followed_attributes(model, structure, kept)
     set_attributes(trial.small, read, after=True)
     attributes = width_attributes(model, structure, kept)
@@ -198,6 +224,8 @@ def try_widths(
             "exclude the layers around it"
         )
     follow = _without_undecided(trial, follow)
+    if (read or follow) and not trial.sees_all():
+        LOGGER.warning(UNSEEN, structure.inside, listed([*read, *follow]))
     return (*read, *(a if a in follow else replace(a, after=None) for a in attributes))
 
 

@@ -179,6 +179,13 @@ def check_record_carla(command, world):
     assert options.test_towns == ["Town02"] and str(options.output) == "data/carla"
 
 
+def check_yolo(command, world):
+    """A YOLO: its options; tests/scripts trains with a stand-in."""
+    importlib.import_module("small_yolo")  # before ultralytics
+    options = importlib.import_module("yolo").parse_options(shlex.split(command)[2:])
+    assert str(options.folder) == "runs/yolo" and options.keep == 0.5
+
+
 SCRIPT = "python scripts/"
 CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune run configs/digits\.yaml": check_demo,
@@ -218,6 +225,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
 """What checks a command, by a pattern that all of it matches."""
 
 SHIPPED = {"run": check_shipped, "compare": check_compare, "cost": check_cost}
+SHIPPED["scripts/yolo.py"] = check_yolo
 
 
 def checks_of(command):

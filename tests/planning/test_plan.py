@@ -419,23 +419,7 @@ def test_no_grad_inside_forward() -> None:
         assert bp.plan(vgg(), torch.randn(IMAGE)).pruned
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-@pytest.mark.parametrize("inside", [True, False])
-def test_autocast_inside_forward(enabled: bool, inside: bool) -> None:
-    class Inner(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                return super().forward(x)
-
-    def run(m: Any, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            x = m.a(x)
-        return m.b(x)
-
-    model = nn.Sequential(Inner(conv(3, 8)), nn.ReLU(), conv(8, 3)) if inside else pair(run)
-    where = "0" if inside else "the model"
-    with pytest.raises(bp.PruneError, match=f"forward of {where} uses torch.autocast"):
-        bp.plan(model, torch.randn(IMAGE))
+def test_a_plan_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert bp.plan(vgg(), torch.randn(IMAGE)).pruned
 

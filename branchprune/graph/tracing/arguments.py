@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from branchprune.errors import PruneError
+from branchprune.graph.autocast import Region, set_regions
 from branchprune.graph.held import held_tensors
 from branchprune.graph.module_numbers import distinct
 from branchprune.graph.nodes import CHECKPOINTED, CONSTANT, LINE, WHERE, Recorded
@@ -57,6 +58,7 @@ class Arguments:
         recorded: The shapes of its nodes.
         aliases: The tensors that are known.
         where: Paths of the modules whose forward runs, the innermost last.
+        regions: Those of autocast that forward has entered, the innermost last.
         state: Paths of parameters and buffers by their ids.
         buffers: The ids of buffers.
         alive: What must not be freed, since it is known by its id.
@@ -72,6 +74,7 @@ class Arguments:
         self.graph, self.recorded = fx.Graph(), Recorded()
         self.aliases = Aliases(self.graph, self.recorded)
         self.where: list[str] = []
+        self.regions: list[Region] = []
         state = [*root.named_parameters(), *root.named_buffers()]
         self.state = {id(tensor): name for name, tensor in reversed(state)}
         self.buffers = {id(tensor) for tensor in root.buffers()}
@@ -97,6 +100,7 @@ class Arguments:
         if self.where:
             node.meta[WHERE] = self.where[-1]
         node.meta[LINE] = user_line()
+        set_regions(node, tuple(self.regions))
         if is_checkpointed():
             node.meta[CHECKPOINTED] = True
         self.recorded.shapes[node] = None

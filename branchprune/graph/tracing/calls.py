@@ -21,6 +21,7 @@ from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
 from branchprune.graph.rules.registry import is_layer
 from branchprune.graph.rules.teach import TAUGHT
 from branchprune.graph.tracing.arguments import unseen
+from branchprune.graph.tracing.autocast import autocast_followed
 from branchprune.graph.tracing.recorder import Recorder
 from branchprune.graph.tracing.run_whole import BATCH_NORMS, LIBRARY, run_whole
 from branchprune.graph.tracing.side_effects import Draws
@@ -77,6 +78,7 @@ class Calls:
             stack.enter_context(without_looking_at_masks())
             apply = classmethod(self._of_functions(getattr_static(Function, "apply")))
             stack.enter_context(mock.patch.object(Function, "apply", apply))
+            stack.enter_context(autocast_followed(self.recorder, self._is_ignored))
             for names in self._namespaces() if TAUGHT else ():
                 taught = {k: v for k, v in names.items() if callable(v) and _is_taught(v)}
                 wholes = {name: self._of_taught(function) for name, function in taught.items()}
@@ -94,13 +96,16 @@ class Calls:
     def _is_elsewhere(self) -> bool:
         return threading.get_ident() != self.recorder.thread
 
+    def _is_ignored(self) -> bool:
+        return self._is_elsewhere() or self._deep
+
     # Modules
 
     def _of_modules(self) -> Callable[..., Any]:
         original = nn.Module.__call__
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = None if self._is_elsewhere() or self._deep else self.paths.get(module)
+            path = None if self._is_ignored() else self.paths.get(module)
             if path is None:
                 return original(module, *args, **kwargs)
             return self._call(module, path, original, args, kwargs)

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from branchprune.graph.nodes import IN_PLACE
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.arguments import Arguments, like, unseen
 from branchprune.graph.tracing.dependence import refuse_counts
@@ -46,6 +47,8 @@ class Results(Arguments):
             self.recorded.shapes[copy] = self.recorded.shapes[args[0]]
             args = (copy, *args[1:])
         node = self.add(call.kind, call.target, tuple(args), kwargs)
+        if call.in_place:
+            node.meta[IN_PLACE] = True
         if counter is not None:
             self.recorded.macs[node] = counter.get_total_flops() // 2
         return self.bind(result, node, call.changed, [*self.tensors((call.args, call.kwargs))])

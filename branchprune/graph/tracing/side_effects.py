@@ -1,7 +1,7 @@
 """What forward does beside computing tensors, which a trace would lose without a word.
 
-That is gradients (`no_grad`, autocast, an `autograd.Function`), random draws in Python, and
-attributes that count or remember.
+That is gradients (`no_grad`, an `autograd.Function`), random draws in Python, and attributes that
+count or remember.
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ import inspect
 import operator
 import pickle
 import random
-import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import Any
-from unittest import mock
+from collections.abc import Collection
 
 import torch
 from torch import fx, nn
@@ -98,28 +94,6 @@ def is_checkpointed() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-@contextmanager
-def no_autocast(where: Callable[[], str]) -> Iterator[None]:
-    """Refuse a forward that enters or leaves autocast, for a `with` block.
-
-    Args:
-        where: Returns the path of the module whose forward is being traced.
-    """
-    thread = threading.get_ident()
-    original: Callable[..., Any] = torch.autocast.__enter__
-
-    def refuse(context: torch.autocast) -> Any:
-        if thread != threading.get_ident():
-            return original(context)
-        raise PruneError(
-            f"forward of {where()} uses torch.autocast, which a trace loses: put it around the "
-            "call of the model, or cast tensors with .float()"
-        )
-
-    with mock.patch.object(torch.autocast, "__enter__", refuse):
-        yield
 
 
 def draws_are_lost(what: str, where: str) -> PruneError:

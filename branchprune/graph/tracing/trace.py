@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from branchprune.errors import PruneError, first_line
+from branchprune.graph.autocast import same_regions
 from branchprune.graph.inputs import (
     Example,
     call,
@@ -40,7 +41,6 @@ from branchprune.graph.tracing.side_effects import (
     Attributes,
     Draws,
     forget_shapes,
-    no_autocast,
     state_is_changed,
 )
 
@@ -93,7 +93,7 @@ def trace(
         with training_mode(model, training):
             found.graphs[training] = _trace_once(record, found)
     evaluation, train = found.graphs[False], found.graphs[True]
-    if str(train) == str(evaluation):
+    if str(train) == str(evaluation) and same_regions(train, evaluation):
         for node, twin in zip(evaluation.nodes, train.nodes, strict=True):
             node.meta |= {k: v for k, v in twin.meta.items() if k == CHECKPOINTED}
         found.graphs[True] = evaluation
@@ -136,7 +136,7 @@ def _record(
         calls.locates = draws if locates else None
         error = None
         stack = ExitStack()
-        with stack, torch.enable_grad(), no_autocast(recorder.location), calls.recorded():
+        with stack, torch.enable_grad(), calls.recorded():
             lost = stack.enter_context(module_numbers(part, inside))
             forget_shapes(part)
             args, kwargs = known_inputs(recorder, bound, meta)

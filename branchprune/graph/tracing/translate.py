@@ -52,6 +52,13 @@ class Call:
     changed: Tensor | None = None
     copies: bool = False
 
+    @property
+    def in_place(self) -> bool:
+        """Whether other tensors go into the one that is changed, which keeps its type."""
+        first, *others = self.args or (None,)
+        changes = self.changed is not None and first is self.changed and not self.copies
+        return changes and any(isinstance(each, Tensor) for each in others)
+
 
 def translate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Return how a call that torch has been asked for is written in a graph.

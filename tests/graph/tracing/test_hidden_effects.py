@@ -123,15 +123,6 @@ def test_no_grad_on_an_input_matters_inside_a_model() -> None:
         bp.plan(model, X, inside="1")
 
 
-def test_autocast_around_functions_is_refused() -> None:
-    class Cast(Net):
-        def middle(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return x * 2
-
-    refused(Cast(), "uses torch.autocast")
-
-
 # (b) backward passes of one's own
 
 

@@ -46,7 +46,7 @@ def test_eight_threads_prune_at_once():
 
 
 def test_a_model_runs_while_another_thread_plans():
-    """Also one that the trace does not know, and under autocast, which a trace refuses."""
+    """Also one that the trace does not know, and under autocast, whose regions a trace follows."""
     model, other, ended = Net(8).eval(), Net(16), threading.Event()
     expected = model(X)
 
