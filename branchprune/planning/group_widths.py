@@ -22,6 +22,7 @@ class PlannedGroup:
         layers: Paths of all layers that make them.
         width: Channels before.
         kept: Channels after.
+        wanted: Channels that the arguments of the plan ask for, also where the width has to stay.
         reason: Why the width stays, or None.
         macs_share: Share of the model's multiply-adds spent in making these channels.
         times: How often the layer that names the group makes each of its channels: 4 where its
@@ -34,6 +35,7 @@ class PlannedGroup:
     layers: tuple[str, ...]
     width: int
     kept: int
+    wanted: int
     reason: str | None
     macs_share: float
     times: int = 1
@@ -89,7 +91,7 @@ def plan_groups(
             group.name,
             layers,
             group.width,
-            *_width(group, layers, keep, _excluded(structure, i, layers, exclude), multiple_of),
+            *_widths(group, layers, keep, _excluded(structure, i, layers, exclude), multiple_of),
             macs_share=shares[i],
             times=_times(outputs[layers[0]], i) if layers else 1,
             place=group.reason.place if group.reason else "",
@@ -139,23 +141,25 @@ def too_narrow(groups: Sequence[PlannedGroup], multiple_of: int) -> tuple[str, .
     return (f"{said}: kept to no multiple",) if narrow else ()
 
 
-def _width(
+def _widths(
     group: ChannelGroup,
     layers: Sequence[str],
     keep: float | Mapping[str, float],
     excluded: str | None,
     multiple_of: int,
-) -> tuple[int, str | None]:
-    """Return the width that a group keeps, and why that is its own, or None."""
-    fraction, reason = _fraction(layers, keep)
-    reason = (group.reason and str(group.reason)) or excluded or reason
-    kept = group.width if reason else _round(group, fraction, multiple_of)
-    if reason is None and kept >= group.width and fraction < 1:
-        step = _step(group, multiple_of)
-        divisible = f" in multiples of {step}" * (step > 1)
-        channels = "1 channel" if group.width == 1 else f"{group.width} channels"
-        reason = f"{channels} cannot shrink to {fraction:.3g} of them{divisible}"
-    return kept, reason
+) -> tuple[int, int, str | None]:
+    """Return the widths of a group: what it keeps, what is wanted, and why it stays, or None."""
+    fraction, unnamed = _fraction(layers, keep)
+    spared = excluded or unnamed
+    wanted = group.width if spared else _round(group, fraction, multiple_of)
+    if group.reason or spared:
+        return group.width, wanted, (group.reason and str(group.reason)) or spared
+    if wanted < group.width or fraction == 1:
+        return wanted, wanted, None
+    step = _step(group, multiple_of)
+    divisible = f" in multiples of {step}" * (step > 1)
+    channels = "1 channel" if group.width == 1 else f"{group.width} channels"
+    return wanted, wanted, f"{channels} cannot shrink to {fraction:.3g} of them{divisible}"
 
 
 def _times(outputs: Pieces, group: int) -> int:

@@ -193,7 +193,7 @@ def plan(
         attributes = (*followed_attributes(*of_widths), *width_attributes(*of_widths))
     notes = too_narrow(groups, multiple_of)
     unseen = costs_of_unseen(model, structure)
-    staying = find_staying(model, structure)
+    staying = find_staying(model, structure, groups)
     return Plan(groups, before, after, example, structure, unseen, attributes, notes, staying)
 
 
