@@ -243,9 +243,10 @@ def _remembered(part: nn.Module) -> tuple[dict[Key, bool | int | float | str], d
     generators: dict[Key, bytes] = {}
     for path, module in part.named_modules():
         for name, value in vars(module).items():
-            if type(value) in _PLAIN:
+            kind: type = type(value)
+            if kind in _PLAIN:
                 plain[path, name] = value
-            elif _is_generator(type(value)):
+            elif _is_generator(kind):
                 generators[path, name] = pickle.dumps(value)
     return plain, generators
 

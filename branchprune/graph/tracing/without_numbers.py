@@ -92,7 +92,7 @@ def _joined(tensors: Any, dim: Any) -> Tensor | None:
     """Return a concatenation of tensors of one type that lie in memory in order."""
     if not isinstance(tensors, tuple | list) or not tensors or type(dim) is not int:
         return None
-    first = tensors[0]
+    first: Tensor = tensors[0]
     for each in tensors:
         if not isinstance(each, Tensor) or not each.is_meta or not each.is_contiguous():
             return None
