@@ -25,6 +25,8 @@ segmentation_models_pytorch/NAME, or the import path of a class, a function or a
 (package.module:Net, package.module.net)"""
 EXAMPLE = """shape and, if it is not float32, dtype of an input: 1x3x224x224, 1x128:int64; once for
 each argument of forward; a model by name has one of its own"""
+FILES = (".yaml", ".yml", ".pt", ".pth", ".ckpt", ".safetensors", ".onnx")
+"""How names of files with models or weights end."""
 KEEP = """fraction of the channels to keep, or one a layer: '{"": 0.5, "head": 1.0}'"""
 
 
@@ -77,6 +79,12 @@ def build(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, tuple[int
     Raises:
         PruneError: There is no such model, or it cannot be built.
     """
+    if name.endswith(FILES):
+        raise PruneError(
+            f"model (={name!r}) is a file, and a model is named: a YOLO as ultralytics/yolov8n, "
+            "your own by the import path of its class or of a function that loads it, such as "
+            "package.module:load"
+        )
     if "/" not in name and re.search("[.:]", name):
         return _imported(name, init_args), None
     if init_args:

@@ -181,6 +181,7 @@ def unify(first: Sequence[Segment], second: Sequence[Segment], where: str) -> No
     """
     left, right = resolve(first), resolve(second)
     while left and right:
+        left[:1], right[:1] = resolve(left[:1]), resolve(right[:1])  # others may have been split
         a, b = left[0], right[0]
         if a == b:
             left, right = left[1:], right[1:]
@@ -195,7 +196,6 @@ def unify(first: Sequence[Segment], second: Sequence[Segment], where: str) -> No
         else:
             large, small = (a, b) if a.size > b.size else (b, a)
             _split(large.channels, small.channels.width)
-        left, right = resolve(left), resolve(right)
     for segment in left + right:
         segment.channels.freeze(f"channels of different structure meet in {where}")
 

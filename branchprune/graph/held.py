@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that torch gives to every module."""
-CONTAINERS = (list, tuple, dict)
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
@@ -21,9 +20,23 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
 def held_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that the modules of a model hold, also in lists and dictionaries."""
     for module in model.modules():
-        for value in own_attributes(module).values():
-            leaves = tree_leaves(value) if isinstance(value, CONTAINERS) else (value,)
-            yield from (leaf for leaf in leaves if isinstance(leaf, Tensor))
+        yield from tensors_in(own_attributes(module))
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield what stands in lists, tuples and dictionaries, however nested; else the value."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple | deque):
+        yield value
+        return
+    for each in value:
+        yield from leaves(each)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among the `leaves` of a value."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
 
 
 def changeable(module: nn.Module) -> list[Any]:

@@ -206,7 +206,8 @@ def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
         yield
     finally:
         for module, flag in before.items():
-            module.training = flag
+            if module.training is not flag:
+                module.training = flag
 
 
 def copied(model: nn.Module, sharing: bool = False) -> nn.Module:

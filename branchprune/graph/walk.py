@@ -212,7 +212,7 @@ def _freeze_free(layout: Layout) -> None:
     """Freeze the channels of parameters that stand beside those of layers, tied to none."""
     for segment in resolve(layout.segments):
         if segment.channels.free:
-            segment.channels.freeze("not made by a layer")
+            segment.channels.freeze("no layer makes these entries of a parameter or buffer")
 
 
 def _is_item_of_input(node: fx.Node) -> bool:

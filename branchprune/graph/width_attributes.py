@@ -22,6 +22,8 @@ Widths = Mapping[int, set[int]]
 
 SHOWN = 5
 """Attributes that a line lists."""
+LETTERS = 32
+"""Of one value that a line shows."""
 _COUNTS_OTHERS = re.compile(
     r"(?:image|img|kernel|patch|window|pool|input|batch|block|step)_?size|kernel|stride|pad|dilat|"
     r"group|head|class|resol|height|level|depth|layer|step|epoch|reduc|scale|seed|ratio|repeat"
@@ -48,8 +50,14 @@ class WidthAttribute:
 
     def __str__(self) -> str:
         path = f"{self.module}.{self.name}" if self.module else self.name
-        after = "" if self.after is None else f" → {reprlib.repr(self.after)}"
-        return f"{path} = {reprlib.repr(self.before)}{after}"
+        after = "" if self.after is None else f" → {_shown(self.after)}"
+        return f"{path} = {_shown(self.before)}{after}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as shown to people, the beginning of a long one."""
+    text = reprlib.repr(value)
+    return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 
 
 def width_attributes(

@@ -8,8 +8,7 @@ from math import lcm
 from typing import Any
 
 from branchprune.errors import PruneError, whole
-from branchprune.graph.reasons import Reason
-from branchprune.graph.structure import ChannelGroup, Structure
+from branchprune.graph.structure import ChannelGroup, Pieces, Structure
 from branchprune.planning.costs import macs_shares
 from branchprune.planning.paths import makers, outputs_of, within
 
@@ -23,8 +22,9 @@ class PlannedGroup:
         layers: Paths of all layers that make them.
         width: Channels before.
         kept: Channels after.
-        macs_share: Share of the model's multiply-adds spent in making these channels.
+        wanted: Channels that the arguments of the plan ask for, also where the width has to stay.
         reason: Why the width stays, or None.
+        macs_share: Share of the model's multiply-adds spent in making these channels.
         times: How often the layer that names the group makes each of its channels: 4 where its
             output is cut into four chunks of one width.
         place: File and line of the user's forward because of which it stays, or "".
@@ -35,8 +35,9 @@ class PlannedGroup:
     layers: tuple[str, ...]
     width: int
     kept: int
-    macs_share: float
+    wanted: int
     reason: str | None
+    macs_share: float
     times: int = 1
     place: str = ""
     remedy: str = ""
@@ -83,9 +84,20 @@ def plan_groups(
     Raises:
         PruneError: None shrinks, or `keep` says two things of one.
     """
+    shares, all_layers = macs_shares(structure), makers(structure)
+    outputs = outputs_of(structure)
     groups = tuple(
-        _plan_group(structure, i, share, keep, exclude, multiple_of)
-        for i, share in enumerate(macs_shares(structure))
+        PlannedGroup(
+            group.name,
+            layers,
+            group.width,
+            *_widths(group, layers, keep, _excluded(structure, i, layers, exclude), multiple_of),
+            macs_share=shares[i],
+            times=_times(outputs[layers[0]], i) if layers else 1,
+            place=group.reason.place if group.reason else "",
+            remedy=group.reason.remedy if group.reason else "",
+        )
+        for i, (group, layers) in enumerate(zip(structure.groups, all_layers, strict=True))
     )
     if not any(group.pruned for group in groups):
         raise PruneError(f"nothing in the model can be pruned ({_why_all_stay(groups)})")
@@ -129,34 +141,30 @@ def too_narrow(groups: Sequence[PlannedGroup], multiple_of: int) -> tuple[str, .
     return (f"{said}: kept to no multiple",) if narrow else ()
 
 
-def _plan_group(
-    structure: Structure,
-    index: int,
-    share: float,
+def _widths(
+    group: ChannelGroup,
+    layers: Sequence[str],
     keep: float | Mapping[str, float],
-    exclude: Sequence[str],
+    excluded: str | None,
     multiple_of: int,
-) -> PlannedGroup:
-    group, layers = structure.groups[index], makers(structure, index)
-    fraction, reason = _fraction(layers, keep)
-    reason = (group.reason and str(group.reason)) or _excluded(structure, index, exclude) or reason
-    kept = group.width if reason else _round(group, fraction, multiple_of)
-    if reason is None and kept >= group.width and fraction < 1:
-        step = _step(group, multiple_of)
-        divisible = f" in multiples of {step}" * (step > 1)
-        channels = "1 channel" if group.width == 1 else f"{group.width} channels"
-        reason = f"{channels} cannot shrink to {fraction:.3g} of them{divisible}"
-    why = group.reason or Reason("")
-    times = _times(structure, index, layers)
-    return PlannedGroup(
-        group.name, layers, group.width, kept, share, reason, times, why.place, why.remedy
-    )
+) -> tuple[int, int, str | None]:
+    """Return the widths of a group: what it keeps, what is wanted, and why it stays, or None."""
+    fraction, unnamed = _fraction(layers, keep)
+    spared = excluded or unnamed
+    wanted = group.width if spared else _round(group, fraction, multiple_of)
+    if group.reason or spared:
+        return group.width, wanted, (group.reason and str(group.reason)) or spared
+    if wanted < group.width or fraction == 1:
+        return wanted, wanted, None
+    step = _step(group, multiple_of)
+    divisible = f" in multiples of {step}" * (step > 1)
+    channels = "1 channel" if group.width == 1 else f"{group.width} channels"
+    return wanted, wanted, f"{channels} cannot shrink to {fraction:.3g} of them{divisible}"
 
 
-def _times(structure: Structure, index: int, layers: Sequence[str]) -> int:
-    """Return how often the first of some layers makes each channel of a group."""
-    pieces = outputs_of(structure)[layers[0]] if layers else ()
-    return sum(piece.repeat for piece in pieces if piece.group == index) or 1
+def _times(outputs: Pieces, group: int) -> int:
+    """Return how often a layer makes each channel of a group."""
+    return sum(piece.repeat for piece in outputs if piece.group == group) or 1
 
 
 def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:
@@ -171,13 +179,14 @@ def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple
     return (fractions[0], None) if fractions else (1.0, "not named in keep")
 
 
-def _excluded(structure: Structure, index: int, exclude: Sequence[str]) -> str | None:
-    members = [*makers(structure, index)]
-    members += [
-        layer.name
-        for layer in structure.channelwise.values()
-        if any(piece.group == index for piece in layer.pieces)
-    ]
+def _excluded(
+    structure: Structure, index: int, layers: Sequence[str], exclude: Sequence[str]
+) -> str | None:
+    """Say which of the layers that make or read a group's channels one by one is excluded."""
+    if not exclude:
+        return None
+    others = structure.channelwise.values()
+    members = [*layers, *(o.name for o in others if any(p.group == index for p in o.pieces))]
     found = next((name for name in members if within(name, exclude)), None)
     return found and f"{found} is excluded"
 

@@ -34,7 +34,7 @@ def check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
 
 def check_reached(structure: Structure, named: Mapping[str, Sequence[str]]) -> None:
     """Raise for a path in `keep` or `exclude` that has nothing to do with any channels."""
-    layers = {name for i in range(len(structure.groups)) for name in makers(structure, i)}
+    layers = {name for names in makers(structure) for name in names}
     layers |= {group.name for group in structure.groups}
     reached = {"keep": layers, "exclude": layers | {*structure.channelwise}}
     for argument, members in reached.items():
@@ -45,10 +45,13 @@ def check_reached(structure: Structure, named: Mapping[str, Sequence[str]]) -> N
                 raise PruneError(f"{argument} names {name!r}, which makes no channels{hint}")
 
 
-def makers(structure: Structure, group: int) -> tuple[str, ...]:
-    """Return the paths of the layers that make the channels of a group."""
-    layers = outputs_of(structure).items()
-    return tuple(name for name, outputs in layers if any(piece.group == group for piece in outputs))
+def makers(structure: Structure) -> list[tuple[str, ...]]:
+    """Return for each group the paths of the layers that make its channels."""
+    found: list[dict[str, None]] = [{} for _ in structure.groups]
+    for name, outputs in outputs_of(structure).items():
+        for piece in outputs:
+            found[piece.group][name] = None
+    return [tuple(names) for names in found]
 
 
 def outputs_of(structure: Structure) -> dict[str, Pieces]:

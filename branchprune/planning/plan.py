@@ -195,7 +195,7 @@ def plan(
         attributes = (*followed_attributes(*of_widths), *width_attributes(*of_widths))
     notes = too_narrow(groups, multiple_of)
     unseen = costs_of_unseen(model, structure)
-    staying = find_staying(model, structure)
+    staying = find_staying(model, structure, groups)
     found = (structure, unseen, attributes, notes, staying)
     return Plan(groups, before, after, example, given, *found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,6 +12,7 @@ from torch import nn
 from branchprune.graph.reasons import OUTPUT, Reason
 from branchprune.graph.structure import ChannelGroup, Piece, Structure, size_of
 from branchprune.planning.costs import Amount, Cost, amounts
+from branchprune.planning.group_widths import PlannedGroup
 from branchprune.planning.paths import within
 
 INPUT = Reason("inputs of the model")
@@ -43,6 +44,8 @@ class Staying:
         params: Number of parameters.
         macs: Multiply-adds for one example.
         times: Number of such reasons.
+        saves: How many parameters fewer the plan would have if these channels could shrink as its
+            arguments ask, and no others more.
     """
 
     reason: str
@@ -51,23 +54,29 @@ class Staying:
     params: int
     macs: int
     times: int = 1
+    saves: int = 0
 
     def __str__(self) -> str:
         more = f", and {self.times - 1} more like it" * (self.times > 1)
         place = f" ({self.place})" * bool(self.place)
         remedy = f": {self.remedy}" * bool(self.remedy)
-        return f"{self.reason}{more}{place}{remedy}"
+        saves = f" (saves {_short(self.saves)} parameters)" * bool(self.remedy and self.saves)
+        return f"{self.reason}{more}{place}{remedy}{saves}"
 
 
-def find_staying(model: nn.Module, structure: Structure) -> tuple[Staying, ...]:
+def find_staying(
+    model: nn.Module, structure: Structure, groups: Sequence[PlannedGroup]
+) -> tuple[Staying, ...]:
     """Return what stays in a model whatever widths are chosen, the most parameters first.
 
     Args:
         model: The model.
         structure: Its structure.
+        groups: What is planned, for what it would save if they could shrink.
     """
+    every = [*amounts(model, structure)]
     sums: dict[tuple[str, str], _Sum] = {}
-    for amount in amounts(model, structure):
+    for amount in every:
         for reason, share in _shares(amount, structure):
             each = sums.setdefault((reason.cause, reason.place), _Sum(reason))
             each.params += share * amount.params
@@ -77,7 +86,7 @@ def find_staying(model: nn.Module, structure: Structure) -> tuple[Staying, ...]:
         if each.params or each.macs:
             key = (kind_of(each.reason.cause, structure.modules), each.reason.place)
             kinds.setdefault(key, []).append(each)
-    found = [_of_one_kind(sums) for sums in kinds.values()]
+    found = [_of_one_kind(sums, _Saved(structure, groups, every)) for sums in kinds.values()]
     return tuple(sorted(found, key=lambda each: (each.params, each.macs), reverse=True))
 
 
@@ -88,11 +97,43 @@ class _Sum:
     macs: float = 0.0
 
 
-def _of_one_kind(sums: Sequence[_Sum]) -> Staying:
+def _of_one_kind(sums: Sequence[_Sum], saved: _Saved) -> Staying:
     first = sums[0].reason
     text = "outputs of the model" if first == OUTPUT else str(first.cause)
     params, macs = round(sum(each.params for each in sums)), round(sum(e.macs for e in sums))
-    return Staying(text, first.place, first.remedy, params, macs, len(sums))
+    causes = {(each.reason.cause, each.reason.place) for each in sums}
+    saves = 0 if first in (INPUT, OUTPUT) else saved.by(causes)
+    return Staying(text, first.place, first.remedy, params, macs, len(sums), saves)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a plan would save if some of the channels that stay could shrink."""
+
+    structure: Structure
+    groups: Sequence[PlannedGroup]
+    amounts: Sequence[Amount]
+
+    def by(self, causes: Collection[tuple[str, str]]) -> int:
+        """Return how many parameters fewer there would be without some causes of staying."""
+
+        def ends(reason: Reason | None) -> bool:
+            return reason is not None and (reason.cause, reason.place) in causes
+
+        pairs = [*zip(self.groups, self.structure.groups, strict=True)]
+        freed = [planned for planned, group in pairs if ends(group.reason)]
+        if not freed:
+            return 0
+        kept = [planned.kept for planned in self.groups]
+        wanted = [planned.wanted if ends(g.reason) else planned.kept for planned, g in pairs]
+        # What reads channels that were lost sight of is taken to read the freed ones.
+        share = sum(each.wanted for each in freed) / sum(each.width for each in freed)
+        lost = {name for name, reason in self.structure.unknown.items() if ends(reason)}
+        saved = 0.0
+        for amount in self.amounts:
+            unseen = amount.axes.count(None) if amount.module in lost else 0
+            saved += amount.params * (amount.share(kept) - amount.share(wanted) * share**unseen)
+        return round(saved)
 
 
 def _shares(amount: Amount, structure: Structure) -> Iterator[tuple[Reason, float]]:

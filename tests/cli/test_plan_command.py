@@ -103,6 +103,8 @@ def test_modules_in_the_folder_are_found(tmp_path: Path, capsys: Any, monkeypatc
 
 BAD = {
     "no model": ([], "model"),
+    "file of a YOLO": (["yolov8n.yaml"], "is a file, and a model is named: a YOLO as ultralytics/"),
+    "file of weights": (["runs/best.pt"], "the import path of its class or of a function that"),
     "unknown name": (["resnet51"], "is not one of torchvision's; the nearest is 'resnet"),
     "unknown library": (["keras/resnet50"], "library 'keras', not one of torchvision, timm"),
     "library that is missing": (["timm/resnet50"], 'pip install "branchprune[zoo]"'),

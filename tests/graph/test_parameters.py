@@ -412,7 +412,9 @@ class Beside(Base):
 def test_a_parameter_beside_the_channels_of_a_layer_stays(scaled: bool) -> None:
     blended = attached(scramble(Beside(scaled).double().eval()))
     reasons = {group.width: group.reason for group in blended.plan.groups}
-    assert reasons[8] is None and reasons[6] == "not made by a layer"
+    assert (
+        reasons[8] is None and reasons[6] == "no layer makes these entries of a parameter or buffer"
+    )
     small = check_exact(blended)
     assert small.beside.shape == (1, 6, 1, 1) and small.b.in_channels == 10
     assert small.scale.shape == ((10, 1, 1) if scaled else ())

@@ -155,7 +155,7 @@ TENSORS: dict[str, Row] = {
     ),
     "concatenation with a constant, added": row(
         lambda m, x: m.b(m.a(x) + torch.cat([torch.ones(2, 3, 8, 8), m.a2(x)], 1)),
-        "not made by a layer",
+        "no layer makes a constant of forward",
         "a",
         a2=conv(3, 5),
     ),

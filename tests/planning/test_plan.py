@@ -63,6 +63,7 @@ def test_json() -> None:
         "layers": ["8"],
         "width": 16,
         "kept": 8,
+        "wanted": 8,
         "macs_share": 0,
         "reason": None,
         "times": 1,

@@ -71,8 +71,33 @@ def test_a_number_in_forward_keeps_the_layer_before_it() -> None:
     assert str(plan).splitlines()[-3:] == [
         "of 97 parameters 37 stay (38.1%) whatever widths are chosen, of 4,992 MACs 1,536 (30.8%):",
         "  32 parameters, 1,536 MACs: `split` (in the model) names the size 4 "
-        f"(test_staying.py:{line}): write `x.shape[1] // 2` in its place",
+        f"(test_staying.py:{line}): write `x.shape[1] // 2` in its place (saves 22 parameters)",
         "  5 parameters, 0 MACs: outputs of the model",
+    ]
+
+
+def soft(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.b(m.a(x).softmax(1)))
+
+
+def not_soft(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.b(m.a(x).softmax(2)))
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.25, {"": 0.5, "a": 0.75}, {"": 0.75, "a": 1.0}])
+@pytest.mark.parametrize(
+    ("said", "written"), [(halves, following_halves), (soft, not_soft)], ids=["number", "unknown"]
+)
+def test_what_a_remedy_saves_is_what_the_plan_then_saves(
+    said: Any, written: Any, keep: Any
+) -> None:
+    layers = {"b": conv(8 if said is soft else 4, 6)}
+    before, after = (
+        bp.plan(network(run, **layers), torch.randn(IMAGE), keep=keep) for run in (said, written)
+    )
+    place = before.groups[0].place
+    assert [each.saves for each in before.staying if each.place == place] == [
+        before.after.params - after.after.params
     ]
 
 
@@ -264,7 +289,7 @@ def test_as_plain_numbers_for_json() -> None:
     plan = bp.plan(network(halves), torch.randn(IMAGE))
     read = json.loads(json.dumps(plan.as_dict()))["staying"]
     assert [row["params"] for row in read] == [32, 5]
-    assert read[0].keys() == {"reason", "place", "remedy", "params", "macs", "times"}
+    assert read[0].keys() == {"reason", "place", "remedy", "params", "macs", "times", "saves"}
 
 
 def test_the_error_of_a_model_that_cannot_be_pruned_names_the_line() -> None:

@@ -12,6 +12,7 @@ from models import relative
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.graph.width_attributes import WidthAttribute
 
 IMAGE = (2, 3, 8, 8)
 
@@ -159,3 +160,10 @@ def test_an_attribute_that_its_class_does_not_let_be_set_follows() -> None:
 
     small: Any = collapsed(Fixed().eval())
     assert small.width == 8
+
+
+def test_of_a_long_value_the_beginning_is_shown() -> None:
+    long = {f"stage {i}": {"width": 64, "out": [64, 128]} for i in range(9)}
+    shown = str(WidthAttribute("net", "settings", long, None))
+    assert shown.startswith("net.settings = {'stage 0': ") and len(shown) == 15 + 32
+    assert str(WidthAttribute("", "width", 64, 32)) == "width = 64 → 32"

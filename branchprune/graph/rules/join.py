@@ -9,7 +9,7 @@ from torch import fx
 from branchprune.graph.channels import Channels, Layout, Segment, unify
 from branchprune.graph.nodes import argument
 from branchprune.graph.provenance import Joined
-from branchprune.graph.reasons import Reason
+from branchprune.graph.reasons import Reason, name_of_output, place_of
 from branchprune.graph.state import Analysis
 
 
@@ -49,7 +49,9 @@ def concatenate(analysis: Analysis, node: fx.Node) -> Layout | None:
 
 def _why_constant(analysis: Analysis, part: fx.Node) -> Reason:
     why = analysis.why_unknown(part)
-    return Reason("not made by a layer") if why is None else why.put(f"behind {why}")
+    if why is not None:
+        return why.put(f"behind {why}")
+    return Reason(f"no layer makes {name_of_output(part, analysis.describe)}", place_of(part))
 
 
 def stack(analysis: Analysis, node: fx.Node) -> Layout | None:

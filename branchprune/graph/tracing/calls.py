@@ -11,21 +11,22 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
 from branchprune.graph.fast_path import without_fast_path, without_looking_at_masks
+from branchprune.graph.held import leaves, tensors_in
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
 from branchprune.graph.rules.registry import is_layer
 from branchprune.graph.rules.teach import TAUGHT
 from branchprune.graph.tracing.arguments import unseen
 from branchprune.graph.tracing.autocast import autocast_followed
 from branchprune.graph.tracing.recorder import Recorder
-from branchprune.graph.tracing.run_whole import BATCH_NORMS, LIBRARY, run_whole
+from branchprune.graph.tracing.run_whole import LIBRARY, run_whole
 from branchprune.graph.tracing.side_effects import Draws
 from branchprune.graph.tracing.translate import Call
+from branchprune.graph.tracing.without_numbers import BATCH_NORMS
 
 Function = torch.autograd.Function
 _COUNTED_BY_WIDTHS = (
@@ -92,6 +93,10 @@ class Calls:
             for names in (_globals_of(module), vars(module)):
                 found[id(names)] = names
         return [*found.values()]
+
+    def sees(self) -> bool:
+        """Return whether what runs now is looked into."""
+        return not self._deep
 
     def _is_elsewhere(self) -> bool:
         return threading.get_ident() != self.recorder.thread
@@ -173,7 +178,7 @@ class Calls:
         recorder = self.recorder
         self.wholes.update(module.modules())
         nodes = recorder.nodes_of(args), recorder.node_of(kwargs)
-        before = {id(t): t._version for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        before = {id(t): t._version for t in args if isinstance(t, Tensor)}
         counter = FlopCounterMode(display=False) if self._is_counted(module) else None
         plain = recorder.plain(args), recorder.plain(kwargs)
         with self._inside(path), counter or nullcontext():
@@ -211,12 +216,12 @@ class Calls:
 
         def apply(kind: type[Function], *args: Any, **kwargs: Any) -> Any:
             bound = original.__get__(None, kind)
-            leaves = tree_leaves((args, kwargs))
-            if self._is_elsewhere() or not any(isinstance(leaf, Tensor) for leaf in leaves):
+            given = [*leaves((args, kwargs))]
+            if self._is_elsewhere() or not any(isinstance(leaf, Tensor) for leaf in given):
                 return bound(*args, **kwargs)
             if kind is CheckpointFunction:
                 return args[0](*args[2:])
-            if any(callable(leaf) and not isinstance(leaf, Tensor) for leaf in leaves):
+            if any(callable(leaf) and not isinstance(leaf, Tensor) for leaf in given):
                 raise PruneError(
                     f"forward gives the autograd function {kind.__name__} a function or a module, "
                     "into which a trace does not see: leave the module around it out with `opaque`"
@@ -227,8 +232,7 @@ class Calls:
 
     def _of_taught(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            leaves = tree_leaves((args, kwargs))
-            if self._is_elsewhere() or not any(isinstance(leaf, Tensor) for leaf in leaves):
+            if self._is_elsewhere() or not any(True for _ in tensors_in((args, kwargs))):
                 return function(*args, **kwargs)
             return self._function(function, function, args, kwargs)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
+from branchprune.graph.held import leaves, tensors_in
 from branchprune.graph.module_numbers import distinct
 from branchprune.graph.tracing.arguments import unseen
 from branchprune.graph.tracing.dependence import refuse_values
@@ -114,7 +114,7 @@ class Measurements(Results):
         return result
 
     def _guard_sizes(self, arguments: Any) -> None:
-        for leaf in tree_leaves(arguments):
+        for leaf in leaves(arguments):
             if isinstance(leaf, Size):
                 self.guard_number(leaf)
 
@@ -122,7 +122,7 @@ class Measurements(Results):
         """Return a number that stands in a tensor, if that follows from sizes and constants."""
         if self.meta:
             raise ValuesNeeded
-        nodes = [self.node_of(tensor) for tensor in self.tensors((args, kwargs))]
+        nodes = [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
         refuse_values(nodes, self.location())
         value = func(*self.plain(args), **self.plain(kwargs))
         if name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist"):

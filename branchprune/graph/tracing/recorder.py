@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
+from branchprune.graph.held import leaves, tensors_in
 from branchprune.graph.module_numbers import numbers_in
 from branchprune.graph.tracing.aliases import set_item, written
 from branchprune.graph.tracing.factories import CONSTANT_FACTORIES, FACTORIES
@@ -28,6 +28,7 @@ from branchprune.graph.tracing.measurements import Measurements
 from branchprune.graph.tracing.side_effects import state_is_changed
 from branchprune.graph.tracing.sizes import Size
 from branchprune.graph.tracing.translate import translate
+from branchprune.graph.tracing.without_numbers import function_output
 
 NUMBERS = (
     *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "__array__", "__contains__"),
@@ -90,7 +91,7 @@ class Recorder(Measurements, TorchFunctionMode):
         counter = FlopCounterMode(display=False) if name in MULTIPLYING else None
         with counter or nullcontext():
             result = self._run(func, self.plain(args), self.plain(kwargs))
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+        if not any(True for _ in tensors_in(result)):
             self._guard_sizes((args, kwargs))
             return result
         return self.note(call, nodes, result, counter)
@@ -100,7 +101,7 @@ class Recorder(Measurements, TorchFunctionMode):
         return any(
             isinstance(leaf, Tensor | Size)
             or (isinstance(leaf, torch.device | torch.dtype) and self._followed(leaf) is not leaf)
-            for leaf in tree_leaves(arguments)
+            for leaf in leaves(arguments)
         )
 
     def _made(self, constant: Any) -> Any:
@@ -111,7 +112,11 @@ class Recorder(Measurements, TorchFunctionMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in NORMS and args:
-            return torch.empty_like(args[0]) if self.meta else args[0].clone()
+            return args[0].clone()
+        name = getattr(func, "__name__", "")
+        quick = function_output(name, args, kwargs) if self.meta else None
+        if quick is not None:
+            return quick
         if self.meta and func in FACTORIES and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)

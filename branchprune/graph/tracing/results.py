@@ -7,9 +7,9 @@ from operator import getitem
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from branchprune.graph.held import tensors_in
 from branchprune.graph.nodes import IN_PLACE
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.arguments import Arguments, like, unseen
@@ -51,7 +51,7 @@ class Results(Arguments):
             node.meta[IN_PLACE] = True
         if counter is not None:
             self.recorded.macs[node] = counter.get_total_flops() // 2
-        return self.bind(result, node, call.changed, [*self.tensors((call.args, call.kwargs))])
+        return self.bind(result, node, call.changed, [*tensors_in((call.args, call.kwargs))])
 
     @unseen
     def bind(
@@ -107,10 +107,6 @@ class Results(Arguments):
             kept = self.add("call_method", "copy_", (buffer, node), {})
             self.recorded.shapes |= dict.fromkeys((buffer, kept), tuple(tensor.shape))
         self.aliases.change(tensor, node)
-
-    def tensors(self, arguments: Any) -> list[Tensor]:
-        """Return all tensors in arguments."""
-        return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
 
     def guard(self, check: Callable[..., Any], node: fx.Node, expected: Any) -> None:
         """Record one of `GUARDS` for the line of forward that runs.

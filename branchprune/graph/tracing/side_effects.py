@@ -11,6 +11,7 @@ import operator
 import pickle
 import random
 from collections.abc import Collection
+from functools import lru_cache
 
 import torch
 from torch import fx, nn
@@ -30,7 +31,7 @@ _NO_GRADIENT = {
     torch.detach,
 }
 """Functions and methods that pass no gradient on, whatever the mode."""
-_PLAIN = (bool, int, ModuleNumber, float, str)
+_PLAIN = frozenset((bool, int, ModuleNumber, float, str))
 _SAME_NUMBERS = ("T", "mT", "H", "mH", "real", "imag")
 """Attributes of a tensor that pass a gradient on."""
 
@@ -163,8 +164,8 @@ class Attributes:
     """
 
     def __init__(self, part: nn.Module) -> None:
-        self.part, self.before = part, _plain_attributes(part)
-        self.generators = _generators(part)
+        self.part = part
+        self.before, self.generators = _remembered(part)
 
     def refuse(self, wholes: Collection[nn.Module]) -> None:
         """Raise a PruneError if one is another than it was.
@@ -172,7 +173,7 @@ class Attributes:
         Args:
             wholes: Modules that are called as they are, where nothing is lost.
         """
-        now = _plain_attributes(self.part)
+        now, moved = _remembered(self.part)
         for (path, name), value in self.before.items():
             new = now.get((path, name), value)
             differs = new != value and (new == new or value == value)
@@ -182,7 +183,6 @@ class Attributes:
                     f"forward of {where} changes its attribute {name} (from {value!r} to {new!r}), "
                     "which a trace loses: leave the module out with `opaque`, or make it a constant"
                 )
-        moved = _generators(self.part)
         for (path, name), state in self.generators.items():
             if moved.get((path, name), state) != state:
                 raise draws_are_lost(f"its attribute {name}", path or type(self.part).__name__)
@@ -203,20 +203,28 @@ def forget_shapes(part: nn.Module) -> None:
                 vars(module)[name] = None
 
 
-def _plain_attributes(part: nn.Module) -> dict[tuple[str, str], bool | int | float | str]:
-    return {
-        (path, name): value
-        for path, module in part.named_modules()
-        for name, value in vars(module).items()
-        if type(value) in _PLAIN
-    }
+Key = tuple[str, str]
+"""Path of a module and name of its attribute."""
 
 
-def _generators(part: nn.Module) -> dict[tuple[str, str], bytes]:
-    """Return the states of the generators of Python and NumPy that modules hold."""
-    return {
-        (path, name): pickle.dumps(value)
-        for path, module in part.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random")
-    }
+def _remembered(part: nn.Module) -> tuple[dict[Key, bool | int | float | str], dict[Key, bytes]]:
+    """Return what modules remember.
+
+    Returns:
+        Numbers, flags and strings, and the states of generators of Python and NumPy.
+    """
+    plain: dict[Key, bool | int | float | str] = {}
+    generators: dict[Key, bytes] = {}
+    for path, module in part.named_modules():
+        for name, value in vars(module).items():
+            kind: type = type(value)
+            if kind in _PLAIN:
+                plain[path, name] = value
+            elif _is_generator(kind):
+                generators[path, name] = pickle.dumps(value)
+    return plain, generators
+
+
+@lru_cache(maxsize=256)
+def _is_generator(kind: type) -> bool:
+    return issubclass(kind, random.Random) or kind.__module__.startswith("numpy.random")

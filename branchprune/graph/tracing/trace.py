@@ -1,6 +1,6 @@
 """From a model to its graphs: one for training, one for evaluation.
 
-Forward asks `self.training`, so it is recorded in both modes.
+A forward that asks `self.training` is recorded in both modes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.calls import Calls
 from branchprune.graph.tracing.dependence import follows_inputs, kept_for_later
 from branchprune.graph.tracing.guards import MACHINERY
+from branchprune.graph.tracing.mode_reads import follows_mode, mode_reads
 from branchprune.graph.tracing.placeholders import bound_arguments, known_inputs
 from branchprune.graph.tracing.recorder import Recorder
 from branchprune.graph.tracing.side_effects import (
@@ -55,12 +56,14 @@ class Traced:
         constants: Tensors that forward makes from plain numbers or that modules hold beside
             parameters and buffers, by the name that the graphs have for them.
         lost: Attributes with whose numbers forward computes what the graphs do not know.
+        follows_mode: Whether forward may be another one in training.
     """
 
     graphs: dict[bool, fx.Graph] = field(default_factory=dict)
     recorded: Recorded = field(default_factory=Recorded)
     constants: dict[str, Tensor] = field(default_factory=dict)
     lost: set[Attribute] = field(default_factory=set)
+    follows_mode: bool = False
 
 
 def trace(
@@ -89,11 +92,17 @@ def trace(
     """
     found = Traced()
     record = partial(_record, model, inside, example, opaque, counted, found)
-    for training in (False, True):
-        with training_mode(model, training):
-            found.graphs[training] = _trace_once(record, found)
-    evaluation, train = found.graphs[False], found.graphs[True]
-    if str(train) == str(evaluation) and same_regions(train, evaluation):
+    with training_mode(model, False):
+        evaluation = train = _trace_once(record, found)
+    if found.follows_mode:
+        with training_mode(model, True):
+            train = _trace_once(record, found)
+    found.graphs = {False: evaluation, True: train}
+    if (
+        train is not evaluation
+        and str(train) == str(evaluation)
+        and same_regions(train, evaluation)
+    ):
         for node, twin in zip(evaluation.nodes, train.nodes, strict=True):
             node.meta |= {k: v for k, v in twin.meta.items() if k == CHECKPOINTED}
         found.graphs[True] = evaluation
@@ -138,6 +147,7 @@ def _record(
         stack = ExitStack()
         with stack, torch.enable_grad(), calls.recorded():
             lost = stack.enter_context(module_numbers(part, inside))
+            asked = stack.enter_context(mode_reads(calls.sees))
             forget_shapes(part)
             args, kwargs = known_inputs(recorder, bound, meta)
             try:
@@ -157,6 +167,7 @@ def _record(
         _refuse_assigned(recorder, state)
         attributes.refuse(calls.wholes)
     found.lost |= lost
+    found.follows_mode |= bool(asked) or follows_mode(part, calls.wholes)
     if moved and not locates:
         return _record(model, inside, example, opaque, counted, found, meta, locates=True)
     return recorder
