@@ -85,7 +85,7 @@ class Trial:
             )
             for training, graph in structure.graphs.items()
         }
-        around = (model, structure.inside, self._evaluated, whole)
+        around = (model, self.small, structure.inside, self._evaluated, whole)
         self.rest = RestOfModel(*around) if structure.inside else None
 
     def fault(self) -> str | None:
@@ -103,7 +103,7 @@ class Trial:
             return self.programs[False](*args, **kwargs)
 
     def _fault_of_the_rest(self) -> str | None:
-        return None if self.rest is None else self.rest.fault(self.small, same_numbers)
+        return None if self.rest is None else self.rest.fault(same_numbers)
 
     def sees_all(self) -> bool:
         """Return whether all that may read a width is compared."""

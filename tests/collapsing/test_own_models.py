@@ -56,7 +56,10 @@ GAN: dict[str, Any] = {
     "make": gan,
     "shapes": [(3, 1, 16, 16), (5, 6, 1, 1)],
     "pruned": f"{GENERATOR} {DISCRIMINATOR}",
-    "frozen": {"generator.layers.6": "not made by a layer", "discriminator.layers.5": OUTPUT},
+    "frozen": {
+        "generator.layers.6": "no layer makes the argument images",
+        "discriminator.layers.5": OUTPUT,
+    },
 }
 INNER = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)]
 ODD = "front.0 back.1"
