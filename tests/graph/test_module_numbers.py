@@ -270,14 +270,3 @@ def test_equal_numbers_of_two_attributes_are_told_apart() -> None:
         assert c == d and c.key != d.key
     vars(model).update(c=4, d=4)
     bp.attach(model, bp.plan(model, torch.randn(1, 3, 4, 4)))
-
-
-def test_numbers_of_a_part_are_told_since_the_rest_is_not_compared(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    model = nn.Sequential(Block(lambda m, x: two(m, x.split(m.sizes, 1)), 24, sizes=[8, 16]))
-    blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 4, 4), inside="0"))
-    blended.alpha = 0
-    bp.collapse(blended)
-    assert "numbers of 0 that have changed" in caplog.text
-    assert "0.sizes = [8, 16] → [4, 8]" in caplog.text

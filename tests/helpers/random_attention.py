@@ -33,7 +33,8 @@ def norm_by_function(s: Step, c: int, d: int) -> tuple[nn.Module, int]:
             return F.layer_norm(x, x.shape[-1:], m.weight, m.shift).transpose(1, -1)
         return F.rms_norm(x, [x.shape[-1]], m.weight).transpose(1, -1)
 
-    weights = {name: nn.Parameter(torch.ones(s.width)) for name in ("weight", "shift")}
+    names = ("weight", "shift") if s.bias else ("weight",)
+    weights = {name: nn.Parameter(torch.ones(s.width)) for name in names}
     return Net(run, body=block(s, c, s.width, d), **weights), s.width
 
 
