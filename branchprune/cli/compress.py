@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from branchprune.artifacts.serialization import save
-from branchprune.cli.plan import KEEP, MODEL, build
+from branchprune.cli.plan import KEEP, MODEL
 from branchprune.cli.trained import Normalisation, trained
 from branchprune.errors import PruneError
 from branchprune.few_images.card import card

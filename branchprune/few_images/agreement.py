@@ -41,7 +41,9 @@ class Agreement:
         return f"{self.value:.1%} mean relative error of the outputs ({interval})"
 
 
-def agreement(dense: nn.Module, small: nn.Module, images: Tensor, batch_size: int = 64) -> Agreement:
+def agreement(
+    dense: nn.Module, small: nn.Module, images: Tensor, batch_size: int = 64
+) -> Agreement:
     """Compare two models on images, in evaluation mode.
 
     Args:
@@ -74,7 +76,8 @@ def _relative_errors(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
         torch.cat([x.double().reshape(n, -1) for x in each], 1).norm(dim=1)
         for each in ([f - w for w, f in zip(wanted, found, strict=True)], wanted)
     )
-    return missed / size.clamp_min(torch.finfo(torch.float64).tiny)
+    errors: Tensor = missed / size.clamp_min(torch.finfo(torch.float64).tiny)
+    return errors
 
 
 def _wilson(shares: list[float], value: float) -> tuple[float, float]:

@@ -42,8 +42,8 @@ def card(
             f"Images: {shape}, {normalised}.",
             "",
             f"Made by `branchprune compress` from {found.images} images without labels, in "
-            f"{found.steps} steps; channels chosen by reconstruction, linear ends by least squares, "
-            "then the inputs of the dense model's head matched on mixtures of the images. The "
+            f"{found.steps} steps: channels chosen by reconstruction, linear ends by least "
+            "squares, then the inputs of the dense head matched on mixtures of the images. The "
             f"collapse is exact to {found.error:.0e}.",
             "",
             f"Of {judged.images} images that were held out {judged}.",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.blending.attach import attach
-from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.blended import Blended
+from branchprune.blending.fit_expand import fit_expand
 from branchprune.errors import PruneError, not_negative, positive, whole
 from branchprune.few_images.agreement import Agreement, agreement
 from branchprune.few_images.fitness import warn_if_strange

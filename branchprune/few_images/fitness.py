@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,8 +38,8 @@ def warn_if_strange(model: nn.Module, images: Tensor) -> None:
         off = _off(first[1], read[0])
         if off > FAR:
             warnings.warn(
-                f"images are not what {first[0]} has seen: its inputs are off by {off:.1f} standard "
-                "deviations; normalise them as in the model's training",
+                f"images are not what {first[0]} has seen: its inputs are off by {off:.1f} "
+                "standard deviations; normalise them as in the model's training",
                 stacklevel=3,
             )
     _warn_if_unsure(outputs)

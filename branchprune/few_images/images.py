@@ -104,7 +104,8 @@ def views(images: Tensor, generator: torch.Generator) -> Tensor:
     columns = torch.where(mirrored, columns.flip(1), columns)
     flat = (rows[:, :, None] * width + columns[:, None]).flatten(1)[:, None].to(images.device)
     pixels = images.flatten(2).gather(2, flat.expand(-1, images.shape[1], -1))
-    return pixels.unflatten(2, (height, width))
+    crops: Tensor = pixels.unflatten(2, (height, width))
+    return crops
 
 
 def mixed(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
@@ -123,4 +124,5 @@ def mixed(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
     )
     share = (first / (first + second)).to(images).view(-1, *[1] * (images.dim() - 1))
     partner = torch.randperm(len(images), generator=generator).to(images.device)
-    return torch.lerp(images[partner], images, share)
+    mixtures: Tensor = torch.lerp(images[partner], images, share)
+    return mixtures

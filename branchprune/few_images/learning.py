@@ -124,7 +124,7 @@ def _cast(dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _learning_mode(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm use the statistics of each batch, and all else, as dropout, be as it is used."""
+    """Let BatchNorm take the statistics of each batch, and dropout leave nothing out."""
     with training_mode(model, False):
         for module in model.modules():
             if isinstance(module, _BatchNorm):

@@ -27,7 +27,13 @@ def seconds_a_step(student: Student, dense: nn.Module, images: Tensor, how: Lear
     """
     began: list[float] = []
     rehearsed = replace(how, steps=WARM_UP + TIMED)
-    learn(copy.deepcopy(student), dense, images, rehearsed, lambda *_: began.append(time.perf_counter()))
+    learn(
+        copy.deepcopy(student),
+        dense,
+        images,
+        rehearsed,
+        lambda *_: began.append(time.perf_counter()),
+    )
     return (began[-1] - began[WARM_UP - 1]) / TIMED
 
 

@@ -38,7 +38,8 @@ class Student:
         self.head = head_of(blended)
         self.model, self.error = collapse_with_error(self._blended)
         self.ends = {path: self._end(path) for path in self.head.values()}
-        self._narrow = copied(self.model)
+        self._narrow = copied(self.model)  # with the flags of the dense model, which may be frozen
+        self.model.requires_grad_(True)
         for name, path in self.head.items():
             layer = self.model.get_submodule(name)
             become(layer, copy.deepcopy(self._blended.model.get_submodule(name)))
@@ -48,6 +49,7 @@ class Student:
     def _end(self, path: str) -> Expand:
         end = self._blended.expand.get_submodule(path)
         assert isinstance(end, Expand)
+        end.requires_grad_(True)
         return end
 
     def parameters(self) -> list[nn.Parameter]:
