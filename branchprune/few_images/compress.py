@@ -18,7 +18,7 @@ from branchprune.few_images.fitness import warn_if_strange
 from branchprune.few_images.images import Images, Transform, divided, gather
 from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
-from branchprune.few_images.pace import faster_precision
+from branchprune.few_images.pace import DTYPES, seconds_a_step
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import copied, on_device
 from branchprune.planning.plan import Plan, plan
@@ -39,7 +39,8 @@ class Compressed:
         model: The small model, of the class of the dense one.
         plan: Its widths, and what both cost.
         agreement: How well it stands for the dense model on the images that were held out.
-        steps: How many steps it has learnt: given as `steps`, they make the same model again.
+        steps: How many steps it has learnt; with the same `steps`, `dtype` and `seed` it becomes
+            the same model again.
         dtype: In which the steps were computed; weights stay as they were.
         images: How many images it has learnt from.
         error: Relative error of the collapse in float64.
@@ -77,6 +78,7 @@ def compress(
     mixup: float = 1.0,
     transform: Transform | None = None,
     distance: Distance | None = None,
+    dtype: torch.dtype | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Compressed:
@@ -103,6 +105,8 @@ def compress(
         mixup: α of the Beta distribution of mixtures; 0: images are not mixed.
         transform: Makes views of a batch (N, C, H, W); None: random crops, half of them mirrored.
         distance: `distance(outputs, wanted) -> Tensor`, what to minimise instead.
+        dtype: In which the steps are computed, float32 or bfloat16; None: that which is faster
+            here, by some steps that are then thrown away.
         seed: Of all that is drawn.
         progress: Called after each step with its number, of how many, and the loss.
 
@@ -115,14 +119,15 @@ def compress(
             `minutes` are too few.
     """
     began = time.perf_counter()
-    _check(minutes, steps, batch_size, mixup)
+    _check(minutes, steps, batch_size, mixup, dtype)
     known, held_out = _prepared(model, images, seed)
     dense = copied(model).eval().requires_grad_(False)
     planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
     warn_if_strange(dense, torch.cat([known, held_out])[:CALIBRATION])
     student = Student(fitted_start(model, planned, known))
-    how = Learning(steps or STEPS, batch_size, 1e-3, mixup, transform, distance, seed)
-    how = _paced(student, dense, known, how, minutes, began)
+    how = Learning(steps or STEPS, batch_size, mixup=mixup, transform=transform)
+    how = replace(how, distance=distance, seed=seed)
+    how = _paced(student, dense, known, how, dtype, minutes, began)
     learn(student, dense, known, how, progress)
     small = student.folded()
     judged = agreement(dense, small, held_out, batch_size)
@@ -146,7 +151,9 @@ def fitted_start(model: nn.Module, planned: Plan, images: Tensor) -> Blended:
     return blended
 
 
-def _check(minutes: object, steps: object, batch_size: object, mixup: object) -> None:
+def _check(
+    minutes: object, steps: object, batch_size: object, mixup: object, dtype: object
+) -> None:
     if minutes is not None and steps is not None:
         raise PruneError(f"minutes (={minutes}) and steps (={steps}): give one of them")
     if minutes is not None:
@@ -155,6 +162,8 @@ def _check(minutes: object, steps: object, batch_size: object, mixup: object) ->
         whole("steps", steps, 1)
     whole("batch_size", batch_size, 2)
     not_negative("mixup", mixup)
+    if dtype not in (None, *DTYPES):
+        raise PruneError(f"dtype (={dtype}) must be torch.float32, torch.bfloat16 or None")
 
 
 def _prepared(model: nn.Module, images: Images, seed: int) -> tuple[Tensor, Tensor]:
@@ -169,12 +178,19 @@ def _paced(
     dense: nn.Module,
     images: Tensor,
     how: Learning,
+    dtype: torch.dtype | None,
     minutes: float | None,
     began: float,
 ) -> Learning:
     """Return how to learn in the precision that is faster here, and within the time."""
-    dtype, seconds = faster_precision(student, dense, images, how)
-    how = replace(how, dtype=dtype)
+    if minutes is None and dtype is not None:
+        return replace(how, dtype=dtype)
+    dtypes = DTYPES if dtype is None else (dtype,)
+    paces = {
+        each: seconds_a_step(student, dense, images, replace(how, dtype=each)) for each in dtypes
+    }
+    fastest, seconds = min(paces.items(), key=lambda item: item[1])
+    how = replace(how, dtype=fastest)
     if minutes is None:
         return how
     spent = time.perf_counter() - began

@@ -40,7 +40,7 @@ class Learning:
 
     steps: int = 2000
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     mixup: float = 1.0
     transform: Transform | None = None
     distance: Distance | None = None

@@ -1,4 +1,4 @@
-"""How many steps fit into a time, and in which precision a step is faster here."""
+"""How long a step of learning takes here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from branchprune.few_images.learning import Learning, learn
 from branchprune.few_images.student import Student
 
+DTYPES = (torch.float32, torch.bfloat16)
 WARM_UP, TIMED = 2, 4
 """Steps of a rehearsal before the clock runs, and with it."""
 
@@ -35,14 +36,3 @@ def seconds_a_step(student: Student, dense: nn.Module, images: Tensor, how: Lear
         lambda *_: began.append(time.perf_counter()),
     )
     return (began[-1] - began[WARM_UP - 1]) / TIMED
-
-
-def faster_precision(
-    student: Student, dense: nn.Module, images: Tensor, how: Learning
-) -> tuple[torch.dtype, float]:
-    """Return the dtype in which steps are faster here, float32 or bfloat16, and their seconds."""
-    found = {
-        dtype: seconds_a_step(student, dense, images, replace(how, dtype=dtype))
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    return min(found.items(), key=lambda item: item[1])
