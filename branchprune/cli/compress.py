@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -15,6 +15,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.cli.plan import KEEP, MODEL
 from branchprune.cli.trained import Normalisation, trained
 from branchprune.errors import PruneError
+from branchprune.experiments.run.parser_errors import explained
 from branchprune.few_images.card import card
 from branchprune.few_images.compress import STEPS, compress
 from branchprune.few_images.folder import read_folder
@@ -35,7 +36,7 @@ def main(args: Sequence[str], console: Console) -> None:
     try:
         options = _parser().parse_args([*args])
     except ArgumentError as error:
-        raise PruneError(str(error)) from error
+        raise PruneError(explained(error)) from error
     output = _output(options.output)
     model, known = trained(options.model, options.init_args, options.checkpoint)
     wanted = Normalisation(
@@ -51,7 +52,7 @@ def main(args: Sequence[str], console: Console) -> None:
         names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
         found = compress(model, images, **{name: options[name] for name in names}, progress=show)
     save(found.model, output)
-    text = card(found, options.model, wanted.size, wanted.mean, wanted.std)
+    text = card(found, options.model, images.shape[-2:], wanted.mean, wanted.std)
     output.with_suffix(".md").write_text(text, encoding="utf-8")
     console.print(f"{found}\n{output}", markup=False, highlight=False, soft_wrap=True)
 
@@ -67,10 +68,10 @@ def _parser() -> ArgumentParser:
     add("--keep", type=float | dict[str, float], default=0.5, help=KEEP)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
     add("--multiple_of", type=PositiveInt, default=1, help="round the kept widths to it")
-    add("--minutes", type=PositiveFloat | None, default=None, help="how long it may take")
-    add("--steps", type=PositiveInt | None, default=None, help=f"steps of learning ({STEPS})")
-    add("--batch_size", type=PositiveInt, default=64, help="images a step")
-    add("--image_size", type=PositiveInt | None, default=None, help=SIZE)
+    add("--minutes", type=float | None, default=None, help="how long it may take")
+    add("--steps", type=int | None, default=None, help=f"steps of learning ({STEPS})")
+    add("--batch_size", type=int, default=64, help="images a step")
+    add("--image_size", type=int | None, default=None, help=SIZE)
     add("--mean", type=list[float] | None, default=None, help=MEAN)
     add("--std", type=list[float] | None, default=None, help="standard deviation, likewise")
     add("--seed", type=int, default=0, help="seed of all that is drawn")

@@ -10,7 +10,7 @@ from branchprune.few_images.compress import Compressed
 def card(
     found: Compressed,
     source: str,
-    size: tuple[int, int] | None = None,
+    size: Sequence[int],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> str:
@@ -19,7 +19,7 @@ def card(
     Args:
         found: What `compress` made.
         source: What it was made of, as the user named it.
-        size: Height and width of its images; None: any.
+        size: Height and width of the images.
         mean: What its images are normalised by, by channel; None: nothing.
         std: The same.
     """
@@ -30,7 +30,6 @@ def card(
         for what, key in (("parameters", "params"), ("multiply-adds for one image", "macs"))
     ]
     normalised = "in [0, 1]" if mean is None else f"`(x - {[*mean]}) / {[*(std or [1])]}`"
-    shape = "of any size" if size is None else f"{size[0]}x{size[1]} (height x width)"
     return "\n".join(
         [
             f"# {type(found.model).__name__}, made small from {source}",
@@ -39,7 +38,7 @@ def card(
             "|---|---:|---:|---:|",
             *rows,
             "",
-            f"Images: {shape}, {normalised}.",
+            f"Images: {size[0]}x{size[1]} (height x width), {normalised}.",
             "",
             f"Made by `branchprune compress` from {found.images} images without labels, in "
             f"{found.steps} steps: channels chosen by reconstruction, linear ends by least "

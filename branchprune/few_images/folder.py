@@ -38,6 +38,8 @@ def read_folder(
     if bool((scale <= 0).any()):
         raise PruneError(f"std (={std}) must be above 0")
     both = (size, size) if isinstance(size, int) else size
+    if both is not None and min(both) < 1:
+        raise PruneError(f"size (={size}) must be at least 1")
     images = read_images(read_frames([Path(folder)]), both)
     normalised: Tensor = (images.float() / 255 - shift) / scale
     return normalised
