@@ -1,4 +1,4 @@
-"""How long a step of learning takes here."""
+"""What a step of learning costs: seconds here, and multiply-adds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.few_images.learning import Learning, learn
 from branchprune.few_images.student import Student
@@ -36,3 +37,17 @@ def seconds_a_step(student: Student, dense: nn.Module, images: Tensor, how: Lear
         lambda *_: began.append(time.perf_counter()),
     )
     return (began[-1] - began[WARM_UP - 1]) / TIMED
+
+
+def macs_a_step(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> int:
+    """Return the multiply-adds of a step, forward and backward, the dense model's included.
+
+    Args:
+        student: The narrow model; it is not changed.
+        dense: The dense model.
+        images: What to learn from.
+        how: How the steps will be made.
+    """
+    with FlopCounterMode(display=False) as counter:
+        learn(copy.deepcopy(student), dense, images, replace(how, steps=1))
+    return int(counter.get_total_flops()) // 2

@@ -28,26 +28,28 @@ class Student:
         blended: The blended model, every α at 0; it is not changed.
 
     Attributes:
+        blended: A copy of the blended model, whose linear ends before the head learn.
         model: The narrow model; its head has the wide weights, which are not trained.
         ends: The linear ends before the head, by path.
         head: The layers of the head, with the end that each reads through.
+        error: Relative error of the collapse, in float64.
     """
 
     def __init__(self, blended: Blended) -> None:
-        self._blended = copy.deepcopy(blended)
+        self.blended = copy.deepcopy(blended)
         self.head = head_of(blended)
-        self.model, self.error = collapse_with_error(self._blended)
+        self.model, self.error = collapse_with_error(self.blended)
         self.ends = {path: self._end(path) for path in self.head.values()}
         self._narrow = copied(self.model)  # with the flags of the dense model, which may be frozen
         self.model.requires_grad_(True)
         for name, path in self.head.items():
             layer = self.model.get_submodule(name)
-            become(layer, copy.deepcopy(self._blended.model.get_submodule(name)))
+            become(layer, copy.deepcopy(self.blended.model.get_submodule(name)))
             layer.requires_grad_(False)
             layer.register_forward_pre_hook(_Through(self.ends[path]), with_kwargs=True)
 
     def _end(self, path: str) -> Expand:
-        end = self._blended.expand.get_submodule(path)
+        end = self.blended.expand.get_submodule(path)
         assert isinstance(end, Expand)
         end.requires_grad_(True)
         return end
@@ -60,7 +62,7 @@ class Student:
     def folded(self) -> nn.Module:
         """Return the narrow model with the ends folded into its head."""
         small = copied(self._narrow)
-        head = collapse_with_error(self._blended)[0]
+        head = collapse_with_error(self.blended)[0]
         state = {**self.model.state_dict(), **self._head_state(head)}
         small.load_state_dict(state)
         return small

@@ -41,7 +41,9 @@ NORMALISED = ("--image_size", 8, "--mean", "[0.5, 0.5, 0.5]", "--std", "[0.3, 0.
 
 
 @pytest.mark.filterwarnings("ignore:images")  # the model is not trained
-def test_it_writes_a_model_that_loads_and_its_card(images: Path, tmp_path: Path, capsys: Any) -> None:
+def test_it_writes_a_model_that_loads_and_its_card(
+    images: Path, tmp_path: Path, capsys: Any
+) -> None:
     torch.save(network().state_dict(), tmp_path / "mine.pt")
     output = tmp_path / "small.safetensors"
     options = ("--keep", 0.4, "--steps", 3, "--batch_size", 8, "--output", output, *NORMALISED)
