@@ -26,7 +26,7 @@ from branchprune.planning.plan import Plan
 
 @dataclass
 class FewImagesConfig(Untrained):
-    """Match the dense model on a few images without labels; see `bp.compress`.
+    """Match the dense model on a few images without labels.
 
     The criterion and its fit see these images alone, whatever numbers of batches they name.
 
