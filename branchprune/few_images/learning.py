@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from branchprune.errors import Failed
 from branchprune.few_images.head import reading
 from branchprune.few_images.images import Transform, mixed, views
-from branchprune.few_images.matching import Distance, are_logits, features_error, outputs_error
+from branchprune.few_images.matching import Distance, Match, mismatch
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import training_mode
 
@@ -34,8 +34,10 @@ class Learning:
         learning_rate: The largest, of one cycle of AdamW.
         mixup: α of Beta(α, α), from which the share of each image in a mixture is drawn; 0: none.
         transform: Makes views of a batch; None: random crops, mirrored.
+        match: What is matched; see `mismatch`.
         distance: How far outputs are apart, instead of what is matched else.
         seed: Of all that is drawn.
+        dtype: In which a pass is computed; weights stay as they are.
     """
 
     steps: int = 2000
@@ -43,10 +45,10 @@ class Learning:
     learning_rate: float = 1e-2
     mixup: float = 1.0
     transform: Transform | None = None
+    match: Match = "head"
     distance: Distance | None = None
     seed: int = 0
     dtype: torch.dtype = torch.float32
-    reuse: int = 1
 
 
 def batches(images: Tensor, how: Learning) -> Iterator[Tensor]:
@@ -80,46 +82,44 @@ def learn(
     Raises:
         Failed: The loss is not finite.
     """
+    if not how.steps:
+        return
     optimizer = torch.optim.AdamW(student.parameters(), lr=how.learning_rate, weight_decay=0.0)
     schedule = OneCycleLR(optimizer, how.learning_rate, total_steps=how.steps)
     drawn = batches(images, how)
     layers = [*student.head]
-    with _learning_mode(student.model), reading(student.model, layers) as found:
-        for step in range(how.steps):
-            if step % how.reuse == 0:
-                xs = [next(drawn) for _ in range(1)]
-                x = xs[0]
-                with torch.no_grad(), reading(dense, layers) as wanted, _cast(how.dtype):
-                    expected = dense(x)
-            for tensors in found.values():
+    with (
+        _learning_mode(student.model),
+        reading(student.model, layers) as found,
+        reading(dense, layers) as wanted,
+    ):
+        for step in range(1, how.steps + 1):
+            for tensors in (*found.values(), *wanted.values()):
                 tensors.clear()
-            with _cast(how.dtype):
-                output = student.model(x)
-            loss = _loss(how, found, wanted, output, expected)
+            outputs = _outputs(student.model, dense, next(drawn), how.dtype)
+            if how.distance is not None:
+                loss = how.distance(*outputs)
+            else:
+                loss = mismatch(how.match, (found, wanted), outputs)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise Failed(f"the loss is {value} after {step} steps: lower the learning rate")
+                raise Failed(f"the loss is {value} in step {step}: are the images right?")
             if progress:
-                progress(step + 1, how.steps, value)
+                progress(step, how.steps, value)
 
 
-def _loss(how: Learning, found: Any, wanted: Any, output: Any, expected: Any) -> Tensor:
-    if how.distance is not None:
-        return how.distance(output, expected)
-    terms = []
-    if any(found.values()):
-        terms.append(features_error(found, wanted))
-    if not terms or not are_logits(expected):
-        terms.append(outputs_error(output, expected))
-    return torch.stack(terms).sum()
-
-
-def _cast(dtype: torch.dtype) -> Any:
-    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+def _outputs(
+    student: nn.Module, dense: nn.Module, x: Tensor, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    """Return what both models make of a batch."""
+    with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.no_grad():
+            wanted = dense(x)
+        return student(x), wanted
 
 
 @contextmanager

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from branchprune.few_images.head import Read
 from branchprune.graph.inputs import tensors
 
+Match = Literal["head", "outputs"]
+TEMPERATURE = 4.0
 Distance = Callable[[Any, Any], Tensor]
 """Returns how far outputs are from those of the dense model, a number to minimise."""
 
@@ -33,6 +36,36 @@ def features_error(found: Read, wanted: Read) -> Tensor:
 def outputs_error(found: Any, wanted: Any) -> Tensor:
     """Return the relative error of the outputs that are floats."""
     return relative_error(floats(found), floats(wanted))
+
+
+def divergence(found: Any, wanted: Any) -> Tensor:
+    """Return the mean divergence of logits from those wanted, at a temperature, times its square.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
+    """
+    pairs = zip(floats(found), floats(wanted), strict=True)
+    logs = [[(x.float() / TEMPERATURE).log_softmax(1) for x in pair] for pair in pairs]
+    terms = [F.kl_div(x, u, reduction="batchmean", log_target=True) for x, u in logs]
+    return torch.stack(terms).mean() * TEMPERATURE**2
+
+
+def mismatch(match: Match, read: tuple[Read, Read], outputs: tuple[Any, Any]) -> Tensor:
+    """Return what is minimised, a number.
+
+    Args:
+        match: "head": the relative error of what the head reads, and, where outputs are no vectors
+            of classes or nothing is read, that of the outputs, too; "outputs": that of the outputs
+            alone, or the divergence of logits.
+        read: What the layers of the head read, in the narrow and in the dense model.
+        outputs: The outputs of both.
+    """
+    logits = are_logits(outputs[1])
+    if match == "outputs":
+        return divergence(*outputs) if logits else outputs_error(*outputs)
+    terms = [features_error(*read)] if any(read[0].values()) else []
+    if not logits or not terms:
+        terms.append(outputs_error(*outputs))
+    return torch.stack(terms).sum()
 
 
 def floats(outputs: Any) -> list[Tensor]:

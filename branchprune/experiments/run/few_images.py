@@ -17,6 +17,7 @@ from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained, at_widths
 from branchprune.experiments.run.stages import Stages
 from branchprune.few_images.learning import Learning, learn
+from branchprune.few_images.matching import Match
 from branchprune.few_images.pace import macs_a_step
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import copied
@@ -36,6 +37,8 @@ class FewImagesConfig(Untrained):
         batch_size: Images a step.
         learning_rate: The largest, of one cycle.
         mixup: α of the Beta distribution of mixtures; 0: none.
+        match: "head": what the last layers read, and outputs that are no vectors of classes;
+            "outputs": these alone, or the divergence of logits.
     """
 
     images: int = 100
@@ -43,6 +46,7 @@ class FewImagesConfig(Untrained):
     batch_size: int = 64
     learning_rate: float = 0.01
     mixup: float = 1.0
+    match: Match = "head"
 
     def __post_init__(self) -> None:
         whole("few_images.images", self.images, 2)
@@ -109,7 +113,7 @@ class FewImagesConfig(Untrained):
         settings = setup.settings
         how = Learning(self.steps, self.batch_size, self.learning_rate, self.mixup)
         dtype = torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32
-        how = replace(how, seed=settings.seed, dtype=dtype)
+        how = replace(how, match=self.match, seed=settings.seed, dtype=dtype)
         if settings.fast:
             how = replace(how, steps=min(2, how.steps))
         began = time.perf_counter()
