@@ -41,7 +41,7 @@ def card(
             f"Images: {size[0]}x{size[1]} (height x width), {normalised}.",
             "",
             f"Made by `branchprune compress` from {found.images} images without labels, in "
-            f"{found.steps} steps: channels chosen by reconstruction, linear ends by least "
+            f"{found.how.steps} steps: channels chosen by reconstruction, linear ends by least "
             "squares, then the inputs of the dense head matched on mixtures of the images. The "
             f"collapse is exact to {found.error:.0e}.",
             "",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import OneCycleLR
 
-from branchprune.errors import Failed
+from branchprune.errors import Failed, PruneError, not_negative, positive, whole
 from branchprune.few_images.head import reading
 from branchprune.few_images.images import Transform, mixed, views
 from branchprune.few_images.matching import Distance, Match, mismatch
@@ -37,7 +37,10 @@ class Learning:
         match: What is matched; see `mismatch`.
         distance: How far outputs are apart, instead of what is matched else.
         seed: Of all that is drawn.
-        dtype: In which a pass is computed; weights stay as they are.
+        dtype: In which a pass is computed, float32 or bfloat16; weights stay as they are.
+
+    Raises:
+        PruneError: A number is out of its range.
     """
 
     steps: int = 2000
@@ -49,6 +52,14 @@ class Learning:
     distance: Distance | None = None
     seed: int = 0
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps)
+        whole("batch_size", self.batch_size, 2)
+        positive("learning_rate", self.learning_rate)
+        not_negative("mixup", self.mixup)
+        if self.dtype not in (torch.float32, torch.bfloat16):
+            raise PruneError(f"dtype (={self.dtype}) must be torch.float32 or torch.bfloat16")
 
 
 def batches(images: Tensor, how: Learning) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any
 
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.data import Digits
-from branchprune.few_images.compress import fitted_start
+from branchprune.errors import Failed
 from branchprune.few_images.learning import Learning
 from branchprune.few_images.pace import seconds_a_step
+from branchprune.few_images.rate import RATES, best_rate
+from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 from branchprune.models import UNet
 
-MODULE: Any = import_module("branchprune.few_images.compress")
+COMPRESS, PACE = (import_module(f"branchprune.few_images.{name}") for name in ("compress", "pace"))
 LAYERS = [name for name, layer in vgg().named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
@@ -56,7 +59,7 @@ def test_it_does_what_the_dense_model_does(trained: Any) -> None:
     model, x, images, classes = trained
     before = {key: value.clone() for key, value in model.state_dict().items()}
     heard: list[tuple[int, int, float]] = []
-    options = {"steps": 150, "transform": lambda images: images}
+    options = {"steps": 150, "transform": lambda images: images, "dtype": torch.float32}
     found = bp.compress(model, x[:100], 0.4, **options, progress=lambda *at: heard.append(at))
     dense, small = (accuracy(each, images, classes) for each in (model, found.model))
     start = accuracy(cut(model, x[:100], 0.4), images, classes)
@@ -67,7 +70,7 @@ def test_it_does_what_the_dense_model_does(trained: Any) -> None:
     assert heard[-1][2] < heard[-150][2]
     state = model.state_dict()
     assert all(torch.equal(before[key], state[key]) for key in before)
-    again = bp.compress(model, x[:100], 0.4, **options, dtype=found.dtype)
+    again = bp.compress(model, x[:100], 0.4, **options, learning_rate=found.how.learning_rate)
     torch.testing.assert_close(again.model.state_dict(), found.model.state_dict())
 
 
@@ -82,11 +85,11 @@ def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> Non
 def test_minutes_decide_how_many_steps_there_are(trained: Any, monkeypatch: Any) -> None:
     model, x, _, _ = trained
     paces = {torch.float32: 0.5, torch.bfloat16: 0.25}
-    monkeypatch.setattr(MODULE, "seconds_a_step", lambda *given: paces[given[-1].dtype])
-    monkeypatch.setattr(MODULE.time, "perf_counter", lambda: 3.0)
-    found = bp.compress(model, x[:40], minutes=0.05)
-    assert (found.steps, found.dtype) == (12, torch.bfloat16)
-    assert bp.compress(model, x[:40], minutes=0.05, dtype=torch.float32).steps == 6
+    monkeypatch.setattr(PACE, "seconds_a_step", lambda *given: paces[given[-1].dtype])
+    monkeypatch.setattr(COMPRESS.time, "perf_counter", lambda: 3.0)
+    how = bp.compress(model, x[:40], minutes=0.05, learning_rate=0.01).how
+    assert (how.steps, how.dtype) == (12, torch.bfloat16)
+    assert bp.compress(model, x[:40], minutes=0.7, dtype=torch.bfloat16).how.steps == 168 - 160
     with pytest.raises(bp.PruneError, match=r"minutes \(=1e-06\) are too few"):
         bp.compress(model, x[:40], minutes=1e-6)
 
@@ -99,16 +102,37 @@ def test_the_clock_runs_while_a_copy_learns(trained: Any) -> None:
     assert all(map(torch.equal, before, student.parameters()))
 
 
+def test_the_learning_rate_is_that_of_the_smallest_loss(monkeypatch: Any) -> None:
+    ends = dict(zip(RATES, (math.nan, 3.0, 1.0, 2.0), strict=True))
+
+    def learn(_: Any, dense: Any, images: Any, how: Learning, progress: Any) -> None:
+        for step in range(1, how.steps + 1):
+            loss = ends[how.learning_rate] if step > how.steps - 5 else 0.0
+            if math.isnan(loss):
+                raise Failed("the loss is nan")
+            progress(step, how.steps, loss)
+
+    monkeypatch.setattr("branchprune.few_images.rate.learn", learn)
+    given: Any = (None, None, None)
+    assert best_rate(*given, Learning()) == 0.001
+    ends |= dict.fromkeys(RATES, math.nan)
+    with pytest.raises(bp.PruneError, match="not finite, whatever the learning rate"):
+        best_rate(*given, Learning())
+
+
 def test_images_are_matched_where_a_model_makes_images() -> None:
     torch.manual_seed(0)
     model, x = UNet((4, 8)), torch.rand(20, 1, 8, 8)
+    once = {"dtype": torch.float32, "learning_rate": 0.01}
     heard: list[float] = []
     found = bp.compress(
         model, x, 0.5, steps=40, mixup=0.0, progress=lambda *at: heard.append(at[2])
     )
     assert found.agreement.kind == "relative error"
     assert heard[-1] < 0.5 * heard[-40]
-    own = bp.compress(model, x, 0.5, steps=20, distance=lambda y, wanted: (y - wanted).abs().mean())
+    own = bp.compress(
+        model, x, steps=20, **once, distance=lambda y, wanted: (y - wanted).abs().mean()
+    )
     assert own.agreement.value < 0.5
 
 
@@ -116,7 +140,7 @@ def test_images_are_matched_where_a_model_makes_images() -> None:
     ("images", "options", "message"),
     [
         (torch.randn(8, 3, 8, 8), {"steps": 1, "minutes": 1}, "give one of them"),
-        (torch.randn(8, 3, 8, 8), {"steps": 0}, r"steps \(=0\) must be a whole number"),
+        (torch.randn(8, 3, 8, 8), {"steps": -1}, r"steps \(=-1\) must be a whole number"),
         (torch.randn(8, 3, 8, 8), {"minutes": -1}, r"minutes \(=-1\) must be positive"),
         (torch.randn(8, 3, 8, 8), {"batch_size": 1}, r"batch_size \(=1\)"),
         (torch.randn(8, 3, 8, 8), {"dtype": torch.float16}, r"dtype \(=torch.float16\)"),

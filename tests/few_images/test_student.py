@@ -10,8 +10,8 @@ from models import Residual, vgg
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.few_images.compress import fitted_start
 from branchprune.few_images.head import head_layers
+from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 
 
