@@ -19,6 +19,7 @@ from branchprune.blending.stand_in import stand_in
 from branchprune.collapsing.collapse import collapse
 from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
+from branchprune.few_images.compress import Compressed, compress
 from branchprune.graph.rules.teach import forget, teach
 from branchprune.planning.plan import Plan, plan
 
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Blended",
+    "Compressed",
     "GroupWeights",
     "Plan",
     "Plateau",
@@ -33,6 +35,7 @@ __all__ = [
     "Schedule",
     "attach",
     "collapse",
+    "compress",
     "cosine",
     "fit_expand",
     "forget",

@@ -18,6 +18,7 @@ USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option val
        branchprune compare CONFIG.yaml [--variant NAME ...] [--option value ...]
        branchprune report FOLDER
        branchprune plan MODEL [--example 1x3x224x224] [--option value ...]
+       branchprune compress MODEL IMAGES/ [--keep 0.34] [--minutes 5] [--option value ...]
        branchprune bench [--option value ...]
        branchprune cost [CONFIG.yaml ...] [--option value ...]
        branchprune zoo [--option value ...]
@@ -28,6 +29,7 @@ dense   only train the dense model, with the options of run
 compare compare methods at equal budgets, from one dense model
 report  write the report of a finished run again
 plan    what would shrink in a model, what would stay, and why
+compress  make a trained model small with a folder of unlabelled images
 bench   measure what blending costs and what the collapse saves
 cost    measure time and memory of the paper's models, dense and small
 zoo     plan, blend and collapse every model of torchvision, timm and others

@@ -132,6 +132,13 @@ def _plan(args: Sequence[str], console: Console) -> None:
     plan(args, console)
 
 
+def _compress(args: Sequence[str], console: Console) -> None:
+    from branchprune.cli.compress import main as compress
+
+    _find_modules_here()
+    compress(args, console)
+
+
 def _bench(args: Sequence[str], console: Console) -> None:
     from branchprune.benchmarks.bench import main as bench
 
@@ -152,7 +159,7 @@ def _zoo(args: Sequence[str], console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     **{"run": _run, "dense": _dense, "compare": _compare, "report": _report},
-    **{"plan": _plan, "bench": _bench, "cost": _cost, "zoo": _zoo},
+    **{"plan": _plan, "compress": _compress, "bench": _bench, "cost": _cost, "zoo": _zoo},
 }
 
 

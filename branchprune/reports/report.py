@@ -129,7 +129,7 @@ def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Any]]:
     draw: Callable[..., str] | None = None
     if result["rounds"]:
         draw = partial(_draw_rounds, result, score)
-    elif "prune" in result["stages"]:
+    elif Summary(result).algorithm == "blend":
         rows = _blending_rows(blended, result["metric"]["column"])
         draw = partial(plots.blending, rows, result["metric"], score)
     phases = [(folder / stage / "metrics.csv", title) for stage, title in _PHASES.items()]

@@ -21,7 +21,7 @@ _CRITERIA = {
     "reconstruction": "how well the others follow from them",
 }
 """By what channels are kept; a criterion of the user's is named by its import path."""
-_ALGORITHMS = ("blend", "cut", "torch_pruning")
+_ALGORITHMS = ("blend", "cut", "torch_pruning", "few_images")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Summary:
 
     @cached_property
     def algorithm(self) -> str:
-        """The key of the algorithm: "blend", "cut" or "torch_pruning"."""
+        """The key of the algorithm, such as "blend" or "cut"."""
         found = [name for name in _ALGORITHMS if name in self._sections]
         return found[0] if found else "blend" if "prune" in self.result["stages"] else "cut"
 
@@ -98,6 +98,9 @@ class Summary:
         rounds = len(self.result["rounds"])
         if rounds:
             return f"{before}removed in {rounds} round{'s' * (rounds > 1)}"
+        if self.algorithm == "few_images":
+            learnt = self._sections["few_images"]
+            return f"matched on {learnt['images']:,} images for {learnt['steps']:,} steps"
         if self.algorithm != "blend":
             return f"{before}cut at once"
         blend, trained = self._sections.get("blend", {}), self._epochs("prune")

@@ -305,10 +305,10 @@ def test_help(capsys, monkeypatch):
     assert max(map(len, text.splitlines())) <= 80
     sections = re.findall(r"^prune\.(\w+): ", text, re.MULTILINE)
     assert sections[:5] == ["widths", "criterion", "blend", "cut", "torch_pruning"]
-    assert sections[5:] == ["sparsify", "finetune", "rounds", "cost"]
+    assert sections[5:] == ["few_images", "sparsify", "finetune", "rounds", "cost"]
     blend = text.partition("\nprune.blend: ")[2].partition("\nprune.")[0]
     assert "--prune.blend.thaw_at" in blend and "--prune.torch_pruning.pruner" not in blend
-    assert text.count("one of prune.blend, prune.cut, prune.torch_pruning must be set") == 3
+    assert text.count("one of blend, cut, torch_pruning, few_images must be set in prune") == 4
     assert not re.search(r"known\s+subclasses", text)
     assert "Path to a configuration file" not in text  # sections are mappings
     assert main(["dense", "--help"]) == 0

@@ -34,7 +34,7 @@ COMMANDS = {
     "dense": "Train the dense model of a run.",
 }
 SWITCH = "{}: set, with the defaults below; null: not set"
-ONE = f"Exactly one of {', '.join(f'prune.{name}' for name in algorithms())} must be set."
+ONE = f"Exactly one of {', '.join(algorithms())} must be set in prune."
 OTHERS = {
     **dict.fromkeys(algorithms(), ONE),
     "task": "Arguments of the task that differ from those of the dense training",

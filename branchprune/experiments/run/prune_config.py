@@ -10,6 +10,7 @@ from branchprune.experiments.run.blend import BlendConfig
 from branchprune.experiments.run.budget import CostConfig
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.cut import CutConfig
+from branchprune.experiments.run.few_images import FewImagesConfig
 from branchprune.experiments.run.finetune import FinetuneConfig
 from branchprune.experiments.run.rounds import RoundsConfig
 from branchprune.experiments.run.shrinking import Algorithm
@@ -26,9 +27,10 @@ class PruneConfig:
         widths: How many channels stay, and where.
         criterion: Which channels stay; null: those of the largest L1 norm. Torch-Pruning has its
             own.
-        blend: Algorithm, one of three: blend branches in while α falls from 1 to 0.
-        cut: Algorithm, one of three: remove the channels at once.
-        torch_pruning: Algorithm, one of three: let Torch-Pruning remove them.
+        blend: Algorithm, one of four: blend branches in while α falls from 1 to 0.
+        cut: Algorithm, one of four: remove the channels at once.
+        torch_pruning: Algorithm, one of four: let Torch-Pruning remove them.
+        few_images: Algorithm, one of four: match the dense model on a few images without labels.
         sparsify: Train the wide model with a penalty first; null: not.
         finetune: Train the small model afterwards; null: not.
         rounds: Prune in rounds, each from the small model of the one before; null: once.
@@ -41,6 +43,7 @@ class PruneConfig:
     blend: BlendConfig | None = None
     cut: CutConfig | None = None
     torch_pruning: TorchPruningConfig | None = None
+    few_images: FewImagesConfig | None = None
     sparsify: SparsifyConfig | None = None
     finetune: FinetuneConfig | None = None
     rounds: RoundsConfig | None = None

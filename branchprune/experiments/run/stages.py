@@ -151,6 +151,12 @@ class Stages:
             writer.metrics_keys = names
         return [csv_logger, EventsLogger(output, stage, purge, self._say)]
 
+    @property
+    def device(self) -> torch.device:
+        """Where training runs."""
+        device: torch.device = self._trainer(logger=False).strategy.root_device
+        return device
+
     def _trainer(self, **options: Any) -> Trainer:
         config = self.config
         return Trainer(

@@ -1,0 +1,101 @@
+"""The command that makes a trained model small with a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import PositiveInt
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from branchprune.artifacts.serialization import save
+from branchprune.cli.plan import KEEP, MODEL
+from branchprune.cli.trained import Normalisation, trained
+from branchprune.errors import PruneError
+from branchprune.experiments.run.parser_errors import explained
+from branchprune.few_images.card import card
+from branchprune.few_images.compress import STEPS, compress
+from branchprune.few_images.folder import read_folder
+
+CHECKPOINT = """its trained weights: a file of bp.save, a state_dict or a Lightning checkpoint; of a
+model of torchvision or timm, without this, those that the library has for it"""
+SIZE = "resize images to this height and width; a model of a library has one of its own"
+MEAN = "mean of each channel (R, G, B), in images of [0, 1], that the model was trained with"
+
+
+def main(args: Sequence[str], console: Console) -> None:
+    """Compress a model, save it with its card, and print what it costs and how well it agrees.
+
+    Raises:
+        PruneError: An argument is wrong, the model cannot be built or compressed, or an image
+            cannot be read.
+    """
+    try:
+        options = _parser().parse_args([*args])
+    except ArgumentError as error:
+        raise PruneError(explained(error)) from error
+    output = _output(options.output)
+    model, known = trained(options.model, options.init_args, options.checkpoint)
+    wanted = Normalisation(
+        options.image_size or known.size, options.mean or known.mean, options.std or known.std
+    )
+    images = read_folder(options.images, wanted.size, wanted.mean, wanted.std)
+    with _progress(console) as progress:
+        task = progress.add_task("", total=None, loss=float("nan"))
+
+        def show(step: int, steps: int, loss: float) -> None:
+            progress.update(task, completed=step, total=steps, loss=loss)
+
+        names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
+        found = compress(model, images, **{name: options[name] for name in names}, progress=show)
+    save(found.model, output)
+    text = card(found, options.model, images.shape[-2:], wanted.mean, wanted.std)
+    output.with_suffix(".md").write_text(text, encoding="utf-8")
+    console.print(f"{found}\n{output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="branchprune compress", exit_on_error=False)
+    add = parser.add_argument
+    add("model", type=str, help=MODEL)
+    add("images", type=Path, help="folder of images without labels, nested in any way")
+    add("--output", type=Path, default=Path("small.safetensors"), help="file to write")
+    add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=CHECKPOINT)
+    add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
+    add("--keep", type=float | dict[str, float], default=0.5, help=KEEP)
+    add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
+    add("--multiple_of", type=PositiveInt, default=1, help="round the kept widths to it")
+    add("--minutes", type=float | None, default=None, help="how long it may take")
+    add("--steps", type=int | None, default=None, help=f"steps of learning ({STEPS})")
+    add("--batch_size", type=int, default=64, help="images a step")
+    add("--image_size", type=int | None, default=None, help=SIZE)
+    add("--mean", type=list[float] | None, default=None, help=MEAN)
+    add("--std", type=list[float] | None, default=None, help="standard deviation, likewise")
+    add("--seed", type=int, default=0, help="seed of all that is drawn")
+    return parser
+
+
+def _output(path: Path) -> Path:
+    """Return where to write; it must be new."""
+    if path.suffix != ".safetensors":
+        raise PruneError(f"output (={str(path)!r}) must end in .safetensors")
+    for file in (path, path.with_suffix(".md")):
+        if file.exists():
+            raise PruneError(f"output (={str(path)!r}): {file} exists; move it, or name another")
+    if not path.parent.is_dir():
+        raise PruneError(f"output (={str(path)!r}): there is no folder {path.parent}")
+    return path
+
+
+def _progress(console: Console) -> Progress:
+    """Return a line with the steps, the loss and the time left."""
+    columns = (
+        TextColumn("step {task.completed} of {task.total}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,95 @@
+"""A trained model by its name, with how it wants its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from branchprune.cli.plan import build
+from branchprune.errors import PruneError, first_line, optional
+from branchprune.experiments.run.load_weights import load_weights
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How a model wants its images.
+
+    Attributes:
+        size: Height and width; None: as they are.
+        mean: What is subtracted from each channel of an image in [0, 1]; None: nothing.
+        std: What each channel is then divided by; None: nothing.
+    """
+
+    size: tuple[int, int] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+def trained(
+    name: str, init_args: Mapping[str, Any], checkpoint: Path | None
+) -> tuple[nn.Module, Normalisation]:
+    """Return a model with its weights, in evaluation mode.
+
+    Args:
+        name: As in `branchprune plan`.
+        init_args: Arguments of the class or function at an import path.
+        checkpoint: File with its weights; None: those that the library has, or, of an import path,
+            what is made there as it is.
+
+    Raises:
+        PruneError: The model cannot be built, or the weights cannot be read or downloaded.
+    """
+    if checkpoint is None and name in _torchvision():
+        return _pretrained(name, *_of_torchvision(name))
+    if checkpoint is None and name.startswith("timm/"):
+        return _pretrained(name, *_of_timm(name.removeprefix("timm/")))
+    model, shape = build(name, init_args)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    size = (shape[-2], shape[-1]) if shape else None
+    return model.eval(), Normalisation(size)
+
+
+def _pretrained(
+    name: str, make: Callable[[], nn.Module], wanted: Normalisation
+) -> tuple[nn.Module, Normalisation]:
+    try:
+        return make().eval(), wanted
+    except (OSError, RuntimeError) as error:
+        raise PruneError(
+            f"the weights of {name} cannot be downloaded ({first_line(error)}): give a file, "
+            "--checkpoint FILE"
+        ) from error
+
+
+def _torchvision() -> list[str]:
+    from branchprune.benchmarks.zoo_models import torchvision_families  # imports torchvision
+
+    return [*torchvision_families()]
+
+
+def _of_torchvision(name: str) -> tuple[Callable[[], nn.Module], Normalisation]:
+    from torchvision import models  # type: ignore[import-untyped]
+
+    weights = models.get_model_weights(name).DEFAULT
+    transforms = weights.transforms()
+    crop = getattr(transforms, "crop_size", None) or transforms.resize_size
+    size = (crop[0], crop[-1])
+    wanted = Normalisation(size, transforms.mean, transforms.std)
+    return partial(models.get_model, name, weights=weights), wanted
+
+
+def _of_timm(name: str) -> tuple[Callable[[], nn.Module], Normalisation]:
+    timm = optional("timm", f"model (='timm/{name}')")
+    if not timm.is_model(name):
+        build(f"timm/{name}", {})  # says which name is near
+    found = timm.get_pretrained_cfg(name)
+    if found is None:
+        raise PruneError(f"model (='timm/{name}') has no weights in timm: give --checkpoint FILE")
+    wanted = Normalisation(found.input_size[1:], found.mean, found.std)
+    return partial(timm.create_model, name, pretrained=True), wanted

@@ -1,0 +1,1 @@
+"""A trained model made small from a few images without labels."""

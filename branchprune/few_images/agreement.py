@@ -1,0 +1,95 @@
+"""How well the small model stands for the dense one on images that nothing was learnt from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.few_images.matching import are_logits, floats
+from branchprune.graph.inputs import training_mode
+
+Z = 1.959964
+"""Of the normal distribution, for 95 %."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A mean over images that were held out, with its interval of 95 %.
+
+    Attributes:
+        kind: "top-1": the share of images of which both models name the same class; "relative
+            error": the mean over images of `‖y − y'‖ / ‖y‖` of their outputs.
+        value: The mean.
+        low: Lower end of the interval: Wilson's for shares, else the normal one.
+        high: Its upper end.
+        images: Number of images.
+    """
+
+    kind: str
+    value: float
+    low: float
+    high: float
+    images: int
+
+    def __str__(self) -> str:
+        interval = f"95 % interval {self.low:.1%} to {self.high:.1%}"
+        if self.kind == "top-1":
+            return f"{self.value:.1%} have the same class ({interval})"
+        return f"{self.value:.1%} mean relative error of the outputs ({interval})"
+
+
+def agreement(
+    dense: nn.Module, small: nn.Module, images: Tensor, batch_size: int = 64
+) -> Agreement:
+    """Compare two models on images, in evaluation mode.
+
+    Args:
+        dense: The dense model.
+        small: The small one.
+        images: What both see (N, …), on their device.
+        batch_size: Images at a time.
+    """
+    shares: list[float] = []
+    kind = "top-1"
+    with torch.no_grad(), training_mode(dense, False), training_mode(small, False):
+        for batch in images.split(batch_size):
+            wanted, found = dense(batch), small(batch)
+            kind = "top-1" if are_logits(wanted) else "relative error"
+            compare = _same_class if kind == "top-1" else _relative_errors
+            shares += compare(floats(wanted), floats(found)).tolist()
+    value = math.fsum(shares) / len(shares)
+    low, high = (_wilson if kind == "top-1" else _normal)(shares, value)
+    return Agreement(kind, value, low, high, len(shares))
+
+
+def _same_class(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
+    same = [w.argmax(1) == f.argmax(1) for w, f in zip(wanted, found, strict=True)]
+    return torch.stack(same).all(0).double()
+
+
+def _relative_errors(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
+    n = len(wanted[0])
+    missed, size = (
+        torch.cat([x.double().reshape(n, -1) for x in each], 1).norm(dim=1)
+        for each in ([f - w for w, f in zip(wanted, found, strict=True)], wanted)
+    )
+    errors: Tensor = missed / size.clamp_min(torch.finfo(torch.float64).tiny)
+    return errors
+
+
+def _wilson(shares: list[float], value: float) -> tuple[float, float]:
+    n = len(shares)
+    middle = (value + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(value * (1 - value) / n + Z**2 / (4 * n**2))
+    return middle - half, middle + half
+
+
+def _normal(values: list[float], mean: float) -> tuple[float, float]:
+    n = len(values)
+    if n < 2:
+        return math.nan, math.nan
+    half = Z * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return mean - half, mean + half

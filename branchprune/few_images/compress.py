@@ -1,0 +1,171 @@
+"""A trained model made small with some images and no labels: the whole way in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.errors import PruneError, positive
+from branchprune.few_images.agreement import Agreement, agreement
+from branchprune.few_images.fitness import warn_if_strange
+from branchprune.few_images.images import Images, Transform, divided, gather
+from branchprune.few_images.learning import Learning, Progress, learn
+from branchprune.few_images.matching import Distance
+from branchprune.few_images.pace import DTYPES, fastest, steps_within
+from branchprune.few_images.rate import RATES, SHORT, best_rate
+from branchprune.few_images.start import MOST, fitted_start
+from branchprune.few_images.student import Student
+from branchprune.graph.inputs import copied, on_device
+from branchprune.planning.plan import Plan, plan
+
+HELD_OUT = 0.1
+STEPS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """What `compress` has made; printed in a few lines.
+
+    Attributes:
+        model: The small model, of the class of the dense one.
+        plan: Its widths, and what both cost.
+        agreement: How well it stands for the dense model on the images that were held out.
+        how: How it has learnt. The same `steps`, `learning_rate` and `dtype` make it again.
+        images: How many images it has learnt from.
+        error: Relative error of the collapse in float64.
+        seconds: How long all of it took.
+    """
+
+    model: nn.Module
+    plan: Plan = field(repr=False)
+    agreement: Agreement
+    how: Learning = field(repr=False)
+    images: int
+    error: float
+    seconds: float
+
+    def __str__(self) -> str:
+        before, after = self.plan.before, self.plan.after
+        pairs = [(what, getattr(before, what), getattr(after, what)) for what in ("params", "macs")]
+        costs = [f"{what}: {old:,} → {new:,} ({new / old - 1:+.1%})" for what, old, new in pairs]
+        time = f"{self.how.steps} steps, {self.seconds:.0f} s"
+        judged = f"of {self.agreement.images} held-out images {self.agreement}"
+        return "\n".join([*costs, judged, time])
+
+
+def compress(
+    model: nn.Module,
+    images: Images,
+    keep: float | Mapping[str, float] = 0.5,
+    *,
+    exclude: Sequence[str] = (),
+    multiple_of: int = 1,
+    minutes: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 64,
+    learning_rate: float | None = None,
+    mixup: float = 1.0,
+    transform: Transform | None = None,
+    distance: Distance | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Make a trained model small with a few images: no labels, no training pipeline.
+
+    ```python
+    small = bp.compress(model, images, keep=0.34, minutes=5).model
+    ```
+
+    Channels are chosen and linear ends fitted by least squares on the images; then the narrow model
+    learns, on mixtures of views of them, what the dense model's head reads (and, where outputs are
+    no vectors of classes, the outputs). Source: MiR (Wang et al., 2022).
+
+    Args:
+        model: The trained model, of one tensor of images; it is not changed.
+        images: Tensor (N, C, H, W), as the model wants them (normalised), at least 2; or batches of
+            such, as a DataLoader gives: of tuples the first entry is taken.
+        keep: Fraction of the channels to keep; see `plan`.
+        exclude: See `plan`.
+        multiple_of: See `plan`.
+        minutes: How long all of it may take: says how many steps there are.
+        steps: How many steps to learn, 2000 if neither is given.
+        batch_size: Images a step.
+        learning_rate: The largest of one cycle; None: of four that with which the loss falls most
+            in a short run.
+        mixup: α of the Beta distribution of mixtures; 0: images are not mixed.
+        transform: Makes views of a batch (N, C, H, W); None: random crops, half of them mirrored.
+        distance: `distance(outputs, wanted) -> Tensor`, what to minimise instead.
+        dtype: In which the steps are computed, float32 or bfloat16; None: that which is faster
+            here, by some steps that are then thrown away.
+        seed: Of all that is drawn.
+        progress: Called after each step with its number, of how many, and the loss.
+
+    Returns:
+        The small model, with its costs and how well it agrees with the dense one on a tenth of the
+        images, which was held out.
+
+    Raises:
+        PruneError: An argument is wrong, the images do not fit the model, nothing can be pruned, or
+            `minutes` are too few.
+    """
+    began = time.perf_counter()
+    how = Learning(
+        STEPS if steps is None else steps,
+        batch_size,
+        mixup=mixup,
+        transform=transform,
+        distance=distance,
+        seed=seed,
+    )
+    ways = _ways(how, steps, minutes, learning_rate, dtype)
+    known, held_out = _prepared(model, images, seed)
+    dense = copied(model).eval().requires_grad_(False)
+    planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
+    warn_if_strange(dense, torch.cat([known, held_out])[:MOST])
+    student = Student(fitted_start(model, planned, known))
+    if minutes is not None or len(ways) > 1:
+        how, pace = fastest(student, dense, known, ways)
+    if minutes is not None:
+        tried = 0 if learning_rate else len(RATES) * SHORT
+        spent = time.perf_counter() - began
+        how = replace(how, steps=steps_within(minutes, spent, pace, tried))
+    if learning_rate is None:
+        how = replace(how, learning_rate=best_rate(student, dense, known, how))
+    learn(student, dense, known, how, progress)
+    small = student.folded()
+    judged = agreement(dense, small, held_out, batch_size)
+    made = (len(known), student.error, time.perf_counter() - began)
+    return Compressed(small, planned, judged, how, *made)
+
+
+def _ways(
+    how: Learning,
+    steps: int | None,
+    minutes: float | None,
+    learning_rate: float | None,
+    dtype: torch.dtype | None,
+) -> list[Learning]:
+    """Return in which ways to learn, of which the fastest will be taken.
+
+    Raises:
+        PruneError: An argument is wrong.
+    """
+    if minutes is not None:
+        positive("minutes", minutes)
+    if minutes is not None and steps is not None:
+        raise PruneError(f"minutes (={minutes}) and steps (={steps}): give one of them")
+    if learning_rate is not None:
+        how = replace(how, learning_rate=learning_rate)
+    return [replace(how, dtype=each) for each in (DTYPES if dtype is None else (dtype,))]
+
+
+def _prepared(model: nn.Module, images: Images, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the images to learn from and those held out, on the device of the model."""
+    found = on_device(gather(images), model)
+    assert isinstance(found, Tensor)
+    return divided(found, HELD_OUT, torch.Generator().manual_seed(seed))

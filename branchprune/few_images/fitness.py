@@ -1,0 +1,70 @@
+"""Do images look like those a model was trained with? What its norms remember, what it says."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from branchprune.few_images.matching import are_logits, floats
+from branchprune.graph.inputs import training_mode
+
+FAR = 1.0
+"""Root mean square over channels of how far a mean is off, in standard deviations."""
+UNSURE = 1.5
+"""Mean of the largest probability, in multiples of chance."""
+
+
+def warn_if_strange(model: nn.Module, images: Tensor) -> None:
+    """Warn if images seem not to be normalised as a model wants them, or are no images of its kind.
+
+    Args:
+        model: The dense model.
+        images: Some images (N, …), on its device.
+    """
+    first = next((each for each in model.named_modules() if _remembers(each[1])), None)
+    read: list[Tensor] = []
+    hook = first and first[1].register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    try:
+        with torch.no_grad(), training_mode(model, False):
+            outputs = model(images)
+    finally:
+        if hook:
+            hook.remove()
+    if first and read:
+        off = _off(first[1], read[0])
+        if off > FAR:
+            warnings.warn(
+                f"images are not what {first[0]} has seen: its inputs are off by {off:.1f} "
+                "standard deviations; normalise them as in the model's training",
+                stacklevel=3,
+            )
+    _warn_if_unsure(outputs)
+
+
+def _remembers(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _off(norm: Any, x: Tensor) -> float:
+    mean = x.transpose(0, 1).flatten(1).mean(1)
+    scale = (norm.running_var + norm.eps).sqrt()
+    return float(((mean - norm.running_mean) / scale).square().mean().sqrt())
+
+
+def _warn_if_unsure(outputs: Any) -> None:
+    scores = floats(outputs)
+    if len(scores) != 1 or not are_logits(outputs) or scores[0].shape[1] < 2:
+        return
+    chance = 1 / scores[0].shape[1]
+    sure = float(scores[0].float().softmax(1).amax(1).mean())
+    if sure < UNSURE * chance:
+        warnings.warn(
+            f"images: the model gives its best class a probability of {sure:.1%} on average, at "
+            f"chance it would be {chance:.1%}: is it trained, and are they normalised as in its "
+            "training?",
+            stacklevel=4,
+        )

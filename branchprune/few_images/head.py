@@ -1,0 +1,77 @@
+"""The head of a model: the layers that make its outputs, and what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.blending.blended import Blended
+from branchprune.graph.inputs import call, tensors, training_mode
+from branchprune.graph.reasons import OUTPUT
+from branchprune.planning.plan import Plan
+
+Read = dict[str, list[Tensor]]
+"""What layers read in a forward pass, call by call."""
+
+
+def head_layers(model: nn.Module, plan: Plan) -> dict[str, str]:
+    """Return the layers that make the outputs from channels that shrink, with their linear end.
+
+    Args:
+        model: The model that was planned.
+        plan: Its plan.
+
+    Returns:
+        For each layer that `forward` calls the path of its `expand`, in the order of the model.
+    """
+    structure = plan.structure
+    found = {
+        layer.name: layer.expand
+        for layer in structure.linears.values()
+        if any(piece.group in plan.pruned for piece in layer.inputs or ())
+        and all(structure.groups[piece.group].reason == OUTPUT for piece in layer.outputs)
+    }
+    return {name: found[name] for name in _called(model, plan, [*found])}
+
+
+def _called(model: nn.Module, plan: Plan, layers: Sequence[str]) -> list[str]:
+    part = model.get_submodule(plan.structure.inside)
+    with torch.no_grad(), training_mode(model, False), reading(model, layers) as read:
+        call(part, plan.example)
+    return [name for name in layers if read[name]]
+
+
+@contextmanager
+def reading(model: nn.Module, layers: Sequence[str]) -> Iterator[Read]:
+    """Collect what layers read, for a `with` block; to be cleared between forward passes.
+
+    Args:
+        model: The model.
+        layers: Paths of layers in it.
+    """
+    read: Read = {name: [] for name in layers}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read[name].append(tensors((args, kwargs))[0])
+
+        return hook
+
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True)
+        for name in layers
+    ]
+    try:
+        yield read
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def head_of(blended: Blended) -> dict[str, str]:
+    """Return the head of a blended model; see `head_layers`."""
+    return head_layers(blended.model, blended.plan)

@@ -1,0 +1,128 @@
+"""Unlabelled images: taken from a tensor, a folder or batches, held in memory, drawn as views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from branchprune.errors import PruneError
+
+Images = Tensor | str | Path | Iterable[object]
+Transform = Callable[[Tensor], Tensor]
+MOST = 100_000
+"""Images that are taken of batches that have no end, or more."""
+
+
+def gather(images: Images) -> Tensor:
+    """Return images as one tensor.
+
+    Args:
+        images: A tensor (N, C, H, W), or batches of such: an iterable of tensors, or of tuples and
+            lists, whose first entry is taken and whose labels are not looked at.
+
+    Returns:
+        Tensor of shape (N, …), float32.
+
+    Raises:
+        PruneError: There are fewer than two images, they differ in shape, or hold numbers that are
+            not finite.
+    """
+    found = images if isinstance(images, Tensor) else _joined(images)
+    if found.dim() < 2 or len(found) < 2:
+        raise PruneError(
+            f"images (of shape {tuple(found.shape)}) must be at least two, (N, C, H, W): one is "
+            "held out"
+        )
+    if not found.is_floating_point():
+        raise PruneError(
+            f"images (of dtype {found.dtype}) must be floats, normalised as the model wants them"
+        )
+    bad = (~found.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise PruneError(f"images hold NaN or infinity: the first is number {bad[0]} of {len(bad)}")
+    return found.detach()
+
+
+def _joined(batches: object) -> Tensor:
+    if not isinstance(batches, Iterable):
+        raise PruneError(
+            f"images (a {type(batches).__name__}) must be a tensor, a folder or batches"
+        )
+    found: list[Tensor] = []
+    for batch in batches:
+        first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(first, Tensor):
+            raise PruneError(f"images has a batch that is a {type(first).__name__}, not a tensor")
+        found.append(first)
+        if sum(map(len, found)) >= MOST:
+            break
+    shapes = {tuple(tensor.shape[1:]) for tensor in found}
+    if len(shapes) > 1:
+        few = ", ".join(map(str, islice(sorted(shapes), 3)))
+        raise PruneError(f"images differ in shape: {few}; resize or crop them to one")
+    if not found:
+        raise PruneError("images is empty")
+    return torch.cat(found)
+
+
+def divided(images: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the images to learn from, and at least one that is held out, at random.
+
+    Args:
+        images: Tensor of shape (N, …), N at least 2.
+        share: Share of the images to hold out, rounded.
+        generator: Draws which.
+    """
+    order = torch.randperm(len(images), generator=generator)
+    held_out = max(1, round(share * len(images)))
+    return images[order[held_out:]], images[order[:held_out]]
+
+
+def views(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random crop of each image, as large as before, half of them mirrored.
+
+    The border, an eighth of each side, is the image reflected.
+
+    Args:
+        images: Tensor of shape (N, C, H, W); others are returned as they are.
+        generator: Draws the crops, on the CPU.
+    """
+    if images.dim() != 4:
+        return images
+    n, _, height, width = images.shape
+    places = []
+    for size in (height, width):
+        shift = torch.randint(-(size // 8), size // 8 + 1, (n, 1), generator=generator)
+        place = (torch.arange(size) + shift).abs()
+        places.append(torch.where(place < size, place, 2 * size - 2 - place))
+    rows, columns = places
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    flat = (rows[:, :, None] * width + columns[:, None]).flatten(1)[:, None].to(images.device)
+    pixels = images.flatten(2).gather(2, flat.expand(-1, images.shape[1], -1))
+    crops: Tensor = pixels.unflatten(2, (height, width))
+    return crops
+
+
+def mixed(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """Return images, each mixed with another by a share from Beta(α, α); see `Mixup`.
+
+    Args:
+        images: Tensor of shape (N, …).
+        alpha: α; 0: none is mixed.
+        generator: Draws the shares and partners, on the CPU.
+    """
+    if not alpha:
+        return images
+    first, second = (
+        torch._standard_gamma(torch.full((len(images),), float(alpha)), generator=generator)
+        for _ in range(2)
+    )
+    share = (first / (first + second)).to(images).view(-1, *[1] * (images.dim() - 1))
+    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    mixtures: Tensor = torch.lerp(images[partner], images, share)
+    return mixtures

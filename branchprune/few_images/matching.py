@@ -1,0 +1,78 @@
+"""What the narrow model is to match: the features that the head reads, and outputs of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from branchprune.few_images.head import Read
+from branchprune.graph.inputs import tensors
+
+Match = Literal["head", "outputs"]
+TEMPERATURE = 4.0
+Distance = Callable[[Any, Any], Tensor]
+"""Returns how far outputs are from those of the dense model, a number to minimise."""
+
+
+def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Return `Σ ‖x − u‖² / Σ ‖u‖²` over all tensors, in float32; 0 where every u is 0."""
+    missed, size = torch.zeros(()), torch.zeros(())
+    for x, u in zip(found, wanted, strict=True):
+        missed = missed.to(u.device) + (x.float() - u.float()).square().sum()
+        size = size.to(u.device) + u.float().square().sum()
+    return missed / size.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def features_error(found: Read, wanted: Read) -> Tensor:
+    """Return the mean relative error of what the layers of the head read."""
+    errors = [relative_error(found[name], wanted[name]) for name in found]
+    return torch.stack(errors).mean()
+
+
+def outputs_error(found: Any, wanted: Any) -> Tensor:
+    """Return the relative error of the outputs that are floats."""
+    return relative_error(floats(found), floats(wanted))
+
+
+def divergence(found: Any, wanted: Any) -> Tensor:
+    """Return the mean divergence of logits from those wanted, at a temperature, times its square.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
+    """
+    pairs = zip(floats(found), floats(wanted), strict=True)
+    logs = [[(x.float() / TEMPERATURE).log_softmax(1) for x in pair] for pair in pairs]
+    terms = [F.kl_div(x, u, reduction="batchmean", log_target=True) for x, u in logs]
+    return torch.stack(terms).mean() * TEMPERATURE**2
+
+
+def mismatch(match: Match, read: tuple[Read, Read], outputs: tuple[Any, Any]) -> Tensor:
+    """Return what is minimised, a number.
+
+    Args:
+        match: "head": the relative error of what the head reads, and, where outputs are no vectors
+            of classes or nothing is read, that of the outputs, too; "outputs": that of the outputs
+            alone, or the divergence of logits.
+        read: What the layers of the head read, in the narrow and in the dense model.
+        outputs: The outputs of both.
+    """
+    logits = are_logits(outputs[1])
+    if match == "outputs":
+        return divergence(*outputs) if logits else outputs_error(*outputs)
+    terms = [features_error(*read)] if any(read[0].values()) else []
+    if not logits or not terms:
+        terms.append(outputs_error(*outputs))
+    return torch.stack(terms).sum()
+
+
+def floats(outputs: Any) -> list[Tensor]:
+    """Return the tensors of outputs that are floats, however nested."""
+    return [tensor for tensor in tensors(outputs) if tensor.is_floating_point()]
+
+
+def are_logits(outputs: Any) -> bool:
+    """Return whether all outputs are vectors (N, classes), of which the largest entry counts."""
+    return all(tensor.dim() == 2 for tensor in floats(outputs))

@@ -1,0 +1,85 @@
+"""What a step of learning costs: seconds here, and multiply-adds; how many fit into a time."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from branchprune.errors import PruneError
+from branchprune.few_images.learning import Learning, learn
+from branchprune.few_images.student import Student
+
+DTYPES = (torch.float32, torch.bfloat16)
+WARM_UP, TIMED = 2, 4
+"""Steps of a rehearsal before the clock runs, and with it."""
+
+
+def fastest(
+    student: Student, dense: nn.Module, images: Tensor, ways: Sequence[Learning]
+) -> tuple[Learning, float]:
+    """Return the way to learn whose steps are the fastest here, and the seconds of one.
+
+    Args:
+        student: The narrow model; it is not changed.
+        dense: The dense model.
+        images: What to learn from.
+        ways: How the steps may be made.
+    """
+    paces = [seconds_a_step(student, dense, images, way) for way in ways]
+    least = min(paces)
+    return ways[paces.index(least)], least
+
+
+def seconds_a_step(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> float:
+    """Return how long a step takes, by some steps of a copy that is then thrown away."""
+    at: list[float] = []
+
+    def clock(*_: object) -> None:
+        at.append(time.perf_counter())
+
+    learn(copy.deepcopy(student), dense, images, replace(how, steps=WARM_UP + TIMED), clock)
+    return (at[-1] - at[WARM_UP - 1]) / TIMED
+
+
+def steps_within(minutes: float, spent: float, pace: float, before: int) -> int:
+    """Return how many steps fit into a time.
+
+    Args:
+        minutes: The time.
+        spent: Seconds of it that have passed.
+        pace: Seconds of a step.
+        before: Steps that are made and thrown away before.
+
+    Raises:
+        PruneError: There is not one.
+    """
+    # What comes at the end takes a part of what came before learning.
+    left = 60 * minutes - 1.3 * spent
+    steps = int(left / pace) - before
+    if steps < 1:
+        least = (1.3 * spent + (before + 1) * pace) / 60
+        raise PruneError(
+            f"minutes (={minutes}) are too few: choosing channels and fitting alone took "
+            f"{spent:.0f} s; give more than {least:.1f}"
+        )
+    return steps
+
+
+def macs_a_step(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> int:
+    """Return the multiply-adds of a step, forward and backward, the dense model's included.
+
+    Args:
+        student: The narrow model; it is not changed.
+        dense: The dense model.
+        images: What to learn from.
+        how: How the steps will be made.
+    """
+    with FlopCounterMode(display=False) as counter:
+        learn(copy.deepcopy(student), dense, images, replace(how, steps=1))
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,89 @@
+"""The narrow model while it learns: its head is still the wide one, behind a linear end.
+
+MiR (Wang et al., "Compressing Models with Few Samples: Mimicking then Replacing", 2022) lets the
+narrow features mimic the wide ones, and then puts the original head on them. Here the linear end
+maps narrow features to wide ones, the original head reads those, and the collapse folds the end
+into the head.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from branchprune.blending.blended import Blended
+from branchprune.blending.projections import Expand
+from branchprune.collapsing.collapse import collapse_with_error
+from branchprune.few_images.head import head_of
+from branchprune.graph.inputs import copied
+from branchprune.graph.layers import become
+
+
+class Student:
+    """A blended model's branch alone, as a narrow model that learns, and is folded at the end.
+
+    Args:
+        blended: The blended model, every α at 0; it is not changed.
+
+    Attributes:
+        blended: A copy of the blended model, whose linear ends before the head learn.
+        model: The narrow model; its head has the wide weights, which are not trained.
+        ends: The linear ends before the head, by path.
+        head: The layers of the head, with the end that each reads through.
+        error: Relative error of the collapse, in float64.
+    """
+
+    def __init__(self, blended: Blended) -> None:
+        self.blended = copy.deepcopy(blended)
+        self.head = head_of(blended)
+        self.model, self.error = collapse_with_error(self.blended)
+        self.ends = {path: self._end(path) for path in self.head.values()}
+        self._narrow = copied(self.model)  # with the flags of the dense model, which may be frozen
+        self.model.requires_grad_(True)
+        for name, path in self.head.items():
+            layer = self.model.get_submodule(name)
+            become(layer, copy.deepcopy(self.blended.model.get_submodule(name)))
+            layer.requires_grad_(False)
+            layer.register_forward_pre_hook(_Through(self.ends[path]), with_kwargs=True)
+
+    def _end(self, path: str) -> Expand:
+        end = self.blended.expand.get_submodule(path)
+        assert isinstance(end, Expand)
+        end.requires_grad_(True)
+        return end
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained: the narrow layers and the linear ends."""
+        ends = [weight for end in self.ends.values() for weight in end.parameters()]
+        return [p for p in self.model.parameters() if p.requires_grad] + ends
+
+    def folded(self) -> nn.Module:
+        """Return the narrow model with the ends folded into its head."""
+        small = copied(self._narrow)
+        head = collapse_with_error(self.blended)[0]
+        state = {**self.model.state_dict(), **self._head_state(head)}
+        small.load_state_dict(state)
+        return small
+
+    def _head_state(self, collapsed: nn.Module) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value
+            for name in self.head
+            for key, value in collapsed.get_submodule(name).state_dict().items()
+        }
+
+
+class _Through:
+    """A hook that lets a layer read through a linear end; a copy of both belongs together."""
+
+    def __init__(self, end: Expand) -> None:
+        self.end = end
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments with the first tensor mapped."""
+        if args:
+            return (self.end(args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, kwargs | {name: self.end(kwargs[name])}

@@ -1,0 +1,84 @@
+"""`branchprune compress`: a model by its import path, a folder of images, a file and its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import vgg
+from PIL import Image
+from torch import nn
+
+import branchprune as bp
+from branchprune.cli import main
+
+HERE = "test_compress_command"
+
+
+def network(classes: int = 5) -> nn.Module:
+    torch.manual_seed(3)
+    return vgg(classes=classes)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 9, 9, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+def call(*args: object) -> int:
+    return main(["compress", *map(str, args)])
+
+
+NORMALISED = ("--image_size", 8, "--mean", "[0.5, 0.5, 0.5]", "--std", "[0.3, 0.3, 0.3]")
+
+
+@pytest.mark.filterwarnings("ignore:images")  # the model is not trained
+def test_it_writes_a_model_that_loads_and_its_card(
+    images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    torch.save(network().state_dict(), tmp_path / "mine.pt")
+    output = tmp_path / "small.safetensors"
+    options = ("--keep", 0.4, "--steps", 3, "--batch_size", 8, "--output", output, *NORMALISED)
+    assert call(f"{HERE}:network", images, "--checkpoint", tmp_path / "mine.pt", *options) == 0
+    said = capsys.readouterr().out
+    small = bp.load(network(), output)
+    plan = bp.plan(network(), torch.randn(2, 3, 8, 8), 0.4)
+    assert sum(p.numel() for p in small.parameters()) == plan.after.params
+    assert f"params: {plan.before.params:,} → {plan.after.params:,}" in said
+    assert "of 2 held-out images" in said and str(output) in said
+    card = output.with_suffix(".md").read_text()
+    assert f"| {plan.before.params:,} | {plan.after.params:,} |" in card
+    assert "8x8" in card and "[0.5, 0.5, 0.5]" in card and "from 18 images" in card
+
+
+def test_what_is_wrong_is_told_in_one_line_before_anything_runs(
+    images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    there = tmp_path / "there.safetensors"
+    there.touch()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    net = f"{HERE}:network"
+    for args, said in (
+        ((net, images, "--output", there), "exists"),
+        ((net, images, "--output", tmp_path / "small.pt"), "must end in .safetensors"),
+        ((net, images, "--output", tmp_path / "no" / "small.safetensors"), "there is no folder"),
+        ((net, empty, "--output", tmp_path / "a.safetensors"), "has no image"),
+        ((net, tmp_path / "none", "--output", tmp_path / "a.safetensors"), "none"),
+        ((net, images, "--checkpoint", tmp_path / "none.pt"), "does not exist"),
+        ((net, images, "--mean", "[1]", "--output", tmp_path / "a.safetensors"), "three finite"),
+        (("resnet19", images, "--output", tmp_path / "a.safetensors"), "resnet18"),
+        ((net, images, "--minutes", -1, "--output", tmp_path / "a.safetensors"), "minutes"),
+    ):
+        assert call(*args) == 2
+        error = capsys.readouterr().err.strip()
+        assert said in error and "\n" not in error, error
+    assert {*tmp_path.iterdir()} == {images, empty, there}

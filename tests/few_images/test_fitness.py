@@ -1,0 +1,45 @@
+"""Images that a model was not trained with are told before anything is learnt from them."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from branchprune.few_images.fitness import warn_if_strange
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A net whose norm has seen images of mean 0, and which is sure of its class."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(5))
+    for _ in range(60):
+        net(torch.randn(32, 3, 6, 6))
+    net[-1].weight.data *= 20
+    return net.eval()
+
+
+def test_images_as_in_training_say_nothing(model: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_strange(model, torch.randn(32, 3, 6, 6))
+
+
+def test_images_that_are_not_normalised_are_told(model: nn.Module) -> None:
+    with pytest.warns(UserWarning, match="images are not what 1 has seen: its inputs are off by"):
+        warn_if_strange(model, 3 + torch.randn(32, 3, 6, 6))
+
+
+def test_a_model_that_is_at_chance_is_told(model: nn.Module) -> None:
+    model[-1].weight.data *= 0.001
+    with pytest.warns(UserWarning, match=r"a probability of 2\d\.\d% on average, at chance .* 20"):
+        warn_if_strange(model, torch.randn(32, 3, 6, 6))
+
+
+def test_models_without_norms_or_classes_are_not_judged() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_strange(nn.Conv2d(3, 2, 3), torch.randn(4, 3, 6, 6))

@@ -1,0 +1,102 @@
+"""Unlabelled images: what is taken, what is refused, and how they are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+import branchprune as bp
+from branchprune.few_images.folder import read_folder
+from branchprune.few_images.images import divided, gather, mixed, views
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_batches_of_a_loader_are_joined_and_their_labels_left() -> None:
+    x = torch.randn(5, 3, 4, 4)
+    loader = DataLoader(TensorDataset(x, torch.arange(5)), batch_size=2)
+    for given in (x, [x[:3], x[3:]], loader, ((batch, 0) for batch in x.split(2))):
+        assert torch.equal(gather(given), x)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.randn(1, 3, 4, 4), "must be at least two"),
+        (torch.randint(0, 255, (4, 3, 4, 4), dtype=torch.uint8), "normalised"),
+        (torch.full((3, 3, 4, 4), torch.nan), "NaN or infinity: the first is number 0 of 3"),
+        ([torch.randn(2, 3, 4, 4), torch.randn(2, 3, 5, 4)], "differ in shape"),
+        ([], "images is empty"),
+        ([{"x": 1}], "a batch that is a dict"),
+        (3, "images (a int) must be a tensor"),
+    ],
+)
+def test_what_is_no_set_of_images_is_refused(images: object, message: str) -> None:
+    with pytest.raises(bp.PruneError) as caught:
+        gather(images)
+    assert message in str(caught.value)
+
+
+def test_a_tenth_is_held_out_and_at_least_one() -> None:
+    for count, held_out in ((2, 1), (10, 1), (40, 4)):
+        x = torch.arange(count).view(-1, 1)
+        known, other = divided(x, 0.1, generator())
+        assert len(other) == held_out
+        assert sorted(torch.cat([known, other]).flatten().tolist()) == list(range(count))
+
+
+def test_views_are_crops_of_the_image_reflected_at_its_border() -> None:
+    x = torch.randn(64, 2, 16, 24)
+    wide = F.pad(x, (3, 3, 2, 2), mode="reflect")
+    found = views(x, generator())
+    seen = set()
+    for image, border in zip(found, wide, strict=True):
+        crops = {
+            (top, left, flip): border[:, top : top + 16, left : left + 24].flip(*[2] * flip)
+            if flip
+            else border[:, top : top + 16, left : left + 24]
+            for top in range(5)
+            for left in range(7)
+            for flip in (0, 1)
+        }
+        seen |= {place for place, crop in crops.items() if torch.equal(crop, image)}
+    assert {top for top, _, _ in seen} == {*range(5)}
+    assert {left for _, left, _ in seen} == {*range(7)}
+    assert {flip for _, _, flip in seen} == {0, 1}
+    assert len(seen) > 30
+
+
+def test_mixtures_are_shares_of_two_images_drawn_from_a_beta_distribution() -> None:
+    x = torch.eye(4000)
+    found = mixed(x, 0.4, generator())
+    torch.testing.assert_close(found.sum(1), torch.ones(4000))
+    assert ((found > 0).sum(1) <= 2).all()
+    shares = found.diagonal()
+    # Of Beta(a, a) the mean is 1/2, and the variance 1/(4 (2a + 1)).
+    assert abs(shares.mean() - 0.5) < 0.02
+    assert abs(shares.var() - 1 / (4 * 1.8)) < 0.01
+    assert torch.equal(mixed(x, 0.0, generator()), x)
+
+
+def test_a_folder_is_read_resized_and_normalised(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    (tmp_path / "a").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / ("a" if i else "") / f"{i}.png")
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    found = read_folder(tmp_path, None, mean, std)
+    wanted = torch.tensor((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=0)
+    assert read_folder(tmp_path, 4).shape == (3, 3, 4, 4)
+    with pytest.raises(bp.PruneError, match="must be three finite numbers"):
+        read_folder(tmp_path, 4, mean=[0.5])
+    with pytest.raises(bp.PruneError, match="must be above 0"):
+        read_folder(tmp_path, 4, mean, std=[1.0, 0.0, 1.0])

@@ -1,0 +1,42 @@
+"""What is minimised: relative errors of features and images, divergences of logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import kl_div, softmax
+
+from branchprune.few_images.matching import mismatch
+
+
+def numbers(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(len(shape))
+    return torch.randn(shape), torch.randn(shape)
+
+
+def relative(x: torch.Tensor, u: torch.Tensor) -> float:
+    return float(((x - u).double() ** 2).sum() / (u.double() ** 2).sum())
+
+
+@pytest.mark.parametrize("match", ["head", "outputs"])
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 3, 4, 4)])
+def test_what_is_matched(match: Any, head: bool, shape: tuple[int, ...]) -> None:
+    (x, u), (y, v) = numbers(6, 8), numbers(*shape)
+    read = ({"fc": [x] * head}, {"fc": [u] * head})
+    found = float(mismatch(match, read, ({"out": y}, {"out": v})))
+    logits = len(shape) == 2
+    outputs = relative(y, v)
+    if match == "outputs" and logits:
+        pairs = (softmax(y.double() / 4, 1).log(), softmax(v.double() / 4, 1))
+        outputs = 16 * float(kl_div(*pairs, reduction="batchmean"))
+    wanted = relative(x, u) * (match == "head" and head)
+    wanted += outputs * (match == "outputs" or not logits or not head)
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_is_nothing_is_no_error() -> None:
+    zeros = torch.zeros(2, 3)
+    assert float(mismatch("head", ({"fc": [zeros]}, {"fc": [zeros]}), (zeros, zeros))) == 0

@@ -1,0 +1,79 @@
+"""The narrow model with a wide head: what it computes is what is folded at the end."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import Residual, vgg
+from torch import Tensor, nn
+
+import branchprune as bp
+from branchprune.few_images.head import head_layers
+from branchprune.few_images.start import fitted_start
+from branchprune.few_images.student import Student
+
+
+class TwoHeads(nn.Module):
+    """A residual net whose last features are read by a map of classes and by one of boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = Residual(8, 12)
+        self.classes, self.boxes = nn.Conv2d(12, 3, 1), nn.Conv2d(12, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.block(self.stem(x))
+        return {"classes": self.classes(features), "boxes": self.boxes(input=features)}
+
+
+def student_of(model: nn.Module, keep: float = 0.5) -> tuple[Student, Tensor]:
+    torch.manual_seed(0)
+    model = model.double().eval()
+    x = torch.randn(16, 3, 8, 8).double()
+    return Student(fitted_start(model, bp.plan(model, x[:2], keep), x)), x
+
+
+def test_the_head_is_what_makes_the_outputs_of_channels_that_shrink() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    net, chain = TwoHeads(), vgg()
+    last = str(len(chain) - 1)
+    assert head_layers(chain, bp.plan(chain, x)) == {last: last}
+    assert head_layers(net, bp.plan(net, x)) == {"classes": "classes", "boxes": "classes"}
+    whole = bp.plan(net, x, keep={"stem": 0.5}, exclude=["block.conv2"])
+    assert head_layers(net, whole) == {}
+
+
+@pytest.mark.parametrize("make", [vgg, TwoHeads])
+def test_what_it_has_learnt_is_folded_exactly(make: type[nn.Module]) -> None:
+    student, x = student_of(make())
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    student.model.eval()
+    small = student.folded().eval()
+    wanted, found = student.model(x), small(x)
+    for key in wanted if isinstance(wanted, dict) else [slice(None)]:
+        torch.testing.assert_close(found[key], wanted[key], atol=1e-12, rtol=1e-10)
+    assert {*small.state_dict()} == {*make().state_dict()}
+
+
+def test_its_head_stays_and_a_copy_learns_on_its_own() -> None:
+    student, x = student_of(vgg())
+    other = copy.deepcopy(student)
+    before = student.model.eval()(x)
+    assert all(not p.requires_grad for p in student.model[-1].parameters())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(student.model(x), before)
+    assert not torch.equal(other.model.eval()(x), before)
+
+
+def test_a_frozen_model_learns_and_is_frozen_again() -> None:
+    student, _ = student_of(vgg().requires_grad_(False))
+    trained = student.parameters()
+    assert trained and all(parameter.requires_grad for parameter in trained)
+    assert not any(parameter.requires_grad for parameter in student.folded().parameters())
