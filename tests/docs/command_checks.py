@@ -6,9 +6,11 @@ import re
 import shlex
 import subprocess
 import tomllib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from pages import PAGES, ROOT
 from run_checks import (
     ENTRIES,
@@ -24,9 +26,11 @@ from run_checks import (
     check_tensorboard,
 )
 
+import branchprune as bp
 from branchprune.benchmarks import cost
 from branchprune.cli import main
 from branchprune.experiments.compare import config as comparison
+from branchprune.models import VGG
 
 
 def check_compare(command, world):
@@ -129,6 +133,18 @@ def check_plan(command, world):
     assert "whatever widths are chosen" in world.printed()
 
 
+def check_compress(command, world):
+    """A network of ours with its weights, and a folder of images; a step instead of minutes."""
+    torch.save(VGG().state_dict(), world.folder / "mine.pt")
+    words = command.replace("my_package:MyNet", "branchprune.models:VGG")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "images")  # the network is not trained
+        assert main(shlex.split(words.replace("--minutes 5", "--steps 1"))[1:]) == 0
+    small = bp.load(VGG(), world.folder / "small.safetensors")
+    assert small.classifier.in_features == 256
+    assert "left" in (world.folder / "small.md").read_text()
+
+
 def check_cost(command, world):
     """Time and memory of the paper's models, below runs/."""
     options = cost.parse_options(shlex.split(command)[2:])
@@ -206,6 +222,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune compare configs/compare/\w+\.yaml --jobs \d": check_compare,
     r"branchprune bench": check_bench,
     r"branchprune plan \S+( --example \S+)?": check_plan,
+    r"branchprune compress .*": check_compress,
     r"branchprune zoo( --\w+ \S+)*": check_zoo,
     r"branchprune (run|compare|cost)": check_verb,
     r"tensorboard --logdir runs/digits": check_tensorboard,

@@ -171,7 +171,6 @@ def check_images(command, world):
     """Trained weights and a folder of images: normalised as told, pruned from these weights."""
     dense = torchvision.models.resnet18(num_classes=10)
     torch.save(dense.state_dict(), world.folder / "mine.pt")
-    (world.folder / "my_images").symlink_to("classes")
     small = (
         "--overwrite true --fast true --data.init_args.batch_size 8 --data.init_args.limit_train 32"
     )

@@ -29,6 +29,7 @@ def checkout(tmp_path_factory):
     for name in ("configs", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     draw_folders(folder)
+    (folder / "my_images").symlink_to("classes")
     return folder
 
 
