@@ -135,13 +135,14 @@ def check_plan(command, world):
 
 def check_compress(command, world):
     """A network of ours with its weights, and a folder of images; a step instead of minutes."""
-    torch.save(VGG().state_dict(), world.folder / "mine.pt")
+    net = VGG([[8, 8], [16]])
+    torch.save(net.state_dict(), world.folder / "mine.pt")
     words = command.replace("my_package:MyNet", "branchprune.models:VGG")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "images")  # the network is not trained
-        assert main(shlex.split(words.replace("--minutes 5", "--steps 1"))[1:]) == 0
-    small = bp.load(VGG(), world.folder / "small.safetensors")
-    assert small.classifier.in_features == 256
+        words = words.replace("--minutes 5", "--steps 1 --init_args.stages '[[8, 8], [16]]'")
+        assert main(shlex.split(words)[1:]) == 0
+    assert bp.load(net, world.folder / "small.safetensors").classifier.in_features == 8
     assert "left" in (world.folder / "small.md").read_text()
 
 
