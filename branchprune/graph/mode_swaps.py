@@ -51,9 +51,9 @@ def refuse_mode_swaps(model: nn.Module, inside: str, opaque: Collection[str]) ->
         if not any(name == path or name.startswith(f"{path}.") for path in opaque):
             owner = name.rpartition(".")[0]
             raise PruneError(
-                f"train() and eval() of the model put another {name} in place, which a trace loses: "
-                f"leave {owner or 'the module'} out with `opaque`, compute it in forward, or do so "
-                "to the collapsed model alone"
+                f"train() and eval() of the model put another {name} in place, which a trace "
+                f"loses: leave {owner or 'the module'} out with `opaque`, compute it in forward, "
+                "or do so to the collapsed model alone"
             )
 
 
