@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ from branchprune.graph.inputs import Example, copied, example_inputs, on_device
 from branchprune.graph.layers import set_path
 from branchprune.graph.sharding import refuse_sharded
 from branchprune.graph.structure import Structure
-from branchprune.graph.tracing.guards import same_modes
-from branchprune.graph.tracing.modes import differing_modules
+from branchprune.graph.tracing.guards import as_many_arguments, same_modes
+from branchprune.graph.tracing.modes import differing_modules, take_modes
 from branchprune.planning.plan import Plan
 
 
@@ -239,12 +239,7 @@ class Blended(nn.Module):
                 another mode than the whole, though its forward depends on the mode.
         """
         same_modes(self.model, self._moded, self.part_of_model.training)
-        if len(args) + len(kwargs) != self._structure.arguments:
-            given, planned = len(args) + len(kwargs), self._structure.arguments
-            raise PruneError(
-                f"forward is given {given} arguments, but the plan's example had {planned}: plan "
-                "with an example that has the arguments that are used"
-            )
+        as_many_arguments(len(args) + len(kwargs), self._structure.arguments)
         program = self._program_of_call(self.part_of_model.training)
         output = program(self, *args, **kwargs)
         if self._features is not None:
@@ -277,6 +272,12 @@ class Blended(nn.Module):
             yield
         finally:
             del part["forward"]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode as the model does; the branch follows its layers, such as a frozen norm."""
+        super().train(mode)
+        take_modes((self.twin, self.plain), self.model)
+        return self
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -22,7 +22,14 @@ from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.projections import EndPiece, Expand
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
-from branchprune.graph.inputs import Example, example_inputs, first_call, on_device, tensors
+from branchprune.graph.inputs import (
+    Example,
+    example_inputs,
+    first_call,
+    on_device,
+    tensors,
+    training_mode,
+)
 
 
 @one_at_a_time
@@ -75,15 +82,10 @@ def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4
 @contextmanager
 def _calibrating(blended: Blended, norms: Sequence[nn.Module]) -> Iterator[None]:
     """Put the branch's BatchNorm into training mode, and all else into evaluation mode."""
-    before = {module: module.training for module in blended.modules()}
-    blended.eval()
-    for norm in norms:
-        norm.train()
-    try:
+    with training_mode(blended, False):
+        for norm in norms:
+            norm.train()
         yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def _ends(blended: Blended) -> dict[str, str]:

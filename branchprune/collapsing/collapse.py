@@ -21,6 +21,7 @@ from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import Fold, flush_subnormals, fold_bias, fold_weight
 from branchprune.graph.full_shapes import remember_full_shapes
+from branchprune.graph.inputs import set_modes
 from branchprune.graph.layers import become, put_parameters, set_linear_width, set_path
 from branchprune.graph.saved_numbers import remember_followed
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
@@ -205,9 +206,10 @@ def _endfolds(exact: Blended, kind: type[LinearEnd], end: nn.Module) -> list[Fol
 def _like(small: nn.Module, blended: Blended) -> nn.Module:
     """Give every tensor of the collapsed model the dtype, device and flags of the blended one."""
     seen: dict[Tensor, nn.Parameter] = {}
+    modes: dict[nn.Module, bool] = {}
     for name, module in small.named_modules():
         original = blended.model.get_submodule(name)
-        module.training = original.training
+        modes[module] = original.training
         for key, buffer in module._buffers.items():
             old = dict(original._buffers).get(key)
             if buffer is not None and old is not None:
@@ -217,6 +219,7 @@ def _like(small: nn.Module, blended: Blended) -> nn.Module:
             if parameter is not None and old is not None:
                 new = nn.Parameter(_cast(f"{name}.{key}", parameter, old), old.requires_grad)
                 put_parameters(module, {key: seen.setdefault(parameter, new)})
+    set_modes(modes)
     return small
 
 

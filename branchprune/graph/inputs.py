@@ -205,9 +205,23 @@ def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, flag in before.items():
-            if module.training is not flag:
-                module.training = flag
+        set_modes(before)
+
+
+def set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Put modules into modes of their own.
+
+    That is by `train` where it can be: a user's may change other attributes, or what is within.
+
+    Args:
+        modes: The `training` flag of each module, those that contain others first.
+    """
+    for module, flag in modes.items():
+        if module.training is not flag:
+            module.train(flag)
+    for module, flag in modes.items():
+        if module.training is not flag:
+            module.training = flag
 
 
 def copied(model: nn.Module, sharing: bool = False) -> nn.Module:

@@ -12,6 +12,7 @@ from branchprune.errors import PruneError
 from branchprune.graph.build import analyse
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied, inputs_of, plain
+from branchprune.graph.mode_swaps import refuse_mode_swaps
 from branchprune.graph.module_numbers import Attribute
 from branchprune.graph.plain_model import check_model
 from branchprune.graph.structure import Structure
@@ -176,6 +177,7 @@ def plan(
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
     check_named(model, named)
+    refuse_mode_swaps(model, inside, opaque)
     model = copied(model, sharing=True)
     given = example
     try:

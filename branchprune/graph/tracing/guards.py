@@ -124,3 +124,12 @@ def same_modes(model: nn.Module, names: Iterable[str], training: bool) -> None:
                 f"around it is not, but its forward, which was traced, depends on the mode of "
                 "the whole: leave it out with `opaque`, or use nn.Dropout for F.dropout"
             )
+
+
+def as_many_arguments(given: int, planned: int) -> None:
+    """Raise a PruneError if forward is given more or fewer arguments than in the plan's example."""
+    if given != planned:
+        raise PruneError(
+            f"forward is given {given} arguments, but the plan's example had {planned}: plan "
+            "with an example that has the arguments that are used"
+        )

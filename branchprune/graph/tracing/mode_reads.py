@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 from unittest import mock
 
 from torch import nn
 
+from branchprune.graph.mode_swaps import sets_mode_itself
 from branchprune.graph.tracing.run_whole import LIBRARY
 
 
@@ -47,5 +50,26 @@ def follows_mode(part: nn.Module, wholes: Collection[nn.Module]) -> bool:
         part: The module that is recorded.
         wholes: Modules that are not looked into; those of torch are run in one mode.
     """
-    overrides = (type(m).train is not nn.Module.train or "train" in vars(m) for m in part.modules())
-    return any(overrides) or not all(m.__module__.startswith(LIBRARY) for m in wholes)
+    modules = [*part.modules()]
+    if any(map(sets_mode_itself, modules)) or any(map(_hides_mode, {*map(type, modules)})):
+        return True
+    return not all(m.__module__.startswith(LIBRARY) for m in wholes)
+
+
+@lru_cache(maxsize=1024)
+def _hides_mode(kind: type[nn.Module]) -> bool:
+    """Return whether a user's class may learn the mode without asking for the attribute.
+
+    It may see how attributes are set or read, or find the mode by its name in a dictionary.
+    """
+    own = [each for each in kind.__mro__ if not each.__module__.startswith("torch.")]
+    names = [vars(each) for each in own if each is not object]
+    seen = any({"training", "__setattr__", "__getattribute__"} & {*each} for each in names)
+    codes = (getattr(value, "__code__", None) for each in names for value in each.values())
+    return seen or any(map(_names_mode, codes))
+
+
+def _names_mode(code: object) -> bool:
+    """Return whether "training" stands in the code of a function, or of one within."""
+    constants = code.co_consts if isinstance(code, CodeType) else ()
+    return "training" in constants or any(map(_names_mode, constants))

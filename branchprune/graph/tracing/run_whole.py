@@ -31,11 +31,10 @@ def run_whole(
             return original(module, *args, **kwargs)
         with training_mode(module, False):
             return original(module, *args, **kwargs)
-    if module.training:
-        try:
-            with own_generators(module.parameters()):
-                return original(module, *args, **kwargs)
-        except Exception:  # the attempt below says what is wrong
-            pass
+    try:
+        with own_generators(module.parameters()):
+            return original(module, *args, **kwargs)
+    except Exception:  # the attempt below says what is wrong
+        pass
     with training_mode(module, False), own_generators(module.parameters()):
         return original(module, *args, **kwargs)

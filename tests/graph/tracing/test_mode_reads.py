@@ -50,6 +50,40 @@ class HasAFlag(Plain):
         return y + 1 if self.extra else y
 
 
+class AsksItsDictionary(Plain):
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y + 1 if vars(self)["training"] else y
+
+
+class HasAProperty(Plain):
+    @property
+    def training(self) -> bool:
+        return self.phase == "training"
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.phase = "training" if mode else "evaluation"
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y + 1 if self.phase == "training" else y
+
+
+class SeesItSet(Plain):
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "training":
+            self.extra = value
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y + 1 if self.extra else y
+
+
+KINDS = [Asks, AsksByName, HasAFlag, AsksItsDictionary, HasAProperty, SeesItSet]
+
+
 class Own(nn.Module):
     """An activation that is not looked into, and may ask."""
 
@@ -75,7 +109,7 @@ def test_one_recording_is_enough_where_nothing_asks(monkeypatch: pytest.MonkeyPa
     assert times_recorded(nn.Sequential(Plain(), nn.MaxPool2d(2)), monkeypatch) == 1
 
 
-@pytest.mark.parametrize("kind", [Asks, AsksByName, HasAFlag])
+@pytest.mark.parametrize("kind", KINDS)
 def test_both_modes_are_recorded_where_forward_may_differ(
     kind: type[Plain], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +123,7 @@ def test_both_modes_are_recorded_around_what_is_not_looked_into(
     assert times_recorded(nn.Sequential(Plain(), own), monkeypatch, opaque=[own]) == 2
 
 
-@pytest.mark.parametrize("kind", [Asks, AsksByName, HasAFlag])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_graph_of_training_is_that_of_training(kind: type[Plain]) -> None:
     graphs = trace(kind(), X).graphs
     assert graphs[True] is not graphs[False]
