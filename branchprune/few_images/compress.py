@@ -20,7 +20,10 @@ from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
 from branchprune.few_images.pace import DTYPES, seconds_a_step
 from branchprune.few_images.student import Student
-from branchprune.graph.inputs import copied, on_device
+from branchprune.few_images.trial import check_weights, try_out
+from branchprune.graph.inputs import copied
+from branchprune.graph.plain_model import check_model
+from branchprune.graph.random_generators import seeded
 from branchprune.planning.plan import Plan, plan
 
 HELD_OUT = 0.1
@@ -29,6 +32,10 @@ RESERVE = 1.3
 """The time until learning begins, and a part of it again for the collapse and the judgement."""
 CALIBRATION = 256
 """Images from which channels are chosen and linear ends are fitted."""
+LEAST, LARGEST = 16, 2**21
+"""Of these at a time: how many at least, and else how many numbers, for the memory they take."""
+CHECKED = 64
+"""Images on which it is tried whether they are of the model's kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +47,9 @@ class Compressed:
         plan: Its widths, and what both cost.
         agreement: How well it stands for the dense model on the images that were held out.
         steps: How many steps it has learnt; with the same `steps`, `dtype` and `seed` it becomes
-            the same model again.
+            the same model again, on a CPU.
         dtype: In which the steps were computed; weights stay as they were.
+        seed: Of all that was drawn.
         images: How many images it has learnt from.
         error: Relative error of the collapse in float64.
         seconds: How long all of it took.
@@ -52,6 +60,7 @@ class Compressed:
     agreement: Agreement
     steps: int
     dtype: torch.dtype
+    seed: int
     images: int
     error: float
     seconds: float
@@ -60,9 +69,15 @@ class Compressed:
         before, after = self.plan.before, self.plan.after
         pairs = [(what, getattr(before, what), getattr(after, what)) for what in ("params", "macs")]
         costs = [f"{what}: {old:,} → {new:,} ({new / old - 1:+.1%})" for what, old, new in pairs]
-        time = f"{self.steps} steps, {self.seconds:.0f} s"
         judged = f"of {self.agreement.images} held-out images {self.agreement}"
-        return "\n".join([*costs, judged, time])
+        made = f"{self.how}, {self.images} images, {self.seconds:.0f} s"
+        return "\n".join([*costs, judged, made])
+
+    @property
+    def how(self) -> str:
+        """What makes the same model again."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.steps} {'step' if self.steps == 1 else 'steps'} ({dtype}, seed {self.seed})"
 
 
 def compress(
@@ -95,7 +110,8 @@ def compress(
     Args:
         model: The trained model, of one tensor of images; it is not changed.
         images: Tensor (N, C, H, W), as the model wants them (normalised), at least 2; or batches of
-            such, as a DataLoader gives: of tuples the first entry is taken.
+            such, as a DataLoader gives: of tuples the first entry is taken. They are held in
+            memory: of batches without end 100,000.
         keep: Fraction of the channels to keep; see `plan`.
         exclude: See `plan`.
         multiple_of: See `plan`.
@@ -103,16 +119,17 @@ def compress(
         steps: How many steps to learn, 2000 if neither is given.
         batch_size: Images a step.
         mixup: α of the Beta distribution of mixtures; 0: images are not mixed.
-        transform: Makes views of a batch (N, C, H, W); None: random crops, half of them mirrored.
-        distance: `distance(outputs, wanted) -> Tensor`, what to minimise instead.
+        transform: Makes views of a batch (N, C, H, W), normalised as it is; None: random crops,
+            half of them mirrored.
+        distance: `distance(outputs, wanted) -> Tensor`, a number to minimise instead.
         dtype: In which the steps are computed, float32 or bfloat16; None: that which is faster
             here, by some steps that are then thrown away.
         seed: Of all that is drawn.
         progress: Called after each step with its number, of how many, and the loss.
 
     Returns:
-        The small model, with its costs and how well it agrees with the dense one on a tenth of the
-        images, which was held out.
+        The small model, in evaluation mode, with its costs and how well it agrees with the dense
+        one on a tenth of the images, which was held out.
 
     Raises:
         PruneError: An argument is wrong, the images do not fit the model, nothing can be pruned, or
@@ -120,19 +137,24 @@ def compress(
     """
     began = time.perf_counter()
     _check(minutes, steps, batch_size, mixup, dtype)
+    whole("seed", seed)
+    check_model(model)
+    check_weights(model)
     known, held_out = _prepared(model, images, seed)
-    dense = copied(model).eval().requires_grad_(False)
-    planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
-    warn_if_strange(dense, torch.cat([known, held_out])[:CALIBRATION])
-    student = Student(fitted_start(model, planned, known))
     how = Learning(steps or STEPS, batch_size, mixup=mixup, transform=transform)
     how = replace(how, distance=distance, seed=seed)
-    how = _paced(student, dense, known, how, dtype, minutes, began)
-    learn(student, dense, known, how, progress)
-    small = student.folded()
-    judged = agreement(dense, small, held_out, batch_size)
+    with seeded(seed, [known]):  # the model or the transform may draw, too
+        dense = copied(model).eval()
+        planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
+        try_out(dense.requires_grad_(False), known, transform, distance)
+        warn_if_strange(dense, torch.cat([known, held_out])[:CHECKED])
+        student = Student(fitted_start(model, planned, known))
+        how = _paced(student, dense, known, how, dtype, minutes, began)
+        learn(student, dense, known, how, progress)
+        small = student.folded().eval()
+        judged = agreement(dense, small, held_out, batch_size)
     seconds = time.perf_counter() - began
-    made = (how.steps, how.dtype, len(known), student.error, seconds)
+    made = (how.steps, how.dtype, seed, len(known), student.error, seconds)
     return Compressed(small, planned, judged, *made)
 
 
@@ -144,9 +166,10 @@ def fitted_start(model: nn.Module, planned: Plan, images: Tensor) -> Blended:
         planned: Its plan.
         images: From which to choose and fit; the first of them count.
     """
-    batch = images[:CALIBRATION]
-    blended = attach(model, planned, "reconstruction", batches=[batch])
-    blended = fit_expand(blended, [batch])
+    count = max(LEAST, LARGEST // images[0].numel())
+    batches = images[:CALIBRATION].split(count)
+    blended = attach(model, planned, "reconstruction", batches=batches)
+    blended = fit_expand(blended, batches)
     blended.alpha = 0.0
     return blended
 
@@ -167,10 +190,10 @@ def _check(
 
 
 def _prepared(model: nn.Module, images: Images, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the images to learn from and those held out, on the device of the model."""
-    found = on_device(gather(images), model)
-    assert isinstance(found, Tensor)
-    return divided(found, HELD_OUT, torch.Generator().manual_seed(seed))
+    """Return the images to learn from and those held out, as the weights of the model are."""
+    found = gather(images)
+    weight = next((each for each in model.parameters() if each.is_floating_point()), found)
+    return divided(found.to(weight), HELD_OUT, torch.Generator().manual_seed(seed))
 
 
 def _paced(
@@ -199,6 +222,6 @@ def _paced(
         least = (RESERVE * spent + seconds) / 60
         raise PruneError(
             f"minutes (={minutes}) are too few: choosing channels and fitting alone took "
-            f"{spent:.0f} s; give more than {least:.1f}"
+            f"{spent:.1f} s; give more than {least:.2g}"
         )
     return replace(how, steps=steps)
