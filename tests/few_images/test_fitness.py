@@ -43,7 +43,8 @@ def test_a_model_that_is_at_chance_is_told(model: nn.Module) -> None:
 
 def test_outputs_that_are_shares_already_are_taken_as_such() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 50), nn.Softmax(1))
-    model[1].weight.data *= 50
+    model[1].weight.data *= 0
+    model[1].bias.data = 3.0 * torch.eye(50)[0]  # a share of 0.29: far from chance, which is 0.02
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_strange(model, torch.randn(8, 1, 2, 2))
