@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,10 @@ from branchprune.few_images.folder import read_folder
 
 CHECKPOINT = """its trained weights: a file of bp.save, a state_dict or a Lightning checkpoint; of a
 model of torchvision or timm, without this, those that the library has for it"""
-SIZE = "resize images to this height and width; a model of a library has one of its own"
-MEAN = "mean of each channel (R, G, B), in images of [0, 1], that the model was trained with"
+SIZE = """resize images to this height and width, '[96, 128]', or one number for both; a model of a
+library has one of its own"""
+MEAN = """mean of each channel (R, G, B), in images of [0, 1], that the model was trained with:
+'[0.5, 0.4, 0.3]'"""
 
 
 def main(args: Sequence[str], console: Console) -> None:
@@ -42,12 +47,13 @@ def main(args: Sequence[str], console: Console) -> None:
     wanted = Normalisation(
         options.image_size or known.size, options.mean or known.mean, options.std or known.std
     )
-    images = read_folder(options.images, wanted.size, wanted.mean, wanted.std)
-    with _progress(console) as progress:
-        task = progress.add_task("", total=None, loss=float("nan"))
+    images = read_folder(options.images, wanted.size, wanted.mean, wanted.std, options.grey)
+    with _progress(console) as progress, _warnings_in_a_line():
+        task = progress.add_task("channels are chosen and fitted", total=None)
 
         def show(step: int, steps: int, loss: float) -> None:
-            progress.update(task, completed=step, total=steps, loss=loss)
+            said = f"step {step} of {steps}, loss {loss:.4f}"
+            progress.update(task, completed=step, total=steps, description=said)
 
         names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
         found = compress(model, images, **{name: options[name] for name in names}, progress=show)
@@ -68,14 +74,41 @@ def _parser() -> ArgumentParser:
     add("--keep", type=float | dict[str, float], default=0.5, help=KEEP)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
     add("--multiple_of", type=PositiveInt, default=1, help="round the kept widths to it")
-    add("--minutes", type=float | None, default=None, help="how long it may take")
-    add("--steps", type=int | None, default=None, help=f"steps of learning ({STEPS})")
+    add(
+        "--minutes",
+        type=float | None,
+        default=None,
+        help="how long it may take: as many steps as fit in",
+    )
+    add(
+        "--steps",
+        type=int | None,
+        default=None,
+        help=f"steps of learning; {STEPS} without --minutes",
+    )
     add("--batch_size", type=int, default=64, help="images a step")
-    add("--image_size", type=int | None, default=None, help=SIZE)
+    add("--image_size", type=int | tuple[int, int] | None, default=None, help=SIZE)
+    add("--grey", type=bool, default=False, help="give the model images of one channel")
     add("--mean", type=list[float] | None, default=None, help=MEAN)
     add("--std", type=list[float] | None, default=None, help="standard deviation, likewise")
     add("--seed", type=int, default=0, help="seed of all that is drawn")
     return parser
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Print warnings of ours without the place in the code that they come from."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category is UserWarning:
+            print(f"branchprune: warning: {message}", file=sys.stderr)
+        else:
+            before(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _output(path: Path) -> Path:
@@ -92,10 +125,5 @@ def _output(path: Path) -> Path:
 
 def _progress(console: Console) -> Progress:
     """Return a line with the steps, the loss and the time left."""
-    columns = (
-        TextColumn("step {task.completed} of {task.total}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

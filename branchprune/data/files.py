@@ -126,7 +126,7 @@ def _read_images(paths: list[Path], size: Size | None) -> Tensor:
             if image.shape[:2] != (height, width):
                 raise PruneError(
                     f"{path} is of size {_said(image.shape)}, but {paths[0]} of "
-                    f"{_said((height, width))}"
+                    f"{_said((height, width))}: resize them, by image_size"
                 )
             images[i] = image.transpose(2, 0, 1)
 

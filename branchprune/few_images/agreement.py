@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,12 @@ class Agreement:
     images: int
 
     def __str__(self) -> str:
-        interval = f"95 % interval {self.low:.1%} to {self.high:.1%}"
         if self.kind == "top-1":
-            return f"{self.value:.1%} have the same class ({interval})"
-        return f"{self.value:.1%} mean relative error of the outputs ({interval})"
+            interval = f"{self.low:.1%} to {self.high:.1%}"
+            return f"{self.value:.1%} have the same class (95 % interval {interval})"
+        value, low, high = (f"{100 * number:.3g}%" for number in (self.value, self.low, self.high))
+        interval = f" (95 % interval {low} to {high})" if self.images > 1 else ""
+        return f"{value} mean relative error of the outputs{interval}"
 
 
 def agreement(
@@ -55,25 +58,30 @@ def agreement(
     shares: list[float] = []
     kind = "top-1"
     with torch.no_grad(), training_mode(dense, False), training_mode(small, False):
-        for batch in images.split(batch_size):
+        for batch in images.split(_at_once(dense(images[:2]), len(images[:2]), batch_size)):
             wanted, found = dense(batch), small(batch)
             kind = "top-1" if are_logits(wanted) else "relative error"
             compare = _same_class if kind == "top-1" else _relative_errors
-            shares += compare(floats(wanted), floats(found)).tolist()
+            shares += compare(floats(wanted), floats(found), len(batch)).tolist()
     value = math.fsum(shares) / len(shares)
     low, high = (_wilson if kind == "top-1" else _normal)(shares, value)
     return Agreement(kind, value, low, high, len(shares))
 
 
-def _same_class(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
+def _at_once(outputs: Any, images: int, batch_size: int) -> int:
+    """Return how many images to compare at a time: one, where outputs are not image by image."""
+    by_image = all(tensor.shape[:1] == (images,) for tensor in floats(outputs))
+    return batch_size if by_image else 1
+
+
+def _same_class(wanted: list[Tensor], found: list[Tensor], _: int) -> Tensor:
     same = [w.argmax(1) == f.argmax(1) for w, f in zip(wanted, found, strict=True)]
-    return torch.stack(same).all(0).double()
+    return torch.stack(same).all(0).cpu().double()
 
 
-def _relative_errors(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
-    n = len(wanted[0])
+def _relative_errors(wanted: list[Tensor], found: list[Tensor], n: int) -> Tensor:
     missed, size = (
-        torch.cat([x.double().reshape(n, -1) for x in each], 1).norm(dim=1)
+        torch.cat([x.cpu().double().reshape(n, -1) for x in each], 1).norm(dim=1)
         for each in ([f - w for w, f in zip(wanted, found, strict=True)], wanted)
     )
     errors: Tensor = missed / size.clamp_min(torch.finfo(torch.float64).tiny)

@@ -41,9 +41,9 @@ def card(
             f"Images: {size[0]}x{size[1]} (height x width), {normalised}.",
             "",
             f"Made by `branchprune compress` from {found.images} images without labels, in "
-            f"{found.how.steps} steps: channels chosen by reconstruction, linear ends by least "
-            "squares, then the inputs of the dense head matched on mixtures of the images. The "
-            f"collapse is exact to {found.error:.0e}.",
+            f"{found.how}: channels chosen by reconstruction, linear ends by least squares, then "
+            "the inputs of the dense head matched on mixtures of the images. The collapse is exact "
+            f"to {found.error:.0e}.",
             "",
             f"Of {judged.images} images that were held out {judged}.",
             "",

@@ -17,13 +17,18 @@ from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
 from branchprune.few_images.pace import DTYPES, fastest, steps_within
 from branchprune.few_images.rate import RATES, SHORT, best_rate
-from branchprune.few_images.start import MOST, fitted_start
+from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
-from branchprune.graph.inputs import copied, on_device
+from branchprune.few_images.trial import check_weights, try_out
+from branchprune.graph.inputs import copied
+from branchprune.graph.plain_model import check_model
+from branchprune.graph.random_generators import seeded
 from branchprune.planning.plan import Plan, plan
 
 HELD_OUT = 0.1
 STEPS = 2000
+CHECKED = 64
+"""Images on which it is tried whether they are of the model's kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,8 @@ class Compressed:
         model: The small model, of the class of the dense one.
         plan: Its widths, and what both cost.
         agreement: How well it stands for the dense model on the images that were held out.
-        how: How it has learnt. The same `steps`, `learning_rate` and `dtype` make it again.
+        how: How it has learnt: the same `steps`, `learning_rate`, `dtype` and `seed` make it again,
+            on a CPU.
         images: How many images it has learnt from.
         error: Relative error of the collapse in float64.
         seconds: How long all of it took.
@@ -52,9 +58,9 @@ class Compressed:
         before, after = self.plan.before, self.plan.after
         pairs = [(what, getattr(before, what), getattr(after, what)) for what in ("params", "macs")]
         costs = [f"{what}: {old:,} → {new:,} ({new / old - 1:+.1%})" for what, old, new in pairs]
-        time = f"{self.how.steps} steps, {self.seconds:.0f} s"
         judged = f"of {self.agreement.images} held-out images {self.agreement}"
-        return "\n".join([*costs, judged, time])
+        made = f"{self.how}, {self.images} images, {self.seconds:.0f} s"
+        return "\n".join([*costs, judged, made])
 
 
 def compress(
@@ -88,7 +94,8 @@ def compress(
     Args:
         model: The trained model, of one tensor of images; it is not changed.
         images: Tensor (N, C, H, W), as the model wants them (normalised), at least 2; or batches of
-            such, as a DataLoader gives: of tuples the first entry is taken.
+            such, as a DataLoader gives: of tuples the first entry is taken. They are held in
+            memory: of batches without end 100,000.
         keep: Fraction of the channels to keep; see `plan`.
         exclude: See `plan`.
         multiple_of: See `plan`.
@@ -98,16 +105,17 @@ def compress(
         learning_rate: The largest of one cycle; None: of four that with which the loss falls most
             in a short run.
         mixup: α of the Beta distribution of mixtures; 0: images are not mixed.
-        transform: Makes views of a batch (N, C, H, W); None: random crops, half of them mirrored.
-        distance: `distance(outputs, wanted) -> Tensor`, what to minimise instead.
+        transform: Makes views of a batch (N, C, H, W), normalised as it is; None: random crops,
+            half of them mirrored.
+        distance: `distance(outputs, wanted) -> Tensor`, a number to minimise instead.
         dtype: In which the steps are computed, float32 or bfloat16; None: that which is faster
             here, by some steps that are then thrown away.
         seed: Of all that is drawn.
         progress: Called after each step with its number, of how many, and the loss.
 
     Returns:
-        The small model, with its costs and how well it agrees with the dense one on a tenth of the
-        images, which was held out.
+        The small model, in evaluation mode, with its costs and how well it agrees with the dense
+        one on a tenth of the images, which was held out.
 
     Raises:
         PruneError: An argument is wrong, the images do not fit the model, nothing can be pruned, or
@@ -123,22 +131,27 @@ def compress(
         seed=seed,
     )
     ways = _ways(how, steps, minutes, learning_rate, dtype)
+    check_model(model)
+    check_weights(model)
     known, held_out = _prepared(model, images, seed)
-    dense = copied(model).eval().requires_grad_(False)
-    planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
-    warn_if_strange(dense, torch.cat([known, held_out])[:MOST])
-    student = Student(fitted_start(model, planned, known))
-    if minutes is not None or len(ways) > 1:
-        how, pace = fastest(student, dense, known, ways)
-    if minutes is not None:
-        tried = 0 if learning_rate else len(RATES) * SHORT
-        spent = time.perf_counter() - began
-        how = replace(how, steps=steps_within(minutes, spent, pace, tried))
-    if learning_rate is None:
-        how = replace(how, learning_rate=best_rate(student, dense, known, how))
-    learn(student, dense, known, how, progress)
-    small = student.folded()
-    judged = agreement(dense, small, held_out, batch_size)
+    with seeded(seed, [known]):  # the model or the transform may draw, too
+        dense = copied(model).eval()
+        planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
+        try_out(dense.requires_grad_(False), known, transform, distance)
+        warn_if_strange(dense, torch.cat([known, held_out])[:CHECKED])
+        student = Student(fitted_start(model, planned, known))
+        how, pace = ways[0], 0.0
+        if minutes is not None or len(ways) > 1:
+            how, pace = fastest(student, dense, known, ways)
+        if minutes is not None:
+            tried = 0 if learning_rate else len(RATES) * SHORT
+            spent = time.perf_counter() - began
+            how = replace(how, steps=steps_within(minutes, spent, pace, tried))
+        if learning_rate is None:
+            how = replace(how, learning_rate=best_rate(student, dense, known, how))
+        learn(student, dense, known, how, progress)
+        small = student.folded().eval()
+        judged = agreement(dense, small, held_out, batch_size)
     made = (len(known), student.error, time.perf_counter() - began)
     return Compressed(small, planned, judged, how, *made)
 
@@ -165,7 +178,7 @@ def _ways(
 
 
 def _prepared(model: nn.Module, images: Images, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the images to learn from and those held out, on the device of the model."""
-    found = on_device(gather(images), model)
-    assert isinstance(found, Tensor)
-    return divided(found, HELD_OUT, torch.Generator().manual_seed(seed))
+    """Return the images to learn from and those held out, as the weights of the model are."""
+    found = gather(images)
+    weight = next((each for each in model.parameters() if each.is_floating_point()), found)
+    return divided(found.to(weight), HELD_OUT, torch.Generator().manual_seed(seed))

@@ -40,7 +40,7 @@ def warn_if_strange(model: nn.Module, images: Tensor) -> None:
             warnings.warn(
                 f"images are not what {first[0]} has seen: its inputs are off by {off:.1f} "
                 "standard deviations; normalise them as in the model's training",
-                stacklevel=3,
+                stacklevel=5,
             )
     _warn_if_unsure(outputs)
 
@@ -60,11 +60,15 @@ def _warn_if_unsure(outputs: Any) -> None:
     if len(scores) != 1 or not are_logits(outputs) or scores[0].shape[1] < 2:
         return
     chance = 1 / scores[0].shape[1]
-    sure = float(scores[0].float().softmax(1).amax(1).mean())
+    rows = scores[0].float()
+    shares = bool((rows >= 0).all()) and torch.allclose(
+        rows.sum(1), torch.ones(()).to(rows), atol=1e-3
+    )
+    sure = float((rows if shares else rows.softmax(1)).amax(1).mean())
     if sure < UNSURE * chance:
         warnings.warn(
-            f"images: the model gives its best class a probability of {sure:.1%} on average, at "
-            f"chance it would be {chance:.1%}: is it trained, and are they normalised as in its "
-            "training?",
-            stacklevel=4,
+            f"images: the model gives its best class a probability of {sure:.2%} on average, at "
+            f"chance it would be {chance:.2%}: if its outputs are classes, is it trained, and are "
+            "images normalised as in its training?",
+            stacklevel=6,
         )

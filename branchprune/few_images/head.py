@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.blending.blended import Blended
 from branchprune.graph.inputs import call, tensors, training_mode
 from branchprune.graph.reasons import OUTPUT
 from branchprune.planning.plan import Plan
@@ -70,8 +69,3 @@ def reading(model: nn.Module, layers: Sequence[str]) -> Iterator[Read]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def head_of(blended: Blended) -> dict[str, str]:
-    """Return the head of a blended model; see `head_layers`."""
-    return head_layers(blended.model, blended.plan)

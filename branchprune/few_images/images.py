@@ -1,17 +1,18 @@
-"""Unlabelled images: taken from a tensor, a folder or batches, held in memory, drawn as views."""
+"""Unlabelled images: taken from a tensor or batches, held in memory, drawn as views."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from pathlib import Path
+from os import PathLike
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from branchprune.errors import PruneError
 
-Images = Tensor | str | Path | Iterable[object]
+Images = Tensor | Iterable[object]
 Transform = Callable[[Tensor], Tensor]
 MOST = 100_000
 """Images that are taken of batches that have no end, or more."""
@@ -43,20 +44,34 @@ def gather(images: Images) -> Tensor:
         )
     bad = (~found.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if bad:
-        raise PruneError(f"images hold NaN or infinity: the first is number {bad[0]} of {len(bad)}")
+        raise PruneError(
+            f"images: {len(bad)} of {len(found)} hold NaN or infinity, the first is "
+            f"images[{bad[0]}]"
+        )
     return found.detach()
 
 
 def _joined(batches: object) -> Tensor:
-    if not isinstance(batches, Iterable):
+    if isinstance(batches, str | PathLike):
         raise PruneError(
-            f"images (a {type(batches).__name__}) must be a tensor, a folder or batches"
+            f"images (={str(batches)!r}) must be a tensor or batches; a folder is read by "
+            "branchprune.few_images.folder.read_folder, or by `branchprune compress`"
         )
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise PruneError(
+            f"images (a {type(batches).__name__}) must be batches: "
+            "DataLoader(images, batch_size=64)"
+        )
+    if not isinstance(batches, Iterable):
+        raise PruneError(f"images (a {type(batches).__name__}) must be a tensor or batches")
     found: list[Tensor] = []
     for batch in batches:
         first = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(first, Tensor):
-            raise PruneError(f"images has a batch that is a {type(first).__name__}, not a tensor")
+            raise PruneError(
+                f"images has a batch that is a {type(first).__name__}, not a tensor"
+                f"{_way_out(first)}"
+            )
         found.append(first)
         if sum(map(len, found)) >= MOST:
             break
@@ -67,6 +82,12 @@ def _joined(batches: object) -> Tensor:
     if not found:
         raise PruneError("images is empty")
     return torch.cat(found)
+
+
+def _way_out(batch: object) -> str:
+    if isinstance(batch, Mapping):
+        return f": give (batch[{next(iter(batch), 'image')!r}] for batch in images), or another key"
+    return ": torch.from_numpy" if type(batch).__module__ == "numpy" else ""
 
 
 def divided(images: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,10 @@ from branchprune.few_images.images import Transform, mixed, views
 from branchprune.few_images.matching import Distance, Match, mismatch
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import training_mode
+from branchprune.graph.random_generators import seeded
 
+MOMENTUM = 0.1
+"""Of BatchNorm, at least: networks that were trained for long have less, and some none."""
 Progress = Callable[[int, int, float], None]
 """Told of each step: its number from 1, of how many, and its loss."""
 
@@ -58,8 +61,15 @@ class Learning:
         whole("batch_size", self.batch_size, 2)
         positive("learning_rate", self.learning_rate)
         not_negative("mixup", self.mixup)
+        whole("seed", self.seed)
         if self.dtype not in (torch.float32, torch.bfloat16):
             raise PruneError(f"dtype (={self.dtype}) must be torch.float32 or torch.bfloat16")
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        steps = "step" if self.steps == 1 else "steps"
+        rate = f"learning rate {self.learning_rate}"
+        return f"{self.steps} {steps} ({rate}, {dtype}, seed {self.seed})"
 
 
 def batches(images: Tensor, how: Learning) -> Iterator[Tensor]:
@@ -93,8 +103,14 @@ def learn(
     Raises:
         Failed: The loss is not finite.
     """
-    if not how.steps:
-        return
+    if how.steps:
+        with seeded(how.seed, [images]):  # a transform may draw from torch's own generator
+            _learn(student, dense, images, how, progress)
+
+
+def _learn(
+    student: Student, dense: nn.Module, images: Tensor, how: Learning, progress: Progress | None
+) -> None:
     optimizer = torch.optim.AdamW(student.parameters(), lr=how.learning_rate, weight_decay=0.0)
     schedule = OneCycleLR(optimizer, how.learning_rate, total_steps=how.steps)
     drawn = batches(images, how)
@@ -118,7 +134,7 @@ def learn(
             schedule.step()
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise Failed(f"the loss is {value} in step {step}: are the images right?")
+                raise Failed(f"the loss is {value} in step {step} of {how.steps}")
             if progress:
                 progress(step, how.steps, value)
 
@@ -135,9 +151,25 @@ def _outputs(
 
 @contextmanager
 def _learning_mode(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm take the statistics of each batch, and dropout leave nothing out."""
-    with training_mode(model, False):
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
-        yield
+    """Let BatchNorm take the statistics of each batch, and dropout leave nothing out.
+
+    What BatchNorm remembers must be of the last steps. cuDNN has gradients of recurrent layers in
+    training mode alone.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    before = [norm.momentum for norm in norms], [layer.dropout for layer in recurrent]
+    try:
+        with training_mode(model, False):
+            for norm in norms:
+                norm.train()
+                norm.momentum = max(norm.momentum or 0.0, MOMENTUM)
+            for layer in recurrent:
+                layer.train()
+                layer.dropout = 0.0
+            yield
+    finally:
+        for norm, momentum in zip(norms, before[0], strict=True):
+            norm.momentum = momentum
+        for layer, dropout in zip(recurrent, before[1], strict=True):
+            layer.dropout = dropout

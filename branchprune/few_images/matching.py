@@ -75,4 +75,5 @@ def floats(outputs: Any) -> list[Tensor]:
 
 def are_logits(outputs: Any) -> bool:
     """Return whether all outputs are vectors (N, classes), of which the largest entry counts."""
-    return all(tensor.dim() == 2 for tensor in floats(outputs))
+    scores = floats(outputs)
+    return bool(scores) and all(each.dim() == 2 and each.shape[1] > 1 for each in scores)

@@ -66,7 +66,7 @@ def steps_within(minutes: float, spent: float, pace: float, before: int) -> int:
         least = (1.3 * spent + (before + 1) * pace) / 60
         raise PruneError(
             f"minutes (={minutes}) are too few: choosing channels and fitting alone took "
-            f"{spent:.0f} s; give more than {least:.1f}"
+            f"{spent:.1f} s; give more than {least:.2g}"
         )
     return steps
 

@@ -11,6 +11,8 @@ from branchprune.planning.plan import Plan
 
 MOST = 256
 """Images that are looked at."""
+LEAST, LARGEST = 16, 2**21
+"""Of these at a time: how many at least, and else how many numbers, for the memory they take."""
 
 
 def fitted_start(model: nn.Module, planned: Plan, images: Tensor) -> Blended:
@@ -21,8 +23,9 @@ def fitted_start(model: nn.Module, planned: Plan, images: Tensor) -> Blended:
         planned: Its plan.
         images: From which to choose and fit (N, …); the first of them count.
     """
-    batch = images[:MOST]
-    blended = attach(model, planned, "reconstruction", batches=[batch])
-    blended = fit_expand(blended, [batch])
+    count = max(LEAST, LARGEST // images[0].numel())
+    batches = images[:MOST].split(count)
+    blended = attach(model, planned, "reconstruction", batches=batches)
+    blended = fit_expand(blended, batches)
     blended.alpha = 0.0
     return blended

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from branchprune.blending.blended import Blended
 from branchprune.blending.projections import Expand
 from branchprune.collapsing.collapse import collapse_with_error
-from branchprune.few_images.head import head_of
+from branchprune.few_images.head import head_layers
 from branchprune.graph.inputs import copied
 from branchprune.graph.layers import become
 
@@ -37,7 +37,7 @@ class Student:
 
     def __init__(self, blended: Blended) -> None:
         self.blended = copy.deepcopy(blended)
-        self.head = head_of(blended)
+        self.head = head_layers(blended.model, blended.plan)
         self.model, self.error = collapse_with_error(self.blended)
         self.ends = {path: self._end(path) for path in self.head.values()}
         self._narrow = copied(self.model)  # with the flags of the dense model, which may be frozen

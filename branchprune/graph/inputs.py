@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -193,8 +194,14 @@ def inputs_of(part: nn.Module, model: nn.Module, example: Example) -> Example:
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """Return all tensors in an output, however nested."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    """Return all tensors in an output, however nested, in dataclasses, too."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors([getattr(leaf, field.name) for field in fields(leaf)])
+    return found
 
 
 @contextmanager

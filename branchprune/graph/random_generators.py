@@ -36,6 +36,22 @@ def own_generators(used: Iterable[Tensor]) -> Iterator[None]:
             numpy_random.set_state(numpy)
 
 
+@contextmanager
+def seeded(seed: int, used: Iterable[Tensor]) -> Iterator[None]:
+    """Seed the generators of torch, Python and NumPy for a `with` block; see `own_generators`.
+
+    Args:
+        seed: A whole number of at least 0.
+        used: Tensors on the devices whose generators are meant, beside the CPU's.
+    """
+    with own_generators(used):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        if numpy_random is not None:
+            numpy_random.seed(seed % 2**32)
+        yield
+
+
 def generator_states() -> dict[str, Any]:
     """Return the states of the random generators, to be compared."""
     states = {"torch": _content(torch.get_rng_state()), "random": random.getstate()}

@@ -40,7 +40,7 @@ def call(*args: object) -> int:
 NORMALISED = ("--image_size", 8, "--mean", "[0.5, 0.5, 0.5]", "--std", "[0.3, 0.3, 0.3]")
 
 
-@pytest.mark.filterwarnings("ignore:images")  # the model is not trained
+@pytest.mark.filterwarnings("default:images")  # the model is not trained
 def test_it_writes_a_model_that_loads_and_its_card(
     images: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -48,7 +48,8 @@ def test_it_writes_a_model_that_loads_and_its_card(
     output = tmp_path / "small.safetensors"
     options = ("--keep", 0.4, "--steps", 3, "--batch_size", 8, "--output", output, *NORMALISED)
     assert call(f"{HERE}:network", images, "--checkpoint", tmp_path / "mine.pt", *options) == 0
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert warned.startswith("branchprune: warning: images") and warned.count("\n") == 1
     small = bp.load(network(), output)
     plan = bp.plan(network(), torch.randn(2, 3, 8, 8), 0.4)
     assert sum(p.numel() for p in small.parameters()) == plan.after.params
@@ -74,6 +75,10 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_runs(
         ((net, empty, "--output", tmp_path / "a.safetensors"), "has no image"),
         ((net, tmp_path / "none", "--output", tmp_path / "a.safetensors"), "none"),
         ((net, images, "--checkpoint", tmp_path / "none.pt"), "does not exist"),
+        (
+            (net, images, "--grey", "true", *NORMALISED, "--output", tmp_path / "a.safetensors"),
+            "one",
+        ),
         ((net, images, "--mean", "[1]", "--output", tmp_path / "a.safetensors"), "three finite"),
         (("resnet19", images, "--output", tmp_path / "a.safetensors"), "resnet18"),
         ((net, images, "--minutes", -1, "--output", tmp_path / "a.safetensors"), "minutes"),

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import random
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from models import vgg
+from models import Net, vgg
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.blending.bn_recalibration import batch_norms
 from branchprune.data import Digits
 from branchprune.errors import Failed
-from branchprune.few_images.learning import Learning
+from branchprune.few_images.learning import Learning, learn
 from branchprune.few_images.pace import seconds_a_step
 from branchprune.few_images.rate import RATES, best_rate
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 from branchprune.models import UNet
 
-COMPRESS, PACE = (import_module(f"branchprune.few_images.{name}") for name in ("compress", "pace"))
+MODULES = ("compress", "pace", "start")
+COMPRESS, PACE, START = (import_module(f"branchprune.few_images.{name}") for name in MODULES)
 LAYERS = [name for name, layer in vgg().named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
@@ -76,10 +81,12 @@ def test_it_does_what_the_dense_model_does(trained: Any) -> None:
 
 def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> None:
     model, x, _, _ = trained
-    lines = str(bp.compress(model, x[:40], steps=2)).splitlines()
+    found = bp.compress(model, x[:40], steps=2, seed=4)
+    lines = str(found).splitlines()
     assert lines[0].startswith("params: ") and lines[1].startswith("macs: ")
     assert lines[2].startswith("of 4 held-out images ") and "95 % interval" in lines[2]
-    assert lines[3].startswith("2 steps, ")
+    how = f"learning rate {found.how.learning_rate}, {str(found.how.dtype)[6:]}, seed 4"
+    assert lines[3].startswith(f"2 steps ({how}), 36 images, ")
 
 
 def test_minutes_decide_how_many_steps_there_are(trained: Any, monkeypatch: Any) -> None:
@@ -136,6 +143,124 @@ def test_images_are_matched_where_a_model_makes_images() -> None:
     assert own.agreement.value < 0.5
 
 
+@pytest.mark.parametrize("momentum", [1e-3, None])
+def test_statistics_are_of_the_last_steps_whatever_a_norms_momentum(
+    trained: Any, momentum: float | None
+) -> None:
+    model, x, _, _ = trained
+    slow = copy.deepcopy(model)
+    for norm in batch_norms(slow):
+        norm.momentum = momentum
+    options = {"steps": 5, "batch_size": 16, "dtype": torch.float32}
+    wanted, found = (bp.compress(each, x[:20], 0.4, **options).model for each in (model, slow))
+    assert {norm.momentum for norm in batch_norms(found)} == {momentum}
+    torch.testing.assert_close(found.state_dict(), wanted.state_dict())
+
+
+def test_a_seed_decides_what_others_draw_and_their_generator_stays(
+    trained: Any, monkeypatch: Any
+) -> None:
+    model, x, _, _ = trained
+    monkeypatch.setattr(COMPRESS, "DTYPES", (torch.float32,))
+
+    def jitter(images: Tensor) -> Tensor:
+        return images + 0.1 * torch.randn_like(images) + 0.1 * random.random()
+
+    def small(dtype: torch.dtype | None) -> dict[str, Tensor]:
+        options = {"steps": 2, "transform": jitter, "dtype": dtype}
+        return bp.compress(model, x[:20], **options).model.state_dict()
+
+    first = small(None)  # a copy learns before, to see how fast it goes
+    torch.manual_seed(11)
+    before = torch.get_rng_state(), random.getstate()
+    again = small(torch.float32)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_it_is_ready_to_be_used_and_a_model_in_training_stays_so(trained: Any) -> None:
+    model, x = copy.deepcopy(trained[0]).train(), trained[1].double()
+    found = bp.compress(model, x[:20], steps=1)
+    assert not any(module.training for module in found.model.modules())
+    assert all(module.training for module in model.modules())
+
+
+@dataclass
+class Scores:
+    """What some libraries return in place of a tuple."""
+
+    scores: Tensor
+
+
+@pytest.mark.filterwarnings("ignore:images")
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [
+        (lambda y: Scores(y), "top-1"),
+        (lambda y: y[:, :1], "relative error"),  # of one number the largest is always the same
+        (lambda y: y.sum(), "relative error"),
+    ],
+)
+def test_outputs_of_many_kinds_are_judged(last: Any, kind: str) -> None:
+    torch.manual_seed(0)
+    net = Net(lambda self, x: last(self.body(x)), body=vgg())
+    found = bp.compress(net, torch.randn(30, 3, 8, 8), steps=1, mixup=0.0, dtype=torch.float32)
+    assert found.agreement.kind == kind and found.agreement.images == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Net(lambda self, x: self.body(x).argmax(1), body=vgg()), "no tensor of floats"),
+        (Net(lambda self, x: self.body(x) / 0, body=vgg()), "NaN or infinity"),
+        (vgg().half(), "weight is of torch.float16"),
+        (print, "must be a torch.nn.Module"),
+    ],
+)
+def test_a_model_that_cannot_be_matched_is_refused(model: Any, message: str) -> None:
+    with pytest.raises(bp.PruneError, match=message):
+        bp.compress(model, torch.randn(8, 3, 8, 8), steps=1)
+
+
+def test_recurrent_layers_learn_as_cudnn_wants_it_without_dropout(monkeypatch: Any) -> None:
+    seen: list[tuple[bool, float]] = []
+    forward = nn.LSTM.forward
+
+    def noted(self: nn.LSTM, *given: Any) -> Any:
+        seen.append((self.training, self.dropout))
+        return forward(self, *given)
+
+    net = Net(
+        lambda self, x: self.fc(self.lstm(self.first(x))[0][:, -1]),
+        first=nn.Linear(3, 8),
+        lstm=nn.LSTM(8, 8, 2, batch_first=True, dropout=0.5),
+        fc=nn.Linear(8, 4),
+    )
+    net, x = net.eval(), torch.randn(8, 5, 3)
+    student = Student(fitted_start(net, bp.plan(net, x), x))
+    monkeypatch.setattr(nn.LSTM, "forward", noted)
+    learn(student, net, x, Learning(steps=1, batch_size=8))
+    assert seen == [(False, 0.5), (True, 0.0)]  # the dense model's, the student's
+    lstm: Any = student.model.get_submodule("lstm")
+    assert (lstm.training, lstm.dropout) == (False, 0.5)
+
+
+def test_images_are_fitted_part_by_part_where_they_are_large(monkeypatch: Any) -> None:
+    sizes: list[int] = []
+    forward = nn.Conv2d.forward
+
+    def noted(self: nn.Conv2d, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return forward(self, x)
+
+    model, x = vgg().eval(), torch.randn(40, 3, 8, 8)
+    planned = bp.plan(model, x[:2])
+    monkeypatch.setattr(nn.Conv2d, "forward", noted)
+    monkeypatch.setattr(START, "LARGEST", 1000)
+    fitted_start(model, planned, x)
+    assert max(sizes) == START.LEAST
+
+
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
@@ -147,6 +272,17 @@ def test_images_are_matched_where_a_model_makes_images() -> None:
         (torch.randn(8, 3, 8, 8), {"mixup": -1}, r"mixup \(=-1\)"),
         (torch.randn(8, 3, 8, 8), {"exclude": LAYERS}, "nothing"),
         (torch.randn(8, 1, 8, 8), {}, "channels"),
+        (torch.randn(8, 3, 8, 8), {"seed": -1}, r"seed \(=-1\)"),
+        (torch.randn(8, 3, 8, 8), {"transform": lambda x: None}, "transform returned a NoneType"),
+        (torch.randn(8, 3, 8, 8), {"transform": lambda x: x.byte()}, "transform .* torch.uint8"),
+        (
+            torch.randn(8, 3, 8, 8),
+            {"transform": lambda x: x[:, :1]},
+            r"transform made \(2, 1, 8, 8\)",
+        ),
+        (torch.randn(8, 3, 8, 8), {"distance": lambda y, u: (y - u).sum(1)}, r"a shape \(2,\)"),
+        (torch.randn(8, 3, 8, 8), {"distance": lambda y, u: 1.0}, "distance returned a float"),
+        (torch.randn(8, 3, 8, 8), {"distance": lambda y, u: u.mean()}, "no gradient"),
     ],
 )
 def test_bad_input_is_told_in_one_line(

@@ -35,8 +35,19 @@ def test_images_that_are_not_normalised_are_told(model: nn.Module) -> None:
 
 def test_a_model_that_is_at_chance_is_told(model: nn.Module) -> None:
     model[-1].weight.data *= 0.001
-    with pytest.warns(UserWarning, match=r"a probability of 2\d\.\d% on average, at chance .* 20"):
+    with pytest.warns(
+        UserWarning, match=r"a probability of 2\d\.\d\d% on average, at chance .* 20"
+    ):
         warn_if_strange(model, torch.randn(32, 3, 6, 6))
+
+
+def test_outputs_that_are_shares_already_are_taken_as_such() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 50), nn.Softmax(1))
+    model[1].weight.data *= 0
+    model[1].bias.data = 3.0 * torch.eye(50)[0]  # a share of 0.29: far from chance, which is 0.02
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_strange(model, torch.randn(8, 1, 2, 2))
 
 
 def test_models_without_norms_or_classes_are_not_judged() -> None:

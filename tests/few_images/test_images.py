@@ -32,10 +32,16 @@ def test_batches_of_a_loader_are_joined_and_their_labels_left() -> None:
     [
         (torch.randn(1, 3, 4, 4), "must be at least two"),
         (torch.randint(0, 255, (4, 3, 4, 4), dtype=torch.uint8), "normalised"),
-        (torch.full((3, 3, 4, 4), torch.nan), "NaN or infinity: the first is number 0 of 3"),
+        (
+            torch.full((3, 3, 4, 4), torch.nan),
+            "3 of 3 hold NaN or infinity, the first is images[0]",
+        ),
         ([torch.randn(2, 3, 4, 4), torch.randn(2, 3, 5, 4)], "differ in shape"),
         ([], "images is empty"),
-        ([{"x": 1}], "a batch that is a dict"),
+        ([{"x": 1}], "a dict, not a tensor: give (batch['x'] for batch in images)"),
+        ("pictures", "few_images.folder.read_folder"),
+        (TensorDataset(torch.randn(4, 3, 4, 4)), "DataLoader(images, batch_size=64)"),
+        (np.zeros((4, 3, 4, 4)), "torch.from_numpy"),
         (3, "images (a int) must be a tensor"),
     ],
 )
@@ -96,6 +102,11 @@ def test_a_folder_is_read_resized_and_normalised(tmp_path: Path) -> None:
     wanted = torch.tensor((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=0)
     assert read_folder(tmp_path, 4).shape == (3, 3, 4, 4)
+    grey = read_folder(tmp_path, None, [0.5], [0.2], grey=True)
+    shares = (pixels @ [0.299, 0.587, 0.114] / 255 - 0.5) / 0.2
+    torch.testing.assert_close(grey.double(), torch.tensor(shares)[:, None], atol=1e-5, rtol=0)
+    with pytest.raises(bp.PruneError, match="must be one finite number"):
+        read_folder(tmp_path, 4, mean, grey=True)
     with pytest.raises(bp.PruneError, match="must be three finite numbers"):
         read_folder(tmp_path, 4, mean=[0.5])
     with pytest.raises(bp.PruneError, match="must be above 0"):

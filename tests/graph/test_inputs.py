@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.graph.inputs import without_constants
+from branchprune.graph.inputs import tensors, without_constants
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,17 @@ def test_a_module_that_is_not_copied_is_refused_before_it_is_changed() -> None:
         bp.plan(model, torch.randn(2, 3, 8, 8))
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@dataclass
+class Scores:
+    """What some libraries return in place of a tuple."""
+
+    scores: Tensor
+    hidden: tuple[Tensor, ...] = ()
+
+
+def test_tensors_are_found_in_dataclasses_and_what_they_hold() -> None:
+    first, second, third = torch.randn(3, 2)
+    outputs = {"a": Scores(first, (second,)), "b": [Scores, third]}
+    assert list(map(id, tensors(outputs))) == [id(first), id(second), id(third)]
