@@ -49,7 +49,7 @@ def main(args: Sequence[str], console: Console) -> None:
     )
     images = read_folder(options.images, wanted.size, wanted.mean, wanted.std, options.grey)
     with _progress(console) as progress, _warnings_in_a_line():
-        task = progress.add_task("channels are chosen and fitted", total=None)
+        task = progress.add_task("choosing channels, trying learning rates", total=None)
 
         def show(step: int, steps: int, loss: float) -> None:
             said = f"step {step} of {steps}, loss {loss:.4f}"

@@ -79,6 +79,15 @@ def test_it_does_what_the_dense_model_does(trained: Any) -> None:
     torch.testing.assert_close(again.model.state_dict(), found.model.state_dict())
 
 
+def test_what_is_given_is_not_tried_out(trained: Any, monkeypatch: Any) -> None:
+    model, x, _, _ = trained
+    for name in ("fastest", "best_rate"):
+        monkeypatch.setattr(COMPRESS, name, lambda *_: pytest.fail("tried out"))
+    given = {"dtype": torch.bfloat16, "learning_rate": 0.02, "seed": 3}
+    how = bp.compress(model, x[:20], steps=2, **given).how
+    assert {name: getattr(how, name) for name in given} == given
+
+
 def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> None:
     model, x, _, _ = trained
     found = bp.compress(model, x[:40], steps=2, seed=4)
