@@ -11,13 +11,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
 from branchprune.blending.projections import Expand
 from branchprune.collapsing.collapse import collapse_with_error
+from branchprune.collapsing.collapse_check import difference
 from branchprune.few_images.head import head_layers
-from branchprune.graph.inputs import copied
+from branchprune.graph.inputs import call, copied, tensors, training_mode
 from branchprune.graph.layers import become
 
 
@@ -32,7 +34,7 @@ class Student:
         model: The narrow model; its head has the wide weights, which are not trained.
         ends: The linear ends before the head, by path.
         head: The layers of the head, with the end that each reads through.
-        error: Relative error of the collapse, in float64.
+        error: Relative error of the last collapse, in float64: after `folded` that of the end.
     """
 
     def __init__(self, blended: Blended) -> None:
@@ -62,10 +64,18 @@ class Student:
     def folded(self) -> nn.Module:
         """Return the narrow model with the ends folded into its head."""
         small = copied(self._narrow)
-        head = collapse_with_error(self.blended)[0]
+        head, self.error = collapse_with_error(self.blended)
         state = {**self.model.state_dict(), **self._head_state(head)}
         small.load_state_dict(state)
         return small
+
+    def own_dtype_error(self, small: nn.Module) -> float:
+        """Return the relative error of what `folded` returned, in its own dtype, on the example."""
+        outputs = []
+        for model in (self.model, small):
+            with torch.no_grad(), training_mode(model, False):
+                outputs.append(tensors(call(model, self.blended.plan.example)))
+        return max(difference(wanted, found, 0.0) for wanted, found in zip(*outputs, strict=True))
 
     def _head_state(self, collapsed: nn.Module) -> dict[str, Tensor]:
         return {

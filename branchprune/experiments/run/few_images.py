@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from branchprune.artifacts.serialization import save
 from branchprune.blending.attach import attach
 from branchprune.blending.fit_expand import fit_expand
-from branchprune.collapsing.own_dtype import own_dtype_error
 from branchprune.errors import PruneError, not_negative, positive, whole
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained, at_widths
@@ -82,8 +81,9 @@ class FewImagesConfig(Untrained):
         blended.alpha = 0.0
         student = Student(blended)
         self._learn(setup, stage, student, wide, images, stages)
-        small = student.folded().cpu()
-        errors = student.error, own_dtype_error(student.blended.cpu(), small)
+        small = student.folded()
+        errors = student.error, student.own_dtype_error(small)
+        small = small.cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
         save(small, path)
         stages.finish(stage, errors=errors)

@@ -39,6 +39,7 @@ def test_it_learns_from_the_first_images_and_nothing_else(tmp_path: Path) -> Non
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert Summary(result).line.endswith("matched on 10 images for 3 steps.")
     assert result["collapse"]["relative_error"] < 1e-10
+    assert result["collapse"]["relative_error_own_dtype"] < 1e-5
     assert sum(p.numel() for p in small.parameters()) == result["cost"]["small"]["params"]
     images = torch.cat([x for x, _ in loader()])[:10]
     blended = bp.fit_expand(bp.attach(dense, bp.plan(dense, images[:1], 0.5)), [images])
