@@ -47,7 +47,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise PruneError(
             f"checkpoint {path} is refused: it holds more than weights, which could run code, "
-            "or is no checkpoint; where you trust it, save torch.load(...).state_dict() of it"
+            "or is no checkpoint; where you trust it, save the state_dict() of what it holds"
         ) from error
     except Exception as error:
         raise PruneError(
