@@ -133,17 +133,38 @@ def _fit(
     for batch in batches:
         wide = _input_of(layer, partial(_run, blended, 1.0, batch), consumer)
         narrow = _input_of(end, partial(_run, blended, 0.0, batch), consumer)
-        found = _products(end, narrow, wide, consumer)
+        found = products(end, narrow, wide, consumer)
         pairs = zip(sums, found, strict=True) if sums else ()
         sums = [(a + c, b + d) for (a, b), (c, d) in pairs] or found
+    write_fit(end, sums, ridge, consumer)
+
+
+def write_fit(end: Expand, sums: Sequence[tuple[Tensor, Tensor]], ridge: float, where: str) -> None:
+    """Give a linear end the matrices that fit best.
+
+    Args:
+        end: The end; it is changed.
+        sums: What `products` returns, or the sum of it over batches.
+        ridge: See `fit_expand`.
+        where: The layer that reads through the end, for the error.
+
+    Raises:
+        PruneError: The sums are not finite.
+    """
     for weight, (square, mixed) in zip(end.weights, sums, strict=True):
         if not (square.isfinite().all() and mixed.isfinite().all()):
-            raise PruneError(f"{consumer} cannot be fitted: what it reads is not finite")
+            raise PruneError(f"{where} cannot be fitted: what it reads is not finite")
         weight.copy_(solve(square, mixed, ridge).flatten(0, 1))
 
 
-def _products(end: Expand, narrow: Tensor, wide: Tensor, where: str) -> list[tuple[Tensor, Tensor]]:
+def products(end: Expand, narrow: Tensor, wide: Tensor, where: str) -> list[tuple[Tensor, Tensor]]:
     """Return `ũ ũᵀ` and `ũ uᵀ` of each piece that has a matrix, over all of its samples.
+
+    Args:
+        end: The end.
+        narrow: What it maps.
+        wide: What that should come to.
+        where: The layer that reads through it, for the error.
 
     Returns:
         Tensors of shape (m, k/m, k/m) and (m, k/m, C/m) in float64, m the piece's blocks.

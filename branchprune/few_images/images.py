@@ -1,4 +1,4 @@
-"""Unlabelled images: taken from a tensor or batches, held in memory, drawn as views."""
+"""Unlabelled images: taken from a tensor or batches, and held in memory."""
 
 from __future__ import annotations
 
@@ -101,49 +101,3 @@ def divided(images: Tensor, share: float, generator: torch.Generator) -> tuple[T
     order = torch.randperm(len(images), generator=generator)
     held_out = max(1, round(share * len(images)))
     return images[order[held_out:]], images[order[:held_out]]
-
-
-def views(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a random crop of each image, as large as before, half of them mirrored.
-
-    The border, an eighth of each side, is the image reflected.
-
-    Args:
-        images: Tensor of shape (N, C, H, W); others are returned as they are.
-        generator: Draws the crops, on the CPU.
-    """
-    if images.dim() != 4:
-        return images
-    n, _, height, width = images.shape
-    places = []
-    for size in (height, width):
-        shift = torch.randint(-(size // 8), size // 8 + 1, (n, 1), generator=generator)
-        place = (torch.arange(size) + shift).abs()
-        places.append(torch.where(place < size, place, 2 * size - 2 - place))
-    rows, columns = places
-    mirrored = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    flat = (rows[:, :, None] * width + columns[:, None]).flatten(1)[:, None].to(images.device)
-    pixels = images.flatten(2).gather(2, flat.expand(-1, images.shape[1], -1))
-    crops: Tensor = pixels.unflatten(2, (height, width))
-    return crops
-
-
-def mixed(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """Return images, each mixed with another by a share from Beta(α, α); see `Mixup`.
-
-    Args:
-        images: Tensor of shape (N, …).
-        alpha: α; 0: none is mixed.
-        generator: Draws the shares and partners, on the CPU.
-    """
-    if not alpha:
-        return images
-    first, second = (
-        torch._standard_gamma(torch.full((len(images),), float(alpha)), generator=generator)
-        for _ in range(2)
-    )
-    share = (first / (first + second)).to(images).view(-1, *[1] * (images.dim() - 1))
-    partner = torch.randperm(len(images), generator=generator).to(images.device)
-    mixtures: Tensor = torch.lerp(images[partner], images, share)
-    return mixtures

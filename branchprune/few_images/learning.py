@@ -6,18 +6,23 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from branchprune.errors import Failed, PruneError, not_negative, positive, whole
-from branchprune.few_images.head import reading
-from branchprune.few_images.images import Transform, mixed, views
-from branchprune.few_images.matching import Distance, Match, mismatch
+from branchprune.few_images.augmentation import MIXING, Mixing, View, crops
+from branchprune.few_images.head import Read
+from branchprune.few_images.images import Transform
+from branchprune.few_images.looks import Look, in_dtype, looks
+from branchprune.few_images.matching import Distance, Error, Match, mismatch
+from branchprune.few_images.optimizers import Name, optimizer
 from branchprune.few_images.student import Student
+from branchprune.few_images.targets import AT
 from branchprune.graph.inputs import training_mode
 from branchprune.graph.random_generators import seeded
 
@@ -34,11 +39,18 @@ class Learning:
     Attributes:
         steps: Number of steps.
         batch_size: Images a step; of fewer each is drawn several times, in other views.
-        learning_rate: The largest, of one cycle of AdamW.
+        learning_rate: The largest.
         mixup: α of Beta(α, α), from which the share of each image in a mixture is drawn; 0: none.
-        transform: Makes views of a batch; None: random crops, mirrored.
-        match: What is matched; see `mismatch`.
+        mixing: Whether mixtures are means of images, or one has a rectangle of another.
+        transform: Makes views of a batch; None: those of `views`.
+        views: Make views of a batch, one after the other.
+        match: What is matched: "head": what the layers read that make the outputs; "maps": what is
+            pooled before them; "junctions": what every layer reads; "outputs"; see `mismatch`.
+        error: How far features are apart; see `mismatch`.
         distance: How far outputs are apart, instead of what is matched else.
+        steps_a_look: Steps for which a look of the dense model at a batch serves.
+        optimizer: See `optimizer`.
+        weight_decay: That of the optimizer.
         seed: Of all that is drawn.
         dtype: In which a pass is computed, float32 or bfloat16; weights stay as they are.
 
@@ -50,17 +62,25 @@ class Learning:
     batch_size: int = 64
     learning_rate: float = 1e-2
     mixup: float = 1.0
+    mixing: Mixing = "mixup"
     transform: Transform | None = None
+    views: tuple[View, ...] = (crops,)
     match: Match = "head"
+    error: Error = "relative"
     distance: Distance | None = None
+    steps_a_look: int = 1
+    optimizer: Name = "adamw"
+    weight_decay: float = 0.0
     seed: int = 0
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         whole("steps", self.steps)
         whole("batch_size", self.batch_size, 2)
+        whole("steps_a_look", self.steps_a_look, 1)
         positive("learning_rate", self.learning_rate)
         not_negative("mixup", self.mixup)
+        not_negative("weight_decay", self.weight_decay)
         whole("seed", self.seed)
         if self.dtype not in (torch.float32, torch.bfloat16):
             raise PruneError(f"dtype (={self.dtype}) must be torch.float32 or torch.bfloat16")
@@ -75,13 +95,22 @@ class Learning:
 def batches(images: Tensor, how: Learning) -> Iterator[Tensor]:
     """Yield batches of views without end; every image comes once before one comes again."""
     generator = torch.Generator().manual_seed(how.seed)
-    transform = how.transform or (lambda batch: views(batch, generator))
     order = torch.empty(0, dtype=torch.long)
     while True:
         while len(order) < how.batch_size:
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         chosen, order = order[: how.batch_size], order[how.batch_size :]
-        yield mixed(transform(images[chosen.to(images.device)]), how.mixup, generator)
+        seen = _views(images[chosen.to(images.device)], how, generator)
+        batch = MIXING[how.mixing](seen, how.mixup, generator)
+        yield batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
+
+
+def _views(images: Tensor, how: Learning, generator: torch.Generator) -> Tensor:
+    if how.transform is not None:
+        return how.transform(images)
+    for view in how.views:
+        images = view(images, generator)
+    return images
 
 
 def learn(
@@ -111,42 +140,39 @@ def learn(
 def _learn(
     student: Student, dense: nn.Module, images: Tensor, how: Learning, progress: Progress | None
 ) -> None:
-    optimizer = torch.optim.AdamW(student.parameters(), lr=how.learning_rate, weight_decay=0.0)
-    schedule = OneCycleLR(optimizer, how.learning_rate, total_steps=how.steps)
-    drawn = batches(images, how)
-    layers = [*student.head]
-    with (
-        _learning_mode(student.model),
-        reading(student.model, layers) as found,
-        reading(dense, layers) as wanted,
-    ):
-        for step in range(1, how.steps + 1):
-            for tensors in (*found.values(), *wanted.values()):
+    targets = AT[how.match](student)
+    weights = [*student.parameters(), *targets.own]
+    moving = optimizer(how.optimizer, weights, how.learning_rate, how.weight_decay, how.steps)
+    with _learning_mode(student.model), targets.reading(student.model, dense) as (found, wanted):
+        for step, look in enumerate(islice(_looks(dense, wanted, images, how), how.steps), 1):
+            for tensors in found.values():
                 tensors.clear()
-            outputs = _outputs(student.model, dense, next(drawn), how.dtype)
+            with in_dtype(look.images, how.dtype):
+                outputs = student.model(look.images), look.outputs
             if how.distance is not None:
                 loss = how.distance(*outputs)
             else:
-                loss = mismatch(how.match, (found, wanted), outputs)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            value = float(loss.detach())
+                read = targets.expanded(found), look.read
+                loss = mismatch(how.match, read, outputs, how.error)
+            value = descend(loss, *moving)
             if not math.isfinite(value):
                 raise Failed(f"the loss is {value} in step {step} of {how.steps}")
             if progress:
                 progress(step, how.steps, value)
 
 
-def _outputs(
-    student: nn.Module, dense: nn.Module, x: Tensor, dtype: torch.dtype
-) -> tuple[Any, Any]:
-    """Return what both models make of a batch."""
-    with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-        with torch.no_grad():
-            wanted = dense(x)
-        return student(x), wanted
+def _looks(dense: nn.Module, read: Read, images: Tensor, how: Learning) -> Iterator[Look]:
+    generator = torch.Generator().manual_seed(how.seed)
+    return looks(dense, read, batches(images, how), how.steps_a_look, how.dtype, generator)
+
+
+def descend(loss: Tensor, optimizer: Optimizer, schedule: LRScheduler) -> float:
+    """Make a step; return the loss before it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    return float(loss.detach())
 
 
 @contextmanager

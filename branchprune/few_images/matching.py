@@ -12,7 +12,8 @@ from torch import Tensor
 from branchprune.few_images.head import Read
 from branchprune.graph.inputs import tensors
 
-Match = Literal["head", "outputs"]
+Match = Literal["head", "maps", "junctions", "outputs"]
+Error = Literal["relative", "mean"]
 TEMPERATURE = 4.0
 Distance = Callable[[Any, Any], Tensor]
 """Returns how far outputs are from those of the dense model, a number to minimise."""
@@ -27,10 +28,16 @@ def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     return missed / size.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def features_error(found: Read, wanted: Read) -> Tensor:
-    """Return the mean relative error of what the layers of the head read."""
-    errors = [relative_error(found[name], wanted[name]) for name in found]
-    return torch.stack(errors).mean()
+def mean_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Return the mean of `(x − u)²` over all entries, in float32, of the mean tensor."""
+    pairs = zip(found, wanted, strict=True)
+    return torch.stack([F.mse_loss(x.float(), u.float()) for x, u in pairs]).mean()
+
+
+def features_error(found: Read, wanted: Read, error: Error = "relative") -> Tensor:
+    """Return the mean error over the layers of what they read."""
+    measure = relative_error if error == "relative" else mean_error
+    return torch.stack([measure(found[name], wanted[name]) for name in found]).mean()
 
 
 def outputs_error(found: Any, wanted: Any) -> Tensor:
@@ -49,20 +56,23 @@ def divergence(found: Any, wanted: Any) -> Tensor:
     return torch.stack(terms).mean() * TEMPERATURE**2
 
 
-def mismatch(match: Match, read: tuple[Read, Read], outputs: tuple[Any, Any]) -> Tensor:
+def mismatch(
+    match: Match, read: tuple[Read, Read], outputs: tuple[Any, Any], error: Error = "relative"
+) -> Tensor:
     """Return what is minimised, a number.
 
     Args:
-        match: "head": the relative error of what the head reads, and, where outputs are no vectors
-            of classes or nothing is read, that of the outputs, too; "outputs": that of the outputs
-            alone, or the divergence of logits.
-        read: What the layers of the head read, in the narrow and in the dense model.
+        match: "outputs": the relative error of the outputs, or the divergence of logits; else:
+            that of what was read, and, where outputs are no vectors of classes or nothing was
+            read, of the outputs, too.
+        read: What layers read, in the narrow and in the dense model; see `Targets`.
         outputs: The outputs of both.
+        error: Of what was read: "relative", `Σ ‖x − u‖² / Σ ‖u‖²`, or the "mean" of `(x − u)²`.
     """
     logits = are_logits(outputs[1])
     if match == "outputs":
         return divergence(*outputs) if logits else outputs_error(*outputs)
-    terms = [features_error(*read)] if any(read[0].values()) else []
+    terms = [features_error(*read, error)] if any(read[0].values()) else []
     if not logits or not terms:
         terms.append(outputs_error(*outputs))
     return torch.stack(terms).sum()

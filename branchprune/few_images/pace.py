@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def steps_within(minutes: float, spent: float, pace: float, before: int) -> int:
     return steps
 
 
-def macs_a_step(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> int:
+def macs_of_learning(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> int:
     """Return the multiply-adds of a step, forward and backward, the dense model's included.
 
     Args:
@@ -80,6 +81,17 @@ def macs_a_step(student: Student, dense: nn.Module, images: Tensor, how: Learnin
         images: What to learn from.
         how: How the steps will be made.
     """
+    return macs_a_step(partial(learn, copy.deepcopy(student), dense, images), how, how.steps_a_look)
+
+
+def macs_a_step(run: Callable[[Learning], object], how: Learning, steps: int = 1) -> int:
+    """Return the multiply-adds of a step of a run.
+
+    Args:
+        run: Makes steps that are thrown away.
+        how: How the steps will be made.
+        steps: Of how many to take the mean.
+    """
     with FlopCounterMode(display=False) as counter:
-        learn(copy.deepcopy(student), dense, images, replace(how, steps=1))
-    return int(counter.get_total_flops()) // 2
+        run(replace(how, steps=steps))
+    return int(counter.get_total_flops()) // (2 * steps)

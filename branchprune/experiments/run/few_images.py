@@ -3,25 +3,76 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import save
 from branchprune.blending.attach import attach
+from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.errors import PruneError, not_negative, positive, whole
+from branchprune.experiments.run.finetune import reset
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained, at_widths
 from branchprune.experiments.run.stages import Stages
-from branchprune.few_images.learning import Learning, learn
-from branchprune.few_images.matching import Match
-from branchprune.few_images.pace import macs_a_step
+from branchprune.few_images.augmentation import VIEWS, Mixing
+from branchprune.few_images.blended_start import Drawn, blended_start
+from branchprune.few_images.finishing import Averaging, recalibrate, refit
+from branchprune.few_images.folder import read_folder
+from branchprune.few_images.learning import Learning, batches, learn
+from branchprune.few_images.matching import Error, Match
+from branchprune.few_images.optimizers import Name
+from branchprune.few_images.pace import macs_a_step, macs_of_learning
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import copied
 from branchprune.lightning.training_inputs import training_inputs
 from branchprune.planning.plan import Plan
+
+COUNTED = 20
+"""Blended steps whose multiply-adds are counted: they differ from α to α."""
+
+
+@dataclass
+class BlendedStart:
+    """Blended steps before the narrow ones; see `blended_start`.
+
+    Args:
+        steps: How many.
+        drawn: What is drawn in each.
+        learning_rate: The largest, of one cycle.
+    """
+
+    steps: int = 500
+    drawn: Drawn = "sample"
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        whole("few_images.blended.steps", self.steps, 1)
+        positive("few_images.blended.learning_rate", self.learning_rate)
+
+
+@dataclass
+class Finish:
+    """What is done to the narrow model when it has learnt.
+
+    Args:
+        average: Share of the steps at the end over which the weights are averaged; 0: none.
+        recalibrate: Batches of views that BatchNorm takes its statistics from; 0: those it has.
+        refit: Batches of views on which what leads to the head is fitted by least squares; 0: none.
+    """
+
+    average: float = 0.0
+    recalibrate: int = 0
+    refit: int = 0
+
+    def __post_init__(self) -> None:
+        not_negative("few_images.finish.average", self.average)
+        whole("few_images.finish.recalibrate", self.recalibrate)
+        whole("few_images.finish.refit", self.refit)
 
 
 @dataclass
@@ -32,27 +83,53 @@ class FewImagesConfig(Untrained):
 
     Args:
         images: How many training images: the first of the first epoch, as that augments them.
+        folder: Other images to take instead, as many: files in a folder, resized to the same size.
         steps: Steps of learning; 0: the start alone.
         batch_size: Images a step.
-        learning_rate: The largest, of one cycle.
+        learning_rate: The largest.
         mixup: α of the Beta distribution of mixtures; 0: none.
+        mixing: Whether mixtures are means of images, or one has a rectangle of another.
+        views: What is made of images, one after the other: crops, colours, noise.
         match: "head": what the last layers read, and outputs that are no vectors of classes;
-            "outputs": these alone, or the divergence of logits.
+            "maps": what is pooled before the last layer; "junctions": what all layers read;
+            "outputs": outputs alone, or the divergence of logits.
+        error: How far features are apart: relatively, or by the mean square.
+        steps_a_look: Steps for which a look of the dense model at a batch serves.
+        optimizer: "adamw", "muon", or "sgd" as in MiR.
+        weight_decay: That of the optimizer.
+        fresh: Forget all weights of the narrow model but those of the head: the control of all.
+        blended: Blended steps before; null: none.
+        finish: What is done at the end.
     """
 
     images: int = 100
+    folder: Path | None = None
     steps: int = 2000
     batch_size: int = 64
     learning_rate: float = 0.01
     mixup: float = 1.0
+    mixing: Mixing = "mixup"
+    views: list[str] = field(default_factory=lambda: ["crops"])
     match: Match = "head"
+    error: Error = "relative"
+    steps_a_look: int = 1
+    optimizer: Name = "adamw"
+    weight_decay: float = 0.0
+    fresh: bool = False
+    blended: BlendedStart | None = None
+    finish: Finish = field(default_factory=Finish)
 
     def __post_init__(self) -> None:
         whole("few_images.images", self.images, 2)
         whole("few_images.steps", self.steps)
         whole("few_images.batch_size", self.batch_size, 2)
+        whole("few_images.steps_a_look", self.steps_a_look, 1)
         positive("few_images.learning_rate", self.learning_rate)
         not_negative("few_images.mixup", self.mixup)
+        not_negative("few_images.weight_decay", self.weight_decay)
+        for view in self.views:
+            if view not in VIEWS:
+                raise PruneError(f"few_images.views: {view!r} is none of {', '.join(VIEWS)}")
 
     def check(self, setup: Setup, planned: Plan) -> None:
         """Look for the criterion; see `Algorithm`."""
@@ -78,9 +155,7 @@ class FewImagesConfig(Untrained):
         blended = attach(wide, planned, setup.criterion.init(), batches=[images])
         if setup.criterion.fit:
             blended = fit_expand(blended, [images])
-        blended.alpha = 0.0
-        student = Student(blended)
-        self._learn(setup, stage, student, wide, images, stages)
+        student = self._learn(setup, stage, blended, wide, images, stages)
         small = student.folded()
         errors = student.error, student.own_dtype_error(small)
         small = small.cpu()
@@ -99,29 +174,91 @@ class FewImagesConfig(Untrained):
                     f"{sum(map(len, found))} training images"
                 )
             found = batches
-        return torch.cat(found)[: self.images]
+        images = torch.cat(found)[: self.images]
+        return images if self.folder is None else self._others(self.folder, images)
+
+    def _others(self, folder: Path, images: Tensor) -> Tensor:
+        """Return images of a folder, of the size, number, mean and deviation of the training's."""
+        height, width = images.shape[-2:]
+        found = read_folder(folder, (height, width), grey=images.shape[1] == 1)
+        if len(found) < len(images):
+            raise PruneError(
+                f"few_images.images (={self.images}) is more than the {len(found)} in "
+                f"few_images.folder (={str(folder)!r})"
+            )
+        order = torch.randperm(len(found))[: len(images)]
+        (shift, scale), (mean, deviation) = _moments(found), _moments(images)
+        return (found[order] - shift) / scale * deviation + mean
+
+    def _how(self, setup: Setup) -> Learning:
+        settings = setup.settings
+        how = Learning(
+            self.steps,
+            self.batch_size,
+            self.learning_rate,
+            mixup=self.mixup,
+            mixing=self.mixing,
+            views=tuple(VIEWS[name] for name in self.views),
+            match=self.match,
+            error=self.error,
+            steps_a_look=self.steps_a_look,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            seed=settings.seed,
+            dtype=torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32,
+        )
+        return replace(how, steps=min(2, how.steps)) if settings.fast else how
 
     def _learn(
         self,
         setup: Setup,
         stage: str,
-        student: Student,
+        blended: Blended,
         dense: nn.Module,
         images: Tensor,
         stages: Stages,
-    ) -> None:
-        settings = setup.settings
-        how = Learning(self.steps, self.batch_size, self.learning_rate, self.mixup)
-        dtype = torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32
-        how = replace(how, match=self.match, seed=settings.seed, dtype=dtype)
-        if settings.fast:
-            how = replace(how, steps=min(2, how.steps))
-        began = time.perf_counter()
-        macs = macs_a_step(student, dense, images, how) if how.steps else 0
-        learn(student, dense, images, how)
+    ) -> Student:
+        """Return the student that has learnt, and note what that took."""
+        how, began = self._how(setup), time.perf_counter()
+        macs = 0
+        if self.blended is not None:
+            steps = min(2, self.blended.steps) if setup.settings.fast else self.blended.steps
+            first = replace(how, steps=steps, learning_rate=self.blended.learning_rate)
+            start = partial(blended_start, blended, dense, images, drawn=self.blended.drawn)
+            macs += steps * macs_a_step(start, first, min(steps, COUNTED))
+            blended = start(first)
+        blended.alpha = 0.0
+        student = Student(blended)
+        if self.fresh:
+            _forget(student)
+        if how.steps:
+            macs += how.steps * macs_of_learning(student, dense, images, how)
+        averaging = Averaging(student.parameters(), self.finish.average)
+        learn(student, dense, images, how, averaging)
+        averaging.apply()
+        views = batches(images, replace(how, seed=how.seed + 1))
+        recalibrate(student.model, views, self.finish.recalibrate)
+        refit(student, dense, views, self.finish.refit)
         stages.records[stage] = {
             "seconds": round(time.perf_counter() - began, 1),
             "epochs": 0,
-            "train_macs": macs * how.steps,
+            "train_macs": macs,
             "loader_share": 0.0,
         }
+        return student
+
+
+def _forget(student: Student) -> None:
+    """Give a student new random weights, but for the head of the dense model."""
+    for name, module in student.model.named_modules():
+        if name not in student.head:
+            reset(module)
+    for end in student.ends.values():
+        for weight in end.parameters():
+            nn.init.xavier_uniform_(weight)
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, shaped as images."""
+    deviation, mean = torch.std_mean(images, [0, 2, 3], keepdim=True)
+    return mean, deviation

@@ -1,0 +1,89 @@
+"""What can be done when a narrow model has learnt: weights averaged, norms and ends fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.blending.bn_recalibration import Inputs, batch_norms, reestimate
+from branchprune.blending.fit_expand import products, write_fit
+from branchprune.few_images.student import Student
+from branchprune.graph.inputs import first_call, tensors, training_mode
+
+RIDGE = 1e-4
+
+
+class Averaging:
+    """The mean of weights over the last steps; called after each, as `Progress`.
+
+    Args:
+        weights: What is averaged.
+        share: Of all steps those that count.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], share: float) -> None:
+        self.weights, self.share = weights, share
+        self.means: list[Tensor] = []
+        self.count = 0
+
+    def __call__(self, step: int, steps: int, loss: float) -> None:
+        """Take the weights after a step into the mean, if it is one of the last."""
+        if step <= steps * (1 - self.share):
+            return
+        self.count += 1
+        now = [weight.detach().clone() for weight in self.weights]
+        self.means = self.means or now
+        for mean, weight in zip(self.means, now, strict=True):
+            mean.lerp_(weight, 1 / self.count)
+
+    def apply(self) -> None:
+        """Write the means into the weights."""
+        with torch.no_grad():
+            for weight, mean in zip(self.weights, self.means, strict=True) if self.count else ():
+                weight.copy_(mean)
+
+
+def recalibrate(model: nn.Module, batches: Iterator[Tensor], count: int) -> None:
+    """Give the norms of a model the mean statistics of some batches.
+
+    Args:
+        model: The model.
+        batches: Images.
+        count: How many batches; 0: nothing is done.
+    """
+    if count:
+        calls: Iterator[Inputs] = (((batch,), {}) for batch in islice(batches, count))
+        norms = batch_norms(model)
+        with torch.no_grad(), training_mode(model, False):
+            reestimate(norms, calls, lambda call: model(*call[0]))
+
+
+def refit(student: Student, dense: nn.Module, batches: Iterator[Tensor], count: int) -> None:
+    """Fit the ends before the head once more by least squares, in evaluation mode.
+
+    Args:
+        student: The student.
+        dense: The dense model.
+        batches: Images.
+        count: How many batches; 0: nothing is done.
+    """
+    seen = [*islice(batches, count)]
+    with torch.no_grad(), training_mode(student.model, False), training_mode(dense, False):
+        for layer, path in student.head.items() if seen else ():
+            end = student.ends[path]
+            found = [_pair(student.model, dense, end, layer, batch) for batch in seen]
+            narrow, wide = (torch.cat([*each]) for each in zip(*found, strict=True))
+            write_fit(end, products(end, narrow, wide, layer), RIDGE, layer)
+
+
+def _pair(
+    narrow: nn.Module, dense: nn.Module, end: nn.Module, layer: str, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what an end maps in the narrow model, and what its layer reads in the dense one."""
+    found = first_call(end, partial(narrow, images))
+    wanted = first_call(dense.get_submodule(layer), partial(dense, images))
+    return tensors(found)[0], tensors(wanted)[0]

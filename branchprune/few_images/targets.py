@@ -1,0 +1,107 @@
+"""Where the features of the narrow model are compared with those of the dense one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from branchprune.blending.projections import Expand
+from branchprune.errors import PruneError
+from branchprune.few_images.head import Read, reading
+from branchprune.few_images.student import Student
+
+POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Layers whose inputs are compared.
+
+    Attributes:
+        ends: For each layer, by path in either model, the linear end that leads from what it reads
+            in the narrow model to what it reads in the dense one; None where that is in front of it
+            already.
+        own: The weights of these ends that are not the student's, and only learn beside it.
+    """
+
+    ends: Mapping[str, Callable[[Tensor], Tensor] | None]
+    own: tuple[nn.Parameter, ...] = ()
+
+    @contextmanager
+    def reading(self, student: nn.Module, dense: nn.Module) -> Iterator[tuple[Read, Read]]:
+        """Collect what the layers read in both models, for a `with` block."""
+        names = [*self.ends]
+        with reading(student, names) as found, reading(dense, names) as wanted:
+            yield found, wanted
+
+    def expanded(self, found: Read) -> Read:
+        """Return what was read in the narrow model, at the width of the dense one."""
+        return {
+            name: list(map(end, found[name])) if end else found[name]
+            for name, end in self.ends.items()
+        }
+
+
+def at_head(student: Student) -> Targets:
+    """Return the layers that make the outputs."""
+    return Targets(dict.fromkeys(student.head))
+
+
+def at_maps(student: Student) -> Targets:
+    """Return the global pooling before the head, where MiR compares (Wang et al., 2022).
+
+    Raises:
+        PruneError: There is not one module that pools to a single place, and one end behind it.
+    """
+    pools = [name for name, module in student.model.named_modules() if _is_global(module)]
+    if len(pools) != 1 or len(student.ends) != 1:
+        raise PruneError(
+            "match (='maps') needs one module of global pooling, here "
+            f"{', '.join(pools) or 'none'}, and one layer behind it, here {len(student.ends)}"
+        )
+    [end] = student.ends.values()
+
+    def expand(x: Tensor) -> Tensor:
+        places = x.movedim(1, -1)
+        expanded: Tensor = end(places.flatten(0, -2)).unflatten(0, places.shape[:-1])
+        return expanded.movedim(-1, 1)
+
+    return Targets({pools[0]: expand})
+
+
+def at_junctions(student: Student) -> Targets:
+    """Return every layer that reads channels that shrink, with the blended model's end before it.
+
+    The ends but those before the head only learn beside the narrow model, and are no part of it.
+    """
+    blended, pruned = student.blended, student.blended.plan.pruned
+    ends: dict[str, Expand | None] = {}
+    copies: dict[str, Expand] = {}
+    for name, layer in blended.plan.structure.linears.items():
+        if any(piece.group in pruned for piece in layer.inputs or ()):
+            end = blended.expand.get_submodule(layer.expand)
+            assert isinstance(end, Expand)
+            ends[name] = None
+            if name not in student.head:
+                ends[name] = copies.setdefault(
+                    layer.expand, copy.deepcopy(end).requires_grad_(True)
+                )
+    weights = [weight for end in copies.values() for weight in end.parameters()]
+    return Targets(ends, tuple(weights))
+
+
+def _is_global(module: nn.Module) -> bool:
+    return isinstance(module, POOLS) and module.output_size in (1, (1, 1), (1, 1, 1))
+
+
+AT: dict[str, Callable[[Student], Targets]] = {
+    "head": at_head,
+    "maps": at_maps,
+    "junctions": at_junctions,
+    "outputs": lambda _: Targets({}),
+}
+"""The targets by what is matched."""
