@@ -149,10 +149,10 @@ def _learn(
                 tensors.clear()
             with in_dtype(look.images, how.dtype):
                 outputs = student.model(look.images), look.outputs
+                read = targets.expanded(found), look.read
             if how.distance is not None:
                 loss = how.distance(*outputs)
             else:
-                read = targets.expanded(found), look.read
                 loss = mismatch(how.match, read, outputs, how.error)
             value = descend(loss, *moving)
             if not math.isfinite(value):

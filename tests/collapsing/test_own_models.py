@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import branchprune as bp
-from branchprune.models import DCGAN, Discriminator, Generator, UNet
+from branchprune.models import DCGAN, Discriminator, Generator, ResNet, UNet
 
 EXACT = 1e-10
 OUTPUT = "it is an output of the model"
@@ -66,6 +66,12 @@ ODD = "front.0 back.1"
 IMAGE = [(2, 3, 8, 8)]
 
 CASES = {
+    "resnet": Case(
+        lambda: ResNet(8, (6, 8, 12)),
+        [(2, 3, 8, 8)],
+        "conv stages.0.0.conv1 stages.1.0.conv1 stages.1.0.conv2 stages.2.0.conv1 stages.2.0.conv2",
+        {"classifier": OUTPUT},
+    ),
     "u-net": Case(
         lambda: UNet((8, 12, 6)),
         [(2, 1, 8, 8)],
@@ -244,3 +250,9 @@ def test_dcgan_collapsed_after_each_part() -> None:
             assert relative(expected, found) < EXACT
     fresh = DCGAN(6, (6, 4), (4, 6))
     assert [p.shape for p in model.parameters()] == [p.shape for p in fresh.parameters()]
+
+
+@pytest.mark.parametrize("depth", [7, 2, 21])
+def test_a_depth_that_makes_no_equal_stages_is_refused(depth: int) -> None:
+    with pytest.raises(bp.PruneError, match=rf"depth \(={depth}\) must be 2 and 6 for each block"):
+        ResNet(depth)

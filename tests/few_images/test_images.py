@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
-from branchprune.few_images.augmentation import crops, mixtures
 from branchprune.few_images.folder import read_folder
 from branchprune.few_images.images import divided, gather
 
@@ -58,39 +56,6 @@ def test_a_tenth_is_held_out_and_at_least_one() -> None:
         known, other = divided(x, 0.1, generator())
         assert len(other) == held_out
         assert sorted(torch.cat([known, other]).flatten().tolist()) == list(range(count))
-
-
-def test_views_are_crops_of_the_image_reflected_at_its_border() -> None:
-    x = torch.randn(64, 2, 16, 24)
-    wide = F.pad(x, (3, 3, 2, 2), mode="reflect")
-    found = crops(x, generator())
-    seen = set()
-    for image, border in zip(found, wide, strict=True):
-        places = {
-            (top, left, flip): border[:, top : top + 16, left : left + 24].flip(*[2] * flip)
-            if flip
-            else border[:, top : top + 16, left : left + 24]
-            for top in range(5)
-            for left in range(7)
-            for flip in (0, 1)
-        }
-        seen |= {place for place, crop in places.items() if torch.equal(crop, image)}
-    assert {top for top, _, _ in seen} == {*range(5)}
-    assert {left for _, left, _ in seen} == {*range(7)}
-    assert {flip for _, _, flip in seen} == {0, 1}
-    assert len(seen) > 30
-
-
-def test_mixtures_are_shares_of_two_images_drawn_from_a_beta_distribution() -> None:
-    x = torch.eye(4000)
-    found = mixtures(x, 0.4, generator())
-    torch.testing.assert_close(found.sum(1), torch.ones(4000))
-    assert ((found > 0).sum(1) <= 2).all()
-    shares = found.diagonal()
-    # Of Beta(a, a) the mean is 1/2, and the variance 1/(4 (2a + 1)).
-    assert abs(shares.mean() - 0.5) < 0.02
-    assert abs(shares.var() - 1 / (4 * 1.8)) < 0.01
-    assert torch.equal(mixtures(x, 0.0, generator()), x)
 
 
 def test_a_folder_is_read_resized_and_normalised(tmp_path: Path) -> None:

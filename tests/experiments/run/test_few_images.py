@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from observed_runs import CONFIG
+from PIL import Image
 from safetensors.torch import load_file
 from small_training import TinyVGG, loader
 
@@ -65,11 +67,57 @@ def test_what_was_made_before_a_kill_is_read(tmp_path: Path, monkeypatch: Any) -
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("images", 1), ("steps", -1), ("batch_size", 1), ("learning_rate", 0.0), ("mixup", -1.0)],
+    [
+        *[("images", 1), ("steps", -1), ("batch_size", 1), ("learning_rate", 0.0), ("mixup", -1.0)],
+        *[("steps_a_look", 0), ("weight_decay", -1.0)],
+    ],
 )
 def test_what_is_out_of_range_is_told(key: str, value: float, tmp_path: Path, capsys: Any) -> None:
     assert run(tmp_path, f"prune: {{few_images: {{{key}: {value}}}}}\n") == 2
     assert f"few_images.{key} (={value})" in capsys.readouterr().err
+
+
+def test_a_view_that_is_none_is_told(tmp_path: Path, capsys: Any) -> None:
+    assert run(tmp_path, "prune: {few_images: {views: [crop]}}\n") == 2
+    assert "few_images.views: 'crop' is none of crops, colours, noise" in capsys.readouterr().err
+
+
+FORMS = {
+    "match: junctions, mixing: cutmix, views: [crops, colours, noise]": 1,
+    "match: maps, error: mean, optimizer: sgd, weight_decay: 0.1": 1,
+    "optimizer: muon, steps_a_look: 2, finish: {average: 0.5, recalibrate: 2, refit: 2}": -1,
+    "fresh: true, folder: FOLDER": 0,
+    "blended: {steps: 3, drawn: prefix}": 1,
+}
+"""Forms, and whether they cost more than the plain one."""
+
+
+def test_it_learns_in_every_form(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (12, 9, 9, 3), np.uint8)):
+        Image.fromarray(image).save(tmp_path / "others" / f"{i}.png")
+    small, macs = [], []
+    for i, form in enumerate(["mixup: 1.0", *FORMS]):
+        form = form.replace("FOLDER", str(tmp_path / "others"))
+        text = FEW.replace("images: 10", f"images: 10, {form}")
+        text += "precision: bf16-mixed\n" if "maps" in form else ""
+        dense = ["--dense.epochs", "0", "--dense.checkpoint", str(tmp_path / "0/dense.safetensors")]
+        assert run(tmp_path, text, "--output", str(tmp_path / str(i)), *dense * bool(i)) == 0
+        small.append(load_file(tmp_path / str(i) / "small.safetensors"))
+        macs.append(read_lines(tmp_path / "results" / "tiny.jsonl")[-1]["train_macs"])
+    for found in small[1:]:
+        assert any(not torch.equal(value, small[0][key]) for key, value in found.items())
+    assert [(here > macs[0]) - (here < macs[0]) for here in macs[1:]] == [*FORMS.values()]
+
+
+def test_too_few_images_in_a_folder_are_refused(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "others").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "others" / "0.png")
+    folder = tmp_path / "others"
+    assert run(tmp_path, f"prune: {{few_images: {{images: 9, folder: {folder}}}}}\n") == 2
+    assert "few_images.images (=9) is more than the 1 in few_images.folder" in (
+        capsys.readouterr().err
+    )
 
 
 def test_more_images_than_there_are_are_refused(tmp_path: Path, capsys: Any) -> None:
