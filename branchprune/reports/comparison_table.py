@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from branchprune.experiments.compare.paired import Difference, differences
 from branchprune.experiments.compare.results import Outcome, Results, todays_command
 from branchprune.experiments.jobs import shown
 from branchprune.experiments.markdown import NOTHING, commands, distinct, markdown_table
@@ -25,12 +26,15 @@ def markdown(results: Results, root: Path | None = None) -> str:
     comparison, ranking = results.comparison, results.ranking()
     metric, unit = comparison.metric, _unit(comparison.metric)
     header = ["method"]
+    paired = [f"against {comparison.reference}"] if comparison.reference else []
     for budget in comparison.budgets:
-        header += [f"{budget}: {metric.label}{unit} (n)", f"{budget}: compute"]
+        names = [f"{metric.label}{unit} (n)", *paired, "compute"]
+        header += [f"{budget}: {name}" for name in names]
     rows = [[method, *_cells(results, found), _removed(found)] for method, found in ranking.items()]
     dense = number(results.dense(), metric, _digits(results))
     compute = "1.00×" if results.dense_macs else NOTHING
-    rows.append(["dense model", *[dense, compute] * len(comparison.budgets), NOTHING])
+    cells = [dense, *[NOTHING] * len(paired), compute]
+    rows.append(["dense model", *cells * len(comparison.budgets), NOTHING])
     header.append("parameters / MACs removed, %")
     parts = [
         f"**{comparison.name}, {results.lines[0]['dataset']}**",
@@ -67,18 +71,31 @@ def number(value: float, metric: MetricConfig, digits: int) -> str:
 
 
 def _cells(results: Results, found: Mapping[str, Outcome]) -> list[str]:
-    """Return score and compute at each budget."""
+    """Return score, difference to the reference, if there is one, and compute at each budget."""
     metric, digits, cells = results.comparison.metric, _digits(results), []
+    paired = differences(results)
     for budget in results.comparison.budgets:
         each = found.get(budget)
         if each is None:
-            cells += [NOTHING, NOTHING]
+            cells += [NOTHING] * (3 if results.comparison.reference else 2)
             continue
+        difference = [_signed(paired.get((each.method, budget)), metric, digits)]
         spread = "" if each.deviation is None else f" ± {number(each.deviation, metric, digits)}"
-        cells.append(f"{number(each.mean, metric, digits)}{spread} ({len(each.lines)})")
+        cells += [f"{number(each.mean, metric, digits)}{spread} ({len(each.lines)})"]
+        cells += difference if results.comparison.reference else []
         absolute = f"{each.average('train_macs'):.3g}"
         cells.append(absolute if each.compute is None else f"{each.compute:.2f}×")
     return cells
+
+
+def _signed(difference: Difference | None, metric: MetricConfig, digits: int) -> str:
+    """Return a difference with its sign, and the margin of its interval."""
+    if difference is None:
+        return NOTHING
+    text = number(difference.mean, metric, digits)
+    margin = difference.margin
+    spread = "" if margin is None else f" ± {number(margin, metric, digits)}"
+    return ("" if text.startswith("−") else "+") + text + spread
 
 
 def _digits(results: Results) -> int:
@@ -115,6 +132,11 @@ def _notes(results: Results) -> str:
         "What a criterion sees of the data and least squares are not in it, nor in the budgets: a "
         "few epochs of the small model."
     )
+    if results.comparison.reference:
+        note += (
+            f" *Against {results.comparison.reference}*: mean difference of the validation scores, "
+            "seed by seed, and its interval of 95 % by Student's t."
+        )
     others = f" {results.others} more lines are of runs that the configuration does not name."
     return note + (others if results.others else "")
 

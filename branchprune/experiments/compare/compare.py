@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -106,8 +107,11 @@ class _Comparing:
         chosen = [run for run in runs if options.seeds is None or run.seed in options.seeds]
         chosen = [run for run in chosen if fnmatch(run.name, options.only)]
         if not chosen:
+            known = [run.name for run in runs]
+            like = get_close_matches(options.only, known, cutoff=0) or known
             raise PruneError(
-                f"only (={options.only!r}) is none of {', '.join(r.name for r in runs)}"
+                f"only (={options.only!r}) is none of the {len(runs)} runs, such as "
+                f"{', '.join(like)}"
             )
         self._check_files()
         return chosen
@@ -208,7 +212,8 @@ class _Comparing:
 
     def _arguments(self, run: Run, dense: dict[str, Any] | None) -> list[str]:
         """Return the arguments of a run; `dense` is what the dense training left."""
-        comparison, rows = self.comparison, self.comparison.methods[run.method].rows
+        comparison = self.comparison
+        rows = comparison.methods[run.method].rows + comparison.budgets[run.budget].rows
         return [
             *(*self.files, *self._variants(rows)),
             *("--name", comparison.experiment, "--method", run.method, "--preset", run.budget),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class Budget:
 
     Args:
         name: Its name, the preset of the lines of results.
+        rows: Variants of the file that make it, on top of those of a method.
         epochs: Epochs.
         train_macs: Multiply-adds of training, as a multiple of those of the dense training.
     """
 
     name: str
+    rows: tuple[str, ...] = ()
     epochs: int | None = None
     train_macs: float | None = None
 
@@ -83,6 +85,7 @@ class Comparison:
         budgets: Budgets by name.
         methods: Methods by name, the most important first.
         metric: What the runs are judged by, as the file says.
+        reference: Name of the method that all others are compared with, seed by seed; None: none.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Comparison:
     budgets: dict[str, Budget]
     methods: dict[str, Method]
     metric: MetricConfig
+    reference: str | None = None
 
     @property
     def experiment(self) -> str:
@@ -130,7 +134,7 @@ def read(path: Path) -> Comparison:
 
 
 def _comparison(settings: Any, file: ConfigFile) -> Comparison:
-    settings = _mapping("the file", settings, [*dict.fromkeys([*KEYS, *COMMON])])
+    settings = _mapping("the file", settings, [*dict.fromkeys([*KEYS, "reference", *COMMON])])
     missing = [key for key in KEYS if key not in settings]
     if missing:
         raise PruneError(f"{missing[0]} is missing")
@@ -139,13 +143,17 @@ def _comparison(settings: Any, file: ConfigFile) -> Comparison:
         raise _wrong("name", name, "letters, digits and _.+-")
     seeds = _seeds("seeds", settings["seeds"])
     budgets = {
-        key: _budget(key, value) for key, value in _named("budgets", settings["budgets"]).items()
+        key: _budget(key, value, file)
+        for key, value in _named("budgets", settings["budgets"]).items()
     }
     methods = {
         key: _method(key, value, file, seeds, [*budgets])
         for key, value in _named("methods", settings["methods"]).items()
     }
-    comparison = Comparison(name, file.path, seeds, budgets, methods, _metric(file))
+    reference = settings.get("reference")
+    if reference is not None and reference not in methods:
+        raise _wrong("reference", reference, f"one of {', '.join(methods)}")
+    comparison = Comparison(name, file.path, seeds, budgets, methods, _metric(file), reference)
     _check_folders(comparison.runs())
     return comparison
 
@@ -197,21 +205,31 @@ def _seeds(key: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _budget(name: str, value: Any) -> Budget:
+def _budget(name: str, value: Any, file: ConfigFile) -> Budget:
     key = f"budgets.{name}"
-    given = _mapping(key, value, ("epochs", "train_macs"))
-    if len(given) > 1:
-        raise _wrong(key, value, "either epochs or train_macs, or {}: what each method's rows say")
-    if not given:
-        return Budget(name)
-    [(kind, amount)] = given.items()
+    given = _mapping(key, value, ("epochs", "train_macs", "rows"))
+    rows, limits = _rows(key, given, file), {k: v for k, v in given.items() if k != "rows"}
+    if len(limits) > 1:
+        raise _wrong(key, value, "either epochs or train_macs, or neither: what the rows say")
+    if not limits:
+        return Budget(name, rows)
+    [(kind, amount)] = limits.items()
     if kind == "epochs":
         if type(amount) is not int or amount < 1:
             raise _wrong(f"{key}.epochs", amount, "a positive whole number")
-        return Budget(name, epochs=amount)
+        return Budget(name, rows, epochs=amount)
     if type(amount) not in (int, float) or not 0 < amount < math.inf:
         raise _wrong(f"{key}.train_macs", amount, "a positive number, in dense trainings")
-    return Budget(name, train_macs=amount)
+    return Budget(name, rows, train_macs=amount)
+
+
+def _rows(key: str, given: Mapping[str, Any], file: ConfigFile) -> tuple[str, ...]:
+    """Return the variants that a method or a budget names."""
+    rows = given.get("rows", [])
+    if not isinstance(rows, list):
+        raise _wrong(f"{key}.rows", rows, "a list of variants")
+    check(rows, [file], f"{key}.rows")
+    return tuple(rows)
 
 
 def _method(
@@ -219,15 +237,12 @@ def _method(
 ) -> Method:
     key = f"methods.{name}"
     given = _mapping(key, value, ("rows", "seeds", "budgets"))
-    rows = given.get("rows", [])
-    if not isinstance(rows, list):
-        raise _wrong(f"{key}.rows", rows, "a list of variants")
-    check(rows, [file], f"{key}.rows")
+    rows = _rows(key, given, file)
     own = _seeds(f"{key}.seeds", given["seeds"]) if "seeds" in given else seeds
     chosen = given.get("budgets", budgets)
     if not isinstance(chosen, list) or not chosen or any(each not in budgets for each in chosen):
         raise _wrong(f"{key}.budgets", chosen, f"a list of {', '.join(budgets)}")
-    return Method(name, tuple(rows), own, tuple(chosen))
+    return Method(name, rows, own, tuple(chosen))
 
 
 def _metric(file: ConfigFile) -> MetricConfig:

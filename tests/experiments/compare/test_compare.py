@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
+from scipy.stats import ttest_1samp
 
 from branchprune.cli import main
 from branchprune.errors import PruneError
@@ -198,6 +199,33 @@ def test_the_commands(world):
     stored = json.loads(Path("kept/small.dense.json").read_text())
     assert shlex.split(stored["command"]) == ["branchprune", *world.args("dense")]
     assert stored["record"]["train_macs"] == MACS
+
+
+def test_rows_of_a_budget_are_on_top_of_those_of_a_method(world):
+    world.set(budgets={"fewer": {"rows": ["more"], "epochs": 3}}, methods={"a": {"rows": ["l1"]}})
+    world.make("--only", "*-0", "--output", "out")
+    args = world.args("fewer/a-0")
+    assert args[2:6] == ["--variant", "l1", "--variant", "more"]
+    assert args[args.index("--prune.cost.epochs") + 1] == "3"
+
+
+def test_differences_are_paired_by_seed(world):
+    scores = {"a": {0: 0.5, 1: 0.6, 2: 0.55}, "b": {0: 0.52, 1: 0.65, 2: 0.56}, "c": {2: 0.5}}
+    budgets = {"one": {}, "two": {}}
+    world.set(
+        seeds=[0, 1, 2], reference="a", budgets=budgets, methods={name: {} for name in scores}
+    )
+    for method, found in scores.items():
+        for seed, score in found.items():
+            world.write([(method, "one", seed, 0.7)], val={"small": score})
+    world.write([("b", "two", 0, 0.7)], val={"small": 0.4})
+    assert world.go("--table") == 0
+    rows = table(Path("runs/compare/small/table.md").read_text())
+    assert rows["method"][1] == "one: against a"
+    low, high = ttest_1samp([0.02, 0.05, 0.01], 0).confidence_interval(0.95)
+    assert rows["b"][1] == f"+{50 * (low + high):.2f} ± {50 * (high - low):.2f}"
+    assert rows["c"][1] == "−5.00"
+    assert rows["a"][1] == rows["dense model"][1] == rows["b"][4] == rows["a"][4] == "–"
 
 
 def test_a_run_understands_the_command(world):
@@ -441,6 +469,8 @@ WRONG = {
     "seeds of text": ({"seeds": ["a"]}, "seeds (=['a']) must be"),
     "truth as seed": ({"seeds": [True]}, "seeds (=[True]) must be"),
     "no budgets": ({"budgets": {}}, "budgets (={}) must be"),
+    "rows of a budget": ({"budgets": {"b": {"rows": ["mor"]}}}, "budgets.b.rows (='mor')"),
+    "reference": ({"reference": "theirs"}, "reference (='theirs') must be one of L1 + fine-tuning"),
     "both": ({"budgets": {"b": {"epochs": 1, "train_macs": 1}}}, "either epochs or train_macs"),
     "budget": ({"budgets": {"b": {"hours": 1}}}, "budgets.b has the key 'hours'; known are epochs"),
     "epochs": ({"budgets": {"b": {"epochs": 0}}}, "budgets.b.epochs (=0) must be a positive whole"),
@@ -503,7 +533,7 @@ def test_the_metric_of_base_is_checked(world):
 OPTIONS = {
     "no configuration": (["none.yaml"], "none.yaml cannot be read"),
     "unknown seed": (["--seeds", "0", "3"], "seeds (=[0, 3]): 3 is not in the configuration"),
-    "pattern": (["--only", "theirs*"], "only (='theirs*') is none of equal_epochs/L1_+"),
+    "pattern": (["--only", "theirs*"], "only (='theirs*') is none of the 7 runs, such as"),
     "overlay": (["--overlay", "none.yaml"], "overlay (='none.yaml') does not exist"),
     "variant": (["--variant", "al"], "variant (='al') is no variant, perhaps 'all'"),
     "record": (["--record"], "record needs scripts/results/: run the command in the root of"),

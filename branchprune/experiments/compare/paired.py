@@ -1,0 +1,60 @@
+"""What a method changes against another one, seed by seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t
+
+from branchprune.experiments.compare.results import Outcome, Results
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of validation scores over the seeds that both methods have.
+
+    Attributes:
+        mean: The mean.
+        margin: Half of its interval of 95 %, by Student's t; None of one seed.
+        seeds: Number of seeds.
+    """
+
+    mean: float
+    margin: float | None
+    seeds: int
+
+
+def differences(results: Results) -> dict[tuple[str, str], Difference]:
+    """Return what each method and budget changes against the reference at the same budget.
+
+    Args:
+        results: The results of a comparison; without a reference nothing is returned.
+    """
+    outcomes = {(each.method, each.budget): each for each in results.outcomes()}
+    found = {}
+    for (method, budget), outcome in outcomes.items():
+        reference = outcomes.get((results.comparison.reference or "", budget))
+        if reference is not None and reference is not outcome:
+            values = _paired(outcome, reference)
+            if values:
+                found[method, budget] = _difference(values)
+    return found
+
+
+def _paired(outcome: Outcome, reference: Outcome) -> list[float]:
+    other = {line["seed"]: line["val"]["small"] for line in reference.lines}
+    mine = {line["seed"]: line["val"]["small"] for line in outcome.lines}
+    return [mine[seed] - other[seed] for seed in mine if seed in other]
+
+
+def _difference(values: Sequence[float]) -> Difference:
+    n, mean = len(values), statistics.fmean(values)
+    if n < 2:
+        return Difference(mean, None, n)
+    error = statistics.stdev(values) / math.sqrt(n)
+    return Difference(mean, float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error, n)
