@@ -9,22 +9,17 @@ size it is 1 − α.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 
-from figure_parts import STYLE, finish
-from matplotlib import style
+from comparison_figure import figure_of_comparison
+from figure_parts import finish
 from matplotlib.figure import Figure
 from paper_tables import Line
 
 from branchprune.errors import PruneError
-from branchprune.experiments.compare import config as compare_config
-from branchprune.experiments.compare import results as compare_results
 from branchprune.experiments.compare.results import Results
 
-ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#882255")
 PANELS = {
     "val": "blended model",
@@ -85,24 +80,7 @@ def _spread(method: str, key: str, curves: Sequence[Mapping[float, float]]) -> l
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--results", type=Path, help="default: scripts/results/compare/NAME.jsonl")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--output", type=Path, help="default: runs/figures/NAME.png")
-    output.add_argument("--record", action="store_true", help="write to scripts/figures/NAME.png")
-    options = parser.parse_args(args)
-    comparison = compare_config.read(options.config)
-    source = options.results or ROOT / "scripts/results/compare" / f"{comparison.name}.jsonl"
-    results = compare_results.read(comparison, source)
-    if not results.lines:
-        raise SystemExit(f"no results of {comparison.name} in {source}")
-    folder = ROOT / ("scripts" if options.record else "runs") / "figures"
-    path = options.output or folder / f"{comparison.name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with style.context(["default", STYLE]):
-        cliff(results).savefig(path, metadata={"Software": None})
-    print(path)
+    figure_of_comparison(cliff, __doc__, args)
 
 
 if __name__ == "__main__":

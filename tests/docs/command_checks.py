@@ -72,7 +72,7 @@ def check_figures(command, world):
     shown = ["--output", str(output / f"{name}.png" if name else output)]
     output.mkdir(parents=True, exist_ok=True)
     module.main([*options, *shown])
-    assert [*output.glob("cliff*.png" if name else "fig4b*.png")]
+    assert [*output.glob(f"{name}.png" if name else "fig4b*.png")]
 
 
 def check_help(command, world):
@@ -233,7 +233,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"pip install .*": check_install,
     SCRIPT + r"reproduce\.py --preset .*": check_reproduce,
     SCRIPT + r"reproduce\.py --next.*": check_next,
-    SCRIPT + r"(paper_figures|cliff_figure)\.py .*": check_figures,
+    SCRIPT + r"(paper_figures|cliff_figure|images_figure)\.py .*": check_figures,
     SCRIPT + r"draw_mechanism\.py": check_mechanism,
     SCRIPT + r"plan_speed\.py .*": check_plan_speed,
     SCRIPT + r"readme_tables\.py": check_tables,
