@@ -28,7 +28,7 @@ from branchprune.experiments.yaml_text import check_yaml
 
 Settings = dict[str, Any]
 
-COMPARISON = ("seeds", "budgets", "methods")
+COMPARISON = ("seeds", "budgets", "reference", "methods")
 """What a file of `branchprune compare` has beside what all its runs have in common."""
 JOINT = " + "
 
