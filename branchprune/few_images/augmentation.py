@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Mixing = Literal["mixup", "cutmix"]
+Mixing = Literal["mixup", "cutmix", "either"]
 View = Callable[[Tensor, torch.Generator], Tensor]
 """Makes other images of some (N, …), by numbers that a generator draws on the CPU."""
 
@@ -79,6 +79,18 @@ def cut_mixtures(images: Tensor, alpha: float, generator: torch.Generator) -> Te
     return torch.where(rectangle, images[partner], images)
 
 
+def either_mixtures(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """Return images mixed in one of the two ways, of which each batch draws one.
+
+    Args:
+        images: Tensor of shape (N, …).
+        alpha: α; 0: none is mixed.
+        generator: Draws the way, shares, places and partners, on the CPU.
+    """
+    way = mixtures if torch.rand((), generator=generator) < 0.5 else cut_mixtures
+    return way(images, alpha, generator)
+
+
 def colours(images: Tensor, generator: torch.Generator) -> Tensor:
     """Return images with other colours: each one's channels scaled, mixed and shifted at random.
 
@@ -118,4 +130,5 @@ VIEWS: dict[str, View] = {"crops": crops, "colours": colours, "noise": noisy}
 MIXING: dict[Mixing, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "mixup": mixtures,
     "cutmix": cut_mixtures,
+    "either": either_mixtures,
 }

@@ -41,7 +41,7 @@ class Learning:
         batch_size: Images a step; of fewer each is drawn several times, in other views.
         learning_rate: The largest.
         mixup: α of Beta(α, α), from which the share of each image in a mixture is drawn; 0: none.
-        mixing: Whether mixtures are means of images, or one has a rectangle of another.
+        mixing: How images are mixed: means of two, rectangles of another, or either of it.
         transform: Makes views of a batch; None: those of `views`.
         views: Make views of a batch, one after the other.
         match: What is matched: "head": what the layers read that make the outputs; "maps": what is

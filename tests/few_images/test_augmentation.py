@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from branchprune.few_images.augmentation import colours, crops, cut_mixtures, mixtures, noisy
+from branchprune.few_images.augmentation import (
+    MIXING,
+    colours,
+    crops,
+    cut_mixtures,
+    mixtures,
+    noisy,
+)
 
 
 def generator() -> torch.Generator:
@@ -57,6 +64,12 @@ def test_cut_mixtures_have_a_rectangle_of_another_image() -> None:
             assert (line.int().diff() != 0).sum() <= 2  # without a gap
     assert 0.2 < other.float().mean() < 0.5
     assert torch.equal(cut_mixtures(x, 0.0, generator()), x)
+
+
+def test_either_way_is_drawn_batch_by_batch() -> None:
+    x, drawn = torch.arange(8.0).view(-1, 1, 1, 1).expand(-1, 1, 6, 6), generator()
+    cut = [bool((MIXING["either"](x, 1.0, drawn).frac() == 0).all()) for _ in range(40)]
+    assert 10 < sum(cut) < 30
 
 
 def test_colours_are_one_linear_map_an_image() -> None:

@@ -88,7 +88,7 @@ class FewImagesConfig(Untrained):
         batch_size: Images a step.
         learning_rate: The largest.
         mixup: α of the Beta distribution of mixtures; 0: none.
-        mixing: Whether mixtures are means of images, or one has a rectangle of another.
+        mixing: How images are mixed: means of two, rectangles of another, or either of it.
         views: What is made of images, one after the other: crops, colours, noise.
         match: "head": what the last layers read, and outputs that are no vectors of classes;
             "maps": what is pooled before the last layer; "junctions": what all layers read;
