@@ -38,12 +38,14 @@ def blended_start(
         blended: The blended model; it is not changed.
         dense: The dense model, in evaluation mode.
         images: What to learn from (N, …), on the device of both.
-        how: Steps, learning rate and the like.
+        how: Steps, learning rate and the like; what the head reads is matched, and "junctions" pulls
+            the branch towards what every layer reads, too, where both paths meet.
         drawn: "sample": each example draws a path for each group; "prefix": a step draws how many
             groups, from the input on, are wide, and all others are narrow.
     """
     blended = copy.deepcopy(blended)
     blended.mixing = "sample"
+    blended.matching = float(how.match == "junctions")
     with seeded(how.seed, [images]), _branch_learning(blended):
         _blend(blended, dense, images, how, drawn)
     blended.alpha = 0.0
