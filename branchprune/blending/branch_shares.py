@@ -80,7 +80,7 @@ def _measure(
     assert isinstance(end, Expand)
     if len(inputs) < 3:
         return
-    narrow, wide, alphas = inputs
+    narrow, wide, alphas = inputs[:3]
     branches = end.cut(end.forward(narrow, torch.zeros_like(wide), alphas), "wide")
     others = end.cut(end.forward(torch.zeros_like(narrow), wide, alphas), "wide")
     for (branch, (piece, _)), (other, _) in zip(branches, others, strict=True):
