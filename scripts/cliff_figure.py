@@ -1,6 +1,7 @@
 """Draw the cliff at α = 0: the blended model, the branch alone, and what is read of it, over α.
 
     python scripts/cliff_figure.py configs/compare/cliff_vgg7_16px.yaml
+    python scripts/cliff_figure.py configs/compare/cliff_vgg7_16px.yaml --methods "weighted sum*"
 
 Scores are those of the validation, at the last epoch of each level; bands span the seeds. The share
 of the branch in what layers read is that of the layer that has least; where both paths are of one
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from fnmatch import fnmatchcase
+from itertools import cycle, product
 from pathlib import Path
 
 from figure_parts import STYLE, finish
@@ -26,6 +28,8 @@ from branchprune.experiments.compare.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#882255")
+LOOKS = [*product((("-", "o"), ((0, (4, 1.5)), "s"), ((0, (1, 1)), "^")), COLOURS)]
+"""Line, marker and colour of each method in turn."""
 PANELS = {
     "val": "blended model",
     "branch": "branch alone",
@@ -54,14 +58,16 @@ def cliff(results: Results) -> Figure:
     Raises:
         PruneError: A run did not blend.
     """
-    figure = Figure((11.4, 3.8))
+    outcomes = results.outcomes()
+    figure = Figure((11.4, 3.6 + 0.05 * len(outcomes)))
     panels = figure.subplots(1, 3)
     panels[1].sharey(panels[0])
     for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
-        for colour, outcome in zip(cycle(COLOURS), results.outcomes(), strict=False):
+        for ((line, marker), colour), outcome in zip(cycle(LOOKS), outcomes, strict=False):
             curves = [values_by_level(run, key) for run in outcome.lines]
             xs, means, lows, highs = _spread(outcome.method, key, curves)
-            axes.plot(xs, means, color=colour, marker="o", ms=2.5, label=outcome.method)
+            look = {"color": colour, "ls": line, "marker": marker, "ms": 3, "lw": 1.2}
+            axes.plot(xs, means, **look, label=outcome.method)
             axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, lw=0)
         axes.set(title=title, xlabel="α")
         axes.invert_xaxis()
@@ -70,7 +76,7 @@ def cliff(results: Results) -> Figure:
         axes.axhline(sum(dense) / len(dense), color="#666666", lw=1, ls="--", label="dense model")
     panels[0].set(ylabel=f"validation {results.comparison.metric.label}")
     panels[2].plot([1, 0], [0, 1], color="#666666", lw=1, ls=":", label="paths of one size")
-    finish(figure, panels, results.lines)
+    finish(figure, panels, results.lines, ncols=4)
     return figure
 
 
@@ -88,6 +94,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--results", type=Path, help="default: scripts/results/compare/NAME.jsonl")
+    parser.add_argument("--methods", nargs="+", default=["*"], help="patterns; default: all")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--output", type=Path, help="default: runs/figures/NAME.png")
     output.add_argument("--record", action="store_true", help="write to scripts/figures/NAME.png")
@@ -95,6 +102,8 @@ def main(args: Sequence[str] | None = None) -> None:
     comparison = compare_config.read(options.config)
     source = options.results or ROOT / "scripts/results/compare" / f"{comparison.name}.jsonl"
     results = compare_results.read(comparison, source)
+    chosen = options.methods
+    results = results.only(lambda line: any(fnmatchcase(line["method"], each) for each in chosen))
     if not results.lines:
         raise SystemExit(f"no results of {comparison.name} in {source}")
     folder = ROOT / ("scripts" if options.record else "runs") / "figures"
