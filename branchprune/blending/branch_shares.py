@@ -27,7 +27,7 @@ def branch_shares(blended: Blended, example: Example) -> dict[str, float]:
 
     B ũ is what the branch offers, through its linear end B, and u what the wide path does; norms
     are over a batch and the channels that shrink. Computed in evaluation mode, in which both are
-    added.
+    added; of private norms they are the shares that this sum would have.
 
     Args:
         blended: A blended model; nothing in it changes.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from two_paths import X, blended_of, gradients
 
 import branchprune as bp
+from branchprune.blending.branch_shares import branch_shares
 
 ALPHAS = {"0": 0.25, "3": 0.6}
 NORMS: list[Any] = ["kept", "private"]
@@ -164,6 +165,18 @@ def test_a_trained_branch_collapses(norms: Any, make: Any) -> None:
     assert relative(blended(x), small(x)) < 1e-5
     assert relative(spelled_out(blended)(x), small(x)) < 1e-5
     assert list(small.state_dict()) == list(model.state_dict())
+
+
+def test_shares_are_those_of_the_sum() -> None:
+    """They are measured where both paths leave for the layer, whatever norms do behind it."""
+    plain, blended = (blended_of(two_convolutions(), norms=n) for n in ("batch", "private"))
+    shares = []
+    for each in (plain, blended):
+        each.load_state_dict(plain.state_dict(), strict=False)
+        each.alpha = ALPHAS
+        shares.append(branch_shares(each, X))
+    assert shares[0].keys() == shares[1].keys() == {"3", "8"}
+    assert shares[1]["3"] == pytest.approx(shares[0]["3"], rel=1e-12)
 
 
 LAYERS = {
