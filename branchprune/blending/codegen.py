@@ -163,8 +163,11 @@ class _Writer:
             if self.apart.intersection(node.all_input_nodes):
                 return self._write_norms(node, target, form)
             if node.target in self.kept and not target.startswith("twin."):
-                operands = self._attribute(target), self._value(node, node.all_input_nodes[0], form)
-                return self.graph.call_function(with_own_statistics, operands)
+                read = partial(self._value, node, form=form)
+                args = self._attribute(target), *fx.map_arg(node.args, read)
+                return self.graph.call_function(
+                    with_own_statistics, args, fx.map_arg(node.kwargs, read)
+                )
         elif node.op == "get_attr":
             target = self._tensor(node, form)
         copy = self.graph.node_copy(node, partial(self._value, node, form=form))

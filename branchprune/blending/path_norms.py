@@ -9,6 +9,7 @@ it: `α · BN(W u) + (1 − α) · BN'(W B ũ)`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -124,12 +125,12 @@ def normalized_apart(
     return wide * alpha + narrow * (1 - alpha)
 
 
-def with_own_statistics(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return what a norm makes of a tensor in evaluation mode; its weights learn all the same."""
+def with_own_statistics(norm: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Return what a norm computes in evaluation mode; its weights learn all the same."""
     mode = norm.training
     norm.training = False
     try:
-        output: Tensor = norm(x)
+        output = norm(*args, **kwargs)
     finally:
         norm.training = mode
     return output
