@@ -1,6 +1,7 @@
 """Draw the cliff at α = 0: the blended model, the branch alone, and what is read of it, over α.
 
     python scripts/cliff_figure.py configs/compare/cliff_vgg7_16px.yaml
+    python scripts/cliff_figure.py configs/compare/cliff_vgg7_16px.yaml --methods "weighted sum*"
 
 Scores are those of the validation, at the last epoch of each level; bands span the seeds. The share
 of the branch in what layers read is that of the layer that has least; where both paths are of one
@@ -10,7 +11,7 @@ size it is 1 − α.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 
 from comparison_figure import figure_of_comparison
 from figure_parts import finish
@@ -21,6 +22,8 @@ from branchprune.errors import PruneError
 from branchprune.experiments.compare.results import Results
 
 COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#882255")
+LOOKS = [*product((("-", "o"), ((0, (4, 1.5)), "s"), ((0, (1, 1)), "^")), COLOURS)]
+"""Line, marker and colour of each method in turn."""
 PANELS = {
     "val": "blended model",
     "branch": "branch alone",
@@ -49,14 +52,16 @@ def cliff(results: Results) -> Figure:
     Raises:
         PruneError: A run did not blend.
     """
-    figure = Figure((11.4, 3.8))
+    outcomes = results.outcomes()
+    figure = Figure((11.4, 3.6 + 0.05 * len(outcomes)))
     panels = figure.subplots(1, 3)
     panels[1].sharey(panels[0])
     for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
-        for colour, outcome in zip(cycle(COLOURS), results.outcomes(), strict=False):
+        for ((line, marker), colour), outcome in zip(cycle(LOOKS), outcomes, strict=False):
             curves = [values_by_level(run, key) for run in outcome.lines]
             xs, means, lows, highs = _spread(outcome.method, key, curves)
-            axes.plot(xs, means, color=colour, marker="o", ms=2.5, label=outcome.method)
+            look = {"color": colour, "ls": line, "marker": marker, "ms": 3, "lw": 1.2}
+            axes.plot(xs, means, **look, label=outcome.method)
             axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, lw=0)
         axes.set(title=title, xlabel="α")
         axes.invert_xaxis()
@@ -65,7 +70,7 @@ def cliff(results: Results) -> Figure:
         axes.axhline(sum(dense) / len(dense), color="#666666", lw=1, ls="--", label="dense model")
     panels[0].set(ylabel=f"validation {results.comparison.metric.label}")
     panels[2].plot([1, 0], [0, 1], color="#666666", lw=1, ls=":", label="paths of one size")
-    finish(figure, panels, results.lines)
+    finish(figure, panels, results.lines, ncols=4)
     return figure
 
 

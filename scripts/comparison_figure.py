@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from figure_parts import STYLE
@@ -30,6 +31,7 @@ def figure_of_comparison(
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--results", type=Path, help="default: scripts/results/compare/NAME.jsonl")
+    parser.add_argument("--methods", nargs="+", default=["*"], help="patterns; default: all")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--output", type=Path, help="default: runs/figures/NAME.png")
     output.add_argument("--record", action="store_true", help="write to scripts/figures/NAME.png")
@@ -37,6 +39,8 @@ def figure_of_comparison(
     comparison = compare_config.read(options.config)
     source = options.results or ROOT / "scripts/results/compare" / f"{comparison.name}.jsonl"
     results = compare_results.read(comparison, source)
+    chosen = options.methods
+    results = results.only(lambda line: any(fnmatchcase(line["method"], each) for each in chosen))
     if not results.lines:
         raise SystemExit(f"no results of {comparison.name} in {source}")
     folder = ROOT / ("scripts" if options.record else "runs") / "figures"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from branchprune.blending.attach_check import check_collapse, check_outputs, tell_lost_checkpoints
 from branchprune.blending.blended import Blended
 from branchprune.blending.optimizer_watch import begin_training
-from branchprune.blending.path_sampling import Mixing, check_mixing
+from branchprune.blending.path_norms import add_private_norms
+from branchprune.blending.path_sampling import Mixing, Norms, PathMixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
 from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.named import CRITERIA
@@ -46,6 +47,7 @@ def attach(
     batches: Iterable[Example] = (),
     mixing: Mixing = "sum",
     matching: float = 0.0,
+    norms: Norms = "batch",
 ) -> Blended:
     """Give every group that is to shrink a narrow twin beside it, at α = 1.
 
@@ -78,31 +80,41 @@ def attach(
             `matching · mean(‖B ũ − u‖² / ‖u‖²)`, where u is held fixed, is added in every
             backward pass, beside that of the loss. A GradScaler does not scale it, and a loss
             that is divided, as for accumulated gradients, does not divide it.
+        norms: What training does, where α is between 0 and 1, with the norms of the original
+            layers. One with the statistics of the batch, behind a layer `W` that reads the sum,
+            undoes a small α. "batch": nothing is done about it, as in the paper. "kept": every
+            BatchNorm of the original layers takes its running statistics, which stay as they are;
+            those of the branch take the batch's. "private": where only norms follow `W` and it
+            reads one group, each path has a norm of its own, mixed behind it:
+            `α · BN(W u) + (1 − α) · BN'(W B ũ)`, in evaluation too; so it is in the branch, behind
+            `reduce`. Such layers compute twice. BatchNorm, InstanceNorm and GroupNorm are such
+            norms; other layers read the sum. At α = 0 only the branch's norm is left. Both need
+            mixing "sum".
 
     Returns:
         A module whose output at α = 1 is the model's own. Build the optimizer after this call,
         from the parameters of the result.
 
     Raises:
-        PruneError: The model is not the one that was planned, `init`, `mixing` or `matching` is
-            unknown, or the model does something that the blended or the collapsed one cannot
-            repeat.
+        PruneError: The model is not the one that was planned, `init`, `mixing`, `matching` or
+            `norms` is unknown, or the model does something that the blended or the collapsed one
+            cannot repeat.
     """
     if not isinstance(plan, Plan):
         raise PruneError(f"plan (a {type(plan).__name__}) must be made by bp.plan")
     if not callable(init) and init not in CRITERIA:
         known = ", ".join(map(repr, CRITERIA))
         raise PruneError(f"init (={init!r}) must be {known} or a function of GroupWeights")
-    check_mixing(mixing, matching)
+    how = PathMixing(mixing, matching, norms)
     _check_same_model(model, plan)
-    blended = Blended(copied(model), plan, mixing, matching)
+    blended = Blended(copied(model), plan, how)
     criterion = init if callable(init) else CRITERIA[init]
     _match(blended, model)
     blended._refresh()
     readings = read(blended.model, plan.structure, plan.pruned, blended, batches)
     chosen = {i: _choose(blended, model, i, criterion, readings[i]) for i in plan.pruned}
-    builder = _Builder(blended, chosen, random=init == "random")
-    builder.build()
+    _Builder(blended, chosen, random=init == "random").build()
+    add_private_norms(blended, plan.structure, blended.path_mixing.apart)
     check_outputs(model, blended)
     check_collapse(blended)
     tell_lost_checkpoints(plan.structure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import Any, Self
@@ -20,7 +21,8 @@ from branchprune.blending.alpha_buffer import AlphaBuffer, Alphas
 from branchprune.blending.bn_recalibration import recalibrated
 from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.ddp_gradients import with_ddp_gradients
-from branchprune.blending.path_sampling import Mixing, check_mixing, drawn_together
+from branchprune.blending.path_norms import layers_of
+from branchprune.blending.path_sampling import Mixing, Norms, PathMixing, drawn_together
 from branchprune.blending.weight_snapshot import WeightSnapshot
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied, example_inputs, on_device
@@ -44,9 +46,11 @@ class Blended(nn.Module):
         reduce: For each producer in a pruned group, its linear end.
         expand: For each tensor that a consumer reads, its linear end, by the first consumer.
         twin: The channelwise layers (norms, …) of the branch.
+        private: With private norms, the norm of the other path for each of `model` and `twin`.
         plan: The plan it was built from.
         mixing: How training mixes the paths; see `attach`. Can be set, as `matching`.
         matching: Weight of feature matching; see `attach`.
+        path_mixing: Both of these, and `norms`.
         matching_loss: The last value of what feature matching adds to the loss, for logging.
         originals_held: Whether a DDP training keeps the original layers as they are.
     """
@@ -54,13 +58,13 @@ class Blended(nn.Module):
     alphas: Tensor
     matching_loss: Tensor
 
-    def __init__(
-        self, model: nn.Module, plan: Plan, mixing: Mixing = "sum", matching: float = 0.0
-    ) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, mixing: PathMixing) -> None:
         super().__init__()
-        self.plan, self._training_options = plan, (mixing, matching)
+        layers = layers_of(mixing.norms, model, plan.structure, plan.pruned)
+        self.plan, self.path_mixing = plan, replace(mixing, layers=layers)
         self.model = model
-        self.reduce, self.expand, self.twin, self.plain = (nn.Module() for _ in range(4))
+        self.reduce, self.expand, self.twin = (nn.Module() for _ in range(3))
+        self.plain, self.private = nn.Module(), nn.Module()
         for name in sorted(self._structure.inplace):
             module = copied(model.get_submodule(name), sharing=True)
             module.inplace = False  # type: ignore[assignment]
@@ -88,25 +92,27 @@ class Blended(nn.Module):
     @property
     def mixing(self) -> Mixing:
         """How training mixes the paths."""
-        return self._training_options[0]
+        return self.path_mixing.mixing
 
     @mixing.setter
     def mixing(self, value: Mixing) -> None:
-        self._train_by(value, self.matching)
+        self.path_mixing = replace(self.path_mixing, mixing=value)
+        self._refresh()
 
     @property
     def matching(self) -> float:
         """Weight of feature matching in training."""
-        return self._training_options[1]
+        return self.path_mixing.matching
 
     @matching.setter
     def matching(self, value: float) -> None:
-        self._train_by(self.mixing, value)
-
-    def _train_by(self, mixing: Mixing, matching: float) -> None:
-        check_mixing(mixing, matching)
-        self._training_options = mixing, matching
+        self.path_mixing = replace(self.path_mixing, matching=value)
         self._refresh()
+
+    @property
+    def norms(self) -> Norms:
+        """What norms behind a weighted sum do; see `attach`."""
+        return self.path_mixing.norms
 
     def _groups(self) -> list[str]:
         return [self.plan.groups[i].name for i in self.plan.pruned]
@@ -178,20 +184,12 @@ class Blended(nn.Module):
         """Return the forward function for an α of each group, by default the current one."""
         values = self._alpha if alpha is None else alpha
         state = tuple(a if a in (0.0, 1.0) else 0.5 for a in values)
-        mixing, matching = self._training_options if training else ("sum", 0.0)
-        key = (training, fold, state, features, mixing, matching)
+        mixing = self.path_mixing if training else self.path_mixing.in_evaluation
+        key = (training, fold, state, features, mixing)
         if key not in self._programs:
             alphas = dict(zip(self.plan.pruned, state, strict=True))
-            program = compile_program(
-                self._structure,
-                training,
-                alphas,
-                fold,
-                numbers=self.plan.numbers,
-                mixing=mixing,
-                matching=matching,
-                features=features,
-            )
+            options = (fold, self.plan.numbers, mixing, features)
+            program = compile_program(self._structure, training, alphas, *options)
             self._programs[key] = self._compiled(program) if self._compiled else program
         return self._programs[key]
 
@@ -276,7 +274,7 @@ class Blended(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set the mode as the model does; the branch follows its layers, such as a frozen norm."""
         super().train(mode)
-        take_modes((self.twin, self.plain), self.model)
+        take_modes((self.twin, self.plain, *self.private.children()), self.model)
         return self
 
     def __getattr__(self, name: str) -> Any:

@@ -27,7 +27,7 @@ def branch_shares(blended: Blended, example: Example) -> dict[str, float]:
 
     B ũ is what the branch offers, through its linear end B, and u what the wide path does; norms
     are over a batch and the channels that shrink. Computed in evaluation mode, in which both are
-    added.
+    added; of private norms they are the shares that this sum would have.
 
     Args:
         blended: A blended model; nothing in it changes.
@@ -80,7 +80,7 @@ def _measure(
     assert isinstance(end, Expand)
     if len(inputs) < 3:
         return
-    narrow, wide, alphas = inputs
+    narrow, wide, alphas = inputs[:3]
     branches = end.cut(end.forward(narrow, torch.zeros_like(wide), alphas), "wide")
     others = end.cut(end.forward(torch.zeros_like(narrow), wide, alphas), "wide")
     for (branch, (piece, _)), (other, _) in zip(branches, others, strict=True):

@@ -15,8 +15,9 @@ from torch import fx
 
 from branchprune.blending.feature_matching import mismatch, pulled, record
 from branchprune.blending.forms import NARROW, WIDE, Forms
+from branchprune.blending.path_norms import normalized_apart, with_own_statistics
 from branchprune.blending.path_sampling import (
-    Mixing,
+    PathMixing,
     along_examples,
     drawn,
     drawn_for_each_example,
@@ -35,11 +36,9 @@ def compile_program(
     structure: Structure,
     training: bool,
     alphas: Mapping[int, float],
-    fold: bool = True,
-    *,
+    fold: bool,
     numbers: Values,
-    mixing: Mixing = "sum",
-    matching: float = 0.0,
+    mixing: PathMixing,
     features: bool = False,
 ) -> Program:
     """Return a function of the blended model and its inputs.
@@ -52,11 +51,10 @@ def compile_program(
         alphas: α of each group that has a branch, by group index.
         fold: At α = 0, fold the linear ends into the weights where that is cheaper.
         numbers: What attributes of the user's modules hold for the branch.
-        mixing: What becomes of both paths where both are computed; see `attach`.
-        matching: Weight of feature matching there.
+        mixing: What becomes of both paths where both are computed.
         features: Return a pair: the output, and by the name of each `expand` what it reads.
     """
-    graph = _Writer(structure, training, alphas, fold, numbers, mixing, matching, features).write()
+    graph = _Writer(structure, training, alphas, fold, numbers, mixing, features).write()
     paths = [str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")]
     program = compiled(graph, f"branchprune training={training}")
     vars(program)["reads"] = tuple(dict.fromkeys(paths))
@@ -78,6 +76,7 @@ class _Writer:
         terms: The new nodes of the losses of feature matching, one a linear end.
         matched: The linear ends at which there is such a loss.
         features: The new node of what each linear end reads, where these are returned, too.
+        apart: The linear layers, by node, whose output holds both paths, one behind the other.
     """
 
     def __init__(
@@ -87,15 +86,17 @@ class _Writer:
         alphas: Mapping[int, float],
         fold: bool,
         numbers: Values,
-        mixing: Mixing,
-        matching: float,
+        mixing: PathMixing,
         features: bool,
     ) -> None:
         self.structure, self.alphas, self.fold = structure, alphas, fold
         self.numbers = numbers
         self.features: dict[str, fx.Node] | None = {} if features else None
         between = any(0 < alpha < 1 for alpha in alphas.values())
-        self.mixing, self.matching = mixing if between else "sum", matching
+        self.mixing, self.matching = mixing.mixing if between else "sum", mixing.matching
+        self.computed_apart = mixing.apart
+        self.kept = mixing.kept if training and between else frozenset[str]()
+        self.apart: set[fx.Node] = set()
         self.source = structure.graphs[training]
         self.forms = Forms(structure, training, alphas, numbers)
         self.graph = fx.Graph()
@@ -159,6 +160,14 @@ class _Writer:
         target = node.target
         if node.op == "call_module":
             target = self._module(str(target), form)
+            if self.apart.intersection(node.all_input_nodes):
+                return self._write_norms(node, target, form)
+            if node.target in self.kept and not target.startswith("twin."):
+                read = partial(self._value, node, form=form)
+                args = self._attribute(target), *fx.map_arg(node.args, read)
+                return self.graph.call_function(
+                    with_own_statistics, args, fx.map_arg(node.kwargs, read)
+                )
         elif node.op == "get_attr":
             target = self._tensor(node, form)
         copy = self.graph.node_copy(node, partial(self._value, node, form=form))
@@ -166,6 +175,17 @@ class _Writer:
         if form == NARROW:
             replace_numbers(copy, self.numbers)
         return copy
+
+    def _write_norms(self, node: fx.Node, own: str, form: str) -> fx.Node:
+        """Write the norms of each path behind a layer that computes them apart, and the mixture."""
+        [operand] = node.all_input_nodes
+        norms = self._attribute(own), self._attribute(f"private.{own}")
+        of_wide, of_branch = norms if form == WIDE else reversed(norms)
+        [group] = self.forms.branches(self.structure.linears[str(operand.target)].inputs)
+        branch = [*self.alphas].index(group)
+        both = self._value(node, operand, form)
+        operands = (of_wide, of_branch, both, self._mixed_by(), branch)
+        return self.graph.call_function(normalized_apart, operands)
 
     def _write_meeting(self, node: fx.Node) -> None:
         """Write a node in whose output both paths meet."""
@@ -207,7 +227,9 @@ class _Writer:
         if self.features is not None and NARROW in forms:
             self.features.setdefault(layer.expand, x)
         if forms == {WIDE, NARROW}:
-            x = self._write_mixed(layer, x, self._value(node, operand, WIDE))
+            if layer.name in self.computed_apart:
+                self.apart.add(node)
+            x = self._write_mixed(layer, x, self._value(node, operand, WIDE), node in self.apart)
         elif forms == {NARROW} and not folds_in:
             x = self.graph.call_module(expand, (x,))
         if folds_in or folds_out:
@@ -220,7 +242,9 @@ class _Writer:
         if NARROW in needed:
             self.written[node, NARROW] = self.graph.call_module(f"reduce.{name}", (z,))
 
-    def _write_mixed(self, layer: LinearLayer, narrow: fx.Node, wide: fx.Node) -> fx.Node:
+    def _write_mixed(
+        self, layer: LinearLayer, narrow: fx.Node, wide: fx.Node, apart: bool
+    ) -> fx.Node:
         """Write what a layer reads of both paths."""
         path, alphas = f"expand.{layer.expand}", self._mixed_by()
         if self.mixing == "sample":
@@ -228,7 +252,7 @@ class _Writer:
             alphas = self.graph.call_function(along_examples, operands)
         if layer.expand in self.matched:
             narrow = self._write_pulled(layer, narrow, wide)
-        return self.graph.call_module(path, (narrow, wide, alphas))
+        return self.graph.call_module(path, (narrow, wide, alphas, *[True] * apart))
 
     def _write_pulled(self, layer: LinearLayer, narrow: fx.Node, wide: fx.Node) -> fx.Node:
         """Write feature matching, once for all layers that read the same tensor."""

@@ -43,7 +43,7 @@ def with_ddp_gradients(
     if active_ddp() is None:
         return output
     used = _parameters_read(blended, read)
-    ours = _parameters_read(blended, ("reduce", "expand", "twin")) | {*part.parameters()}
+    ours = _parameters_read(blended, ("reduce", "expand", "twin", "private")) | {*part.parameters()}
     learn = [p for p in blended.parameters() if p in ours and p.requires_grad]
     held = _parameters_read(blended, ("model",)) if blended.originals_held else ()
     return _with_gradients(output, [p for p in learn if p not in used], [*held])

@@ -88,7 +88,7 @@ class Forms:
         """Return the groups whose branches meet the wide path in a node's output."""
         found = self.contractions.get(node.name)
         if found is not None:
-            return set() if self.live(found.outputs) else self._branches(found.pieces)
+            return set() if self.live(found.outputs) else self.branches(found.pieces)
         tensor = self.tensors.get(node.name)
         staying = tensor is not None and not self.live(tensor.pieces) and not self.is_linear(node)
         return beside if staying and twins.intersection(node.all_input_nodes) else set()
@@ -107,12 +107,12 @@ class Forms:
             found = layers.channelwise.get(name) or layers.twins.get(name)
         elif node.op == "get_attr":
             found = self.structure.parameters.get(name)
-        own = self._branches(found.pieces) if found is not None else set()
+        own = self.branches(found.pieces) if found is not None else set()
         return own.union(*(before[n] for n in node.all_input_nodes))
 
-    def _branches(self, pieces: Pieces) -> set[int]:
+    def branches(self, pieces: Pieces | None) -> set[int]:
         """Return the groups among some pieces that have a branch."""
-        return {piece.group for piece in pieces if piece.group in self.alphas}
+        return {piece.group for piece in pieces or () if piece.group in self.alphas}
 
     def _changes(self, node: fx.Node) -> bool:
         """Return whether a node reads a number that is another one for the branch."""

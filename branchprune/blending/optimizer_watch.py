@@ -99,7 +99,7 @@ def _branch(blended: Blended) -> dict[str, nn.Parameter]:
     """Return the parameters of the branch that are to learn, by name."""
     return {
         f"{part}.{name}": parameter
-        for part in ("reduce", "expand", "twin")
+        for part in ("reduce", "expand", "twin", "private")
         for name, parameter in getattr(blended, part).named_parameters()
         if parameter.requires_grad
     }

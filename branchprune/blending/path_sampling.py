@@ -9,6 +9,7 @@ may turn a seed into other numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -20,27 +21,61 @@ from branchprune.errors import PruneError
 from branchprune.graph.inputs import tensors
 
 Mixing = Literal["sum", "group", "step", "sample"]
+Norms = Literal["batch", "kept", "private"]
 
 
-def check_mixing(mixing: str, matching: float) -> None:
-    """Check how a blended model is to train.
+@dataclass(frozen=True)
+class PathMixing:
+    """How both paths become one where both are computed.
 
     Args:
         mixing: See `attach`.
         matching: See `attach`.
+        norms: See `attach`.
+        layers: Paths of what `norms` concerns: with "kept" the norms that keep their statistics,
+            with "private" the linear layers that compute each path apart.
 
     Raises:
         PruneError: They are not what they can be, or do not go together.
     """
-    if mixing not in get_args(Mixing):
-        known = ", ".join(map(repr, get_args(Mixing)))
-        raise PruneError(f"mixing (={mixing!r}) must be one of {known}")
-    if not isinstance(matching, Real) or not 0 <= matching < float("inf"):
-        raise PruneError(f"matching (={matching!r}) must be a weight of at least 0")
-    if matching and mixing == "step":
-        raise PruneError(
-            f"matching (={matching}) needs both paths, of which mixing (='step') computes only one"
-        )
+
+    mixing: Mixing = "sum"
+    matching: float = 0.0
+    norms: Norms = "batch"
+    layers: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name, kind in (("mixing", Mixing), ("norms", Norms)):
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(map(repr, get_args(kind)))
+                raise PruneError(f"{name} (={getattr(self, name)!r}) must be one of {known}")
+        if not isinstance(self.matching, Real) or not 0 <= self.matching < float("inf"):
+            raise PruneError(f"matching (={self.matching!r}) must be a weight of at least 0")
+        if self.matching and self.mixing == "step":
+            raise PruneError(
+                f"matching (={self.matching}) needs both paths, of which mixing (='step') computes "
+                "only one"
+            )
+        if self.norms != "batch" and self.mixing != "sum":
+            raise PruneError(
+                f"norms (={self.norms!r}) needs mixing='sum', and mixing is {self.mixing!r}: set "
+                "norms='batch', since where one path is drawn no norm can undo α"
+            )
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """Paths of the layers that compute each path apart."""
+        return self.layers if self.norms == "private" else frozenset()
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Paths of the norms that keep their statistics while the paths are mixed."""
+        return self.layers if self.norms == "kept" else frozenset()
+
+    @property
+    def in_evaluation(self) -> PathMixing:
+        """What evaluation does instead: nothing is drawn or matched."""
+        return replace(self, mixing="sum", matching=0.0)
 
 
 def drawn_together(alphas: Sequence[float]) -> tuple[float, ...]:

@@ -122,7 +122,11 @@ class Expand(LinearEnd):
     """The map from k to C channels before a consumer, and the blend with the wide path."""
 
     def forward(
-        self, narrow: Tensor, wide: Tensor | None = None, alphas: Tensor | None = None
+        self,
+        narrow: Tensor,
+        wide: Tensor | None = None,
+        alphas: Tensor | None = None,
+        apart: bool = False,
     ) -> Tensor:
         """Return `α · wide + (1 − α) · expand(narrow)`, or the expansion alone without `wide`.
 
@@ -131,7 +135,11 @@ class Expand(LinearEnd):
             wide: The tensor of the wide path.
             alphas: α of every group, shape (number of branches,); with further dimensions before
                 that one, α differs along those of the tensor.
+            apart: Return `wide` and behind it the expansion, along dimension 0, in place of the
+                sum.
         """
+        if wide is not None and apart:
+            return torch.cat([wide, self.forward(narrow)])
         narrows = self.cut(narrow, "kept")
         if wide is None or alphas is None:
             return self._join([self._map(x, piece, weight) for x, (piece, weight) in narrows])

@@ -12,7 +12,7 @@ from torch import nn
 from branchprune.blending.attach import Init, attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
-from branchprune.blending.path_sampling import Mixing, check_mixing
+from branchprune.blending.path_sampling import Mixing, Norms, PathMixing
 from branchprune.blending.schedules import Schedule
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.errors import PruneError
@@ -53,7 +53,7 @@ class BranchPruning(LossGuard):
         schedule: α over the epochs.
         keep: See `plan`.
         exclude, multiple_of, inside, opaque: See `plan`.
-        init, mixing: See `attach`.
+        init, mixing, norms: See `attach`.
         matching: See `attach`; what it adds is logged as "loss/matching".
         calibration: Training batches of the data module that `init` sees; see `attach`.
         fit: Training batches of the data module on which `fit_expand` fits the branch; 0: none.
@@ -67,6 +67,7 @@ class BranchPruning(LossGuard):
         restore_best: End each level with the weights of the epoch at which `monitor` was best;
             "max" or "min" says what is best.
         thaw_at: α at and below which the original layers learn: 1: from the start; None: never.
+        frozen: Patterns of names of parameters of `blended` that never learn, as "*.norm.weight".
         recalibrate: Number of recent training batches from which BatchNorm takes its statistics
             when the branch alone is validated; 0: those of the blend, which make the branch look
             far worse than it is.
@@ -96,6 +97,7 @@ class BranchPruning(LossGuard):
         init: Init = "l1",
         mixing: Mixing = "sum",
         matching: float = 0.0,
+        norms: Norms = "batch",
         calibration: int = 0,
         fit: int = 0,
         example: Example | None = None,
@@ -104,14 +106,15 @@ class BranchPruning(LossGuard):
         learning_rate: Literal["keep", "restart"] = "keep",
         restore_best: Literal["max", "min"] | None = None,
         thaw_at: float | None = 1.0,
+        frozen: Sequence[str] = (),
         recalibrate: int = 16,
         compile: bool = False,
         collapse: bool = True,
     ) -> None:
         counts = {"recalibrate": recalibrate, "fit": fit, "calibration": calibration}
         check_options(schedule, monitor, restore_best, learning_rate, thaw_at, counts)
-        check_mixing(mixing, matching)
-        self.originals = Freezing(thaw_at)
+        PathMixing(mixing, matching, norms)  # finds what is wrong
+        self.originals = Freezing(thaw_at, frozen)
         self.schedule, self.keep = schedule, keep
         self.planning: dict[str, Any] = {
             "exclude": exclude,
@@ -119,10 +122,9 @@ class BranchPruning(LossGuard):
             "inside": inside,
             "opaque": opaque,
         }
-        self.init, self.calibration, self.fit = init, calibration, fit
-        self.training: dict[str, Any] = {"mixing": mixing, "matching": matching}
-        self.example, self.target = example, target
-        self.monitor, self.learning_rate = monitor, learning_rate
+        self.training: dict[str, Any] = {"mixing": mixing, "matching": matching, "norms": norms}
+        self.init, self.calibration, self.fit, self.target = init, calibration, fit, target
+        self.example, self.monitor, self.learning_rate = example, monitor, learning_rate
         self.compiles, self.collapses = compile, collapse
         self.best = BestWeights(restore_best) if restore_best else None
         self.new_level = False

@@ -156,9 +156,41 @@ def test_parts_that_wait_at_one_count_for_thaw_at():
     assert [bool(names) for names in changed.seen] == [False] * 4 + [True] * 2
 
 
+@pytest.mark.parametrize("thaw_at", [1.0, 0.2])
+def test_frozen_parameters_never_learn_and_may_again_afterwards(thaw_at):
+    """Of both paths, of private norms, and of what waits for α; with momentum and weight decay."""
+    schedule = bp.Schedule((0.7, 0.2, 0.0), final_hold=1)
+    options = {"frozen": ["*features.[18].weight"], "thaw_at": thaw_at, "norms": "private"}
+    pruning = BranchPruning(schedule, example=EXAMPLE, **options)
+    states, changed = States(pruning), Changed(pruning)
+    task = ClassificationTask(network(), weight_decay=0.1)
+    trainer(9, pruning, states, changed).fit(task, loader(), loader())
+    held = {"features.1.weight", "features.8.weight"}
+    expected = [EVERY - held if thaw_at == 1 else set(), EVERY - held, LINEAR]
+    assert changed.seen == expected
+    first, last = states.seen[0], states.seen[-1]
+    fixed = {n for n in first if n.endswith(("features.1.weight", "features.8.weight"))}
+    assert {n.removesuffix("features.8.weight") for n in fixed if n.endswith("8.weight")} == {
+        *("model.", "twin.", "private.model.", "private.twin.")
+    }
+    assert all(torch.equal(first[n], last[n]) for n in fixed)
+    assert not torch.equal(first["twin.features.4.weight"], last["twin.features.4.weight"])
+    assert all(p.requires_grad for p in pruning.blended.parameters())
+    assert all(p.requires_grad for p in task.model.parameters())
+    assert pruning.collapse_error < 1e-10
+
+
+def test_a_pattern_of_frozen_that_names_nothing():
+    pruning = BranchPruning(bp.Schedule((0.0,)), example=EXAMPLE, frozen=["features.1.weight"])
+    with pytest.raises(bp.PruneError, match=r"frozen: 'features.1.weight' names no parameter"):
+        trainer(1, pruning).fit(ClassificationTask(network()), loader(), loader())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"frozen": "*.weight"}, r"frozen \(='\*.weight'\) must be a list"),
+        ({"norms": "private", "mixing": "group"}, r"norms \(='private'\) needs mixing='sum'"),
         ({"restore_best": "best", "monitor": "score"}, r"restore_best \(='best'\)"),
         ({"restore_best": "max"}, r"monitor \(=None\)"),
         ({"thaw_at": 1.5}, r"thaw_at \(=1.5\)"),

@@ -62,6 +62,27 @@ def test_last_epochs_of_the_levels_and_the_span_of_the_seeds(figure, tmp_path):
         assert axes.xaxis_inverted()
 
 
+def test_methods_are_chosen_by_pattern(figure, tmp_path, monkeypatch):
+    results, drawn = tmp_path / "r.jsonl", []
+    names = ("weighted sum", "weighted sum, norms kept", "drawn by group")
+    lines = [line(name, 0, [(0.5, 0.7, 0.1)]) for name in names]
+    results.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    cliff = figure.cliff
+    monkeypatch.setattr(figure, "cliff", lambda found: drawn.append(found) or cliff(found))
+    options = ["--results", str(results), "--output", str(tmp_path / "cliff.png")]
+    figure.main([str(CONFIG), *options, "--methods", "*kept", "drawn*"])
+    assert [outcome.method for outcome in drawn[0].outcomes()] == [*names[1:]]
+    with pytest.raises(SystemExit, match="no results of cliff_vgg7_16px"):
+        figure.main([str(CONFIG), *options, "--methods", "kept"])
+
+
+def test_every_method_has_a_look_of_its_own(figure):
+    from branchprune.experiments.compare import config as compare_config
+
+    methods = len(compare_config.read(CONFIG).methods)
+    assert methods <= len(set(figure.LOOKS)) == len(figure.LOOKS)
+
+
 def test_a_run_that_does_not_blend_is_named(figure, tmp_path):
     results = tmp_path / "r.jsonl"
     results.write_text(

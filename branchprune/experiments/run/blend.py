@@ -14,7 +14,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.blending import schedules
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
-from branchprune.blending.path_sampling import Mixing
+from branchprune.blending.path_sampling import Mixing, Norms
 from branchprune.blending.schedules import Mode, Plateau, Schedule
 from branchprune.collapsing.own_dtype import own_dtype_error
 from branchprune.errors import PruneError, whole
@@ -56,6 +56,10 @@ class BlendConfig:
         thaw_at: α at and below which the original layers learn: 1: from the start; null: never.
         mixing: "sum", or sampled by "group", "step" or "sample"; see `attach`.
         matching: Weight of the feature matching; see `attach`.
+        norms: What norms behind a weighted sum do: take the "batch" statistics, keep ("kept")
+            their own, or stand apart ("private") for each path; see `attach`.
+        frozen: Patterns of names of parameters of the blended model that do not learn meanwhile,
+            such as "*.norm1.weight" for the scales of `model`, `twin` and `private`.
         average: Decay of an exponential moving average of the weights over the steps, which is what
             is validated and kept; 0: none.
         recalibrate: Recent training batches that BatchNorm takes its statistics from when the
@@ -74,6 +78,8 @@ class BlendConfig:
     thaw_at: float | None = 1.0
     mixing: Mixing = "sum"
     matching: float = 0.0
+    norms: Norms = "batch"
+    frozen: list[str] = field(default_factory=list)
     average: float = 0.0
     recalibrate: int = 16
 
@@ -146,7 +152,9 @@ class BlendConfig:
     def _blended(
         self, dense: nn.Module, planned: Plan, alpha: float | dict[str, float], frozen: bool
     ) -> Blended:
-        blended = attach(dense, planned, mixing=self.mixing, matching=self.matching)
+        blended = attach(
+            dense, planned, mixing=self.mixing, matching=self.matching, norms=self.norms
+        )
         blended.alpha = alpha
         if frozen:
             blended.model.requires_grad_(False)
@@ -171,6 +179,8 @@ class BlendConfig:
             thaw_at=self.thaw_at,
             mixing=self.mixing,
             matching=self.matching,
+            norms=self.norms,
+            frozen=self.frozen,
             recalibrate=self.recalibrate,
             compile=settings.compile,
         )

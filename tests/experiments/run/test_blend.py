@@ -12,6 +12,7 @@ from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.settings import MetricConfig
 from branchprune.experiments.run.shrinking import Setup, at_widths
 from branchprune.experiments.run.widths import WidthsConfig
+from branchprune.planning.profiling import count_macs
 
 EXAMPLE = torch.randn(1, 1, 8, 8)
 LOSS = MetricConfig(val="loss/val", mode="min")
@@ -35,6 +36,22 @@ def test_a_dry_run_keeps_the_order_and_takes_the_last_levels_and_one_restart():
     schedule = config._callback(setup(fast=True)).schedule
     assert (schedule.levels, schedule.hold, schedule.final_hold) == ((0.25, 0.0), 1, 1)
     assert (schedule.order, schedule.restarts) == ((*order,), (0.1,))
+
+
+def test_private_norms_reach_the_training_and_what_it_costs():
+    dense = TinyVGG()
+    planned, macs = bp.plan(dense, EXAMPLE, 0.5), {}
+    for norms in ("batch", "kept", "private"):
+        config = BlendConfig([0.5, 0.0], norms=norms, frozen=["*.features.1.weight"])
+        callback = config._callback(setup())
+        assert callback.training["norms"] == norms and callback.originals.frozen == (
+            "*.features.1.weight",
+        )
+        epochs = config.epochs_to_train(LOSS, dense, planned)
+        macs[norms] = [count_macs(epoch.model(), EXAMPLE) for epoch in epochs]
+    assert macs["batch"] == macs["kept"]
+    assert macs["private"][0] > 1.3 * macs["batch"][0]
+    assert macs["private"][1] == macs["batch"][1]
 
 
 def test_a_stage_that_has_ended_is_read_back(tmp_path):
