@@ -38,8 +38,8 @@ def blended_start(
         blended: The blended model; it is not changed.
         dense: The dense model, in evaluation mode.
         images: What to learn from (N, …), on the device of both.
-        how: Steps, learning rate and the like; what the head reads is matched, and "junctions" pulls
-            the branch towards what every layer reads, too, where both paths meet.
+        how: Steps, learning rate and the like; what the head reads is matched, and "junctions"
+            pulls the branch towards what every layer reads, too, where both paths meet.
         drawn: "sample": each example draws a path for each group; "prefix": a step draws how many
             groups, from the input on, are wide, and all others are narrow.
     """
