@@ -62,10 +62,10 @@ class Learning:
     batch_size: int = 64
     learning_rate: float = 1e-2
     mixup: float = 1.0
-    mixing: Mixing = "mixup"
+    mixing: Mixing = "cutmix"
     transform: Transform | None = None
     views: tuple[View, ...] = (crops,)
-    match: Match = "head"
+    match: Match = "junctions"
     error: Error = "relative"
     distance: Distance | None = None
     steps_a_look: int = 1

@@ -108,9 +108,9 @@ class FewImagesConfig(Untrained):
     batch_size: int = 64
     learning_rate: float = 0.01
     mixup: float = 1.0
-    mixing: Mixing = "mixup"
+    mixing: Mixing = "cutmix"
     views: list[str] = field(default_factory=lambda: ["crops"])
-    match: Match = "head"
+    match: Match = "junctions"
     error: Error = "relative"
     steps_a_look: int = 1
     optimizer: Name = "adamw"
