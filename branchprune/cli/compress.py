@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from branchprune.artifacts.serialization import save
-from branchprune.cli.plan import KEEP, MODEL
+from branchprune.cli.named_model import CHECKPOINT, MODEL, named
+from branchprune.cli.plan import KEEP
 from branchprune.cli.trained import Normalisation, trained
 from branchprune.errors import PruneError
 from branchprune.experiments.run.parser_errors import explained
@@ -23,8 +24,7 @@ from branchprune.few_images.card import card
 from branchprune.few_images.compress import STEPS, compress
 from branchprune.few_images.folder import read_folder
 
-CHECKPOINT = """its trained weights: a file of bp.save, a state_dict or a Lightning checkpoint; of a
-model of torchvision or timm, without this, those that the library has for it"""
+WEIGHTS = f"{CHECKPOINT}; of a model of torchvision or timm, without this, those that it has there"
 SIZE = """resize images to this height and width, '[96, 128]', or one number for both; a model of a
 library has one of its own"""
 MEAN = """mean of each channel (R, G, B), in images of [0, 1], that the model was trained with:
@@ -43,7 +43,8 @@ def main(args: Sequence[str], console: Console) -> None:
     except ArgumentError as error:
         raise PruneError(explained(error)) from error
     output = _output(options.output)
-    model, known = trained(options.model, options.init_args, options.checkpoint)
+    origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
+    model, known = trained(origin, checkpoint)
     wanted = Normalisation(
         options.image_size or known.size, options.mean or known.mean, options.std or known.std
     )
@@ -57,7 +58,7 @@ def main(args: Sequence[str], console: Console) -> None:
 
         names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
         found = compress(model, images, **{name: options[name] for name in names}, progress=show)
-    save(found.model, output)
+    save(found.model, output, origin.made_by, origin.init_args)
     text = card(found, options.model, images.shape[-2:], wanted.mean, wanted.std)
     output.with_suffix(".md").write_text(text, encoding="utf-8")
     console.print(f"{found}\n{output}", markup=False, highlight=False, soft_wrap=True)
@@ -69,7 +70,7 @@ def _parser() -> ArgumentParser:
     add("model", type=str, help=MODEL)
     add("images", type=Path, help="folder of images without labels, nested in any way")
     add("--output", type=Path, default=Path("small.safetensors"), help="file to write")
-    add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=CHECKPOINT)
+    add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=WEIGHTS)
     add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
     add("--keep", type=float | dict[str, float], default=0.5, help=KEEP)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")

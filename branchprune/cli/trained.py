@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from branchprune.cli.plan import build
+from branchprune.artifacts.origin import Origin
+from branchprune.cli.named_model import build
 from branchprune.errors import PruneError, first_line, optional
-from branchprune.experiments.run.load_weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -30,27 +29,23 @@ class Normalisation:
     std: Sequence[float] | None = None
 
 
-def trained(
-    name: str, init_args: Mapping[str, Any], checkpoint: Path | None
-) -> tuple[nn.Module, Normalisation]:
+def trained(origin: Origin, checkpoint: Path | None) -> tuple[nn.Module, Normalisation]:
     """Return a model with its weights, in evaluation mode.
 
     Args:
-        name: As in `branchprune plan`.
-        init_args: Arguments of the class or function at an import path.
+        origin: What makes it, as in `branchprune plan`.
         checkpoint: File with its weights; None: those that the library has, or, of an import path,
             what is made there as it is.
 
     Raises:
         PruneError: The model cannot be built, or the weights cannot be read or downloaded.
     """
+    name = origin.made_by
     if checkpoint is None and name in _torchvision():
         return _pretrained(name, *_of_torchvision(name))
     if checkpoint is None and name.startswith("timm/"):
         return _pretrained(name, *_of_timm(name.removeprefix("timm/")))
-    model, shape = build(name, init_args)
-    if checkpoint is not None:
-        load_weights(model, checkpoint)
+    model, shape = build(origin, checkpoint)
     size = (shape[-2], shape[-1]) if shape else None
     return model.eval(), Normalisation(size)
 
@@ -87,7 +82,7 @@ def _of_torchvision(name: str) -> tuple[Callable[[], nn.Module], Normalisation]:
 def _of_timm(name: str) -> tuple[Callable[[], nn.Module], Normalisation]:
     timm = optional("timm", f"model (='timm/{name}')")
     if not timm.is_model(name):
-        build(f"timm/{name}", {})  # says which name is near
+        build(Origin(f"timm/{name}"))  # says which name is near
     found = timm.get_pretrained_cfg(name)
     if found is None:
         raise PruneError(f"model (='timm/{name}') has no weights in timm: give --checkpoint FILE")
