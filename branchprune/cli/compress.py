@@ -12,11 +12,11 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from branchprune.artifacts.serialization import save
 from branchprune.cli.named_model import CHECKPOINT, MODEL, named
 from branchprune.cli.plan import KEEP
+from branchprune.cli.progress import progress
 from branchprune.cli.trained import Normalisation, trained
 from branchprune.errors import PruneError
 from branchprune.experiments.run.parser_errors import explained
@@ -49,15 +49,11 @@ def main(args: Sequence[str], console: Console) -> None:
         options.image_size or known.size, options.mean or known.mean, options.std or known.std
     )
     images = read_folder(options.images, wanted.size, wanted.mean, wanted.std, options.grey)
-    with _progress(console) as progress, _warnings_in_a_line():
-        task = progress.add_task("choosing channels, trying learning rates", total=None)
-
-        def show(step: int, steps: int, loss: float) -> None:
-            said = f"step {step} of {steps}, loss {loss:.4f}"
-            progress.update(task, completed=step, total=steps, description=said)
-
-        names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
-        found = compress(model, images, **{name: options[name] for name in names}, progress=show)
+    names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
+    chosen = {name: options[name] for name in names}
+    told = progress(console, "choosing channels, trying learning rates")
+    with told as show, _warnings_in_a_line():
+        found = compress(model, images, **chosen, progress=show)
     save(found.model, output, origin.made_by, origin.init_args)
     text = card(found, options.model, images.shape[-2:], wanted.mean, wanted.std)
     output.with_suffix(".md").write_text(text, encoding="utf-8")
@@ -122,9 +118,3 @@ def _output(path: Path) -> Path:
     if not path.parent.is_dir():
         raise PruneError(f"output (={str(path)!r}): there is no folder {path.parent}")
     return path
-
-
-def _progress(console: Console) -> Progress:
-    """Return a line with the steps, the loss and the time left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -16,7 +16,7 @@ from branchprune.few_images.images import Images, Transform, divided, gather
 from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
 from branchprune.few_images.pace import DTYPES, fastest, steps_within
-from branchprune.few_images.rate import RATES, SHORT, best_rate
+from branchprune.few_images.rate import best_rate, tried
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 from branchprune.few_images.trial import check_weights, try_out
@@ -144,9 +144,9 @@ def compress(
         if minutes is not None or len(ways) > 1:
             how, pace = fastest(student, dense, known, ways)
         if minutes is not None:
-            tried = 0 if learning_rate else len(RATES) * SHORT
+            trials = () if learning_rate else (tried,)
             spent = time.perf_counter() - began
-            how = replace(how, steps=steps_within(minutes, spent, pace, tried))
+            how = replace(how, steps=steps_within(minutes, spent, pace, *trials))
         if learning_rate is None:
             how = replace(how, learning_rate=best_rate(student, dense, known, how))
         learn(student, dense, known, how, progress)
