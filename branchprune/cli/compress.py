@@ -17,16 +17,17 @@ from branchprune.artifacts.serialization import save
 from branchprune.cli.named_model import CHECKPOINT, MODEL, named
 from branchprune.cli.plan import KEEP
 from branchprune.cli.progress import progress
-from branchprune.cli.trained import Normalisation, trained
+from branchprune.cli.trained import trained
 from branchprune.errors import PruneError
 from branchprune.experiments.run.parser_errors import explained
 from branchprune.few_images.card import card
 from branchprune.few_images.compress import STEPS, compress
-from branchprune.few_images.folder import read_folder
 
 WEIGHTS = f"{CHECKPOINT}; of a model of torchvision or timm, without this, those that it has there"
-SIZE = """resize images to this height and width, '[96, 128]', or one number for both; a model of a
-library has one of its own"""
+SIZE = """height and width of the images, '[96, 128]', or one number for both: they are resized
+until both sides fill it, and what is over at two ends is cut off. Of a model of torchvision or timm
+with the weights that it has there, images are prepared as its own evaluation does, if neither this
+nor mean or std is given"""
 MEAN = """mean of each channel (R, G, B), in images of [0, 1], that the model was trained with:
 '[0.5, 0.4, 0.3]'"""
 
@@ -45,10 +46,8 @@ def main(args: Sequence[str], console: Console) -> None:
     output = _output(options.output)
     origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
     model, known = trained(origin, checkpoint)
-    wanted = Normalisation(
-        options.image_size or known.size, options.mean or known.mean, options.std or known.std
-    )
-    images = read_folder(options.images, wanted.size, wanted.mean, wanted.std, options.grey)
+    wanted = known.but(options.image_size, options.mean, options.std)
+    images = wanted.read(options.images, options.grey)
     names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
     chosen = {name: options[name] for name in names}
     told = progress(console, "choosing channels, trying learning rates")

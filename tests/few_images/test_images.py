@@ -116,3 +116,16 @@ def test_a_folder_is_read_resized_and_normalised(tmp_path: Path) -> None:
         bp.read_folder(tmp_path, 4, mean=[0.5])
     with pytest.raises(bp.PruneError, match="must be above 0"):
         bp.read_folder(tmp_path, 4, mean, std=[1.0, 0.0, 1.0])
+
+
+def test_images_keep_their_proportions_and_lose_what_is_over(tmp_path: Path) -> None:
+    """A tall image loses above and below, a wide one at its sides, and one that fits nothing."""
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 12, 3), np.uint8)
+    wide = np.concatenate([0 * pixels[:, :4], pixels, 255 + 0 * pixels[:, :4]], 1)
+    for name, image in (("a", pixels), ("b", wide), ("c", wide.transpose(1, 0, 2))):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    fits, across, down = bp.read_folder(tmp_path, 6)
+    small = Image.fromarray(pixels).resize((6, 6), Image.Resampling.BILINEAR)
+    assert torch.equal(fits, torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255)
+    assert (across[:, :, 1:-1] - fits[:, :, 1:-1]).abs().max() < 2 / 255
+    assert (down - across.transpose(1, 2)).abs().max() < 2 / 255
