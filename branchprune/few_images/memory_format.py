@@ -30,7 +30,7 @@ def put_channels_last(models: list[nn.Module], images: Tensor) -> bool:
     if not all(_takes(model, images[:2]) for model in models):
         return False
     for model in models:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return True
 
 
