@@ -20,6 +20,7 @@ from branchprune.collapsing.collapse import collapse
 from branchprune.criteria.scores import GroupWeights
 from branchprune.errors import PruneError
 from branchprune.few_images.compress import Compressed, compress
+from branchprune.few_images.folder import read_folder
 from branchprune.graph.rules.teach import forget, teach
 from branchprune.planning.plan import Plan, plan
 
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "multiplicative",
     "plan",
+    "read_folder",
     "rules",
     "save",
     "stand_in",

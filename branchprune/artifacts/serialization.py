@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from branchprune.artifacts import checksum
+from branchprune.artifacts.opened import opened
+from branchprune.artifacts.origin import origin_fields
 from branchprune.artifacts.same_model import Content, class_name, differences, settings
 from branchprune.blending.blended import Blended
 from branchprune.errors import Failed, PruneError, optional
@@ -29,20 +32,34 @@ AS_JSON = ("widths", "numbers", "followed", "settings", "full")
 """What else it holds, as JSON."""
 
 
-def save(model: nn.Module, path: str | Path) -> None:
+def save(
+    model: nn.Module,
+    path: str | Path,
+    made_by: str | None = None,
+    init_args: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model's weights and widths to a safetensors file, whole or not at all.
 
     The header also holds the settings of all layers of torch.nn, the shapes of the dense model as
     far as they are known, and a checksum.
 
+    ```python
+    bp.save(small, "small.safetensors", "my_package:MyNet", {"classes": 5})
+    ```
+
     Args:
         model: A dense or collapsed model.
         path: Where to write; an existing file is replaced.
+        made_by: What makes the wide model, as `branchprune plan` takes it: "resnet18",
+            "timm/mixnet_s", "torchvision.models.resnet18", "my_package:MyNet". Commands then take
+            the file alone. It is only written down: `load` does not look at it.
+        init_args: Arguments of the class or function there: numbers, texts, lists of them.
 
     Raises:
-        PruneError: The file cannot be written, the model is blended or has tensors on `meta`, or
-            a module's extra state is no tensor.
+        PruneError: The file cannot be written, the model is blended or has tensors on `meta`, a
+            module's extra state is no tensor, or JSON cannot hold `init_args`.
     """
+    made = origin_fields(made_by, init_args or {})
     path = Path(path).resolve()  # what a link stands for is replaced, not the link
     optional("numpy", "safetensors")
     _check_module(model)
@@ -56,7 +73,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     try:
         part.touch()
         mode = part.stat().st_mode
-        save_file(state, part, metadata=_header(model))
+        save_file(state, part, metadata=_header(model) | made)
         checksum.stamp(part)
         part.chmod(mode)  # that of any new file, of which safetensors makes a private one
         part.replace(path)
@@ -187,23 +204,27 @@ def _is_mapping(value: Any, kind: type) -> bool:
     return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
 
 
+def was_saved(path: Path) -> bool:
+    """Return whether `save` wrote a file; another may be of any kind.
+
+    Raises:
+        PruneError: The file ends in .safetensors, and is none.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    with opened(path) as file:
+        return (file.metadata() or {}).get("format") in (FORMAT, EARLIER)
+
+
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read the header and the tensors of any safetensors file; check one of `save` to be whole.
 
     Raises:
         PruneError: The file is missing or damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise PruneError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        start = path.read_bytes()[:4] if path.is_file() else b""
-        pickled = start[:1] == b"\x80" or start == b"PK\x03\x04"
-        hint = "it is a pickle, which could run code and is refused" if pickled else str(error)
-        raise PruneError(f"{path} is not a complete safetensors file: {hint}") from error
+    with opened(path) as file:
+        header: dict[str, str] = file.metadata() or {}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     stamped = header.get("format") == FORMAT
     if stamped and not checksum.is_whole(path, header.get(checksum.KEY, "")):
         raise PruneError(f"{path} is damaged: its checksum is not that of its content")

@@ -1,8 +1,9 @@
-"""Whether a file of torch.save is whole: torch.load compares neither checksums nor sizes."""
+"""What a file of torch.save holds, and whether it is whole, which torch.load does not look at."""
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from branchprune.errors import first_line
 
+PATH = re.compile(r"[\w.]+:[\w.]+", re.ASCII)
+"""An import path; what a stranger's pickle says may be anything, and is printed."""
 START = b"PK\x03\x04"
 
 
@@ -39,6 +42,61 @@ def damage(path: Path) -> str | None:
         return first_line(error)
 
 
+def not_weights(path: Path) -> str | None:
+    """Return what a file of torch holds in place of weights, and how to get them out of it.
+
+    No code in the file is executed.
+
+    Args:
+        path: A file of torch.save, torch.jit.save or torch.export.save.
+
+    Returns:
+        A part of a message; None: it holds weights, or what it holds cannot be seen.
+    """
+    if not is_zip(path):
+        return None
+    try:
+        with ZipFile(path) as records:
+            return _program(path, records.namelist()) or _module(path, records)
+    except Exception:  # of many kinds, in a torn file: whoever reads it says so
+        return None
+
+
+def _program(path: Path, names: list[str]) -> str | None:
+    inner = {name.partition("/")[2] for name in names}
+    if any(name.startswith("code/") for name in inner) and "constants.pkl" in inner:
+        what, state = "a TorchScript program", f"torch.jit.load({str(path)!r}).state_dict()"
+    elif "models/model.json" in inner or "serialized_exported_program.json" in names:
+        what, state = "an exported program", f"torch.export.load({str(path)!r}).state_dict"
+    else:
+        return None
+    return (
+        f"{what}, whose layers cannot be changed: name the model that it was made of, and give its "
+        f"weights, torch.save({state}, 'weights.pt'), by --checkpoint weights.pt"
+    )
+
+
+def _module(path: Path, records: ZipFile) -> str | None:
+    [pickled] = [name for name in records.namelist() if name.rpartition("/")[2] == "data.pkl"]
+    with records.open(pickled) as file:
+        held: Any = _Sizes(file).load()
+    entries = {"": held} | (held if isinstance(held, dict) else {})
+    found = next((key for key, value in entries.items() if _is_module(value)), None)
+    if found is None:
+        return None
+    loaded = f"torch.load({str(path)!r}, weights_only=False)" + f"[{found!r}]" * bool(found)
+    model = f"{entries[found].module}:{entries[found].name}"
+    return (
+        "a whole model as a pickle, which could run code and is refused: where you trust it, write "
+        f"torch.save({loaded}.state_dict(), 'weights.pt') in Python, and give "
+        f"{model if PATH.fullmatch(model) else 'its class'} --checkpoint weights.pt"
+    )
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, _Inert) and "_modules" in value.state
+
+
 def _wrong_sizes(records: ZipFile) -> Iterator[str]:
     """Yield the records that are not as long as the pickle says that they are."""
     for name in records.namelist():
@@ -55,13 +113,15 @@ def _wrong_sizes(records: ZipFile) -> Iterator[str]:
 class _Inert(dict[Any, Any]):
     """Stands for anything that a pickle makes."""
 
-    name = ""
+    module = name = ""
+    state: Any = ()
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
-    def __setstate__(self, _: Any) -> None:
-        """Take no state."""
+    def __setstate__(self, state: Any) -> None:
+        """Keep what an object of its class would have taken."""
+        self.state = state if isinstance(state, dict) else ()
 
     def append(self, _: Any) -> None:
         """Take no entry."""
@@ -89,7 +149,7 @@ class _Sizes(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return an empty class instead of what is asked for."""
-        return type(name, (_Inert,), {"name": name})
+        return type(name, (_Inert,), {"name": name, "module": module})
 
     def persistent_load(self, pid: Any) -> Any:
         """Note the size of a storage."""

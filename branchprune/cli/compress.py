@@ -12,21 +12,22 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from branchprune.artifacts.serialization import save
-from branchprune.cli.plan import KEEP, MODEL
-from branchprune.cli.trained import Normalisation, trained
+from branchprune.cli.named_model import CHECKPOINT, MODEL, named
+from branchprune.cli.plan import KEEP
+from branchprune.cli.progress import progress
+from branchprune.cli.trained import trained
 from branchprune.errors import PruneError
 from branchprune.experiments.run.parser_errors import explained
 from branchprune.few_images.card import card
 from branchprune.few_images.compress import STEPS, compress
-from branchprune.few_images.folder import read_folder
 
-CHECKPOINT = """its trained weights: a file of bp.save, a state_dict or a Lightning checkpoint; of a
-model of torchvision or timm, without this, those that the library has for it"""
-SIZE = """resize images to this height and width, '[96, 128]', or one number for both; a model of a
-library has one of its own"""
+WEIGHTS = f"{CHECKPOINT}; of a model of torchvision or timm, without this, those that it has there"
+SIZE = """height and width of the images, '[96, 128]', or one number for both: they are resized
+until both sides fill it, and what is over at two ends is cut off. Of a model of torchvision or timm
+with the weights that it has there, images are prepared as its own evaluation does, if neither this
+nor mean or std is given"""
 MEAN = """mean of each channel (R, G, B), in images of [0, 1], that the model was trained with:
 '[0.5, 0.4, 0.3]'"""
 
@@ -43,21 +44,16 @@ def main(args: Sequence[str], console: Console) -> None:
     except ArgumentError as error:
         raise PruneError(explained(error)) from error
     output = _output(options.output)
-    model, known = trained(options.model, options.init_args, options.checkpoint)
-    wanted = Normalisation(
-        options.image_size or known.size, options.mean or known.mean, options.std or known.std
-    )
-    images = read_folder(options.images, wanted.size, wanted.mean, wanted.std, options.grey)
-    with _progress(console) as progress, _warnings_in_a_line():
-        task = progress.add_task("choosing channels, trying learning rates", total=None)
-
-        def show(step: int, steps: int, loss: float) -> None:
-            said = f"step {step} of {steps}, loss {loss:.4f}"
-            progress.update(task, completed=step, total=steps, description=said)
-
-        names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
-        found = compress(model, images, **{name: options[name] for name in names}, progress=show)
-    save(found.model, output)
+    origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
+    model, known = trained(origin, checkpoint)
+    wanted = known.but(options.image_size, options.mean, options.std)
+    images = wanted.read(options.images, options.grey)
+    names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
+    chosen = {name: options[name] for name in names}
+    told = progress(console, "choosing channels, trying learning rates")
+    with told as show, _warnings_in_a_line():
+        found = compress(model, images, **chosen, progress=show)
+    save(found.model, output, origin.made_by, origin.init_args)
     text = card(found, options.model, images.shape[-2:], wanted.mean, wanted.std)
     output.with_suffix(".md").write_text(text, encoding="utf-8")
     console.print(f"{found}\n{output}", markup=False, highlight=False, soft_wrap=True)
@@ -69,7 +65,7 @@ def _parser() -> ArgumentParser:
     add("model", type=str, help=MODEL)
     add("images", type=Path, help="folder of images without labels, nested in any way")
     add("--output", type=Path, default=Path("small.safetensors"), help="file to write")
-    add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=CHECKPOINT)
+    add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=WEIGHTS)
     add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
     add("--keep", type=float | dict[str, float], default=0.5, help=KEEP)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
@@ -121,9 +117,3 @@ def _output(path: Path) -> Path:
     if not path.parent.is_dir():
         raise PruneError(f"output (={str(path)!r}): there is no folder {path.parent}")
     return path
-
-
-def _progress(console: Console) -> Progress:
-    """Return a line with the steps, the loss and the time left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

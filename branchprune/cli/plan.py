@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
-from branchprune.errors import PruneError, first_line
+from branchprune.cli.named_model import CHECKPOINT, MODEL, build, named
+from branchprune.errors import PruneError
 from branchprune.planning.module_tree import ModuleRow, module_tree, tree_lines
 from branchprune.planning.plan import Plan, plan
-from branchprune.training.import_path import value_at
 
-MODEL = """torchvision's by name (resnet50), others' as timm/NAME, ultralytics/NAME or
-segmentation_models_pytorch/NAME, or the import path of a class, a function or a model
-(package.module:Net, package.module.net)"""
 EXAMPLE = """shape and, if it is not float32, dtype of an input: 1x3x224x224, 1x128:int64; once for
 each argument of forward; a model by name has one of its own"""
-FILES = (".yaml", ".yml", ".pt", ".pth", ".ckpt", ".safetensors", ".onnx")
-"""How names of files with models or weights end."""
 KEEP = """fraction of the channels to keep, or one a layer: '{"": 0.5, "head": 1.0}'"""
 
 
@@ -40,7 +35,7 @@ def main(args: Sequence[str], console: Console) -> None:
         options = _parser().parse_args([*args])
     except ArgumentError as error:
         raise PruneError(str(error)) from error
-    model, shape = build(options.model, options.init_args)
+    model, shape = build(*named(options.model, options.init_args, options.checkpoint))
     examples = tuple(map(example_of, options.example)) or (shape and (torch.randn(1, *shape),))
     if not examples:
         raise PruneError("example is missing: give the shape of an input, --example 1x3x224x224")
@@ -58,6 +53,7 @@ def _parser() -> ArgumentParser:
     add("model", type=str, help=MODEL)
     add("--example", action="append", default=[], metavar="SHAPE", help=EXAMPLE)
     add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
+    add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=CHECKPOINT)
     add("--keep", type=float | dict[str, float], default=0.5, help=KEEP)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
     add("--opaque", action="append", default=[], metavar="PATH", help="module not looked into")
@@ -67,72 +63,6 @@ def _parser() -> ArgumentParser:
     add("--depth", type=NonNegativeInt, default=2, help="levels of the tree of modules")
     add("--json", action="store_true", help="print JSON")
     return parser
-
-
-def build(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, tuple[int, ...] | None]:
-    """Return a model, and the shape of one of its examples if it comes from a library.
-
-    Args:
-        name: Name of a model of torchvision, `library/name`, or an import path.
-        init_args: Arguments of the class or function at an import path.
-
-    Raises:
-        PruneError: There is no such model, or it cannot be built.
-    """
-    if name.endswith(FILES):
-        raise PruneError(
-            f"model (={name!r}) is a file, and a model is named: a YOLO as ultralytics/yolov8n, "
-            "your own by the import path of its class or of a function that loads it, such as "
-            "package.module:load"
-        )
-    if "/" not in name and re.search("[.:]", name):
-        return _imported(name, init_args), None
-    if init_args:
-        raise PruneError(
-            f"init_args (={dict(init_args)}) are those of an import path, and model (={name!r}) is "
-            "a name: give the path of the class or function, such as torchvision.models.resnet50"
-        )
-    return _of_library(name)
-
-
-def _of_library(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    from branchprune.benchmarks.zoo_models import LIBRARIES  # imports torchvision
-
-    library, _, own = name.rpartition("/")
-    library = library or "torchvision"
-    libraries = ", ".join(LIBRARIES)
-    if library not in LIBRARIES:
-        raise PruneError(f"model (={name!r}) names the library {library!r}, not one of {libraries}")
-    families, builder = LIBRARIES[library]
-    known_names = families()
-    if own not in known_names:
-        near = get_close_matches(own, known_names, n=1, cutoff=0.0)
-        nearest = name.removesuffix(own) + near[0] if near else ""
-        hint = f"; the nearest is {nearest!r}" * bool(near)
-        raise PruneError(
-            f"model (={name!r}) is not one of {library}'s{hint}; give one of {libraries} as "
-            "LIBRARY/NAME, and your own by its import path, such as package.module:Net"
-        )
-    return builder(own, None)
-
-
-def _imported(path: str, init_args: Mapping[str, Any]) -> nn.Module:
-    found = value_at(path.replace(":", ".", 1), "model")
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise PruneError(
-                f"model (={path!r}) is a {type(found).__name__}, not a class, a function or a model"
-            )
-        try:
-            found = found(**init_args)
-        except Exception as error:
-            raise PruneError(
-                f"model (={path!r}) cannot be built: {type(error).__name__}: {first_line(error)}; "
-                "its arguments are given by --init_args.NAME VALUE"
-            ) from error
-    if not isinstance(found, nn.Module):
-        raise PruneError(f"model (={path!r}) makes a {type(found).__name__}, not an nn.Module")
-    return found
 
 
 def example_of(text: str) -> Tensor:

@@ -39,14 +39,15 @@ def reconstruction(group: GroupWeights) -> Tensor:
             f"init 'reconstruction' needs batches that reach what reads {group.name} in "
             "evaluation: give attach batches of training inputs, or leave it out with `exclude`"
         )
-    parts = [_Residual(reading) for reading in group.readings]
+    parts = [_Residual(reading, group.kept) for reading in group.readings]
     scores = torch.zeros(group.width, dtype=torch.double)
     for place in range(group.kept):
         gains = torch.stack([part.gains() for part in parts]).sum(0)
         pick = int(torch.where(scores > 0, -1, gains).argmax())
         scores[pick] = group.width - place
         for part in parts:
-            part.pick(pick)
+            if part.is_open():  # of fewer samples than channels, a few picks explain all
+                part.pick(pick)
     rest = torch.stack([part.gains() for part in parts]).sum(0)
     return torch.where(scores > 0, scores, rest / (1 + rest.max()))
 
@@ -59,16 +60,22 @@ class _Residual:
 
     Args:
         reading: Σ, the covariance, and M, the weights.
+        picks: How many channels are picked at most.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, picks: int) -> None:
         self.covariance, self.weights = reading.covariance, reading.weights
         made = self.covariance @ self.weights
         self.size = max(float(made.trace()), 1e-300)
         self.variance = self.covariance.diagonal().clone()
         self.least = 1e-10 * float(self.variance.mean())
         self.made = (made * self.covariance).sum(1)
-        self.omega = self.covariance.new_empty(len(self.variance), 0)
+        self.columns = self.covariance.new_empty(picks, len(self.variance))
+        self.picked = 0
+
+    def is_open(self) -> bool:
+        """Return whether a channel is left that does not follow from those that are picked."""
+        return bool((self.variance > self.least).any())
 
     def gains(self) -> Tensor:
         """Return what each channel would explain, as a share of all, shape (C,)."""
@@ -77,10 +84,12 @@ class _Residual:
 
     def pick(self, channel: int) -> None:
         """Pick a channel."""
-        column = self.covariance[:, channel] - self.omega @ self.omega[channel]
+        omega = self.columns[: self.picked].T
+        column = self.covariance[:, channel] - omega @ omega[channel]
         column /= column[channel].clamp_min(self.least).sqrt()
         weighted = self.weights @ column
-        made = self.covariance @ weighted - self.omega @ (self.omega.T @ weighted)
+        made = self.covariance @ weighted - omega @ (omega.T @ weighted)
         self.made += column * (column * (column @ weighted) - 2 * made)
         self.variance -= column.square()
-        self.omega = torch.cat([self.omega, column[:, None]], 1)
+        self.columns[self.picked] = column
+        self.picked += 1

@@ -135,8 +135,10 @@ class _Reader:
         block = torch.arange(len(rows)) // (len(rows) // self.layer.groups)
         weights = torch.zeros_like(covariance)
         for entries in self.entries.T:
-            same = block[entries][:, None] == block[entries]
-            weights += (rows[entries] @ rows[entries].T) * same
+            made = rows[entries] @ rows[entries].T
+            if self.layer.groups > 1:
+                made *= block[entries][:, None] == block[entries]
+            weights += made
         return Reading(self._placed(covariance), self._placed(weights))
 
     def _placed(self, matrix: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from branchprune.errors import PruneError
@@ -96,13 +97,14 @@ def read_frames(folders: list[Path]) -> list[Path]:
     return [path for folder in folders for path in _images_in(folder)]
 
 
-def read_images(paths: list[Path], size: Size | None = None) -> Tensor:
+def read_images(paths: list[Path], size: Size | None = None, crop: bool = False) -> Tensor:
     """Read images; grey ones become RGB, and opacity is left out.
 
     Args:
         paths: Where they are.
         size: Height and width that they are resized to (bilinear, antialiased); None: all must be
             as large as the first.
+        crop: Whether they keep their proportions, and lose what is over at two opposite sides.
 
     Returns:
         uint8 (N, 3, H, W), in the order of the paths.
@@ -112,17 +114,25 @@ def read_images(paths: list[Path], size: Size | None = None) -> Tensor:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it will be an error
-        return _read_images(paths, size)
+        return _read_images(paths, partial(_resized, size=size, crop=crop))
 
 
-def _read_images(paths: list[Path], size: Size | None) -> Tensor:
+def _resized(image: Image.Image, size: Size | None, crop: bool) -> Image.Image:
+    if size is None or image.size == size[::-1]:
+        return image
+    if crop:
+        return ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+    return image.resize(size[::-1], Image.Resampling.BILINEAR)
+
+
+def _read_images(paths: list[Path], resized: Callable[[Image.Image], Image.Image]) -> Tensor:
     Image.init()  # not safe in threads
-    height, width = _decoded(paths[0], size).shape[:2]
+    width, height = resized(decoded(paths[0])).size
     images = np.empty((len(paths), 3, height, width), np.uint8)
 
     def fill(start: int, part: list[Path]) -> None:
         for i, path in enumerate(part, start):
-            image = _decoded(path, size)
+            image = np.asarray(resized(decoded(path)))
             if image.shape[:2] != (height, width):
                 raise PruneError(
                     f"{path} is of size {_said(image.shape)}, but {paths[0]} of "
@@ -181,8 +191,12 @@ def _bytes(path: Path) -> bytes:
     return content
 
 
-def _decoded(path: Path, size: Size | None) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the pixels (H, W, 3) of an image."""
+def decoded(path: Path) -> Image.Image:
+    """Read one image, as RGB.
+
+    Raises:
+        PruneError: It is empty, cut off, or not readable.
+    """
     content = _bytes(path)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -192,7 +206,7 @@ def _decoded(path: Path, size: Size | None) -> np.ndarray[tuple[int, ...], np.dt
             if image.mode.startswith(("I", "F")):
                 raise PruneError(f"{path} has more than 8 bits a channel (mode {image.mode!r})")
             palette = image.mode == "P" and "transparency" in image.info
-            colours = (image.convert("RGBA") if palette else image).convert("RGB")
+            return (image.convert("RGBA") if palette else image).convert("RGB")
     except PruneError:
         raise
     except Image.DecompressionBombError as error:
@@ -205,9 +219,6 @@ def _decoded(path: Path, size: Size | None) -> np.ndarray[tuple[int, ...], np.dt
         ) from error
     except Exception as error:  # a decoder may raise anything
         raise PruneError(f"{path} is corrupt: {error}") from error
-    if size is not None and colours.size != size[::-1]:
-        colours = colours.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(colours)
 
 
 def _in_threads(work: Callable[[int, list[Path]], None], paths: list[Path]) -> None:

@@ -27,6 +27,8 @@ class Agreement:
         low: Lower end of the interval: Wilson's for shares, else the normal one.
         high: Its upper end.
         images: Number of images.
+        error: The mean relative error, also beside "top-1": of vectors (N, k) nobody says whether
+            they are classes or k numbers.
     """
 
     kind: str
@@ -34,11 +36,15 @@ class Agreement:
     low: float
     high: float
     images: int
+    error: float
 
     def __str__(self) -> str:
         if self.kind == "top-1":
             interval = f"{self.low:.1%} to {self.high:.1%}"
-            return f"{self.value:.1%} have the same class (95 % interval {interval})"
+            return (
+                f"{self.value:.1%} have the same class (95 % interval {interval}); "
+                f"{100 * self.error:.3g}% mean relative error of the outputs"
+            )
         value, low, high = (f"{100 * number:.3g}%" for number in (self.value, self.low, self.high))
         interval = f" (95 % interval {low} to {high})" if self.images > 1 else ""
         return f"{value} mean relative error of the outputs{interval}"
@@ -56,16 +62,18 @@ def agreement(
         batch_size: Images at a time.
     """
     shares: list[float] = []
-    kind = "top-1"
+    errors: list[float] = []
     with torch.no_grad(), training_mode(dense, False), training_mode(small, False):
         for batch in images.split(_at_once(dense(images[:2]), len(images[:2]), batch_size)):
             wanted, found = dense(batch), small(batch)
-            kind = "top-1" if are_logits(wanted) else "relative error"
-            compare = _same_class if kind == "top-1" else _relative_errors
-            shares += compare(floats(wanted), floats(found), len(batch)).tolist()
-    value = math.fsum(shares) / len(shares)
-    low, high = (_wilson if kind == "top-1" else _normal)(shares, value)
-    return Agreement(kind, value, low, high, len(shares))
+            pair = floats(wanted), floats(found)
+            errors += _relative_errors(*pair, len(batch)).tolist()
+            shares += _same_class(*pair).tolist() if are_logits(wanted) else []
+    values = shares or errors
+    value = math.fsum(values) / len(values)
+    low, high = (_wilson if shares else _normal)(values, value)
+    kind = "top-1" if shares else "relative error"
+    return Agreement(kind, value, low, high, len(values), math.fsum(errors) / len(errors))
 
 
 def _at_once(outputs: Any, images: int, batch_size: int) -> int:
@@ -74,7 +82,7 @@ def _at_once(outputs: Any, images: int, batch_size: int) -> int:
     return batch_size if by_image else 1
 
 
-def _same_class(wanted: list[Tensor], found: list[Tensor], _: int) -> Tensor:
+def _same_class(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
     same = [w.argmax(1) == f.argmax(1) for w, f in zip(wanted, found, strict=True)]
     return torch.stack(same).all(0).cpu().double()
 

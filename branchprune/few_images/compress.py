@@ -15,8 +15,9 @@ from branchprune.few_images.fitness import warn_if_strange
 from branchprune.few_images.images import Images, Transform, divided, gather
 from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
+from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.pace import DTYPES, fastest, steps_within
-from branchprune.few_images.rate import RATES, SHORT, best_rate
+from branchprune.few_images.rate import best_rate, tried
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 from branchprune.few_images.trial import check_weights, try_out
@@ -140,13 +141,14 @@ def compress(
         try_out(dense.requires_grad_(False), known, transform, distance)
         warn_if_strange(dense, torch.cat([known, held_out])[:CHECKED])
         student = Student(fitted_start(model, planned, known))
+        put_channels_last([dense, student.model], known)
         how, pace = ways[0], 0.0
         if minutes is not None or len(ways) > 1:
             how, pace = fastest(student, dense, known, ways)
         if minutes is not None:
-            tried = 0 if learning_rate else len(RATES) * SHORT
+            trials = () if learning_rate else (tried,)
             spent = time.perf_counter() - began
-            how = replace(how, steps=steps_within(minutes, spent, pace, tried))
+            how = replace(how, steps=steps_within(minutes, spent, pace, *trials))
         if learning_rate is None:
             how = replace(how, learning_rate=best_rate(student, dense, known, how))
         learn(student, dense, known, how, progress)

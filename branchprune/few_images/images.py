@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from os import PathLike
 
@@ -14,6 +14,8 @@ from branchprune.errors import PruneError
 
 Images = Tensor | Iterable[object]
 Transform = Callable[[Tensor], Tensor]
+CHANNELS = (1, 3, 4)
+"""Of images: grey ones, and colours without and with opacity."""
 MOST = 100_000
 """Images that are taken of batches that have no end, or more."""
 
@@ -55,7 +57,7 @@ def _joined(batches: object) -> Tensor:
     if isinstance(batches, str | PathLike):
         raise PruneError(
             f"images (={str(batches)!r}) must be a tensor or batches; a folder is read by "
-            "branchprune.few_images.folder.read_folder, or by `branchprune compress`"
+            f"bp.read_folder({str(batches)!r}, size, mean, std), or by `branchprune compress`"
         )
     if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
         raise PruneError(
@@ -81,7 +83,18 @@ def _joined(batches: object) -> Tensor:
         raise PruneError(f"images differ in shape: {few}; resize or crop them to one")
     if not found:
         raise PruneError("images is empty")
+    _refuse_single(found)
     return torch.cat(found)
+
+
+def _refuse_single(batches: Sequence[Tensor]) -> None:
+    """Raise PruneError for what may be images one by one, of which the channels would be images."""
+    [shape, *others] = {tuple(batch.shape) for batch in batches}
+    if not others and len(batches) > 1 and len(shape) == 3 and shape[0] in CHANNELS:
+        raise PruneError(
+            f"images are {len(batches)} tensors of shape {shape}: if each is one image, give "
+            "torch.stack([*images]); if each is a batch, torch.cat([*images])"
+        )
 
 
 def _way_out(batch: object) -> str:

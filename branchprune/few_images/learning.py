@@ -101,8 +101,7 @@ def batches(images: Tensor, how: Learning) -> Iterator[Tensor]:
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         chosen, order = order[: how.batch_size], order[how.batch_size :]
         seen = _views(images[chosen.to(images.device)], how, generator)
-        batch = MIXING[how.mixing](seen, how.mixup, generator)
-        yield batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
+        yield MIXING[how.mixing](seen, how.mixup, generator)
 
 
 def _views(images: Tensor, how: Learning, generator: torch.Generator) -> Tensor:

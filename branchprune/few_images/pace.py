@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -48,23 +49,26 @@ def seconds_a_step(student: Student, dense: nn.Module, images: Tensor, how: Lear
     return (at[-1] - at[WARM_UP - 1]) / TIMED
 
 
-def steps_within(minutes: float, spent: float, pace: float, before: int) -> int:
+def steps_within(
+    minutes: float, spent: float, pace: float, before: Callable[[int], int] = lambda _: 0
+) -> int:
     """Return how many steps fit into a time.
 
     Args:
         minutes: The time.
         spent: Seconds of it that have passed.
         pace: Seconds of a step.
-        before: Steps that are made and thrown away before.
+        before: Returns how many steps are made and thrown away before so many.
 
     Raises:
         PruneError: There is not one.
     """
     # What comes at the end takes a part of what came before learning.
     left = 60 * minutes - 1.3 * spent
-    steps = int(left / pace) - before
+    made = range(int(max(left, 0) / pace) + 1)
+    steps = bisect_right(made, made[-1], key=lambda steps: steps + before(steps)) - 1
     if steps < 1:
-        least = (1.3 * spent + (before + 1) * pace) / 60
+        least = (1.3 * spent + (before(1) + 1) * pace) / 60
         raise PruneError(
             f"minutes (={minutes}) are too few: choosing channels and fitting alone took "
             f"{spent:.1f} s; give more than {least:.2g}"

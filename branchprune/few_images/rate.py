@@ -14,10 +14,21 @@ from branchprune.few_images.learning import Learning, learn
 from branchprune.few_images.student import Student
 
 RATES = (0.01, 0.003, 0.001, 0.0003)
-SHORT = 40
-"""Steps of a short run, which is one cycle of the learning rate, too."""
+SHORT, SHARE = 40, 0.1
+"""Steps of a short run, which is one cycle of the learning rate, too: at most, and as a share of
+those that will be made."""
 LAST = 5
 """Steps at its end whose mean loss counts."""
+
+
+def short_run(steps: int) -> int:
+    """Return how many steps a short run has, for as many as will be made."""
+    return min(SHORT, steps, max(LAST, int(SHARE * steps)))
+
+
+def tried(steps: int) -> int:
+    """Return how many steps all short runs have together, for as many as will be made."""
+    return len(RATES) * short_run(steps)
 
 
 def best_rate(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> float:
@@ -34,7 +45,10 @@ def best_rate(student: Student, dense: nn.Module, images: Tensor, how: Learning)
     Raises:
         Failed: No loss stays finite.
     """
-    runs = [replace(how, steps=SHORT, learning_rate=rate) for rate in RATES]
+    if not how.steps:
+        return how.learning_rate
+    short = short_run(how.steps)
+    runs = [replace(how, steps=short, learning_rate=rate) for rate in RATES]
     losses = [_loss(student, dense, images, run) for run in runs]
     if min(losses) == math.inf:
         raise Failed(f"the loss is not finite, whatever the learning rate (down to {RATES[-1]})")

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import nn
 
 import branchprune as bp
+from branchprune.artifacts.origin import Origin, read_origin
 from branchprune.cli import main
+from branchprune.models import VGG
 
 HERE = "test_compress_command"
 
@@ -31,6 +33,9 @@ def images(tmp_path: Path) -> Path:
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{i}.png")
     return folder
+
+
+ARGUMENTS: dict[str, Any] = {"stages": [[8], [8]], "classes": 5}
 
 
 def call(*args: object) -> int:
@@ -55,9 +60,26 @@ def test_it_writes_a_model_that_loads_and_its_card(
     assert sum(p.numel() for p in small.parameters()) == plan.after.params
     assert f"params: {plan.before.params:,} → {plan.after.params:,}" in said
     assert "of 2 held-out images" in said and str(output) in said
+    assert "step 3 of 3, loss" in said
+    assert read_origin(output) == Origin(f"{HERE}:network", {})
     card = output.with_suffix(".md").read_text()
     assert f"| {plan.before.params:,} | {plan.after.params:,} |" in card
     assert "8x8" in card and "[0.5, 0.5, 0.5]" in card and "from 18 images" in card
+
+
+@pytest.mark.filterwarnings("default:images")
+def test_what_it_wrote_is_made_smaller_again(images: Path, tmp_path: Path, capsys: Any) -> None:
+    bp.save(VGG(**ARGUMENTS), tmp_path / "first.safetensors", "branchprune.models.VGG", ARGUMENTS)
+    options = ("--keep", 0.5, "--steps", 1, "--batch_size", 8, *NORMALISED)
+    for source, made in (("first", "second"), ("second", "third")):
+        files = [tmp_path / f"{name}.safetensors" for name in (source, made)]
+        assert call(files[0], images, "--output", files[1], *options) == 0
+        capsys.readouterr()
+    third = bp.load(VGG(**ARGUMENTS), tmp_path / "third.safetensors")
+    assert third.get_submodule("features.0").out_channels == 2
+    assert read_origin(tmp_path / "third.safetensors") == Origin(
+        "branchprune.models.VGG", ARGUMENTS
+    )
 
 
 def test_what_is_wrong_is_told_in_one_line_before_anything_runs(

@@ -249,3 +249,22 @@ def test_a_run_starts_from_it(
     options["prune.criterion.calibration"] = "0"
     assert main(command(tmp_path, output=str(tmp_path / "other"), **task, **options)) == 2
     assert "calibration (=0)" in capsys.readouterr().err
+
+
+def test_what_fewer_samples_than_channels_explain_is_picked_first() -> None:
+    """Of six samples five directions are left: behind five picks all is known, whichever come."""
+    u = torch.randn(6, 12, generator=GENERATOR, dtype=torch.float64)
+    u = u - u.mean(0)
+    weight = torch.randn(12, 12, generator=GENERATOR, dtype=torch.float64)
+    reading = Reading(u.T @ u / len(u), weight.T @ weight)
+    scores = reconstruction(GroupWeights("g", 12, (), (), readings=(reading,), kept=8))
+    order = scores.argsort(descending=True).tolist()
+    for place in range(5):
+        left = {
+            i: unexplained(u, [*order[:place], i], weight)
+            for i in range(12)
+            if i not in order[:place]
+        }
+        assert left[order[place]] <= min(left.values()) + 1e-9
+    rest = [i for i in range(12) if i not in order[:5]]
+    assert order[5:8] == rest[:3] and scores[rest[3:]].tolist() == [0] * 4

@@ -28,6 +28,9 @@ def test_classes_are_compared_and_the_interval_is_wilsons(same: int) -> None:
     low, high = stats.binomtest(same, 20).proportion_ci(method="wilson")
     assert found.kind == "top-1" and found.images == 20
     assert (found.value, found.low, found.high) == pytest.approx((same / 20, low, high), abs=1e-6)
+    errors = [float(c.norm() / y.norm()) for c, y in zip(change, x, strict=True)]
+    assert found.error == pytest.approx(math.fsum(errors) / 20, rel=1e-5)
+    assert f"{100 * found.error:.3g}% mean relative error" in str(found)
 
 
 def test_other_outputs_are_compared_by_their_relative_error() -> None:
@@ -39,6 +42,7 @@ def test_other_outputs_are_compared_by_their_relative_error() -> None:
     low, high = stats.norm.interval(0.95, mean, error)
     assert found.kind == "relative error"
     assert (found.value, found.low, found.high) == pytest.approx((mean, low, high), rel=1e-5)
+    assert found.error == found.value
 
 
 def test_a_single_image_has_no_interval() -> None:

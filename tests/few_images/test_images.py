@@ -11,7 +11,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
-from branchprune.few_images.folder import read_folder
 from branchprune.few_images.images import divided, gather
 
 
@@ -24,6 +23,10 @@ def test_batches_of_a_loader_are_joined_and_their_labels_left() -> None:
     loader = DataLoader(TensorDataset(x, torch.arange(5)), batch_size=2)
     for given in (x, [x[:3], x[3:]], loader, ((batch, 0) for batch in x.split(2))):
         assert torch.equal(gather(given), x)
+    signals = torch.randn(12, 3, 8)
+    for size in (2, 5, 12):  # and one batch of as many as an image has channels
+        assert torch.equal(gather(signals.split(size)), signals)
+    assert torch.equal(gather([signals[:3]]), signals[:3])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,9 @@ def test_batches_of_a_loader_are_joined_and_their_labels_left() -> None:
         ([torch.randn(2, 3, 4, 4), torch.randn(2, 3, 5, 4)], "differ in shape"),
         ([], "images is empty"),
         ([{"x": 1}], "a dict, not a tensor: give (batch['x'] for batch in images)"),
-        ("pictures", "few_images.folder.read_folder"),
+        ("pictures", "bp.read_folder('pictures', size, mean, std)"),
+        ([*torch.randn(4, 3, 8, 8)], "are 4 tensors of shape (3, 8, 8): if each is one image"),
+        (iter(torch.randn(4, 1, 8, 8)), "torch.stack([*images]); if each is a batch"),
         (TensorDataset(torch.randn(4, 3, 4, 4)), "DataLoader(images, batch_size=64)"),
         (np.zeros((4, 3, 4, 4)), "torch.from_numpy"),
         (3, "images (a int) must be a tensor"),
@@ -64,16 +69,29 @@ def test_a_folder_is_read_resized_and_normalised(tmp_path: Path) -> None:
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / ("a" if i else "") / f"{i}.png")
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    found = read_folder(tmp_path, None, mean, std)
+    found = bp.read_folder(tmp_path, None, mean, std)
     wanted = torch.tensor((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=0)
-    assert read_folder(tmp_path, 4).shape == (3, 3, 4, 4)
-    grey = read_folder(tmp_path, None, [0.5], [0.2], grey=True)
+    assert bp.read_folder(tmp_path, 4).shape == (3, 3, 4, 4)
+    grey = bp.read_folder(tmp_path, None, [0.5], [0.2], grey=True)
     shares = (pixels @ [0.299, 0.587, 0.114] / 255 - 0.5) / 0.2
     torch.testing.assert_close(grey.double(), torch.tensor(shares)[:, None], atol=1e-5, rtol=0)
     with pytest.raises(bp.PruneError, match="must be one finite number"):
-        read_folder(tmp_path, 4, mean, grey=True)
+        bp.read_folder(tmp_path, 4, mean, grey=True)
     with pytest.raises(bp.PruneError, match="must be three finite numbers"):
-        read_folder(tmp_path, 4, mean=[0.5])
+        bp.read_folder(tmp_path, 4, mean=[0.5])
     with pytest.raises(bp.PruneError, match="must be above 0"):
-        read_folder(tmp_path, 4, mean, std=[1.0, 0.0, 1.0])
+        bp.read_folder(tmp_path, 4, mean, std=[1.0, 0.0, 1.0])
+
+
+def test_images_keep_their_proportions_and_lose_what_is_over(tmp_path: Path) -> None:
+    """A tall image loses above and below, a wide one at its sides, and one that fits nothing."""
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 12, 3), np.uint8)
+    wide = np.concatenate([0 * pixels[:, :4], pixels, 255 + 0 * pixels[:, :4]], 1)
+    for name, image in (("a", pixels), ("b", wide), ("c", wide.transpose(1, 0, 2))):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    fits, across, down = bp.read_folder(tmp_path, 6)
+    small = Image.fromarray(pixels).resize((6, 6), Image.Resampling.BILINEAR)
+    assert torch.equal(fits, torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255)
+    assert (across[:, :, 1:-1] - fits[:, :, 1:-1]).abs().max() < 2 / 255
+    assert (down - across.transpose(1, 2)).abs().max() < 2 / 255

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.blending.blended import Blended
 from branchprune.few_images.blended_start import blended_start
-from branchprune.few_images.learning import Learning, batches
+from branchprune.few_images.learning import Learning
 from branchprune.few_images.looks import looks
 from branchprune.few_images.optimizers import optimizer
 from branchprune.few_images.start import fitted_start
@@ -49,11 +49,6 @@ def test_a_look_serves_for_some_steps(each: int) -> None:
     assert numbers[::each] == [*range(60 // each)]
     behind = [i // each - number for i, number in enumerate(numbers)]
     assert min(behind) == 0 and max(behind) == (7 if each > 1 else 0)
-
-
-def test_batches_are_channels_last() -> None:
-    drawn = batches(torch.randn(6, 3, 8, 8), Learning(1, 4))
-    assert next(drawn).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("drawn", ["sample", "prefix"])

@@ -20,6 +20,7 @@ from branchprune.experiments.run.checks import check, first_batch
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
+from branchprune.experiments.run.model_origin import model_origin
 from branchprune.experiments.run.one_line import told_in_one_line
 from branchprune.experiments.run.pipeline import Pruning
 from branchprune.experiments.run.rehearsal import rehearsal
@@ -172,7 +173,7 @@ class _Run:
             self.stages.fit("dense", task, epochs, LossGuard())
         self._judge("dense", task)
         dense.cpu()
-        save(dense, path)
+        save(dense, path, *model_origin(config.text))
         self.stages.finish("dense", scores=self.scores["dense"], test=self.tested["dense"])
         return dense
 
@@ -186,7 +187,8 @@ class _Run:
         self.scores |= {name: {"val": value} for name, value in pruned.scores.items()}
         self._judge("small", self.config.prune_task(pruned.small))
         self._log_hyperparameters(pruned.loggers)
-        save(pruned.small.cpu(), self.config.output / "small.safetensors")
+        small = self.config.output / "small.safetensors"
+        save(pruned.small.cpu(), small, *model_origin(self.config.text))
         return pruned
 
     def _log_hyperparameters(self, loggers: list[Any]) -> None:

@@ -26,6 +26,7 @@ from branchprune.few_images.folder import read_folder
 from branchprune.few_images.learning import Learning, batches, learn
 from branchprune.few_images.matching import Error, Match
 from branchprune.few_images.optimizers import Name
+from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.pace import macs_a_step, macs_of_learning
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import copied
@@ -221,6 +222,7 @@ class FewImagesConfig(Untrained):
         """Return the student that has learnt, and note what that took."""
         how, began = self._how(setup), time.perf_counter()
         macs = 0
+        put_channels_last([dense, blended], images)
         if self.blended is not None:
             steps = min(2, self.blended.steps) if setup.settings.fast else self.blended.steps
             first = replace(how, steps=steps, learning_rate=self.blended.learning_rate)
@@ -231,6 +233,7 @@ class FewImagesConfig(Untrained):
         student = Student(blended)
         if self.fresh:
             _forget(student)
+        put_channels_last([student.model], images)
         if how.steps:
             macs += how.steps * macs_of_learning(student, dense, images, how)
         averaging = Averaging(student.parameters(), self.finish.average)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import read_tensors
-from branchprune.artifacts.torch_checkpoint import damage
+from branchprune.artifacts.torch_checkpoint import damage, not_weights
 from branchprune.errors import PruneError, first_line
 
 
@@ -37,6 +37,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    held = not_weights(path)
+    if held is not None:
+        raise PruneError(f"checkpoint {path} holds {held}")
     try:
         if path.suffix == ".safetensors":
             return read_tensors(path)[1]

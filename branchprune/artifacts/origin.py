@@ -1,0 +1,84 @@
+"""What makes the wide model of a file: a name or import path, and arguments, as the header says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from branchprune.artifacts.opened import opened
+from branchprune.errors import PruneError
+
+MADE_BY, INIT_ARGS = "made_by", "init_args"
+NAME = re.compile(r"[\w./:-]+", re.ASCII)
+"""What a name or import path may be made of: it is printed, and a file may be a stranger's."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What makes the wide model of a file.
+
+    Attributes:
+        made_by: Name of a library's model or import path, as `branchprune plan` takes it.
+        init_args: Arguments of the class or function at the import path.
+    """
+
+    made_by: str
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+
+def origin_fields(made_by: str | None, init_args: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fields of a header that say what makes the wide model; none if it is not said.
+
+    Args:
+        made_by: See `Origin`.
+        init_args: See `Origin`.
+
+    Raises:
+        PruneError: `made_by` is no name, or JSON cannot hold `init_args`.
+    """
+    if made_by is None:
+        if init_args:
+            raise PruneError(f"init_args (={dict(init_args)}) are those of made_by: give it, too")
+        return {}
+    if not isinstance(made_by, str) or not NAME.fullmatch(made_by):
+        raise PruneError(f"made_by (={made_by!r}) must be a name or an import path, my_package:Net")
+    try:
+        text = json.dumps(dict(init_args))
+    except (TypeError, ValueError) as error:
+        raise PruneError(f"init_args (={init_args!r}) cannot be written: {error}") from error
+    if json.loads(text) != _as_lists(dict(init_args)):
+        raise PruneError(f"init_args (={init_args!r}) must be numbers, texts, or lists of them")
+    return {MADE_BY: made_by, INIT_ARGS: text}
+
+
+def _as_lists(value: Any) -> Any:
+    """Return a value with lists for tuples, as JSON gives it back."""
+    if isinstance(value, dict):
+        return {key: _as_lists(each) for key, each in value.items()}
+    return [*map(_as_lists, value)] if isinstance(value, list | tuple) else value
+
+
+def read_origin(path: Path) -> Origin | None:
+    """Return what makes the wide model of a file; None: it does not say. Nothing is imported.
+
+    Args:
+        path: A safetensors file.
+
+    Raises:
+        PruneError: The file is missing, no safetensors file, or its header is damaged.
+    """
+    with opened(path) as file:
+        header: dict[str, str] = file.metadata() or {}
+    if MADE_BY not in header:
+        return None
+    try:
+        init_args: Any = json.loads(header.get(INIT_ARGS, "{}"))
+    except ValueError:
+        init_args = None
+    if not NAME.fullmatch(header[MADE_BY]) or not isinstance(init_args, dict):
+        raise PruneError(f"{path} is damaged: its header does not say what made the model")
+    return Origin(header[MADE_BY], init_args)
