@@ -25,8 +25,8 @@ from branchprune.few_images.finishing import Averaging, recalibrate, refit
 from branchprune.few_images.folder import read_folder
 from branchprune.few_images.learning import Learning, batches, learn
 from branchprune.few_images.matching import Error, Match
-from branchprune.few_images.optimizers import Name
 from branchprune.few_images.memory_format import put_channels_last
+from branchprune.few_images.optimizers import Name
 from branchprune.few_images.pace import macs_a_step, macs_of_learning
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import copied
