@@ -28,8 +28,10 @@ from branchprune.experiments.yaml_text import check_yaml
 
 Settings = dict[str, Any]
 
-COMPARISON = ("seeds", "budgets", "reference", "methods")
+COMPARISON = ("seeds", "budgets", "methods")
 """What a file of `branchprune compare` has beside what all its runs have in common."""
+OF_COMPARISON = (*COMPARISON, "reference")
+"""The same, and what it may have."""
 JOINT = " + "
 
 
@@ -153,7 +155,7 @@ def _parsed(text: str) -> Any:
 
 def _file(path: Path, settings: Settings) -> ConfigFile:
     own = ["base", "rows", "variants"]
-    own += COMPARISON if {*COMPARISON} <= {*settings} else []
+    own += OF_COMPARISON if {*COMPARISON} <= {*settings} else []
     file = ConfigFile(
         path,
         content={key: value for key, value in settings.items() if key not in own},
