@@ -79,6 +79,13 @@ def test_it_does_what_the_dense_model_does(trained: Any) -> None:
     torch.testing.assert_close(again.model.state_dict(), found.model.state_dict())
 
 
+def test_without_steps_ends_are_fitted(trained: Any) -> None:
+    model, x, _, _ = trained
+    found = bp.compress(model, x[:100], 0.4, steps=0)
+    known = x[:100][torch.randperm(100, generator=torch.Generator().manual_seed(0))[10:]]
+    torch.testing.assert_close(found.model(x[:50]), cut(model, known, 0.4)(x[:50]))
+
+
 def test_what_is_given_is_not_tried_out(trained: Any, monkeypatch: Any) -> None:
     model, x, _, _ = trained
     for name in ("fastest", "best_rate"):
