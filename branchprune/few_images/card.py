@@ -41,8 +41,9 @@ def card(
             f"Images: {size[0]}x{size[1]} (height x width), {normalised}.",
             "",
             f"Made by `branchprune compress` from {found.images} images without labels, in "
-            f"{found.how}: channels chosen by reconstruction, then what the dense layers read matched "
-            f"on mixtures of the images. The collapse is exact to {found.error:.0e}.",
+            f"{found.how}: channels chosen by reconstruction, linear ends by least squares, then "
+            "what the dense layers read matched on mixtures of the images. The collapse is exact to "
+            f"{found.error:.0e}.",
             "",
             f"Of {judged.images} images that were held out {judged}.",
             "",

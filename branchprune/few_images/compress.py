@@ -18,7 +18,7 @@ from branchprune.few_images.matching import Distance
 from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.pace import DTYPES, fastest, steps_within
 from branchprune.few_images.rate import best_rate, tried
-from branchprune.few_images.start import chosen_start, fitted_start
+from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 from branchprune.few_images.trial import check_weights, try_out
 from branchprune.graph.inputs import copied
@@ -88,10 +88,11 @@ def compress(
     small = bp.compress(model, images, keep=0.34, minutes=5).model
     ```
 
-    Channels are chosen on the images; then the narrow model learns, on views of them with
-    rectangles of others, what every layer of the dense model reads, through linear ends that are
-    not part of it (and, where outputs are no vectors of classes, the outputs). Sources: MiR (Wang
-    et al., 2022), which matches what is pooled; CutMix (Yun et al., 2019).
+    Channels are chosen and linear ends fitted by least squares on the images; then the narrow model
+    learns, on views of them with rectangles of others, what every layer of the dense model reads,
+    through ends that are not part of it (and, where outputs are no vectors of classes, the
+    outputs). Sources: MiR (Wang et al., 2022), which matches what is pooled; CutMix (Yun et al.,
+    2019).
 
     Args:
         model: The trained model, of one tensor of images; it is not changed.
@@ -102,8 +103,7 @@ def compress(
         exclude: See `plan`.
         multiple_of: See `plan`.
         minutes: How long all of it may take: says how many steps there are.
-        steps: How many steps to learn, 2000 if neither is given; 0: linear ends are fitted by least
-            squares instead.
+        steps: How many steps to learn, 2000 if neither is given; 0: choosing and fitting alone.
         batch_size: Images a step.
         learning_rate: The largest of one cycle; None: of four that with which the loss falls most
             in a short run.
@@ -142,8 +142,7 @@ def compress(
         planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
         try_out(dense.requires_grad_(False), known, transform, distance)
         warn_if_strange(dense, torch.cat([known, held_out])[:CHECKED])
-        start = chosen_start if how.steps or minutes is not None else fitted_start
-        student = Student(start(model, planned, known))
+        student = Student(fitted_start(model, planned, known))
         put_channels_last([dense, student.model], known)
         how, pace = ways[0], 0.0
         if minutes is not None or len(ways) > 1:

@@ -55,7 +55,7 @@ def accuracy(model: nn.Module, images: Tensor, classes: Tensor) -> float:
 def cut(model: nn.Module, images: Tensor, keep: float) -> nn.Module:
     """The same channels by least squares, and nothing learnt."""
     blended = bp.attach(model, bp.plan(model, images[:2], keep), "reconstruction", batches=[images])
-    blended = bp.fit_expand(blended, [images])
+    blended = bp.fit_expand(blended, [images], ridge=0.1)
     blended.alpha = 0.0
     return bp.collapse(blended)
 
@@ -79,7 +79,7 @@ def test_it_does_what_the_dense_model_does(trained: Any) -> None:
     torch.testing.assert_close(again.model.state_dict(), found.model.state_dict())
 
 
-def test_without_steps_ends_are_fitted(trained: Any) -> None:
+def test_without_steps_channels_are_chosen_and_ends_fitted(trained: Any) -> None:
     model, x, _, _ = trained
     found = bp.compress(model, x[:100], 0.4, steps=0)
     known = x[:100][torch.randperm(100, generator=torch.Generator().manual_seed(0))[10:]]
@@ -152,7 +152,7 @@ def test_images_are_matched_where_a_model_makes_images() -> None:
         model, x, 0.5, steps=40, mixup=0.0, progress=lambda *at: heard.append(at[2])
     )
     assert found.agreement.kind == "relative error"
-    assert heard[-1] < 0.5 * heard[-40]
+    assert heard[-1] < 0.7 * heard[-40]
     own = bp.compress(
         model, x, steps=20, **once, distance=lambda y, wanted: (y - wanted).abs().mean()
     )

@@ -28,6 +28,7 @@ from branchprune.few_images.matching import Error, Match
 from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.optimizers import Name
 from branchprune.few_images.pace import macs_a_step, macs_of_learning
+from branchprune.few_images.start import RIDGE
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import copied
 from branchprune.lightning.training_inputs import training_inputs
@@ -98,6 +99,7 @@ class FewImagesConfig(Untrained):
         steps_a_look: Steps for which a look of the dense model at a batch serves.
         optimizer: "adamw", "muon", or "sgd" as in MiR.
         weight_decay: That of the optimizer.
+        ridge: Of the least squares that `criterion.fit` asks for; see `fit_expand`.
         fresh: Forget all weights of the narrow model but those of the head: the control of all.
         blended: Blended steps before; null: none.
         finish: What is done at the end.
@@ -116,6 +118,7 @@ class FewImagesConfig(Untrained):
     steps_a_look: int = 1
     optimizer: Name = "adamw"
     weight_decay: float = 0.0
+    ridge: float = RIDGE
     fresh: bool = False
     blended: BlendedStart | None = None
     finish: Finish = field(default_factory=Finish)
@@ -128,6 +131,7 @@ class FewImagesConfig(Untrained):
         positive("few_images.learning_rate", self.learning_rate)
         not_negative("few_images.mixup", self.mixup)
         not_negative("few_images.weight_decay", self.weight_decay)
+        not_negative("few_images.ridge", self.ridge)
         for view in self.views:
             if view not in VIEWS:
                 raise PruneError(f"few_images.views: {view!r} is none of {', '.join(VIEWS)}")
@@ -155,7 +159,7 @@ class FewImagesConfig(Untrained):
         wide = copied(wide).to(stages.device).eval()
         blended = attach(wide, planned, setup.criterion.init(), batches=[images])
         if setup.criterion.fit:
-            blended = fit_expand(blended, [images])
+            blended = fit_expand(blended, [images], self.ridge)
         student = self._learn(setup, stage, blended, wide, images, stages)
         small = student.folded()
         errors = student.error, student.own_dtype_error(small)

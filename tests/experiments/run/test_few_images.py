@@ -45,7 +45,7 @@ def test_it_learns_from_the_first_images_and_nothing_else(tmp_path: Path) -> Non
     assert result["collapse"]["relative_error_own_dtype"] < 1e-5
     assert sum(p.numel() for p in small.parameters()) == result["cost"]["small"]["params"]
     images = torch.cat([x for x, _ in loader()])[:10]
-    blended = bp.fit_expand(bp.attach(dense, bp.plan(dense, images[:1], 0.5)), [images])
+    blended = bp.fit_expand(bp.attach(dense, bp.plan(dense, images[:1], 0.5)), [images], ridge=0.1)
     blended.alpha = 0.0
     put_channels_last([dense, blended], images)
     student = Student(blended)
@@ -72,7 +72,7 @@ def test_what_was_made_before_a_kill_is_read(tmp_path: Path, monkeypatch: Any) -
     ("key", "value"),
     [
         *[("images", 1), ("steps", -1), ("batch_size", 1), ("learning_rate", 0.0), ("mixup", -1.0)],
-        *[("steps_a_look", 0), ("weight_decay", -1.0)],
+        *[("steps_a_look", 0), ("weight_decay", -1.0), ("ridge", -1.0)],
     ],
 )
 def test_what_is_out_of_range_is_told(key: str, value: float, tmp_path: Path, capsys: Any) -> None:
