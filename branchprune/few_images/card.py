@@ -42,8 +42,8 @@ def card(
             "",
             f"Made by `branchprune compress` from {found.images} images without labels, in "
             f"{found.how}: channels chosen by reconstruction, linear ends by least squares, then "
-            "what the dense layers read matched on mixtures of the images. The collapse is exact to "
-            f"{found.error:.0e}.",
+            "what the dense layers read matched on mixtures of the images. The collapse is exact "
+            f"to {found.error:.0e}.",
             "",
             f"Of {judged.images} images that were held out {judged}.",
             "",
