@@ -8,7 +8,7 @@ from typing import Any
 
 INSTALL = dict.fromkeys(
     """PIL jinja2 jsonargparse markupsafe matplotlib numpy pytorch_lightning pytorch_msssim rich
-    sklearn tensorboard torchmetrics torchvision yaml""".split(),
+    scipy sklearn tensorboard torchmetrics torchvision yaml""".split(),
     "branchprune",
 ) | {
     **dict.fromkeys(("timm", "segmentation_models_pytorch", "ultralytics"), "branchprune[zoo]"),

@@ -52,7 +52,7 @@ def smaller(entry):
         quick = ["--prune.criterion.calibration=1", "--prune.widths.keep=0.25"]
         return ["--data.init_args.image_size=16", *quick]
     if entry.settings["name"] == "vgg16_cifar10" and "cpu" not in entry.variants:
-        depth = "vgg7" if "vgg7_16px" in entry.variants else "vgg16"
+        depth = next((v[:4] for v in entry.variants if v in ("vgg6_16px", "vgg7_16px")), "vgg16")
         return [f"--model.init_args.stages={SMALL[depth]}", "--precision", "32-true"]
     if entry.settings["name"] == "autoencoder_carla":
         return AUTOENCODER[: 2 if "photographs" in entry.variants else None]

@@ -14,6 +14,7 @@ FILES = {"config.yaml", "dense.safetensors", "small.safetensors", "result.json",
 SMALL = {  # networks of the same shape with few channels
     "vgg16": "[[8, 8], [8, 8], [16, 16, 16], [16, 16, 16], [16, 16, 16]]",
     "vgg7": "[[16, 16], [32, 32], [64, 64, 64]]",
+    "vgg6": "[[16, 16], [32, 32], [64, 64]]",
     "encoder": "[[8, 8], [16, 16], [16, 16, 16]]",
     "decoder": "[[16, 16, 16, 16], [16, 16, 8], [8, 8]]",
 }
