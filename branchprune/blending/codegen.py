@@ -77,6 +77,7 @@ class _Writer:
         matched: The linear ends at which there is such a loss.
         features: The new node of what each linear end reads, where these are returned, too.
         apart: The linear layers, by node, whose output holds both paths, one behind the other.
+        alone: Those of which it holds the branch alone, where it would be both else.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class _Writer:
         self.computed_apart = mixing.apart
         self.kept = mixing.kept if training and between else frozenset[str]()
         self.apart: set[fx.Node] = set()
+        self.alone: set[fx.Node] = set()
         self.source = structure.graphs[training]
         self.forms = Forms(structure, training, alphas, numbers)
         self.graph = fx.Graph()
@@ -162,6 +164,8 @@ class _Writer:
             target = self._module(str(target), form)
             if self.apart.intersection(node.all_input_nodes):
                 return self._write_norms(node, target, form)
+            if form == WIDE and self.alone.intersection(node.all_input_nodes):
+                target = f"private.{target}"
             if node.target in self.kept and not target.startswith("twin."):
                 read = partial(self._value, node, form=form)
                 args = self._attribute(target), *fx.map_arg(node.args, read)
@@ -226,9 +230,9 @@ class _Writer:
         x = self._value(node, operand, NARROW if NARROW in forms else WIDE)
         if self.features is not None and NARROW in forms:
             self.features.setdefault(layer.expand, x)
+        if layer.name in self.computed_apart and NARROW in forms:
+            (self.apart if WIDE in forms else self.alone).add(node)
         if forms == {WIDE, NARROW}:
-            if layer.name in self.computed_apart:
-                self.apart.add(node)
             x = self._write_mixed(layer, x, self._value(node, operand, WIDE), node in self.apart)
         elif forms == {NARROW} and not folds_in:
             x = self.graph.call_module(expand, (x,))

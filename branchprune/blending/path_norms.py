@@ -90,6 +90,17 @@ def _is_norm(model: nn.Module, structure: Structure, node: fx.Node) -> bool:
     return norm and len(node.all_input_nodes) == 1 and len(node.args) + len(node.kwargs) == 1
 
 
+def norms_behind(structure: Structure, layer: str) -> list[str]:
+    """Return the modules that read the output of a layer, in either mode.
+
+    Args:
+        structure: The structure of the model.
+        layer: Path of the layer.
+    """
+    users = (user for node in _nodes(structure) if node.target == layer for user in node.users)
+    return list(dict.fromkeys(str(user.target) for user in users))
+
+
 def add_private_norms(blended: nn.Module, structure: Structure, layers: Collection[str]) -> None:
     """Add to `blended.private` a copy of each norm that is to see one path only, for the other.
 
@@ -98,8 +109,7 @@ def add_private_norms(blended: nn.Module, structure: Structure, layers: Collecti
         structure: The structure of the model.
         layers: The layers that compute each path apart.
     """
-    nodes = (node for node in _nodes(structure) if node.target in layers)
-    for name in dict.fromkeys(str(user.target) for node in nodes for user in node.users):
+    for name in (norm for layer in layers for norm in norms_behind(structure, layer)):
         for part in ("model", "twin"):
             holder = blended.get_submodule(part)
             if part == "model" or name in dict(holder.named_modules()):  # it has one if it shrinks

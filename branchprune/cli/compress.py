@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
+from branchprune.artifacts.origin import origin_fields
 from branchprune.artifacts.serialization import save
 from branchprune.cli.named_model import CHECKPOINT, MODEL, named
 from branchprune.cli.plan import KEEP
@@ -45,6 +46,7 @@ def main(args: Sequence[str], console: Console) -> None:
         raise PruneError(explained(error)) from error
     output = _output(options.output)
     origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
+    origin_fields(origin.made_by, origin.init_args)  # what cannot be written is told now
     model, known = trained(origin, checkpoint)
     wanted = known.but(options.image_size, options.mean, options.std)
     images = wanted.read(options.images, options.grey)

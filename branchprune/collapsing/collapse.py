@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from branchprune.blending.blended import Blended
 from branchprune.blending.float64 import exact as exact_tensor
 from branchprune.blending.float64 import sharing_copy, widen
+from branchprune.blending.path_norms import norms_behind
 from branchprune.blending.projections import Expand, LinearEnd, Reduce
 from branchprune.collapsing.collapse_check import called_modules, folds, verify
 from branchprune.collapsing.own_dtype import check_own_dtype
@@ -143,6 +144,8 @@ def _fold(exact: Blended) -> nn.Module:
             if other.name in structure.inplace:
                 twin.inplace = True  # type: ignore[assignment]
             become(small.get_submodule(other.name), twin)
+    for layer_name in exact.path_mixing.apart:
+        _take_private_norms(exact, small, structure.linears[layer_name])
     for parameter in structure.parameters.values():
         if folds(exact, parameter.pieces):
             set_path(small, parameter.name, attrgetter(parameter.name)(exact.twin))
@@ -151,6 +154,14 @@ def _fold(exact: Blended) -> nn.Module:
             twin = copy.deepcopy(exact.twin.get_submodule(layer_with_twin.name))
             become(small.get_submodule(layer_with_twin.name), twin)
     return small
+
+
+def _take_private_norms(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
+    """Let the norms of channels that stay be those of the branch, where only that is left."""
+    if folds(exact, layer.inputs) and not folds(exact, layer.outputs):
+        for name in norms_behind(exact.plan.structure, layer.name):
+            norm = copy.deepcopy(exact.private.get_submodule(f"model.{name}"))
+            become(small.get_submodule(name), norm)
 
 
 def _update_attributes(blended: Blended, small: nn.Module) -> None:

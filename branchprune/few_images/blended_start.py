@@ -44,8 +44,8 @@ def blended_start(
             groups, from the input on, are wide, and all others are narrow.
     """
     blended = copy.deepcopy(blended)
-    blended.mixing = "sample"
-    blended.matching = float(how.match == "junctions")
+    if drawn == "sample":
+        blended.mixing, blended.matching = "sample", float(how.match == "junctions")
     with seeded(how.seed, [images]), _branch_learning(blended):
         _blend(blended, dense, images, how, drawn)
     blended.alpha = 0.0

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from branchprune.blending.bn_recalibration import Inputs, batch_norms, reestimate
 from branchprune.blending.fit_expand import products, write_fit
+from branchprune.few_images.start import RIDGE
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import first_call, tensors, training_mode
-
-RIDGE = 1e-4
 
 
 class Averaging:
@@ -35,10 +34,9 @@ class Averaging:
         if step <= steps * (1 - self.share):
             return
         self.count += 1
-        now = [weight.detach().clone() for weight in self.weights]
-        self.means = self.means or now
-        for mean, weight in zip(self.means, now, strict=True):
-            mean.lerp_(weight, 1 / self.count)
+        self.means = self.means or [weight.detach().clone() for weight in self.weights]
+        for mean, weight in zip(self.means, self.weights, strict=True):
+            mean.lerp_(weight.detach(), 1 / self.count)
 
     def apply(self) -> None:
         """Write the means into the weights."""

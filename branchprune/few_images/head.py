@@ -27,17 +27,38 @@ def head_layers(model: nn.Module, plan: Plan) -> dict[str, str]:
     Returns:
         For each layer that `forward` calls the path of its `expand`, in the order of the model.
     """
-    structure = plan.structure
-    found = {
-        layer.name: layer.expand
-        for layer in structure.linears.values()
-        if any(piece.group in plan.pruned for piece in layer.inputs or ())
-        and all(structure.groups[piece.group].reason == OUTPUT for piece in layer.outputs)
+    linears, pruned = plan.structure.linears, plan.pruned
+    return {
+        name: linears[name].expand
+        for name in output_layers(model, plan)
+        if any(piece.group in pruned for piece in linears[name].inputs or ())
     }
-    return {name: found[name] for name in _called(model, plan, [*found])}
 
 
-def _called(model: nn.Module, plan: Plan, layers: Sequence[str]) -> list[str]:
+def output_layers(model: nn.Module, plan: Plan) -> list[str]:
+    """Return all layers that make the outputs and that `forward` calls, in the order of the model.
+
+    Args:
+        model: The model that was planned.
+        plan: Its plan.
+    """
+    groups = plan.structure.groups
+    found = [
+        layer.name
+        for layer in plan.structure.linears.values()
+        if all(groups[piece.group].reason == OUTPUT for piece in layer.outputs)
+    ]
+    return called(model, plan, found)
+
+
+def called(model: nn.Module, plan: Plan, layers: Sequence[str]) -> list[str]:
+    """Return the layers that `forward` calls in evaluation.
+
+    Args:
+        model: The model that was planned.
+        plan: Its plan.
+        layers: Paths of layers in it.
+    """
     part = model.get_submodule(plan.structure.inside)
     with torch.no_grad(), training_mode(model, False), reading(model, layers) as read:
         call(part, plan.example)

@@ -45,7 +45,8 @@ class Learning:
         transform: Makes views of a batch; None: those of `views`.
         views: Make views of a batch, one after the other.
         match: What is matched: "head": what the layers read that make the outputs; "maps": what is
-            pooled before them; "junctions": what every layer reads; "outputs"; see `mismatch`.
+            pooled before them; "junctions": what every convolution and fully connected layer reads
+            of channels that shrink; "outputs"; see `mismatch`.
         error: How far features are apart; see `mismatch`.
         distance: How far outputs are apart, instead of what is matched else.
         steps_a_look: Steps for which a look of the dense model at a batch serves.
@@ -152,7 +153,7 @@ def _learn(
             if how.distance is not None:
                 loss = how.distance(*outputs)
             else:
-                loss = mismatch(how.match, read, outputs, how.error)
+                loss = mismatch(how.match, read, outputs, how.error, student.covers)
             value = descend(loss, *moving)
             if not math.isfinite(value):
                 raise Failed(f"the loss is {value} in step {step} of {how.steps}")

@@ -49,7 +49,7 @@ def looks(
         dtype: In which a pass is computed.
         generator: Draws them.
     """
-    last = deque[Look](maxlen=KEPT)
+    last = deque[Look](maxlen=KEPT if each > 1 else 1)
     while True:
         for step in range(each):
             if step == 0 or not last:

@@ -1,4 +1,4 @@
-"""What the narrow model is to match: the features that the head reads, and outputs of images."""
+"""What the narrow model is to match: features that layers read, and outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     for x, u in zip(found, wanted, strict=True):
         missed = missed.to(u.device) + (x.float() - u.float()).square().sum()
         size = size.to(u.device) + u.float().square().sum()
-    return missed / size.clamp_min(torch.finfo(torch.float32).tiny)
+    return missed / size.masked_fill(size == 0, torch.inf)
 
 
 def mean_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
@@ -57,23 +57,28 @@ def divergence(found: Any, wanted: Any) -> Tensor:
 
 
 def mismatch(
-    match: Match, read: tuple[Read, Read], outputs: tuple[Any, Any], error: Error = "relative"
+    match: Match,
+    read: tuple[Read, Read],
+    outputs: tuple[Any, Any],
+    error: Error = "relative",
+    covered: bool = True,
 ) -> Tensor:
     """Return what is minimised, a number.
 
     Args:
         match: "outputs": the relative error of the outputs, or the divergence of logits; else:
-            that of what was read, and, where outputs are no vectors of classes or nothing was
-            read, of the outputs, too.
+            that of what was read, and, where outputs are no vectors of classes or do not follow
+            from it, of the outputs, too.
         read: What layers read, in the narrow and in the dense model; see `Targets`.
         outputs: The outputs of both.
         error: Of what was read: "relative", `Σ ‖x − u‖² / Σ ‖u‖²`, or the "mean" of `(x − u)²`.
+        covered: Whether all outputs follow from what was read.
     """
     logits = are_logits(outputs[1])
     if match == "outputs":
         return divergence(*outputs) if logits else outputs_error(*outputs)
     terms = [features_error(*read, error)] if any(read[0].values()) else []
-    if not logits or not terms:
+    if not logits or not terms or not covered:
         terms.append(outputs_error(*outputs))
     return torch.stack(terms).sum()
 

@@ -85,7 +85,8 @@ def macs_of_learning(student: Student, dense: nn.Module, images: Tensor, how: Le
         images: What to learn from.
         how: How the steps will be made.
     """
-    return macs_a_step(partial(learn, copy.deepcopy(student), dense, images), how, how.steps_a_look)
+    learns = partial(learn, copy.deepcopy(student), dense, images)
+    return macs_a_step(learns, how, min(how.steps, how.steps_a_look))
 
 
 def macs_a_step(run: Callable[[Learning], object], how: Learning, steps: int = 1) -> int:

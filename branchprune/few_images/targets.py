@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from branchprune.blending.projections import Expand
 from branchprune.errors import PruneError
-from branchprune.few_images.head import Read, reading
+from branchprune.few_images.head import Read, called, reading
 from branchprune.few_images.student import Student
 
 POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -74,22 +74,26 @@ def at_maps(student: Student) -> Targets:
 
 
 def at_junctions(student: Student) -> Targets:
-    """Return every layer that reads channels that shrink, with the blended model's end before it.
+    """Return every convolution and fully connected layer that reads channels that shrink.
 
-    The ends but those before the head only learn beside the narrow model, and are no part of it.
+    Of several that read one tensor the first counts. The blended model's ends before them, but
+    those before the head, only learn beside the narrow model, and are no part of it.
     """
-    blended, pruned = student.blended, student.blended.plan.pruned
-    ends: dict[str, Expand | None] = {}
+    blended, plan = student.blended, student.blended.plan
+    linears = plan.structure.linears
+    readers = [
+        layer.name
+        for layer in linears.values()
+        if any(piece.group in plan.pruned for piece in layer.inputs or ())
+    ]
+    ends: dict[str, Expand | None] = dict.fromkeys(student.head)
     copies: dict[str, Expand] = {}
-    for name, layer in blended.plan.structure.linears.items():
-        if any(piece.group in pruned for piece in layer.inputs or ()):
-            end = blended.expand.get_submodule(layer.expand)
+    for name in called(blended.model, plan, readers):
+        path = linears[name].expand
+        if path not in copies and path not in student.ends:
+            end = copy.deepcopy(blended.expand.get_submodule(path)).requires_grad_(True)
             assert isinstance(end, Expand)
-            ends[name] = None
-            if name not in student.head:
-                ends[name] = copies.setdefault(
-                    layer.expand, copy.deepcopy(end).requires_grad_(True)
-                )
+            ends[name] = copies[path] = end
     weights = [weight for end in copies.values() for weight in end.parameters()]
     return Targets(ends, tuple(weights))
 

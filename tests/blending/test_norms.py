@@ -114,7 +114,7 @@ def moved(blended: bp.Blended) -> set[str]:
         ("private", 0.0, {"twin.4"}),
         ("private", {"0": 0.5, "3": 1.0}, {"model.4", "private.model.4"}),
         ("private", {"0": 0.5, "3": 0.0}, {"twin.4", "private.twin.4"}),
-        ("private", {"0": 0.0, "3": 0.5}, {"model.4", "twin.4"}),
+        ("private", {"0": 0.0, "3": 0.5}, {"private.model.4", "twin.4"}),
     ],
 )
 def test_nothing_of_it_is_computed_at_0_and_1(norms: Any, alpha: Any, expected: Any) -> None:
@@ -207,6 +207,9 @@ def test_layers_and_norms_of_every_kind(kind: str) -> None:
     wide, thin = blended.model.b(z.relu()), blended.model.b(branch)
     own, other = blended.model.n, blended.private.get_submodule("model.n")
     assert relative(0.25 * own(wide) + 0.75 * other(thin), blended(x)) < 1e-7
+    blended.alpha = 0.0  # what the branch has learnt is left
+    assert relative(other(thin), blended(x)) < 1e-7
+    assert relative(blended.eval()(x), bp.collapse(blended).eval()(x)) < 1e-10
     assert type(relu) is nn.ReLU
 
 

@@ -64,16 +64,16 @@ def test_last_epochs_of_the_levels_and_the_span_of_the_seeds(figure, tmp_path):
 
 def test_methods_are_chosen_by_pattern(figure, tmp_path, monkeypatch):
     results, drawn = tmp_path / "r.jsonl", []
-    names = ("weighted sum", "weighted sum, norms kept", "drawn by group")
+    names = ("weighted sum", "weighted sum, matched", "drawn by group")
     lines = [line(name, 0, [(0.5, 0.7, 0.1)]) for name in names]
     results.write_text("".join(json.dumps(each) + "\n" for each in lines))
     cliff = figure.cliff
     monkeypatch.setattr(figure, "cliff", lambda found: drawn.append(found) or cliff(found))
     options = ["--results", str(results), "--output", str(tmp_path / "cliff.png")]
-    figure.main([str(CONFIG), *options, "--methods", "*kept", "drawn*"])
+    figure.main([str(CONFIG), *options, "--methods", "*matched", "drawn by group"])
     assert [outcome.method for outcome in drawn[0].outcomes()] == [*names[1:]]
     with pytest.raises(SystemExit, match="no results of cliff_vgg7_16px"):
-        figure.main([str(CONFIG), *options, "--methods", "kept"])
+        figure.main([str(CONFIG), *options, "--methods", "matched"])
 
 
 def test_every_method_has_a_look_of_its_own(figure):

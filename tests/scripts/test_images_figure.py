@@ -32,7 +32,7 @@ def figure(monkeypatch):
 
 
 def test_means_and_intervals_over_the_numbers_of_images(figure, tmp_path):
-    found = lines("the head matched", SCORES | {"100 images, keep 0.2": [0.1]})
+    found = lines("ours", SCORES | {"100 images, keep 0.2": [0.1]})
     found += lines("MiR", {"100 images": [0.6], "10 images": [0.4]})
     found += lines("random weights", {"100 images": [0.2]})
     results = tmp_path / "r.jsonl"

@@ -164,7 +164,7 @@ def help_text(command: str) -> str:
     """Return the help of a command, without every module that torch happens to have."""
     text = re.sub(r",\s+known\s+subclasses:[^)]*", "", make_listing(command).format_help())
     text = re.sub(
-        r"  --\w+ CONFIG +Path to a configuration file\.\n", "", text
+        r"  --[\w.]+ CONFIG\s+Path to a configuration file\.\n", "", text
     )  # --config takes it
     return re.sub(r"  --prune\S+\.help\n.*\n", "", text)
 

@@ -72,9 +72,16 @@ class Finish:
     refit: int = 0
 
     def __post_init__(self) -> None:
-        not_negative("few_images.finish.average", self.average)
         whole("few_images.finish.recalibrate", self.recalibrate)
         whole("few_images.finish.refit", self.refit)
+        not_negative("few_images.finish.average", self.average)
+        if self.average > 1:
+            raise PruneError(f"few_images.finish.average (={self.average}) must be at most 1")
+        if self.average and not self.recalibrate:
+            raise PruneError(
+                f"few_images.finish.average (={self.average}) needs few_images.finish.recalibrate: "
+                "the statistics of BatchNorm are those of other weights"
+            )
 
 
 @dataclass
@@ -132,13 +139,22 @@ class FewImagesConfig(Untrained):
         not_negative("few_images.mixup", self.mixup)
         not_negative("few_images.weight_decay", self.weight_decay)
         not_negative("few_images.ridge", self.ridge)
+        if self.blended and (self.match not in ("head", "junctions") or self.error != "relative"):
+            raise PruneError(
+                "few_images.blended goes with match head or junctions, and error relative: match "
+                f"is {self.match}, error {self.error}"
+            )
         for view in self.views:
             if view not in VIEWS:
                 raise PruneError(f"few_images.views: {view!r} is none of {', '.join(VIEWS)}")
 
     def check(self, setup: Setup, planned: Plan) -> None:
-        """Look for the criterion; see `Algorithm`."""
+        """Look for the criterion, and at the precision; see `Algorithm`."""
         setup.criterion.init()
+        if setup.settings.precision == "16-mixed":
+            raise PruneError(
+                "precision (='16-mixed') is not one of few_images: set 'bf16-mixed' or '32-true'"
+            )
 
     def narrow(
         self,
@@ -180,9 +196,9 @@ class FewImagesConfig(Untrained):
                 )
             found = batches
         images = torch.cat(found)[: self.images]
-        return images if self.folder is None else self._others(self.folder, images)
+        return images if self.folder is None else self._others(self.folder, images, setup)
 
-    def _others(self, folder: Path, images: Tensor) -> Tensor:
+    def _others(self, folder: Path, images: Tensor, setup: Setup) -> Tensor:
         """Return images of a folder, of the size, number, mean and deviation of the training's."""
         height, width = images.shape[-2:]
         found = read_folder(folder, (height, width), grey=images.shape[1] == 1)
@@ -191,7 +207,8 @@ class FewImagesConfig(Untrained):
                 f"few_images.images (={self.images}) is more than the {len(found)} in "
                 f"few_images.folder (={str(folder)!r})"
             )
-        order = torch.randperm(len(found))[: len(images)]
+        generator = torch.Generator().manual_seed(setup.settings.seed)
+        order = torch.randperm(len(found), generator=generator)[: len(images)]
         (shift, scale), (mean, deviation) = _moments(found), _moments(images)
         return (found[order] - shift) / scale * deviation + mean
 
@@ -260,9 +277,8 @@ def _forget(student: Student) -> None:
     for name, module in student.model.named_modules():
         if name not in student.head:
             reset(module)
-    for end in student.ends.values():
-        for weight in end.parameters():
-            nn.init.xavier_uniform_(weight)
+    for weight in student.blended.expand.parameters():
+        nn.init.xavier_uniform_(weight)
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
