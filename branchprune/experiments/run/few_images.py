@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,20 +15,19 @@ from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.errors import PruneError, not_negative, positive, whole
+from branchprune.experiments.run.few_images_form import Form
 from branchprune.experiments.run.finetune import reset
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained, at_widths
 from branchprune.experiments.run.stages import Stages
-from branchprune.few_images.augmentation import VIEWS, Mixing
-from branchprune.few_images.blended_start import Drawn, blended_start
+from branchprune.few_images.augmentation import VIEWS
+from branchprune.few_images.blended_start import blended_start
 from branchprune.few_images.finishing import Averaging, recalibrate, refit
 from branchprune.few_images.folder import read_folder
 from branchprune.few_images.learning import Learning, batches, learn
-from branchprune.few_images.matching import Error, Match
+from branchprune.few_images.matching import Match
 from branchprune.few_images.memory_format import put_channels_last
-from branchprune.few_images.optimizers import Name
 from branchprune.few_images.pace import macs_a_step, macs_of_learning
-from branchprune.few_images.start import RIDGE
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import copied
 from branchprune.lightning.training_inputs import training_inputs
@@ -39,52 +38,6 @@ COUNTED = 20
 
 
 @dataclass
-class BlendedStart:
-    """Blended steps before the narrow ones; see `blended_start`.
-
-    Args:
-        steps: How many.
-        drawn: What is drawn in each.
-        learning_rate: The largest, of one cycle.
-    """
-
-    steps: int = 500
-    drawn: Drawn = "sample"
-    learning_rate: float = 0.01
-
-    def __post_init__(self) -> None:
-        whole("few_images.blended.steps", self.steps, 1)
-        positive("few_images.blended.learning_rate", self.learning_rate)
-
-
-@dataclass
-class Finish:
-    """What is done to the narrow model when it has learnt.
-
-    Args:
-        average: Share of the steps at the end over which the weights are averaged; 0: none.
-        recalibrate: Batches of views that BatchNorm takes its statistics from; 0: those it has.
-        refit: Batches of views on which what leads to the head is fitted by least squares; 0: none.
-    """
-
-    average: float = 0.0
-    recalibrate: int = 0
-    refit: int = 0
-
-    def __post_init__(self) -> None:
-        whole("few_images.finish.recalibrate", self.recalibrate)
-        whole("few_images.finish.refit", self.refit)
-        not_negative("few_images.finish.average", self.average)
-        if self.average > 1:
-            raise PruneError(f"few_images.finish.average (={self.average}) must be at most 1")
-        if self.average and not self.recalibrate:
-            raise PruneError(
-                f"few_images.finish.average (={self.average}) needs few_images.finish.recalibrate: "
-                "the statistics of BatchNorm are those of other weights"
-            )
-
-
-@dataclass
 class FewImagesConfig(Untrained):
     """Match the dense model on a few images without labels.
 
@@ -92,61 +45,41 @@ class FewImagesConfig(Untrained):
 
     Args:
         images: How many training images: the first of the first epoch, as that augments them.
-        folder: Other images to take instead, as many: files in a folder, resized to the same size.
         steps: Steps of learning; 0: the start alone.
         batch_size: Images a step.
         learning_rate: The largest.
-        mixup: α of the Beta distribution of mixtures; 0: none.
-        mixing: How images are mixed: means of two, rectangles of another, or either of it.
-        views: What is made of images, one after the other: crops, colours, noise.
-        match: "head": what the last layers read, and outputs that are no vectors of classes;
-            "maps": what is pooled before the last layer; "junctions": what all layers read;
+        mixup: α of the Beta distribution of the shares in mixtures; 0: none is mixed.
+        match: "junctions": what all layers read, and outputs that are no vectors of classes;
+            "head": the same of the last layers; "maps": what is pooled before the last layer;
             "outputs": outputs alone, or the divergence of logits.
-        error: How far features are apart: relatively, or by the mean square.
-        steps_a_look: Steps for which a look of the dense model at a batch serves.
-        optimizer: "adamw", "muon", or "sgd" as in MiR.
-        weight_decay: That of the optimizer.
-        ridge: Of the least squares that `criterion.fit` asks for; see `fit_expand`.
-        fresh: Forget all weights of the narrow model but those of the head: the control of all.
-        blended: Blended steps before; null: none.
-        finish: What is done at the end.
+        form: What the comparisons vary besides; null: as `bp.compress`.
     """
 
     images: int = 100
-    folder: Path | None = None
     steps: int = 2000
     batch_size: int = 64
     learning_rate: float = 0.01
     mixup: float = 1.0
-    mixing: Mixing = "cutmix"
-    views: list[str] = field(default_factory=lambda: ["crops"])
     match: Match = "junctions"
-    error: Error = "relative"
-    steps_a_look: int = 1
-    optimizer: Name = "adamw"
-    weight_decay: float = 0.0
-    ridge: float = RIDGE
-    fresh: bool = False
-    blended: BlendedStart | None = None
-    finish: Finish = field(default_factory=Finish)
+    form: Form | None = None
 
     def __post_init__(self) -> None:
         whole("few_images.images", self.images, 2)
         whole("few_images.steps", self.steps)
         whole("few_images.batch_size", self.batch_size, 2)
-        whole("few_images.steps_a_look", self.steps_a_look, 1)
         positive("few_images.learning_rate", self.learning_rate)
         not_negative("few_images.mixup", self.mixup)
-        not_negative("few_images.weight_decay", self.weight_decay)
-        not_negative("few_images.ridge", self.ridge)
-        if self.blended and (self.match not in ("head", "junctions") or self.error != "relative"):
+        if not self._form.blended:
+            return
+        if self.match not in ("head", "junctions") or self._form.error != "relative":
             raise PruneError(
-                "few_images.blended goes with match head or junctions, and error relative: match "
-                f"is {self.match}, error {self.error}"
+                "few_images.form.blended goes with match head or junctions, and error relative: "
+                f"match is {self.match}, error {self._form.error}"
             )
-        for view in self.views:
-            if view not in VIEWS:
-                raise PruneError(f"few_images.views: {view!r} is none of {', '.join(VIEWS)}")
+
+    @property
+    def _form(self) -> Form:
+        return self.form or Form()
 
     def check(self, setup: Setup, planned: Plan) -> None:
         """Look for the criterion, and at the precision; see `Algorithm`."""
@@ -175,7 +108,7 @@ class FewImagesConfig(Untrained):
         wide = copied(wide).to(stages.device).eval()
         blended = attach(wide, planned, setup.criterion.init(), batches=[images])
         if setup.criterion.fit:
-            blended = fit_expand(blended, [images], self.ridge)
+            blended = fit_expand(blended, [images], self._form.ridge)
         student = self._learn(setup, stage, blended, wide, images, stages)
         small = student.folded()
         errors = student.error, student.own_dtype_error(small)
@@ -196,7 +129,9 @@ class FewImagesConfig(Untrained):
                 )
             found = batches
         images = torch.cat(found)[: self.images]
-        return images if self.folder is None else self._others(self.folder, images, setup)
+        return (
+            images if self._form.folder is None else self._others(self._form.folder, images, setup)
+        )
 
     def _others(self, folder: Path, images: Tensor, setup: Setup) -> Tensor:
         """Return images of a folder, of the size, number, mean and deviation of the training's."""
@@ -205,7 +140,7 @@ class FewImagesConfig(Untrained):
         if len(found) < len(images):
             raise PruneError(
                 f"few_images.images (={self.images}) is more than the {len(found)} in "
-                f"few_images.folder (={str(folder)!r})"
+                f"few_images.form.folder (={str(folder)!r})"
             )
         generator = torch.Generator().manual_seed(setup.settings.seed)
         order = torch.randperm(len(found), generator=generator)[: len(images)]
@@ -219,13 +154,13 @@ class FewImagesConfig(Untrained):
             self.batch_size,
             self.learning_rate,
             mixup=self.mixup,
-            mixing=self.mixing,
-            views=tuple(VIEWS[name] for name in self.views),
+            mixing=self._form.mixing,
+            views=tuple(VIEWS[name] for name in self._form.views),
             match=self.match,
-            error=self.error,
-            steps_a_look=self.steps_a_look,
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
+            error=self._form.error,
+            steps_a_look=self._form.steps_a_look,
+            optimizer=self._form.optimizer,
+            weight_decay=self._form.weight_decay,
             seed=settings.seed,
             dtype=torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32,
         )
@@ -244,25 +179,29 @@ class FewImagesConfig(Untrained):
         how, began = self._how(setup), time.perf_counter()
         macs = 0
         put_channels_last([dense, blended], images)
-        if self.blended is not None:
-            steps = min(2, self.blended.steps) if setup.settings.fast else self.blended.steps
-            first = replace(how, steps=steps, learning_rate=self.blended.learning_rate)
-            start = partial(blended_start, blended, dense, images, drawn=self.blended.drawn)
+        if self._form.blended is not None:
+            steps = (
+                min(2, self._form.blended.steps)
+                if setup.settings.fast
+                else self._form.blended.steps
+            )
+            first = replace(how, steps=steps, learning_rate=self._form.blended.learning_rate)
+            start = partial(blended_start, blended, dense, images, drawn=self._form.blended.drawn)
             macs += steps * macs_a_step(start, first, min(steps, COUNTED))
             blended = start(first)
         blended.alpha = 0.0
         student = Student(blended)
-        if self.fresh:
+        if self._form.fresh:
             _forget(student)
         put_channels_last([student.model], images)
         if how.steps:
             macs += how.steps * macs_of_learning(student, dense, images, how)
-        averaging = Averaging(student.parameters(), self.finish.average)
+        averaging = Averaging(student.parameters(), self._form.finish.average)
         learn(student, dense, images, how, averaging)
         averaging.apply()
         views = batches(images, replace(how, seed=how.seed + 1))
-        recalibrate(student.model, views, self.finish.recalibrate)
-        refit(student, dense, views, self.finish.refit)
+        recalibrate(student.model, views, self._form.finish.recalibrate)
+        refit(student, dense, views, self._form.finish.refit)
         stages.records[stage] = {
             "seconds": round(time.perf_counter() - began, 1),
             "epochs": 0,

@@ -72,25 +72,31 @@ def test_what_was_made_before_a_kill_is_read(tmp_path: Path, monkeypatch: Any) -
     ("key", "value"),
     [
         *[("images", 1), ("steps", -1), ("batch_size", 1), ("learning_rate", 0.0), ("mixup", -1.0)],
-        *[("steps_a_look", 0), ("weight_decay", -1.0), ("ridge", -1.0)],
+        ("form.steps_a_look", 0),
+        *[("form.weight_decay", -1.0), ("form.ridge", -1.0), ("form.finish.average", 2.0)],
     ],
 )
 def test_what_is_out_of_range_is_told(key: str, value: float, tmp_path: Path, capsys: Any) -> None:
-    assert run(tmp_path, f"prune: {{few_images: {{{key}: {value}}}}}\n") == 2
+    text = str(value)
+    for name in reversed(key.split(".")):
+        text = f"{{{name}: {text}}}"
+    assert run(tmp_path, f"prune: {{few_images: {text}}}\n") == 2
     assert f"few_images.{key} (={value})" in capsys.readouterr().err
 
 
 def test_a_view_that_is_none_is_told(tmp_path: Path, capsys: Any) -> None:
-    assert run(tmp_path, "prune: {few_images: {views: [crop]}}\n") == 2
-    assert "few_images.views: 'crop' is none of crops, colours, noise" in capsys.readouterr().err
+    assert run(tmp_path, "prune: {few_images: {form: {views: [crop]}}}\n") == 2
+    assert (
+        "few_images.form.views: 'crop' is none of crops, colours, noise" in capsys.readouterr().err
+    )
 
 
 FORMS = {
-    "match: head, mixing: mixup, views: [crops, colours, noise]": -1,
-    "match: maps, error: mean, optimizer: sgd, weight_decay: 0.1": -1,
-    "optimizer: muon, steps_a_look: 2, finish: {average: 0.5, recalibrate: 2, refit: 2}": -1,
-    "fresh: true, folder: FOLDER": 0,
-    "blended: {steps: 3, drawn: prefix}": 1,
+    "match: head, form: {mixing: mixup, views: [crops, colours, noise]}": -1,
+    "match: maps, form: {error: mean, optimizer: sgd, weight_decay: 0.1}": -1,
+    "form: {optimizer: muon, steps_a_look: 2, finish: {average: 0.5, recalibrate: 2, refit: 2}}": -1,
+    "form: {fresh: true, folder: FOLDER}": 0,
+    "form: {blended: {steps: 3, drawn: prefix}}": 1,
 }
 """Forms, and whether they cost more than the plain one."""
 
@@ -117,8 +123,8 @@ def test_too_few_images_in_a_folder_are_refused(tmp_path: Path, capsys: Any) -> 
     (tmp_path / "others").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "others" / "0.png")
     folder = tmp_path / "others"
-    assert run(tmp_path, f"prune: {{few_images: {{images: 9, folder: {folder}}}}}\n") == 2
-    assert "few_images.images (=9) is more than the 1 in few_images.folder" in (
+    assert run(tmp_path, f"prune: {{few_images: {{images: 9, form: {{folder: {folder}}}}}}}\n") == 2
+    assert "few_images.images (=9) is more than the 1 in few_images.form.folder" in (
         capsys.readouterr().err
     )
 
