@@ -37,6 +37,14 @@ def test_what_is_matched(match: Any, head: bool, shape: tuple[int, ...]) -> None
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
+def test_outputs_that_do_not_follow_from_what_was_read_count_too() -> None:
+    (x, u), (y, v) = numbers(6, 8), numbers(6, 5)
+    read = ({"early": [x]}, {"early": [u]})
+    found = float(mismatch("junctions", read, (y, v), covered=False))
+    assert found == pytest.approx(relative(x, u) + relative(y, v), rel=1e-5)
+
+
 def test_what_is_nothing_is_no_error() -> None:
     zeros = torch.zeros(2, 3)
-    assert float(mismatch("head", ({"fc": [zeros]}, {"fc": [zeros]}), (zeros, zeros))) == 0
+    for x in (zeros, torch.ones(2, 3)):
+        assert float(mismatch("head", ({"fc": [x]}, {"fc": [zeros]}), (zeros, zeros))) == 0

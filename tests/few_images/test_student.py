@@ -10,6 +10,7 @@ from models import Residual, vgg
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.blending.blended import Blended
 from branchprune.few_images.head import head_layers
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
@@ -36,6 +37,12 @@ def student_of(model: nn.Module, keep: float = 0.5) -> tuple[Student, Tensor]:
     return Student(fitted_start(model, bp.plan(model, x[:2], keep), x)), x
 
 
+def cut(model: nn.Module, plan: bp.Plan) -> Blended:
+    blended = bp.attach(model, plan)
+    blended.alpha = 0.0
+    return blended
+
+
 def test_the_head_is_what_makes_the_outputs_of_channels_that_shrink() -> None:
     x = torch.randn(2, 3, 8, 8)
     net, chain = TwoHeads(), vgg()
@@ -44,6 +51,9 @@ def test_the_head_is_what_makes_the_outputs_of_channels_that_shrink() -> None:
     assert head_layers(net, bp.plan(net, x)) == {"classes": "classes", "boxes": "classes"}
     whole = bp.plan(net, x, keep={"stem": 0.5}, exclude=["block.conv2"])
     assert head_layers(net, whole) == {}
+    assert Student(cut(chain, bp.plan(chain, x))).covers
+    assert Student(cut(net, bp.plan(net, x))).covers
+    assert not Student(cut(net, whole)).covers
 
 
 @pytest.mark.parametrize("make", [vgg, TwoHeads])

@@ -15,7 +15,7 @@ from branchprune.few_images.learning import Learning, learn
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 from branchprune.few_images.targets import AT
-from branchprune.models import VGG
+from branchprune.models import VGG, ResNet
 
 
 def student_of(model: nn.Module) -> tuple[Student, Tensor]:
@@ -66,6 +66,14 @@ def test_junctions_are_the_inputs_of_all_layers_that_read_what_shrinks() -> None
         torch.testing.assert_close(expanded[name][0], narrow)
         torch.testing.assert_close(wanted[name][0], inputs_of(model, name, x))
     assert len(targets.own) == 2  # the head's own end is the student's
+
+
+def test_of_several_layers_that_read_one_tensor_one_is_compared() -> None:
+    model = ResNet(6, (8, 12))  # the second stage begins with two readers of the first
+    student, _ = student_of(model)
+    ends = AT["junctions"](student).ends
+    readers = {"stages.1.0.conv1", "stages.1.0.shortcut.0"}
+    assert len(readers & {*ends}) == 1 and len({*map(id, ends.values())}) == len(ends)
 
 
 @pytest.mark.parametrize("match", ["head", "maps", "junctions", "outputs"])

@@ -129,9 +129,8 @@ class FewImagesConfig(Untrained):
                 )
             found = batches
         images = torch.cat(found)[: self.images]
-        return (
-            images if self._form.folder is None else self._others(self._form.folder, images, setup)
-        )
+        folder = self._form.folder
+        return images if folder is None else self._others(folder, images, setup)
 
     def _others(self, folder: Path, images: Tensor, setup: Setup) -> Tensor:
         """Return images of a folder, of the size, number, mean and deviation of the training's."""
@@ -179,14 +178,11 @@ class FewImagesConfig(Untrained):
         how, began = self._how(setup), time.perf_counter()
         macs = 0
         put_channels_last([dense, blended], images)
-        if self._form.blended is not None:
-            steps = (
-                min(2, self._form.blended.steps)
-                if setup.settings.fast
-                else self._form.blended.steps
-            )
-            first = replace(how, steps=steps, learning_rate=self._form.blended.learning_rate)
-            start = partial(blended_start, blended, dense, images, drawn=self._form.blended.drawn)
+        before = self._form.blended
+        if before is not None:
+            steps = min(2, before.steps) if setup.settings.fast else before.steps
+            first = replace(how, steps=steps, learning_rate=before.learning_rate)
+            start = partial(blended_start, blended, dense, images, drawn=before.drawn)
             macs += steps * macs_a_step(start, first, min(steps, COUNTED))
             blended = start(first)
         blended.alpha = 0.0

@@ -54,7 +54,7 @@ class Finish:
             raise PruneError(f"few_images.form.finish.average (={self.average}) must be at most 1")
         if self.average and not self.recalibrate:
             raise PruneError(
-                f"few_images.form.finish.average (={self.average}) needs few_images.form.finish.recalibrate: "
+                f"few_images.form.finish.average (={self.average}) needs recalibrate beside it: "
                 "the statistics of BatchNorm are those of other weights"
             )
 
