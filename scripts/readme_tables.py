@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
 COMPARISONS = (
     *("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "autoencoder_carla_cpu"),
-    *("few_images_16px", "few_images_forms", "few_images_blended", "cliff_norms_16px"),
+    *("few_images_16px", "few_images_forms", "cliff_norms_16px"),
 )
 """Comparisons that have a page, as configs/compare/ names them."""
 

@@ -26,15 +26,15 @@ def markdown(results: Results, root: Path | None = None) -> str:
     comparison, ranking = results.comparison, results.ranking()
     metric, unit = comparison.metric, _unit(comparison.metric)
     header = ["method"]
-    paired = [f"against {comparison.reference}"] if comparison.reference else []
-    for budget in comparison.budgets:
+    paired = [f"validation against {comparison.reference}"] if comparison.reference else []
+    for budget in results.budgets:
         names = [f"{metric.label}{unit} (n)", *paired, "compute"]
         header += [f"{budget}: {name}" for name in names]
     rows = [[method, *_cells(results, found), _removed(found)] for method, found in ranking.items()]
     dense = number(results.dense(), metric, _digits(results))
     compute = "1.00×" if results.dense_macs else NOTHING
     cells = [dense, *[NOTHING] * len(paired), compute]
-    rows.append(["dense model", *cells * len(comparison.budgets), NOTHING])
+    rows.append(["dense model", *cells * len(results.budgets), NOTHING])
     header.append("parameters / MACs removed, %")
     parts = [
         f"**{comparison.name}, {results.lines[0]['dataset']}**",
@@ -74,7 +74,7 @@ def _cells(results: Results, found: Mapping[str, Outcome]) -> list[str]:
     """Return score, difference to the reference, if there is one, and compute at each budget."""
     metric, digits, cells = results.comparison.metric, _digits(results), []
     paired = differences(results)
-    for budget in results.comparison.budgets:
+    for budget in results.budgets:
         each = found.get(budget)
         if each is None:
             cells += [NOTHING] * (3 if results.comparison.reference else 2)
@@ -134,8 +134,8 @@ def _notes(results: Results) -> str:
     )
     if results.comparison.reference:
         note += (
-            f" *Against {results.comparison.reference}*: mean difference of the validation scores, "
-            "seed by seed, and its interval of 95 % by Student's t."
+            f" *Validation against {results.comparison.reference}*: mean difference of the "
+            "validation scores, seed by seed, and its interval of 95 % by Student's t."
         )
     others = f" {results.others} more lines are of runs that the configuration does not name."
     return note + (others if results.others else "")

@@ -81,6 +81,12 @@ class Results:
         macs: float | None = (self.trained.get("record") or {}).get("train_macs")
         return macs
 
+    @property
+    def budgets(self) -> list[str]:
+        """Names of the budgets of which there are lines."""
+        there = {line["preset"] for line in self.lines}
+        return [budget for budget in self.comparison.budgets if budget in there]
+
     def outcomes(self) -> list[Outcome]:
         """Return what was found, in order of budget, then method."""
         found: list[Outcome] = []

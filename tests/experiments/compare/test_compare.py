@@ -221,7 +221,7 @@ def test_differences_are_paired_by_seed(world):
     world.write([("b", "two", 0, 0.7)], val={"small": 0.4})
     assert world.go("--table") == 0
     rows = table(Path("runs/compare/small/table.md").read_text())
-    assert rows["method"][1] == "one: against a"
+    assert rows["method"][1] == "one: validation against a"
     low, high = ttest_1samp([0.02, 0.05, 0.01], 0).confidence_interval(0.95)
     assert rows["b"][1] == f"+{50 * (low + high):.2f} ± {50 * (high - low):.2f}"
     assert rows["c"][1] == "−5.00"
@@ -401,8 +401,8 @@ def test_the_newest_line_of_a_run_counts_and_others_are_not_shown(world):
     assert world.go("--table") == 0
     text = Path("runs/compare/small/table.md").read_text()
     rows = table(text)
-    assert rows["ours"] == ["–", "–", "90.00 (1)", f"{MACS:.3g}", "88.2 / 88.1"]
-    assert rows["dense model"] == ["75.00", "–", "75.00", "–", "–"]
+    assert rows["ours"] == ["90.00 (1)", f"{MACS:.3g}", "88.2 / 88.1"]
+    assert rows["dense model"] == ["75.00", "–", "–"]
     assert "theirs" not in rows and "2 more lines are of runs" in text
     assert not Path("runs/compare/small/metric_vs_training.png").exists()
 
@@ -420,8 +420,8 @@ def test_the_direction_and_the_format_are_those_of_the_metric(world, mode, first
     rows = table(Path("runs/compare/small/table.md").read_text())
     assert [*rows][2] == first
     spread = statistics.stdev((0.0312, 0.0316))
-    assert rows["L1 + fine-tuning"][2] == f"0.03140 ± {spread:.5f} (2)"
-    assert rows["method"][2] == "equal compute: loss in nats (n)"
+    assert rows["L1 + fine-tuning"][0] == f"0.03140 ± {spread:.5f} (2)"
+    assert rows["method"][0] == "equal compute: loss in nats (n)"
 
 
 def test_a_method_without_the_last_budget_stands_behind(world):
