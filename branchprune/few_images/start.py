@@ -10,7 +10,7 @@ from branchprune.blending.fit_expand import fit_expand
 from branchprune.planning.plan import Plan
 
 RIDGE = 0.1
-"""Of the least squares: of few images a smaller one is fitted to what they have in common."""
+"""Of the least squares; of 0.001 to 3 this and 0.03 had the best validation scores, on one VGG."""
 MOST = 256
 """Images that are looked at."""
 LEAST, LARGEST = 16, 2**21
