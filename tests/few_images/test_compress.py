@@ -149,10 +149,10 @@ def test_images_are_matched_where_a_model_makes_images() -> None:
     once = {"dtype": torch.float32, "learning_rate": 0.01}
     heard: list[float] = []
     found = bp.compress(
-        model, x, 0.5, steps=40, mixup=0.0, progress=lambda *at: heard.append(at[2])
+        model, x, 0.5, steps=150, mixup=0.0, progress=lambda *at: heard.append(at[2])
     )
     assert found.agreement.kind == "relative error"
-    assert heard[-1] < 0.7 * heard[-40]
+    assert heard[-1] < 0.5 * heard[-150]
     own = bp.compress(
         model, x, steps=20, **once, distance=lambda y, wanted: (y - wanted).abs().mean()
     )
@@ -256,7 +256,7 @@ def test_recurrent_layers_learn_as_cudnn_wants_it_without_dropout(monkeypatch: A
     student = Student(fitted_start(net, bp.plan(net, x), x))
     monkeypatch.setattr(nn.LSTM, "forward", noted)
     learn(student, net, x, Learning(steps=1, batch_size=8))
-    assert seen[-2:] == [(False, 0.5), (True, 0.0)]  # the dense model's, the student's
+    assert seen == [(False, 0.5), (False, 0.5), (True, 0.0)]  # the dense model's, the student's
     lstm: Any = student.model.get_submodule("lstm")
     assert (lstm.training, lstm.dropout) == (False, 0.5)
 

@@ -14,7 +14,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
-from branchprune.errors import PruneError, not_negative, positive, whole
+from branchprune.errors import PruneError, positive, whole
 from branchprune.experiments.run.few_images_form import Form
 from branchprune.experiments.run.finetune import reset
 from branchprune.experiments.run.load_weights import load_weights
@@ -25,7 +25,6 @@ from branchprune.few_images.blended_start import blended_start
 from branchprune.few_images.finishing import Averaging, recalibrate, refit
 from branchprune.few_images.folder import read_folder
 from branchprune.few_images.learning import Learning, batches, learn
-from branchprune.few_images.matching import Match
 from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.pace import macs_a_step, macs_of_learning
 from branchprune.few_images.student import Student
@@ -48,10 +47,6 @@ class FewImagesConfig(Untrained):
         steps: Steps of learning; 0: the start alone.
         batch_size: Images a step.
         learning_rate: The largest.
-        mixup: α of the Beta distribution of the shares in mixtures; 0: none is mixed.
-        match: "junctions": what all layers read, and outputs that are no vectors of classes;
-            "head": the same of the last layers; "maps": what is pooled before the last layer;
-            "outputs": outputs alone, or the divergence of logits.
         form: What the comparisons vary besides; null: as `bp.compress`.
     """
 
@@ -59,8 +54,6 @@ class FewImagesConfig(Untrained):
     steps: int = 2000
     batch_size: int = 64
     learning_rate: float = 0.01
-    mixup: float = 1.0
-    match: Match = "junctions"
     form: Form | None = None
 
     def __post_init__(self) -> None:
@@ -68,14 +61,6 @@ class FewImagesConfig(Untrained):
         whole("few_images.steps", self.steps)
         whole("few_images.batch_size", self.batch_size, 2)
         positive("few_images.learning_rate", self.learning_rate)
-        not_negative("few_images.mixup", self.mixup)
-        if not self._form.blended:
-            return
-        if self.match not in ("head", "junctions") or self._form.error != "relative":
-            raise PruneError(
-                "few_images.form.blended goes with match head or junctions, and error relative: "
-                f"match is {self.match}, error {self._form.error}"
-            )
 
     @property
     def _form(self) -> Form:
@@ -152,10 +137,10 @@ class FewImagesConfig(Untrained):
             self.steps,
             self.batch_size,
             self.learning_rate,
-            mixup=self.mixup,
+            mixup=self._form.mixup,
             mixing=self._form.mixing,
             views=tuple(VIEWS[name] for name in self._form.views),
-            match=self.match,
+            match=self._form.match,
             error=self._form.error,
             steps_a_look=self._form.steps_a_look,
             optimizer=self._form.optimizer,

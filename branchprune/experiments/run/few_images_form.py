@@ -8,7 +8,7 @@ from pathlib import Path
 from branchprune.errors import PruneError, not_negative, positive, whole
 from branchprune.few_images.augmentation import VIEWS, Mixing
 from branchprune.few_images.blended_start import Drawn
-from branchprune.few_images.matching import Error
+from branchprune.few_images.matching import Error, Match
 from branchprune.few_images.optimizers import Name
 from branchprune.few_images.start import RIDGE
 
@@ -65,6 +65,10 @@ class Form:
 
     Args:
         folder: Other images to take, as many: files in a folder, resized to the same size.
+        match: "junctions": what all layers read, and outputs that are no vectors of classes;
+            "head": the same of the last layers; "maps": what is pooled before the last layer;
+            "outputs": outputs alone, or the divergence of logits.
+        mixup: α of the Beta distribution of the shares in mixtures; 0: none is mixed.
         mixing: How images are mixed: means of two, rectangles of another, or either of it.
         views: What is made of images, one after the other: crops, colours, noise.
         error: How far features are apart: relatively, or by the mean square.
@@ -78,6 +82,8 @@ class Form:
     """
 
     folder: Path | None = None
+    match: Match = "junctions"
+    mixup: float = 1.0
     mixing: Mixing = "cutmix"
     views: list[str] = field(default_factory=lambda: ["crops"])
     error: Error = "relative"
@@ -93,6 +99,12 @@ class Form:
         whole("few_images.form.steps_a_look", self.steps_a_look, 1)
         not_negative("few_images.form.weight_decay", self.weight_decay)
         not_negative("few_images.form.ridge", self.ridge)
+        not_negative("few_images.form.mixup", self.mixup)
+        if self.blended and (self.match not in ("head", "junctions") or self.error != "relative"):
+            raise PruneError(
+                "few_images.form.blended goes with match head or junctions, and error relative: "
+                f"match is {self.match}, error {self.error}"
+            )
         for view in self.views:
             if view not in VIEWS:
                 raise PruneError(f"few_images.form.views: {view!r} is none of {', '.join(VIEWS)}")

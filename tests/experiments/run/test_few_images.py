@@ -71,7 +71,13 @@ def test_what_was_made_before_a_kill_is_read(tmp_path: Path, monkeypatch: Any) -
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *[("images", 1), ("steps", -1), ("batch_size", 1), ("learning_rate", 0.0), ("mixup", -1.0)],
+        *[
+            ("images", 1),
+            ("steps", -1),
+            ("batch_size", 1),
+            ("learning_rate", 0.0),
+            ("form.mixup", -1.0),
+        ],
         ("form.steps_a_look", 0),
         *[("form.weight_decay", -1.0), ("form.ridge", -1.0), ("form.finish.average", 2.0)],
     ],
@@ -91,8 +97,8 @@ def test_a_view_that_is_none_is_told(tmp_path: Path, capsys: Any) -> None:
 
 
 FORMS = {
-    "match: head, form: {mixing: mixup, views: [crops, colours, noise]}": -1,
-    "match: maps, form: {error: mean, optimizer: sgd, weight_decay: 0.1}": -1,
+    "form: {match: head, mixing: mixup, views: [crops, colours, noise]}": -1,
+    "form: {match: maps, error: mean, optimizer: sgd, weight_decay: 0.1}": -1,
     "form: {optimizer: muon, finish: {average: 0.5, recalibrate: 2, refit: 2}}": 1,
     "form: {steps_a_look: 2}": -1,
     "form: {fresh: true, folder: FOLDER}": 0,
@@ -106,7 +112,7 @@ def test_it_learns_in_every_form(tmp_path: Path) -> None:
     for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (12, 9, 9, 3), np.uint8)):
         Image.fromarray(image).save(tmp_path / "others" / f"{i}.png")
     small, macs = [], []
-    for i, form in enumerate(["mixup: 1.0", *FORMS]):
+    for i, form in enumerate(["form: {mixup: 1.0}", *FORMS]):
         form = form.replace("FOLDER", str(tmp_path / "others"))
         text = FEW.replace("images: 10", f"images: 10, {form}")
         text += "precision: bf16-mixed\n" if "maps" in form else ""
