@@ -57,8 +57,9 @@ def _json(path: Path) -> Any:
 
 
 def comparison(folder: Path, name: str) -> compare_results.Results:
-    """Return the results of a comparison."""
-    read = compare_config.read(ROOT / "configs" / "compare" / f"{name}.yaml")
+    """Return the results of a comparison, NAME or NAME+VARIANT."""
+    file, *variants = name.split("+")
+    read = compare_config.read(ROOT / "configs" / "compare" / f"{file}.yaml", variants)
     return compare_results.read(read, folder / "compare" / f"{name}.jsonl")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from branchprune.experiments.compare.paired import Difference, differences
 from branchprune.experiments.compare.results import Outcome, Results, todays_command
-from branchprune.experiments.jobs import shown
 from branchprune.experiments.markdown import NOTHING, commands, distinct, markdown_table
 from branchprune.experiments.run.settings import MetricConfig
 
@@ -178,9 +178,8 @@ def _commands(results: Results, root: Path) -> str:
     """Return the command of each method and budget, for its first seed, folded away."""
     comparison = results.comparison
     runs: list[tuple[str, Mapping[str, Any], str]] = []
-    file = shown(comparison.path.absolute(), root)
     if "command" in results.trained:
-        runs.append(("dense model", results.trained, f"branchprune compare {file}"))
+        runs.append(("dense model", results.trained, shlex.join(comparison.command(root))))
     for method, found in results.ranking().items():
         for budget, each in found.items():
             first = each.lines[0]

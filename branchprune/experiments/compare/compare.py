@@ -62,7 +62,8 @@ def compare(args: Sequence[str], console: Console) -> Compared:
         options = Options(**vars(make_parser().parse_args(list(args))))
     except ArgumentError as error:
         raise PruneError(str(error)) from error
-    comparing = _Comparing(compare_config.read(options.config), options, console)
+    comparison = compare_config.read(options.config, options.variant or ())
+    comparing = _Comparing(comparison, options, console)
     with refusals_named():
         failed = not options.table and comparing.go()
     return Compared(comparing.found(), comparing.output, failed)
@@ -193,7 +194,7 @@ class _Comparing:
         return shown(path, self.cwd)
 
     def _variants(self, rows: Sequence[str]) -> list[str]:
-        names = [*(self.options.variant or []), *rows]
+        names = [*self.comparison.variants, *rows]
         return [part for name in names for part in ("--variant", name)]
 
     def _dense_command(self) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from branchprune.errors import PruneError
+from branchprune.experiments.jobs import shown
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.settings import MetricConfig
 from branchprune.experiments.variants import ConfigFile, check, read_file
@@ -86,6 +87,7 @@ class Comparison:
         methods: Methods by name, the most important first.
         metric: What the runs are judged by, as the file says.
         reference: Name of the method that all others are compared with, seed by seed; None: none.
+        variants: Variants of the file that all runs have; the name ends in them.
     """
 
     name: str
@@ -95,11 +97,21 @@ class Comparison:
     methods: dict[str, Method]
     metric: MetricConfig
     reference: str | None = None
+    variants: tuple[str, ...] = ()
 
     @property
     def experiment(self) -> str:
         """What the lines of results call it."""
         return f"compare/{self.name}"
+
+    def command(self, root: Path) -> list[str]:
+        """Return the command that makes all runs.
+
+        Args:
+            root: The folder that paths are relative to.
+        """
+        chosen = [part for name in self.variants for part in ("--variant", name)]
+        return ["branchprune", "compare", shown(self.path.absolute(), root), *chosen]
 
     def runs(self) -> list[Run]:
         """Return every run, in order of seed, then budget, then method."""
@@ -113,11 +125,13 @@ class Comparison:
         ]
 
 
-def read(path: Path) -> Comparison:
+def read(path: Path, variants: Sequence[str] = ()) -> Comparison:
     """Read the configuration of a comparison.
 
     Args:
         path: A YAML file.
+        variants: Variants of it, in which all runs differ from what the file says: another
+            comparison, NAME+VARIANT.
 
     Raises:
         PruneError: The file cannot be read, or a key or value is wrong; both are named.
@@ -128,12 +142,12 @@ def read(path: Path) -> Comparison:
     except OSError as error:
         raise PruneError(f"{error.filename} cannot be read: {error.strerror}") from error
     try:
-        return _comparison(settings, file)
+        return _comparison(settings, file, tuple(variants))
     except PruneError as error:
         raise PruneError(f"{path}: {error}") from error
 
 
-def _comparison(settings: Any, file: ConfigFile) -> Comparison:
+def _comparison(settings: Any, file: ConfigFile, variants: tuple[str, ...]) -> Comparison:
     settings = _mapping("the file", settings, [*dict.fromkeys([*KEYS, "reference", *COMMON])])
     missing = [key for key in KEYS if key not in settings]
     if missing:
@@ -153,7 +167,16 @@ def _comparison(settings: Any, file: ConfigFile) -> Comparison:
     reference = settings.get("reference")
     if reference is not None and reference not in methods:
         raise _wrong("reference", reference, f"one of {', '.join(methods)}")
-    comparison = Comparison(name, file.path, seeds, budgets, methods, _metric(file), reference)
+    comparison = Comparison(
+        "+".join([name, *variants]),
+        file.path,
+        seeds,
+        budgets,
+        methods,
+        _metric(file, variants),
+        reference,
+        variants,
+    )
     _check_folders(comparison.runs())
     return comparison
 
@@ -245,10 +268,10 @@ def _method(
     return Method(name, rows, own, tuple(chosen))
 
 
-def _metric(file: ConfigFile) -> MetricConfig:
-    """Return the metric of a file and its bases; later ones override."""
+def _metric(file: ConfigFile, variants: Sequence[str]) -> MetricConfig:
+    """Return the metric of a file, its bases and some variants; later ones override."""
     metric: dict[str, Any] = {}
-    for settings in file.layers():
+    for settings in file.layers(variants):
         metric |= settings.get("metric") or {}
     try:
         return MetricConfig(**metric)

@@ -17,7 +17,8 @@ class Options:
 
     Args:
         config: YAML file with the methods, the budgets and the seeds.
-        output: Folder of the runs, the table and the plots; null: runs/compare/NAME.
+        output: Folder of the runs, the table and the plots; null: runs/compare/NAME, behind which
+            come the variants, as NAME+VARIANT.
         results: File of the lines of results; null: NAME.jsonl in the output folder.
         record: Add the lines to those that are committed, scripts/results/compare/NAME.jsonl.
         jobs: Runs side by side.

@@ -12,7 +12,6 @@ from typing import Any
 from branchprune.errors import PruneError
 from branchprune.experiments.compare.config import Comparison, Run
 from branchprune.experiments.files import read_lines, read_object
-from branchprune.experiments.jobs import shown
 
 Line = Mapping[str, Any]
 
@@ -142,8 +141,7 @@ def todays_command(comparison: Comparison, line: Line, root: Path) -> str:
         line: A line of it; its own command may be of an older program.
         root: The folder that paths are relative to.
     """
-    file = shown(comparison.path.absolute(), root)
-    return shlex.join(["branchprune", "compare", file, "--only", run_of(line).name])
+    return shlex.join([*comparison.command(root), "--only", run_of(line).name])
 
 
 def dense_file(comparison: Comparison, path: Path) -> Path:

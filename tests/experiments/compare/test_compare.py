@@ -18,6 +18,7 @@ from branchprune.cli import main
 from branchprune.errors import PruneError
 from branchprune.experiments.compare import compare
 from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare import results as compare_results
 from branchprune.reports import comparison_plots
 
 MACS = 123_456_789_012
@@ -191,14 +192,30 @@ def test_the_commands(world):
         method = "ours" if "ours" in name else "L1 + fine-tuning"
         assert world.args(name) == [
             *("run", *base, *(part for row in rows for part in ("--variant", row))),
-            *("--name", "compare/small", "--method", method, "--preset", budget, *limit),
+            *("--name", "compare/small+all", "--method", method, "--preset", budget, *limit),
             *("--seed", str(seed), "--output", f"out/{name}", "--results", "kept/r.jsonl"),
             *("--dense.epochs", "0", "--dense.checkpoint", "out/dense/dense.safetensors"),
             "--resume",
         ]
-    stored = json.loads(Path("kept/small.dense.json").read_text())
+    stored = json.loads(Path("kept/small+all.dense.json").read_text())
     assert shlex.split(stored["command"]) == ["branchprune", *world.args("dense")]
     assert stored["record"]["train_macs"] == MACS
+
+
+def test_under_a_variant_a_comparison_is_another(world):
+    world.make("--only", RUNS[0])
+    world.make("--only", RUNS[0], "--variant", "all")
+    assert world.names() == ["dense", RUNS[0], "dense", RUNS[0]]
+    assert {path.name for path in Path("runs/compare").iterdir()} == {"small", "small+all"}
+    (world.path / "data.yaml").write_text(
+        "variants: {taken: {}, shared: {}, all: {metric: {label: loss}}}"
+    )
+    read = compare_config.read(world.config, ["all"])
+    assert (read.name, read.metric.label) == ("small+all", "loss")
+    assert compare_config.read(world.config).metric.label == "accuracy"
+    line = LINE | {"method": "m", "preset": "fewer", "seed": 4}
+    command = compare_results.todays_command(read, line, world.path)
+    assert command.startswith("branchprune compare compare/small.yaml --variant all --only fewer/")
 
 
 def test_rows_of_a_budget_are_on_top_of_those_of_a_method(world):
@@ -330,7 +347,7 @@ def test_the_dense_model_is_of_the_first_seed_and_made_again_where_its_weights_a
     world.make("--only", RUNS[0], *fast)
     command = world.args("dense")
     assert command[command.index("--seed") + 1] == "1"
-    Path("runs/compare/small/dense/dense.safetensors").unlink()
+    Path("runs/compare/small+quick/dense/dense.safetensors").unlink()
     world.make("--only", RUNS[1], *fast)
     assert world.names() == ["dense", RUNS[0], "dense", RUNS[1]]
 
@@ -571,8 +588,6 @@ def test_results_are_recorded_when_asked_for_and_else_in_the_output(world):
 
 
 def test_todays_command_makes_the_run_of_a_line(world):
-    from branchprune.experiments.compare import results as compare_results
-
     comparison = compare_config.read(world.config)
     line = {"method": "L1 + fine-tuning", "preset": "equal epochs", "seed": 1}
     command = compare_results.todays_command(comparison, line, world.path)
@@ -592,8 +607,6 @@ def test_an_output_that_cannot_be_written(world, capsys):
 
 def test_plots_show_every_mark(world):
     """The marks in the figure are the means, at the MACs that are left."""
-    from branchprune.experiments.compare import results as compare_results
-
     scores = [("L1 + fine-tuning", "equal epochs", 0, 0.5), ("ours", "equal compute", 0, 0.6)]
     world.write([scores[0]], macs_removed=0.75)
     world.write([scores[1]], macs_removed=0.5)
