@@ -51,14 +51,24 @@ def test_a_look_serves_for_some_steps(each: int) -> None:
     assert min(behind) == 0 and max(behind) == (7 if each > 1 else 0)
 
 
-@pytest.mark.parametrize("drawn", ["sample", "prefix"])
-def test_blended_steps_teach_the_branch_alone(drawn: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    ("drawn", "order"),
+    [
+        ("sample", "together"),
+        ("prefix", "together"),
+        ("sample", "input first"),
+        ("sample", "robust first"),
+    ],
+)
+def test_blended_steps_teach_the_branch_alone(drawn: Any, order: Any, monkeypatch: Any) -> None:
     torch.manual_seed(0)
     model, x = VGG([[8, 8], [12]]).eval(), torch.randn(16, 3, 8, 8)
     blended = fitted_start(model, bp.plan(model, x[:2], 0.5), x)
     with torch.no_grad():
         for weight in blended.reduce.parameters():
             weight += 0.3 * torch.randn_like(weight)
+        if order == "robust first":  # the first group is worst, and comes last
+            blended.reduce.get_submodule("features.0").weights[0].normal_()
     states: list[tuple[float, ...]] = []
     before = Blended.program
     monkeypatch.setattr(
@@ -67,12 +77,16 @@ def test_blended_steps_teach_the_branch_alone(drawn: Any, monkeypatch: Any) -> N
         lambda self, *a, **k: states.append(tuple(self.alpha.values())) or before(self, *a, **k),
     )
     how = Learning(24, 8, 0.01, mixup=0.0)
-    found = blended_start(blended, model, x, how, drawn)
+    found = blended_start(blended, model, x, how, drawn, order)
     inside = [state for state in states if len(state) == 3]
     if drawn == "prefix":
         assert {(1, 1, 0), (1, 0, 0), (0, 0, 0)} <= {*inside} <= {(1, 1, 0), (1, 0, 0), (0, 0, 0)}
-    else:
+    elif order == "together":
         assert {round(24 * state[0]) for state in inside} == {*range(24)}
+    else:
+        one, half = {(0.5, 1, 1), (0, 1, 1), (0, 0.5, 1), (0, 0, 1), (0, 0, 0.5)}, (0.5, 0, 0)
+        assert one <= {*inside} if order == "input first" else half in inside
+        assert ((0.5, 1, 1) in inside) != (half in inside)
     assert set(found.alpha.values()) == {0.0} and set(blended.alpha.values()) == {0.0}
     for key, value in model.state_dict().items():
         assert torch.equal(found.model.state_dict()[key], value)

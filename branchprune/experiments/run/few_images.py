@@ -32,6 +32,8 @@ from branchprune.graph.inputs import copied
 from branchprune.lightning.training_inputs import training_inputs
 from branchprune.planning.plan import Plan
 
+AT_ONCE = 500
+"""Images that the criterion and the least squares see at a time, for the memory they take."""
 COUNTED = 20
 """Blended steps whose multiply-adds are counted: they differ from α to α."""
 
@@ -91,9 +93,10 @@ class FewImagesConfig(Untrained):
             return Pruned(small, planned, *found["errors"])
         images = self._images(setup, stages).to(stages.device)
         wide = copied(wide).to(stages.device).eval()
-        blended = attach(wide, planned, setup.criterion.init(), batches=[images])
+        parts = images.split(AT_ONCE)
+        blended = attach(wide, planned, setup.criterion.init(), batches=parts)
         if setup.criterion.fit:
-            blended = fit_expand(blended, [images], self._form.ridge)
+            blended = fit_expand(blended, parts, self._form.ridge)
         student = self._learn(setup, stage, blended, wide, images, stages)
         small = student.folded()
         errors = student.error, student.own_dtype_error(small)
@@ -167,7 +170,8 @@ class FewImagesConfig(Untrained):
         if before is not None:
             steps = min(2, before.steps) if setup.settings.fast else before.steps
             first = replace(how, steps=steps, learning_rate=before.learning_rate)
-            start = partial(blended_start, blended, dense, images, drawn=before.drawn)
+            given = partial(blended_start, blended, dense, images)
+            start = partial(given, drawn=before.drawn, order=before.order)
             macs += steps * macs_a_step(start, first, min(steps, COUNTED))
             blended = start(first)
         blended.alpha = 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from branchprune.errors import PruneError, not_negative, positive, whole
 from branchprune.few_images.augmentation import VIEWS, Mixing
-from branchprune.few_images.blended_start import Drawn
+from branchprune.few_images.blended_start import Drawn, Order
 from branchprune.few_images.matching import Error, Match
 from branchprune.few_images.optimizers import Name
 from branchprune.few_images.start import RIDGE
@@ -21,15 +21,22 @@ class BlendedStart:
         steps: How many.
         drawn: What is drawn in each.
         learning_rate: The largest, of one cycle.
+        order: Of the groups, where examples draw.
     """
 
     steps: int = 500
     drawn: Drawn = "sample"
     learning_rate: float = 0.01
+    order: Order = "together"
 
     def __post_init__(self) -> None:
         whole("few_images.form.blended.steps", self.steps, 1)
         positive("few_images.form.blended.learning_rate", self.learning_rate)
+        if self.drawn == "prefix" and self.order != "together":
+            raise PruneError(
+                f"few_images.form.blended.order (={self.order!r}) goes with drawn sample: a prefix "
+                "has the order of the network"
+            )
 
 
 @dataclass

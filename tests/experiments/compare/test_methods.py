@@ -24,7 +24,7 @@ NAMES = (
     *("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "vgg16_cifar10", "full_size"),
     *("autoencoder_carla_cpu", "autoencoder_carla"),
 )
-FEW = ("few_images_16px", "few_images_forms", "few_images_blended", "cliff_norms_16px")
+FEW = ("few_images_16px", "few_images_forms", "few_images_networks", "cliff_norms_16px")
 """Comparisons whose methods are run elsewhere, each form on a smaller network."""
 FILES = {name: CONFIGS / "compare" / f"{name}.yaml" for name in (*NAMES, *FEW)}
 COMPARISONS = {name: compare_config.read(path) for name, path in FILES.items()}

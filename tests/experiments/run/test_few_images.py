@@ -103,6 +103,7 @@ FORMS = {
     "form: {steps_a_look: 2}": -1,
     "form: {fresh: true, folder: FOLDER}": 0,
     "form: {blended: {steps: 3, drawn: prefix}}": 1,
+    "form: {blended: {steps: 3, order: robust first}}": 1,
 }
 """Forms, and whether they cost more than the plain one."""
 
