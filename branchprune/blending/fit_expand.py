@@ -7,8 +7,8 @@ Sources: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks"
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -46,8 +46,9 @@ def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4
     B is the ridge least-squares solution on the batches, where u is what the consumer reads in
     the wide model (α = 1) in evaluation mode, and ũ what it reads in the branch alone (α = 0),
     whose BatchNorm takes the statistics of each batch. The ends are fitted in forward order, so
-    that the later ones see the earlier ones fitted; each costs about one pass of the batches
-    through either. An end that evaluation does not reach stays as it is.
+    that the later ones see the earlier ones fitted: of one batch all of them in one pass through
+    either path, which keeps what the wide one reads; of several each costs a pass of them all. An
+    end that evaluation does not reach stays as it is.
 
     Args:
         blended: The blended model, before it is trained; it is not changed.
@@ -74,8 +75,11 @@ def fit_expand(blended: Blended, batches: Iterable[Example], ridge: float = 1e-4
     fitted = copy.deepcopy(blended)
     norms = batch_norms(fitted.twin)
     with torch.no_grad(), _calibrating(fitted, norms):
-        for end, consumer in _ends(fitted).items():
-            _fit(fitted, end, consumer, inputs, ridge)
+        if len(inputs) == 1:
+            _fit_in_one_pass(fitted, _ends(fitted), inputs[0], ridge)
+        else:
+            for end, consumer in _ends(fitted).items():
+                _fit(fitted, end, consumer, inputs, ridge)
         reestimate(norms, inputs, partial(_run, fitted, 0.0))
     fitted.alpha = blended.alpha
     begin_training(fitted, blended)
@@ -106,8 +110,12 @@ def _input_of(layer: nn.Module, run: Callable[[], Any], where: str) -> Tensor:
     """Return what a layer reads in a run, which ends there."""
     found = first_call(layer, run)
     if found is None:
-        raise PruneError(f"{where} cannot be fitted: a batch does not reach it")
+        raise _not_reached(where)
     return tensors(found)[0]
+
+
+def _not_reached(where: str) -> PruneError:
+    return PruneError(f"{where} cannot be fitted: a batch does not reach it")
 
 
 def _run(blended: Blended, alpha: float, inputs: Inputs) -> Any:
@@ -117,12 +125,47 @@ def _run(blended: Blended, alpha: float, inputs: Inputs) -> Any:
     args, kwargs = inputs
     try:
         return blended.run(part, *args, **kwargs)
+    except PruneError:
+        raise
     except (TypeError, RuntimeError, ValueError) as error:
         raise PruneError(
             "batches must be inputs of forward, a tuple meaning several arguments, and large "
             "enough for BatchNorm; of a loader of pairs take `(batch[0] for batch in loader)`: "
             f"{error}"
         ) from error
+
+
+def _fit_in_one_pass(
+    blended: Blended, ends: Mapping[str, str], batch: Inputs, ridge: float
+) -> None:
+    """Fit each linear end when the branch is about to call it first; what it reads is final."""
+    wide: dict[str, Tensor] = {}
+    left = dict(ends)
+
+    def keep(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        wide.setdefault(name, tensors((args, kwargs))[0])  # nothing works in place in a program
+
+    def fit(name: str, end: Expand, args: Any) -> None:
+        if name in left:
+            consumer = left.pop(name)
+            sums = products(end, args[0], wide.pop(consumer), consumer)
+            write_fit(end, sums, ridge, consumer)
+
+    with ExitStack() as hooks:
+        for name in ends.values():
+            layer = blended.model.get_submodule(name)
+            hook = layer.register_forward_pre_hook(partial(keep, name), with_kwargs=True)
+            hooks.callback(hook.remove)
+        _run(blended, 1.0, batch)
+    for name in {*ends.values()} - {*wide}:
+        raise _not_reached(name)
+    with ExitStack() as hooks:
+        for name in ends:
+            end = blended.expand.get_submodule(name)
+            hooks.callback(end.register_forward_pre_hook(partial(fit, name)).remove)
+        _run(blended, 0.0, batch)
+    for name in left.values():
+        raise _not_reached(name)
 
 
 def _fit(

@@ -11,10 +11,8 @@ from branchprune.planning.plan import Plan
 
 RIDGE = 0.1
 """Of the least squares; of 0.001 to 3 this and 0.03 had the best validation scores, on one VGG."""
-MOST = 256
-"""Images that are looked at."""
-LEAST, LARGEST = 16, 2**21
-"""Of these at a time: how many at least, and else how many numbers, for the memory they take."""
+LEAST, MOST, LARGEST = 32, 256, 2**23
+"""Images that are looked at, at least and at most, and in between how many numbers they may be."""
 
 
 def fitted_start(model: nn.Module, planned: Plan, images: Tensor) -> Blended:
@@ -25,9 +23,8 @@ def fitted_start(model: nn.Module, planned: Plan, images: Tensor) -> Blended:
         planned: Its plan.
         images: From which to choose and fit (N, …); the first of them count.
     """
-    count = max(LEAST, LARGEST // images[0].numel())
-    batches = images[:MOST].split(count)
-    blended = attach(model, planned, "reconstruction", batches=batches)
-    blended = fit_expand(blended, batches, RIDGE)
+    looked_at = images[: min(MOST, max(LEAST, LARGEST // images[0].numel()))]
+    blended = attach(model, planned, "reconstruction", batches=[looked_at])
+    blended = fit_expand(blended, [looked_at], RIDGE)
     blended.alpha = 0.0
     return blended

@@ -58,21 +58,21 @@ def samples(xs: list[Tensor]) -> Tensor:
     return torch.cat([x.movedim(1, -1).flatten(0, -2) for x in xs])
 
 
-@pytest.mark.parametrize("ridge", [1e-4, 0.1, 0.0])
-def test_a_chain_is_solved_as_numpy_does(ridge: float) -> None:
+@pytest.mark.parametrize(("ridge", "count"), [(1e-4, 3), (0.1, 3), (0.0, 3), (0.1, 1)])
+def test_a_chain_is_solved_as_numpy_does(ridge: float, count: int) -> None:
     """Two convolutions and a flattened image; the second end sees the first one fitted."""
     model = nn.Sequential(
         *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(8, 6, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(96, 4)),
     )
-    net = scramble(model.double()).eval()
+    net, batches = scramble(model.double()).eval(), BATCHES[:count]
     blended = blended_of(net)
-    fitted = bp.fit_expand(blended, BATCHES, ridge=ridge)
+    fitted = bp.fit_expand(blended, batches, ridge=ridge)
     first = [index for index in blended.reduce.get_submodule("0").weights[0].argmax(1).tolist()]
     second = [index for index in blended.reduce.get_submodule("4").weights[0].argmax(1).tolist()]
     with torch.no_grad():
-        wide = [net[:4](x) for x in BATCHES]
-        z = [net[0](x)[:, first] for x in BATCHES]
+        wide = [net[:4](x) for x in batches]
+        z = [net[0](x)[:, first] for x in batches]
         z = [F.batch_norm(x, None, None, net[1].weight[first], net[1].bias[first], True) for x in z]
         narrow = [F.max_pool2d(x.relu(), 2) for x in z]
         b = least_squares(samples(narrow), samples(wide), ridge)
@@ -83,6 +83,34 @@ def test_a_chain_is_solved_as_numpy_does(ridge: float) -> None:
         narrow, wide = [x[:, second].tanh() for x in z], [net[4:6](x) for x in wide]
         b = least_squares(samples(narrow), samples(wide), ridge)
         assert relative(b, fitted.expand.get_submodule("7").weights[0]) < 1e-8
+
+
+def changing() -> nn.Module:
+    """A network that changes in place what a layer has read."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x).relu()
+        y = m.b(x)
+        x.tanh_()
+        return m.c(x) + m.d(y)
+
+    layers = {"b": nn.Conv2d(8, 6, 1), "c": nn.Conv2d(8, 4, 1), "d": nn.Conv2d(6, 4, 1)}
+    return Net(forward, a=nn.Conv2d(3, 8, 3), **layers)
+
+
+@pytest.mark.parametrize("make", [vgg, resnet, changing])
+def test_one_batch_is_fitted_as_its_parts_are(make: Any) -> None:
+    """Of one batch all ends are fitted in one pass; without norms the parts come to the same."""
+    net = scramble(make().double()).eval()
+    for name, module in [*net.named_modules()]:
+        if isinstance(module, nn.BatchNorm2d):
+            net.set_submodule(name, nn.ELU(inplace=True))
+    blended = blended_of(net)
+    at_once = bp.fit_expand(blended, [torch.cat(BATCHES)], ridge=1e-3)
+    in_parts = bp.fit_expand(blended, BATCHES, ridge=1e-3)
+    for name, weight in at_once.expand.named_parameters():
+        torch.testing.assert_close(weight, in_parts.expand.get_parameter(name))
+    assert at_once.alpha == blended.alpha
 
 
 def test_grouped_convolutions_are_solved_block_by_block() -> None:
