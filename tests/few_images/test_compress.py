@@ -23,7 +23,7 @@ from branchprune.few_images.pace import seconds_a_step
 from branchprune.few_images.rate import RATES, best_rate
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
-from branchprune.models import UNet
+from branchprune.models import VGG, UNet
 
 MODULES = ("compress", "pace", "start")
 COMPRESS, PACE, START = (import_module(f"branchprune.few_images.{name}") for name in MODULES)
@@ -261,7 +261,10 @@ def test_recurrent_layers_learn_as_cudnn_wants_it_without_dropout(monkeypatch: A
     assert (lstm.training, lstm.dropout) == (False, 0.5)
 
 
-def test_images_are_fitted_part_by_part_where_they_are_large(monkeypatch: Any) -> None:
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_the_start_takes_few_passes_of_a_part_of_large_images(
+    blocks: int, monkeypatch: Any
+) -> None:
     sizes: list[int] = []
     forward = nn.Conv2d.forward
 
@@ -269,12 +272,14 @@ def test_images_are_fitted_part_by_part_where_they_are_large(monkeypatch: Any) -
         sizes.append(len(x))
         return forward(self, x)
 
-    model, x = vgg().eval(), torch.randn(40, 3, 8, 8)
+    model = VGG([[8] * blocks, [12]]).eval()
+    x = torch.randn(40, 3, 8, 8)
     planned = bp.plan(model, x[:2])
     monkeypatch.setattr(nn.Conv2d, "forward", noted)
     monkeypatch.setattr(START, "LARGEST", 1000)
     fitted_start(model, planned, x)
     assert max(sizes) == START.LEAST
+    assert sizes.count(START.LEAST) <= 4 * (blocks + 1)  # to choose, to fit, for statistics
 
 
 @pytest.mark.parametrize(
