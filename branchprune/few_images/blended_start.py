@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
 from branchprune.blending.bn_recalibration import batch_norms
-from branchprune.few_images.head import head_layers, reading
+from branchprune.few_images.head import head_layers, makes_all_outputs, reading
 from branchprune.few_images.learning import Learning, batches, descend
 from branchprune.few_images.looks import in_dtype, looks
 from branchprune.few_images.matching import mismatch
@@ -54,6 +54,7 @@ def blended_start(
 
 def _blend(blended: Blended, dense: nn.Module, images: Tensor, how: Learning, drawn: Drawn) -> None:
     layers = [*head_layers(blended.model, blended.plan)]
+    covered = makes_all_outputs(blended.plan, layers)
     weights = [weight for weight in blended.parameters() if weight.requires_grad]
     moving = optimizer(how.optimizer, weights, how.learning_rate, how.weight_decay, how.steps)
     generator = torch.Generator().manual_seed(how.seed)
@@ -68,7 +69,8 @@ def _blend(blended: Blended, dense: nn.Module, images: Tensor, how: Learning, dr
             part = partial(blended.program(training=True, fold=False), blended)
             with in_dtype(look.images, how.dtype):
                 outputs = blended.run(part, look.images), look.outputs
-            descend(mismatch("head", (found, look.read), outputs), *moving)
+            loss = mismatch("head", (found, look.read), outputs, covered=covered)
+            descend(loss, *moving)
 
 
 def _depth(blended: Blended, alpha: float, generator: torch.Generator) -> dict[str, float]:

@@ -45,7 +45,8 @@ class Student:
         self.model, self.error = collapse_with_error(self.blended)
         self.ends = {path: self._end(path) for path in self.head.values()}
         self._narrow = copied(self.model)  # with the flags of the dense model, which may be frozen
-        self.model.requires_grad_(True)
+        for weight in self.model.parameters():
+            weight.requires_grad_(weight.is_floating_point() or weight.is_complex())
         for name, path in self.head.items():
             layer = self.model.get_submodule(name)
             become(layer, copy.deepcopy(self.blended.model.get_submodule(name)))
