@@ -76,8 +76,8 @@ class _Writer:
         terms: The new nodes of the losses of feature matching, one a linear end.
         matched: The linear ends at which there is such a loss.
         features: The new node of what each linear end reads, where these are returned, too.
-        apart: The linear layers, by node, whose output holds both paths, one behind the other.
-        alone: Those of which it holds the branch alone, where it would be both else.
+        read_apart: The forms that the linear layers read, by node, which compute each path apart:
+            of both, their output holds one behind the other.
     """
 
     def __init__(
@@ -97,8 +97,7 @@ class _Writer:
         self.mixing, self.matching = mixing.mixing if between else "sum", mixing.matching
         self.computed_apart = mixing.apart
         self.kept = mixing.kept if training and between else frozenset[str]()
-        self.apart: set[fx.Node] = set()
-        self.alone: set[fx.Node] = set()
+        self.read_apart: dict[fx.Node, set[str]] = {}
         self.source = structure.graphs[training]
         self.forms = Forms(structure, training, alphas, numbers)
         self.graph = fx.Graph()
@@ -162,9 +161,10 @@ class _Writer:
         target = node.target
         if node.op == "call_module":
             target = self._module(str(target), form)
-            if self.apart.intersection(node.all_input_nodes):
+            paths = next(filter(None, map(self.read_apart.get, node.all_input_nodes)), {form})
+            if len(paths) > 1:
                 return self._write_norms(node, target, form)
-            if form == WIDE and self.alone.intersection(node.all_input_nodes):
+            if form not in paths:
                 target = f"private.{target}"
             if node.target in self.kept and not target.startswith("twin."):
                 read = partial(self._value, node, form=form)
@@ -230,10 +230,11 @@ class _Writer:
         x = self._value(node, operand, NARROW if NARROW in forms else WIDE)
         if self.features is not None and NARROW in forms:
             self.features.setdefault(layer.expand, x)
-        if layer.name in self.computed_apart and NARROW in forms:
-            (self.apart if WIDE in forms else self.alone).add(node)
+        if layer.name in self.computed_apart:
+            self.read_apart[node] = forms
         if forms == {WIDE, NARROW}:
-            x = self._write_mixed(layer, x, self._value(node, operand, WIDE), node in self.apart)
+            apart = node in self.read_apart
+            x = self._write_mixed(layer, x, self._value(node, operand, WIDE), apart)
         elif forms == {NARROW} and not folds_in:
             x = self.graph.call_module(expand, (x,))
         if folds_in or folds_out:

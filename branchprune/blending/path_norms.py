@@ -78,9 +78,13 @@ def _reads_one_group(layer: LinearLayer, groups: set[int]) -> bool:
 
 
 def _only_norms_follow(model: nn.Module, structure: Structure, name: str) -> bool:
-    """Return whether all that reads a layer's output, in either mode, is a norm."""
+    """Return whether all that reads a layer's output, in either mode, is a norm of its own."""
     users = [user for node in _nodes(structure) if node.target == name for user in node.users]
-    return bool(users) and all(_is_norm(model, structure, user) for user in users)
+    if not users or not all(_is_norm(model, structure, user) for user in users):
+        return False
+    norms = {user.target for user in users}
+    calls = (node for node in _nodes(structure) if node.target in norms)
+    return all(node.all_input_nodes[0].target == name for node in calls)
 
 
 def _is_norm(model: nn.Module, structure: Structure, node: fx.Node) -> bool:

@@ -157,11 +157,13 @@ def _fold(exact: Blended) -> nn.Module:
 
 
 def _take_private_norms(exact: Blended, small: nn.Module, layer: LinearLayer) -> None:
-    """Let the norms of channels that stay be those of the branch, where only that is left."""
-    if folds(exact, layer.inputs) and not folds(exact, layer.outputs):
+    """Let the norms behind a layer be those of the path that it reads, where only one is left."""
+    narrow = folds(exact, layer.outputs)
+    if folds(exact, layer.inputs) != narrow:
         for name in norms_behind(exact.plan.structure, layer.name):
-            norm = copy.deepcopy(exact.private.get_submodule(f"model.{name}"))
-            become(small.get_submodule(name), norm)
+            path = f"{'twin' if narrow else 'model'}.{name}"
+            if path in dict(exact.private.named_modules()):
+                become(small.get_submodule(name), copy.deepcopy(exact.private.get_submodule(path)))
 
 
 def _update_attributes(blended: Blended, small: nn.Module) -> None:

@@ -119,10 +119,11 @@ def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def shares(count: int, alpha: float, generator: torch.Generator) -> Tensor:
     """Return numbers from Beta(α, α), shape (count,), on the CPU."""
-    first, second = (
-        torch._standard_gamma(torch.full((count,), float(alpha)), generator=generator)
-        for _ in range(2)
-    )
+    shape = torch.full((count,), float(alpha), dtype=torch.float32)
+    first, second = (torch._standard_gamma(shape, generator=generator) for _ in range(2))
+    lost = torch.maximum(first, second) <= torch.finfo(torch.float32).tiny
+    if lost.any():  # of a small α: then one of them is as good as nothing beside the other
+        first = torch.where(lost, torch.rand(count, generator=generator).round(), first)
     return first / (first + second)
 
 

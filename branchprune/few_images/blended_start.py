@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
 from branchprune.blending.bn_recalibration import batch_norms
-from branchprune.few_images.head import Read, head_layers, reading
+from branchprune.few_images.head import Read, head_layers, makes_all_outputs, reading
 from branchprune.few_images.learning import Learning, batches, descend
 from branchprune.few_images.looks import Look, in_dtype, looks
 from branchprune.few_images.matching import mismatch
@@ -91,7 +91,8 @@ def _error(blended: Blended, found: Read, look: Look, how: Learning) -> Tensor:
     part = partial(blended.program(training=True, fold=False), blended)
     with in_dtype(look.images, how.dtype):
         outputs = blended.run(part, look.images), look.outputs
-    return mismatch("head", (found, look.read), outputs)
+    covered = makes_all_outputs(blended.plan, [*found])
+    return mismatch("head", (found, look.read), outputs, covered=covered)
 
 
 def _depth(groups: Sequence[str], alpha: float, generator: torch.Generator) -> dict[str, float]:

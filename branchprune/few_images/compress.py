@@ -136,8 +136,13 @@ def compress(
     ways = _ways(how, steps, minutes, learning_rate, dtype)
     check_model(model)
     check_weights(model)
-    known, held_out = _prepared(model, images, seed)
-    with seeded(seed, [known]):  # the model or the transform may draw, too
+    with torch.inference_mode(False), torch.enable_grad():
+        known, held_out = _prepared(model, images, seed)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        seeded(seed, [known]),  # the model or the transform may draw, too
+    ):
         dense = copied(model).eval()
         planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
         try_out(dense.requires_grad_(False), known, transform, distance)

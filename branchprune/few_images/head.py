@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,6 +49,29 @@ def output_layers(model: nn.Module, plan: Plan) -> list[str]:
         if all(groups[piece.group].reason == OUTPUT for piece in layer.outputs)
     ]
     return called(model, plan, found)
+
+
+def makes_all_outputs(plan: Plan, head: Collection[str]) -> bool:
+    """Return whether all that narrow layers make reaches the outputs through the head alone.
+
+    Args:
+        plan: The plan.
+        head: The layers of the head.
+    """
+    structure = plan.structure
+    narrow = {*structure.linears, *structure.twins}
+    [*open_nodes] = (node for node in structure.graphs[False].nodes if node.op == "output")
+    seen = {*open_nodes}
+    while open_nodes:
+        node = open_nodes.pop()
+        if node.op == "call_module" and node.target in head:
+            continue
+        if node.op == "call_module" and node.target in narrow:
+            return False
+        found = {*node.all_input_nodes} - seen
+        seen |= found
+        open_nodes += found
+    return bool(head)
 
 
 def called(model: nn.Module, plan: Plan, layers: Sequence[str]) -> list[str]:

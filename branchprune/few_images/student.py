@@ -18,7 +18,7 @@ from branchprune.blending.blended import Blended
 from branchprune.blending.projections import Expand
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.collapsing.collapse_check import difference
-from branchprune.few_images.head import head_layers, output_layers
+from branchprune.few_images.head import head_layers, makes_all_outputs
 from branchprune.graph.inputs import call, copied, tensors, training_mode
 from branchprune.graph.layers import become
 
@@ -34,19 +34,19 @@ class Student:
         model: The narrow model; its head has the wide weights, which are not trained.
         ends: The linear ends before the head, by path.
         head: The layers of the head, with the end that each reads through.
-        covers: Whether all layers that make outputs are in the head.
+        covers: Whether the outputs follow from what the head reads.
         error: Relative error of the last collapse, in float64: after `folded` that of the end.
     """
 
     def __init__(self, blended: Blended) -> None:
         self.blended = copy.deepcopy(blended)
         self.head = head_layers(blended.model, blended.plan)
-        outputs = output_layers(blended.model, blended.plan)
-        self.covers = bool(outputs) and {*outputs} == {*self.head}
+        self.covers = makes_all_outputs(blended.plan, self.head)
         self.model, self.error = collapse_with_error(self.blended)
         self.ends = {path: self._end(path) for path in self.head.values()}
         self._narrow = copied(self.model)  # with the flags of the dense model, which may be frozen
-        self.model.requires_grad_(True)
+        for weight in self.model.parameters():
+            weight.requires_grad_(weight.is_floating_point() or weight.is_complex())
         for name, path in self.head.items():
             layer = self.model.get_submodule(name)
             become(layer, copy.deepcopy(self.blended.model.get_submodule(name)))

@@ -6,13 +6,16 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from branchprune.blending.projections import Expand
 from branchprune.errors import PruneError
 from branchprune.few_images.head import Read, called, reading
 from branchprune.few_images.student import Student
+from branchprune.graph.inputs import call, first_call, tensors, training_mode
 
 POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
@@ -55,7 +58,8 @@ def at_maps(student: Student) -> Targets:
     """Return the global pooling before the head, where MiR compares (Wang et al., 2022).
 
     Raises:
-        PruneError: There is not one module that pools to a single place, and one end behind it.
+        PruneError: There is not one module that pools to a single place, and one end that reads
+            what it makes.
     """
     pools = [name for name, module in student.model.named_modules() if _is_global(module)]
     if len(pools) != 1 or len(student.ends) != 1:
@@ -64,6 +68,11 @@ def at_maps(student: Student) -> Targets:
             f"{', '.join(pools) or 'none'}, and one layer behind it, here {len(student.ends)}"
         )
     [end] = student.ends.values()
+    if not _reads_pooled(student, pools[0], end):
+        raise PruneError(
+            f"match (='maps') needs {', '.join(student.head)} to read what {pools[0]} pools, as it "
+            "is, and something lies between them: take match='head'"
+        )
 
     def expand(x: Tensor) -> Tensor:
         places = x.movedim(1, -1)
@@ -96,6 +105,20 @@ def at_junctions(student: Student) -> Targets:
             ends[name] = copies[path] = end
     weights = [weight for end in copies.values() for weight in end.parameters()]
     return Targets(ends, tuple(weights))
+
+
+def _reads_pooled(student: Student, pool: str, end: nn.Module) -> bool:
+    """Return whether an end reads the output of a pooling, in whatever shape."""
+    plan = student.blended.plan
+    part = student.model.get_submodule(plan.structure.inside)
+    with torch.no_grad(), training_mode(student.model, False):
+        modules = student.model.get_submodule(pool), end
+        calls = [first_call(module, partial(call, part, plan.example)) for module in modules]
+    if None in calls:
+        return False
+    pooled, read = (tensors(arguments)[0] for arguments in calls)
+    means = pooled.flatten(2).mean(2)
+    return means.shape == read.flatten(1).shape and torch.allclose(means, read.flatten(1))
 
 
 def _is_global(module: nn.Module) -> bool:

@@ -115,6 +115,8 @@ def moved(blended: bp.Blended) -> set[str]:
         ("private", {"0": 0.5, "3": 1.0}, {"model.4", "private.model.4"}),
         ("private", {"0": 0.5, "3": 0.0}, {"twin.4", "private.twin.4"}),
         ("private", {"0": 0.0, "3": 0.5}, {"private.model.4", "twin.4"}),
+        ("private", {"0": 1.0, "3": 0.5}, {"model.4", "private.twin.4"}),
+        ("private", {"0": 1.0, "3": 0.0}, {"private.twin.4"}),
     ],
 )
 def test_nothing_of_it_is_computed_at_0_and_1(norms: Any, alpha: Any, expected: Any) -> None:
@@ -241,6 +243,40 @@ def test_a_layer_that_something_else_reads_too_mixes_before() -> None:
     blended = blended_of(model, norms="private")
     blended.alpha = 0.5
     assert apart(blended) == {"m"} and blended(X).shape == (4, 2, 6, 6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("group", ["0", "3"])
+@pytest.mark.parametrize(("end", "near"), [(1.0, 1 - 2**-23), (0.0, 2**-23)])
+def test_no_end_of_a_group_is_a_jump(group: str, end: float, near: float, training: bool) -> None:
+    blended = blended_of(two_convolutions(), norms="private").train(training)
+    for other in (0.0, 0.5, 1.0):
+        found = []
+        for alpha in (end, near):
+            blended.alpha = {"0": other, "3": other} | {group: alpha}
+            found.append(copy.deepcopy(blended)(X))
+        assert relative(*found) < 1e-5, other
+
+
+@pytest.mark.parametrize("alpha", [{"0": 0.0, "3": 1.0}, {"0": 1.0, "3": 0.0}])
+def test_groups_collapse_one_after_another(alpha: dict[str, float]) -> None:
+    blended = blended_of(two_convolutions(), norms="private")
+    blended.alpha = alpha
+    small = bp.collapse(blended)
+    assert relative(blended(X), small(X)) < 1e-10
+    assert relative(blended.eval()(X), small.eval()(X)) < 1e-10
+
+
+def test_a_layer_whose_norm_something_else_passes_mixes_before() -> None:
+    model = Net(
+        lambda m, x: m.d(m.n(m.b(m.a(x).relu())) + m.m(m.c(m.n(m.a(x)).relu()))),
+        **dict(a=nn.Conv2d(3, 6, 3, padding=1), b=nn.Conv2d(6, 6, 1), n=nn.BatchNorm2d(6)),
+        **dict(c=nn.Conv2d(6, 6, 1), m=nn.BatchNorm2d(6), d=nn.Conv2d(6, 2, 1)),
+    )
+    blended = blended_of(model, norms="private")
+    blended.alpha = 0.0
+    assert apart(blended) == {"m"}
+    assert relative(blended.eval()(X), bp.collapse(blended)(X)) < 1e-10
 
 
 def test_a_layer_that_reads_several_groups_mixes_before() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -12,6 +13,7 @@ from branchprune.few_images.augmentation import (
     cut_mixtures,
     mixtures,
     noisy,
+    shares,
 )
 
 
@@ -45,10 +47,10 @@ def test_mixtures_are_shares_of_two_images_drawn_from_a_beta_distribution() -> N
     found = mixtures(x, 0.4, generator())
     torch.testing.assert_close(found.sum(1), torch.ones(4000))
     assert ((found > 0).sum(1) <= 2).all()
-    shares = found.diagonal()
+    drawn = found.diagonal()
     # Of Beta(a, a) the mean is 1/2, and the variance 1/(4 (2a + 1)).
-    assert abs(shares.mean() - 0.5) < 0.02
-    assert abs(shares.var() - 1 / (4 * 1.8)) < 0.01
+    assert abs(drawn.mean() - 0.5) < 0.02
+    assert abs(drawn.var() - 1 / (4 * 1.8)) < 0.01
     assert torch.equal(mixtures(x, 0.0, generator()), x)
 
 
@@ -85,3 +87,15 @@ def test_colours_are_one_linear_map_an_image() -> None:
 def test_noise_is_of_another_size_in_each_image() -> None:
     sizes = (noisy(torch.zeros(200, 3, 16, 16), generator())).std((1, 2, 3))
     assert sizes.min() < 0.05 < 0.45 < sizes.max() < 0.55
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16])
+def test_shares_of_a_small_alpha_are_nothing_or_all(default: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = shares(4000, 1e-3, torch.Generator().manual_seed(0))
+    finally:
+        torch.set_default_dtype(before)
+    ends = [float((found < 1e-3).float().mean()), float((found > 1 - 1e-3).float().mean())]
+    assert min(ends) > 0.46 and sum(ends) > 0.98 and bool(found.isfinite().all())

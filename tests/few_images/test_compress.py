@@ -194,6 +194,41 @@ def test_a_seed_decides_what_others_draw_and_their_generator_stays(
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_learns_where_gradients_are_off(mode: Any) -> None:
+    torch.manual_seed(0)
+    net = vgg((4, 4), classes=3)
+    nn.init.normal_(net[-1].weight, std=30.0)  # sure of its classes
+    with mode():
+        images = torch.randn(8, 3, 8, 8)
+        options: Any = dict(steps=1, learning_rate=1e-3, dtype=torch.float32)
+        small = bp.compress(net, images, batch_size=4, **options).model
+        assert not torch.is_grad_enabled()
+    assert small(torch.randn(2, 3, 8, 8)).requires_grad
+
+
+def test_a_parameter_of_integers_stays() -> None:
+    class Numbered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = vgg((4, 4), classes=3)
+            self.numbers = nn.Parameter(torch.arange(3), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.net(x) + self.numbers
+            return scores
+
+    torch.manual_seed(0)
+    net = Numbered().eval()
+    student = Student(
+        fitted_start(net, bp.plan(net, torch.randn(2, 3, 8, 8)), torch.randn(4, 3, 8, 8))
+    )
+    assert {name for name, p in student.model.named_parameters() if not p.requires_grad} == {
+        *("numbers", "net.12.weight", "net.12.bias")
+    }
+    assert torch.equal(student.folded().numbers, torch.arange(3))
+
+
 def test_it_is_ready_to_be_used_and_a_model_in_training_stays_so(trained: Any) -> None:
     model, x = copy.deepcopy(trained[0]).train(), trained[1].double()
     found = bp.compress(model, x[:20], steps=1)

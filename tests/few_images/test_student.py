@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from models import Residual, vgg
+from models import Net, Residual, vgg
 from torch import Tensor, nn
 
 import branchprune as bp
@@ -54,6 +54,15 @@ def test_the_head_is_what_makes_the_outputs_of_channels_that_shrink() -> None:
     assert Student(cut(chain, bp.plan(chain, x))).covers
     assert Student(cut(net, bp.plan(net, x))).covers
     assert not Student(cut(net, whole)).covers
+
+
+def test_an_output_that_mixes_channels_does_not_follow_from_the_head() -> None:
+    net = Net(
+        lambda m, x: (m.d((y := m.a(x).relu()).mean((2, 3))), m.b(y).amax(1).flatten(1)),
+        **dict(a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 6, 1), d=nn.Linear(8, 5)),
+    )
+    student = Student(cut(net, bp.plan(net, torch.randn(2, 3, 8, 8))))
+    assert {*student.head} == {"d"} and not student.covers
 
 
 @pytest.mark.parametrize("make", [vgg, TwoHeads])

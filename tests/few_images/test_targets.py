@@ -52,6 +52,18 @@ def test_maps_without_a_global_pooling_are_refused() -> None:
         AT["maps"](student)
 
 
+@pytest.mark.parametrize("between", [nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 8)])
+def test_maps_that_reach_the_head_through_something_else_are_refused(between: nn.Module) -> None:
+    pooling = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *pooling, between, nn.Linear(8, 2))
+    exclude = ["0"] if isinstance(between, nn.Linear) else []
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 8, 8)
+    student = Student(fitted_start(model.eval(), bp.plan(model, x[:2], exclude=exclude), x))
+    with pytest.raises(bp.PruneError, match=r"needs 5 to read what 2 pools, as it is, and some"):
+        AT["maps"](student)
+
+
 def test_junctions_are_the_inputs_of_all_layers_that_read_what_shrinks() -> None:
     model = VGG([[8, 8], [12]])
     student, x = student_of(model)
