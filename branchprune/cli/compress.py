@@ -29,6 +29,7 @@ SIZE = """height and width of the images, '[96, 128]', or one number for both: t
 until both sides fill it, and what is over at two ends is cut off. Of a model of torchvision or timm
 with the weights that it has there, images are prepared as its own evaluation does, if neither this
 nor mean or std is given"""
+BATCH = "images a step; else 64, or as few as 16 where few steps fit into the minutes"
 MEAN = """mean of each channel (R, G, B), in images of [0, 1], that the model was trained with:
 '[0.5, 0.4, 0.3]'"""
 
@@ -84,7 +85,7 @@ def _parser() -> ArgumentParser:
         default=None,
         help=f"steps of learning; {STEPS} without --minutes",
     )
-    add("--batch_size", type=int, default=64, help="images a step")
+    add("--batch_size", type=int | None, default=None, help=BATCH)
     add("--image_size", type=int | tuple[int, int] | None, default=None, help=SIZE)
     add("--grey", type=bool, default=False, help="give the model images of one channel")
     add("--mean", type=list[float] | None, default=None, help=MEAN)

@@ -16,7 +16,14 @@ from branchprune.few_images.images import Images, Transform, divided, gather
 from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
 from branchprune.few_images.memory_format import put_channels_last
-from branchprune.few_images.pace import DTYPES, fastest, steps_within
+from branchprune.few_images.pace import (
+    DTYPES,
+    SIZES,
+    fastest,
+    largest_batch,
+    seconds_a_step,
+    steps_within,
+)
 from branchprune.few_images.rate import best_rate, tried
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
@@ -73,7 +80,7 @@ def compress(
     multiple_of: int = 1,
     minutes: float | None = None,
     steps: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     learning_rate: float | None = None,
     mixup: float = 1.0,
     transform: Transform | None = None,
@@ -104,9 +111,10 @@ def compress(
         multiple_of: See `plan`.
         minutes: How long all of it may take: says how many steps there are.
         steps: How many steps to learn, 2000 if neither is given; 0: choosing and fitting alone.
-        batch_size: Images a step.
+        batch_size: Images a step; None: 64, or half or a quarter of it where fewer than 300 steps
+            of more would fit into `minutes`.
         learning_rate: The largest of one cycle; None: of four that with which the loss falls most
-            in a short run.
+            in a short run, or 0.003 where there are fewer than 100 steps.
         mixup: α of the Beta distribution of the shares in mixtures; 0: images are not mixed.
         transform: Makes views of a batch (N, C, H, W), normalised as it is; None: random crops,
             half of them mirrored.
@@ -127,7 +135,7 @@ def compress(
     began = time.perf_counter()
     how = Learning(
         STEPS if steps is None else steps,
-        batch_size,
+        SIZES[0 if minutes is None else -1] if batch_size is None else batch_size,
         mixup=mixup,
         transform=transform,
         distance=distance,
@@ -154,13 +162,17 @@ def compress(
             how, pace = fastest(student, dense, known, ways)
         if minutes is not None:
             trials = () if learning_rate else (tried,)
+            if batch_size is None:
+                spent = time.perf_counter() - began
+                how = replace(how, batch_size=largest_batch(minutes, spent, pace, *trials))
+                pace = seconds_a_step(student, dense, known, how)
             spent = time.perf_counter() - began
             how = replace(how, steps=steps_within(minutes, spent, pace, *trials))
         if learning_rate is None:
             how = replace(how, learning_rate=best_rate(student, dense, known, how))
         learn(student, dense, known, how, progress)
         small = student.folded().eval()
-        judged = agreement(dense, small, held_out, batch_size)
+        judged = agreement(dense, small, held_out, how.batch_size)
     made = (len(known), student.error, time.perf_counter() - began)
     return Compressed(small, planned, judged, how, *made)
 

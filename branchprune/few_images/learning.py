@@ -90,7 +90,8 @@ class Learning:
         dtype = str(self.dtype).removeprefix("torch.")
         steps = "step" if self.steps == 1 else "steps"
         rate = f"learning rate {self.learning_rate}"
-        return f"{self.steps} {steps} ({rate}, {dtype}, seed {self.seed})"
+        size = f"of {self.batch_size} images"
+        return f"{self.steps} {steps} {size} ({rate}, {dtype}, seed {self.seed})"
 
 
 def batches(images: Tensor, how: Learning) -> Iterator[Tensor]:

@@ -20,6 +20,10 @@ from branchprune.few_images.student import Student
 DTYPES = (torch.float32, torch.bfloat16)
 WARM_UP, TIMED = 2, 4
 """Steps of a rehearsal before the clock runs, and with it."""
+SIZES = (64, 32, 16)
+"""Images a step: the first where the number of steps is given, else the first of which enough fit
+into the time, or the last."""
+ENOUGH = 300
 
 
 def fastest(
@@ -63,10 +67,7 @@ def steps_within(
     Raises:
         PruneError: There is not one.
     """
-    # What comes at the end takes a part of what came before learning.
-    left = 60 * minutes - 1.3 * spent
-    made = range(int(max(left, 0) / pace) + 1)
-    steps = bisect_right(made, made[-1], key=lambda steps: steps + before(steps)) - 1
+    steps = _steps(minutes, spent, pace, before)
     if steps < 1:
         least = (1.3 * spent + (before(1) + 1) * pace) / 60
         raise PruneError(
@@ -74,6 +75,30 @@ def steps_within(
             f"{spent:.1f} s; give more than {least:.2g}"
         )
     return steps
+
+
+def _steps(minutes: float, spent: float, pace: float, before: Callable[[int], int]) -> int:
+    # What comes at the end takes a part of what came before learning.
+    left = 60 * minutes - 1.3 * spent
+    made = range(int(max(left, 0) / pace) + 1)
+    return bisect_right(made, made[-1], key=lambda steps: steps + before(steps)) - 1
+
+
+def largest_batch(
+    minutes: float, spent: float, pace: float, before: Callable[[int], int] = lambda _: 0
+) -> int:
+    """Return how many images a step should have, so that enough steps fit into a time.
+
+    Args:
+        minutes: The time.
+        spent: Seconds of it that have passed.
+        pace: Seconds of a step of the fewest images; those of more are as many times slower.
+        before: See `steps_within`.
+    """
+    for size in SIZES:
+        if _steps(minutes, spent, pace * size / SIZES[-1], before) >= ENOUGH:
+            return size
+    return SIZES[-1]
 
 
 def macs_of_learning(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> int:

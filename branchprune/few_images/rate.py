@@ -17,13 +17,15 @@ RATES = (0.01, 0.003, 0.001, 0.0003)
 SHORT, SHARE = 40, 0.1
 """Steps of a short run, which is one cycle of the learning rate, too: at most, and as a share of
 those that will be made."""
+FEW, UNTRIED = 100, 0.003
+"""Of fewer steps the share is too short to tell rates apart, and this one is taken."""
 LAST = 5
 """Steps at its end whose mean loss counts."""
 
 
 def short_run(steps: int) -> int:
-    """Return how many steps a short run has, for as many as will be made."""
-    return min(SHORT, steps, max(LAST, int(SHARE * steps)))
+    """Return how many steps a short run has, for as many as will be made; 0: there is none."""
+    return min(SHORT, int(SHARE * steps)) if steps >= FEW else 0
 
 
 def tried(steps: int) -> int:
@@ -34,7 +36,7 @@ def tried(steps: int) -> int:
 def best_rate(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> float:
     """Return the learning rate of `RATES` that comes to the smallest loss in a short run.
 
-    The runs see the same batches, and are thrown away.
+    The runs see the same batches, and are thrown away. Of few steps none is made.
 
     Args:
         student: The narrow model; it is not changed.
@@ -45,9 +47,9 @@ def best_rate(student: Student, dense: nn.Module, images: Tensor, how: Learning)
     Raises:
         Failed: No loss stays finite.
     """
-    if not how.steps:
-        return how.learning_rate
     short = short_run(how.steps)
+    if not short:
+        return UNTRIED
     runs = [replace(how, steps=short, learning_rate=rate) for rate in RATES]
     losses = [_loss(student, dense, images, run) for run in runs]
     if min(losses) == math.inf:

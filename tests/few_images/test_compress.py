@@ -102,17 +102,20 @@ def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> Non
     assert lines[0].startswith("params: ") and lines[1].startswith("macs: ")
     assert lines[2].startswith("of 4 held-out images ") and "95 % interval" in lines[2]
     how = f"learning rate {found.how.learning_rate}, {str(found.how.dtype)[6:]}, seed 4"
-    assert lines[3].startswith(f"2 steps ({how}), 36 images, ")
+    assert lines[3].startswith(f"2 steps of 64 images ({how}), 36 images, ")
 
 
 def test_minutes_decide_how_many_steps_there_are(trained: Any, monkeypatch: Any) -> None:
     model, x, _, _ = trained
     paces = {torch.float32: 0.5, torch.bfloat16: 0.25}
-    monkeypatch.setattr(PACE, "seconds_a_step", lambda *given: paces[given[-1].dtype])
+    for module in (PACE, COMPRESS):
+        monkeypatch.setattr(module, "seconds_a_step", lambda *given: paces[given[-1].dtype])
     monkeypatch.setattr(COMPRESS.time, "perf_counter", lambda: 3.0)
     how = bp.compress(model, x[:40], minutes=0.05, learning_rate=0.01).how
-    assert (how.steps, how.dtype) == (12, torch.bfloat16)
-    assert bp.compress(model, x[:40], minutes=0.3, dtype=torch.bfloat16).how.steps == 72 - 4 * 5
+    assert (how.steps, how.batch_size, how.dtype) == (12, 16, torch.bfloat16)
+    given = {"dtype": torch.bfloat16, "batch_size": 2}
+    how = bp.compress(model, x[:40], minutes=0.6, **given).how
+    assert (how.steps, how.batch_size) == (144 - 4 * 10, 2)
     with pytest.raises(bp.PruneError, match=r"minutes \(=1e-06\) are too few"):
         bp.compress(model, x[:40], minutes=1e-6)
 
