@@ -82,7 +82,7 @@ def compress(
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-    mixup: float = 1.0,
+    mixing_alpha: float = 1.0,
     transform: Transform | None = None,
     distance: Distance | None = None,
     dtype: torch.dtype | None = None,
@@ -115,7 +115,8 @@ def compress(
             of more would fit into `minutes`.
         learning_rate: The largest of one cycle; None: of four that with which the loss falls most
             in a short run, or 0.003 where there are fewer than 100 steps.
-        mixup: α of the Beta distribution of the shares in mixtures; 0: images are not mixed.
+        mixing_alpha: α of the Beta distribution of the share that an image has in a mixture; 0:
+            images are not mixed.
         transform: Makes views of a batch (N, C, H, W), normalised as it is; None: random crops,
             half of them mirrored.
         distance: `distance(outputs, wanted) -> Tensor`, a number to minimise instead.
@@ -136,7 +137,7 @@ def compress(
     how = Learning(
         STEPS if steps is None else steps,
         SIZES[0 if minutes is None else -1] if batch_size is None else batch_size,
-        mixup=mixup,
+        mixing_alpha=mixing_alpha,
         transform=transform,
         distance=distance,
         seed=seed,

@@ -19,7 +19,7 @@ from branchprune.few_images.augmentation import MIXING, Mixing, View, crops
 from branchprune.few_images.head import Read
 from branchprune.few_images.images import Transform
 from branchprune.few_images.looks import Look, in_dtype, looks
-from branchprune.few_images.matching import Distance, Error, Match, mismatch
+from branchprune.few_images.matching import GUIDANCE, Distance, Error, Match, mismatch
 from branchprune.few_images.optimizers import Name, optimizer
 from branchprune.few_images.student import Student
 from branchprune.few_images.targets import AT
@@ -40,13 +40,16 @@ class Learning:
         steps: Number of steps.
         batch_size: Images a step; of fewer each is drawn several times, in other views.
         learning_rate: The largest.
-        mixup: α of Beta(α, α), from which the share of each image in a mixture is drawn; 0: none.
+        mixing_alpha: α of Beta(α, α), from which the share of each image in a mixture is drawn; 0:
+            none is mixed.
         mixing: How images are mixed: means of two, rectangles of another, or either of it.
         transform: Makes views of a batch; None: those of `views`.
         views: Make views of a batch, one after the other.
         match: What is matched: "head": what the layers read that make the outputs; "maps": what is
             pooled before them; "junctions": what every convolution and fully connected layer reads
             of channels that shrink; "outputs"; see `mismatch`.
+        fades: Whether the weight of what is read inside falls to 0, so that at last the head counts
+            alone.
         error: How far features are apart; see `mismatch`.
         distance: How far outputs are apart, instead of what is matched else.
         steps_a_look: Steps for which a look of the dense model at a batch serves.
@@ -62,11 +65,12 @@ class Learning:
     steps: int = 2000
     batch_size: int = 64
     learning_rate: float = 1e-2
-    mixup: float = 1.0
+    mixing_alpha: float = 1.0
     mixing: Mixing = "cutmix"
     transform: Transform | None = None
     views: tuple[View, ...] = (crops,)
     match: Match = "junctions"
+    fades: bool = True
     error: Error = "relative"
     distance: Distance | None = None
     steps_a_look: int = 1
@@ -80,7 +84,7 @@ class Learning:
         whole("batch_size", self.batch_size, 2)
         whole("steps_a_look", self.steps_a_look, 1)
         positive("learning_rate", self.learning_rate)
-        not_negative("mixup", self.mixup)
+        not_negative("mixing_alpha", self.mixing_alpha)
         not_negative("weight_decay", self.weight_decay)
         whole("seed", self.seed)
         if self.dtype not in (torch.float32, torch.bfloat16):
@@ -103,7 +107,7 @@ def batches(images: Tensor, how: Learning) -> Iterator[Tensor]:
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         chosen, order = order[: how.batch_size], order[how.batch_size :]
         seen = _views(images[chosen.to(images.device)], how, generator)
-        yield MIXING[how.mixing](seen, how.mixup, generator)
+        yield MIXING[how.mixing](seen, how.mixing_alpha, generator)
 
 
 def _views(images: Tensor, how: Learning, generator: torch.Generator) -> Tensor:
@@ -154,7 +158,10 @@ def _learn(
             if how.distance is not None:
                 loss = how.distance(*outputs)
             else:
-                loss = mismatch(how.match, read, outputs, how.error, student.covers)
+                guidance = GUIDANCE * (1 - how.fades * step / how.steps)
+                loss = mismatch(
+                    how.match, read, outputs, how.error, student.covers, targets.guides, guidance
+                )
             value = descend(loss, *moving)
             if not math.isfinite(value):
                 raise Failed(f"the loss is {value} in step {step} of {how.steps}")

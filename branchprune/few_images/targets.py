@@ -29,10 +29,12 @@ class Targets:
             in the narrow model to what it reads in the dense one; None where that is in front of it
             already.
         own: The weights of these ends that are not the student's, and only learn beside it.
+        guides: Layers inside, which count less and less.
     """
 
     ends: Mapping[str, Callable[[Tensor], Tensor] | None]
     own: tuple[nn.Parameter, ...] = ()
+    guides: frozenset[str] = frozenset()
 
     @contextmanager
     def reading(self, student: nn.Module, dense: nn.Module) -> Iterator[tuple[Read, Read]]:
@@ -86,7 +88,8 @@ def at_junctions(student: Student) -> Targets:
     """Return every convolution and fully connected layer that reads channels that shrink.
 
     Of several that read one tensor the first counts. The blended model's ends before them, but
-    those before the head, only learn beside the narrow model, and are no part of it.
+    those before the head, only learn beside the narrow model, and are no part of it. All but the
+    head are guides.
     """
     blended, plan = student.blended, student.blended.plan
     linears = plan.structure.linears
@@ -104,7 +107,7 @@ def at_junctions(student: Student) -> Targets:
             assert isinstance(end, Expand)
             ends[name] = copies[path] = end
     weights = [weight for end in copies.values() for weight in end.parameters()]
-    return Targets(ends, tuple(weights))
+    return Targets(ends, tuple(weights), frozenset(ends) - frozenset(student.head))
 
 
 def _reads_pooled(student: Student, pool: str, end: nn.Module) -> bool:

@@ -152,7 +152,7 @@ def test_images_are_matched_where_a_model_makes_images() -> None:
     once = {"dtype": torch.float32, "learning_rate": 0.01}
     heard: list[float] = []
     found = bp.compress(
-        model, x, 0.5, steps=150, mixup=0.0, progress=lambda *at: heard.append(at[2])
+        model, x, 0.5, steps=150, mixing_alpha=0.0, progress=lambda *at: heard.append(at[2])
     )
     assert found.agreement.kind == "relative error"
     assert heard[-1] < 0.5 * heard[-150]
@@ -258,7 +258,9 @@ class Scores:
 def test_outputs_of_many_kinds_are_judged(last: Any, kind: str) -> None:
     torch.manual_seed(0)
     net = Net(lambda self, x: last(self.body(x)), body=vgg())
-    found = bp.compress(net, torch.randn(30, 3, 8, 8), steps=1, mixup=0.0, dtype=torch.float32)
+    found = bp.compress(
+        net, torch.randn(30, 3, 8, 8), steps=1, mixing_alpha=0.0, dtype=torch.float32
+    )
     assert found.agreement.kind == kind and found.agreement.images == 3
 
 
@@ -328,7 +330,7 @@ def test_the_start_takes_few_passes_of_a_part_of_large_images(
         (torch.randn(8, 3, 8, 8), {"minutes": -1}, r"minutes \(=-1\) must be positive"),
         (torch.randn(8, 3, 8, 8), {"batch_size": 1}, r"batch_size \(=1\)"),
         (torch.randn(8, 3, 8, 8), {"dtype": torch.float16}, r"dtype \(=torch.float16\)"),
-        (torch.randn(8, 3, 8, 8), {"mixup": -1}, r"mixup \(=-1\)"),
+        (torch.randn(8, 3, 8, 8), {"mixing_alpha": -1}, r"mixing_alpha \(=-1\)"),
         (torch.randn(8, 3, 8, 8), {"exclude": LAYERS}, "nothing"),
         (torch.randn(8, 1, 8, 8), {}, "channels"),
         (torch.randn(8, 3, 8, 8), {"seed": -1}, r"seed \(=-1\)"),

@@ -76,7 +76,7 @@ def test_blended_steps_teach_the_branch_alone(drawn: Any, order: Any, monkeypatc
         "program",
         lambda self, *a, **k: states.append(tuple(self.alpha.values())) or before(self, *a, **k),
     )
-    how = Learning(24, 8, 0.01, mixup=0.0)
+    how = Learning(24, 8, 0.01, mixing_alpha=0.0)
     found = blended_start(blended, model, x, how, drawn, order)
     inside = [state for state in states if len(state) == 3]
     if drawn == "prefix":

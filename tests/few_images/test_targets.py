@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d
 
 import branchprune as bp
 from branchprune.few_images.learning import Learning, learn
+from branchprune.few_images.matching import mismatch
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 from branchprune.few_images.targets import AT
@@ -97,7 +98,23 @@ def test_each_of_them_is_learnt(match: Any, dtype: torch.dtype) -> None:
         for weight in student.parameters():
             weight += 0.3 * torch.randn_like(weight)
     losses: list[float] = []
-    how = Learning(12, 8, 0.02, mixup=0.0, match=match, views=(), dtype=dtype)
+    how = Learning(12, 8, 0.02, 0.0, views=(), match=match, fades=False, dtype=dtype)
     learn(student, model.requires_grad_(False), x, how, lambda *at: losses.append(at[2]))
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
     assert student.folded()(x).isfinite().all()
+
+
+@pytest.mark.parametrize("fades", [True, False])
+def test_what_is_read_inside_counts_less_and_less(fades: bool, monkeypatch: Any) -> None:
+    student, x = student_of(VGG([[8], [12]]))
+    seen: list[Any] = []
+
+    def note(*given: Any) -> Tensor:
+        seen.append(given[5:])
+        return mismatch(*given)
+
+    monkeypatch.setattr("branchprune.few_images.learning.mismatch", note)
+    learn(student, student.blended.model, x, Learning(5, 8, fades=fades))
+    assert {guides for guides, _ in seen} == {frozenset({"features.4"})}
+    wanted = [4.0, 3.0, 2.0, 1.0, 0.0] if fades else [5.0] * 5
+    assert [guidance for _, guidance in seen] == pytest.approx(wanted)

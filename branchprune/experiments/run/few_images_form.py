@@ -75,7 +75,8 @@ class Form:
         match: "junctions": what all layers read, and outputs that are no vectors of classes;
             "head": the same of the last layers; "maps": what is pooled before the last layer;
             "outputs": outputs alone, or the divergence of logits.
-        mixup: α of the Beta distribution of the shares in mixtures; 0: none is mixed.
+        fades: Whether the weight of what layers inside read falls to 0.
+        mixing_alpha: α of the Beta distribution of the shares in mixtures; 0: none is mixed.
         mixing: How images are mixed: means of two, rectangles of another, or either of it.
         views: What is made of images, one after the other: crops, colours, noise.
         error: How far features are apart: relatively, or by the mean square.
@@ -90,7 +91,8 @@ class Form:
 
     folder: Path | None = None
     match: Match = "junctions"
-    mixup: float = 1.0
+    fades: bool = True
+    mixing_alpha: float = 1.0
     mixing: Mixing = "cutmix"
     views: list[str] = field(default_factory=lambda: ["crops"])
     error: Error = "relative"
@@ -106,7 +108,7 @@ class Form:
         whole("few_images.form.steps_a_look", self.steps_a_look, 1)
         not_negative("few_images.form.weight_decay", self.weight_decay)
         not_negative("few_images.form.ridge", self.ridge)
-        not_negative("few_images.form.mixup", self.mixup)
+        not_negative("few_images.form.mixing_alpha", self.mixing_alpha)
         if self.blended and (self.match not in ("head", "junctions") or self.error != "relative"):
             raise PruneError(
                 "few_images.form.blended goes with match head or junctions, and error relative: "

@@ -76,7 +76,7 @@ def test_what_was_made_before_a_kill_is_read(tmp_path: Path, monkeypatch: Any) -
             ("steps", -1),
             ("batch_size", 1),
             ("learning_rate", 0.0),
-            ("form.mixup", -1.0),
+            ("form.mixing_alpha", -1.0),
         ],
         ("form.steps_a_look", 0),
         *[("form.weight_decay", -1.0), ("form.ridge", -1.0), ("form.finish.average", 2.0)],
@@ -113,7 +113,7 @@ def test_it_learns_in_every_form(tmp_path: Path) -> None:
     for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (12, 9, 9, 3), np.uint8)):
         Image.fromarray(image).save(tmp_path / "others" / f"{i}.png")
     small, macs = [], []
-    for i, form in enumerate(["form: {mixup: 1.0}", *FORMS]):
+    for i, form in enumerate(["form: {mixing_alpha: 1.0}", *FORMS]):
         form = form.replace("FOLDER", str(tmp_path / "others"))
         text = FEW.replace("images: 10", f"images: 10, {form}")
         text += "precision: bf16-mixed\n" if "maps" in form else ""
