@@ -287,6 +287,7 @@ def test_images_are_fitted_part_by_part_where_they_are_large(monkeypatch: Any) -
         (torch.randn(8, 3, 8, 8), {"dtype": torch.float16}, r"dtype \(=torch.float16\)"),
         (torch.randn(8, 3, 8, 8), {"mixup": -1}, r"mixup \(=-1\)"),
         (torch.randn(8, 3, 8, 8), {"exclude": LAYERS}, "nothing"),
+        (torch.randn(8, 3, 8, 8), {"keep": 1.0}, r"keep \(=1.0\): no channel would go"),
         (torch.randn(8, 1, 8, 8), {}, "channels"),
         (torch.randn(8, 3, 8, 8), {"seed": -1}, r"seed \(=-1\)"),
         (torch.randn(8, 3, 8, 8), {"transform": lambda x: None}, "transform returned a NoneType"),
