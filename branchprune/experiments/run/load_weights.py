@@ -86,7 +86,8 @@ def _own(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Te
             "save the state_dict() of the one that is meant"
         )
     start = found[0] if found else ""
-    return {name.removeprefix(start): each for name, each in state.items() if name.startswith(start)}
+    under = (name for name in state if name.startswith(start))
+    return {name.removeprefix(start): state[name] for name in under}
 
 
 def _shortened(line: str) -> str:
