@@ -154,6 +154,8 @@ def compress(
     ):
         dense = copied(model).eval()
         planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
+        if planned.after == planned.before:
+            raise PruneError(f"keep (={keep}): no channel would go; print(bp.plan(…)) says why")
         try_out(dense.requires_grad_(False), known, transform, distance)
         warn_if_strange(dense, torch.cat([known, held_out])[:CHECKED])
         student = Student(fitted_start(model, planned, known))

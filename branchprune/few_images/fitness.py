@@ -14,6 +14,8 @@ from branchprune.graph.inputs import training_mode
 
 FAR = 1.0
 """Root mean square over channels of how far a mean is off, in standard deviations."""
+SPREAD = 2.0
+"""How many times as large, or as small, standard deviations are: the median over channels."""
 UNSURE = 1.5
 """Mean of the largest probability, in multiples of chance."""
 
@@ -35,14 +37,22 @@ def warn_if_strange(model: nn.Module, images: Tensor) -> None:
         if hook:
             hook.remove()
     if first and read:
-        off = _off(first[1], read[0])
-        if off > FAR:
-            warnings.warn(
-                f"images are not what {first[0]} has seen: its inputs are off by {off:.1f} "
-                "standard deviations; normalise them as in the model's training",
-                stacklevel=5,
-            )
+        _warn_if_off(*first, read[0])
     _warn_if_unsure(outputs)
+
+
+def _warn_if_off(name: str, norm: Any, x: Tensor) -> None:
+    off, spread = _off(norm, x), _spread(norm, x)
+    if off > FAR:
+        how = f"its inputs are off by {off:.1f} standard deviations"
+    elif not 1 / SPREAD <= spread <= SPREAD:
+        how = f"its inputs vary {spread:.2g} times as much"
+    else:
+        return
+    warnings.warn(
+        f"images are not what {name} has seen: {how}; normalise them as in the model's training",
+        stacklevel=6,
+    )
 
 
 def _remembers(module: nn.Module) -> bool:
@@ -53,6 +63,14 @@ def _off(norm: Any, x: Tensor) -> float:
     mean = x.transpose(0, 1).flatten(1).mean(1)
     scale = (norm.running_var + norm.eps).sqrt()
     return float(((mean - norm.running_mean) / scale).square().mean().sqrt())
+
+
+def _spread(norm: Any, x: Tensor) -> float:
+    """Return how many times as much inputs vary as in training; 1 if a norm has seen none."""
+    if not norm.running_mean.any() and bool((norm.running_var == 1).all()):
+        return 1.0
+    found = x.transpose(0, 1).flatten(1).var(1)
+    return float(((found + norm.eps) / (norm.running_var + norm.eps)).sqrt().median())
 
 
 def _warn_if_unsure(outputs: Any) -> None:

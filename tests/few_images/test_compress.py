@@ -332,6 +332,7 @@ def test_the_start_takes_few_passes_of_a_part_of_large_images(
         (torch.randn(8, 3, 8, 8), {"dtype": torch.float16}, r"dtype \(=torch.float16\)"),
         (torch.randn(8, 3, 8, 8), {"mixing_alpha": -1}, r"mixing_alpha \(=-1\)"),
         (torch.randn(8, 3, 8, 8), {"exclude": LAYERS}, "nothing"),
+        (torch.randn(8, 3, 8, 8), {"keep": 1.0}, r"keep \(=1.0\): no channel would go"),
         (torch.randn(8, 1, 8, 8), {}, "channels"),
         (torch.randn(8, 3, 8, 8), {"seed": -1}, r"seed \(=-1\)"),
         (torch.randn(8, 3, 8, 8), {"transform": lambda x: None}, "transform returned a NoneType"),

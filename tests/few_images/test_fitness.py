@@ -33,6 +33,21 @@ def test_images_that_are_not_normalised_are_told(model: nn.Module) -> None:
         warn_if_strange(model, 3 + torch.randn(32, 3, 6, 6))
 
 
+@pytest.mark.parametrize(("scale", "said"), [(0.25, r"0\.2\d"), (4.0, "[34]")])
+def test_images_that_are_not_divided_by_their_deviation_are_told(
+    model: nn.Module, scale: float, said: str
+) -> None:
+    with pytest.warns(UserWarning, match=rf"images are not what 1 has seen: .* vary {said}"):
+        warn_if_strange(model, scale * torch.randn(256, 3, 6, 6))
+
+
+def test_a_norm_that_has_seen_nothing_does_not_judge(model: nn.Module) -> None:
+    model[1].reset_running_stats()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_strange(model, 0.5 * torch.randn(32, 3, 6, 6))
+
+
 def test_a_model_that_is_at_chance_is_told(model: nn.Module) -> None:
     model[-1].weight.data *= 0.001
     with pytest.warns(

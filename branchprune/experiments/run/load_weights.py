@@ -13,6 +13,9 @@ from branchprune.artifacts.serialization import read_tensors
 from branchprune.artifacts.torch_checkpoint import damage, not_weights
 from branchprune.errors import PruneError, first_line
 
+NAMED = 3
+"""Keys that an error names."""
+
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load weights of the dense model, in place.
@@ -20,19 +23,20 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Args:
         model: The dense model.
         path: A .safetensors file, or a state_dict or Lightning checkpoint written by torch.save
-            (keys may begin with "model.").
+            (keys may begin with what a wrapper gave the model, such as "model." or "module.", and
+            what is not under it is left out).
 
     Raises:
-        PruneError: The file is missing, damaged, of another model, or holds code.
+        PruneError: The file is missing, damaged, of another model or of several, or holds code.
     """
     path = Path(path)
     if not path.is_file():
         raise PruneError(f"checkpoint {path} does not exist")
-    state = _strip(_read(path), model)
+    state = _own(_read(path), model, path)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        details = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        details = " ".join(_shortened(line.strip()) for line in str(error).splitlines()[1:3])
         raise PruneError(f"checkpoint {path} is of another model: {details}") from error
 
 
@@ -65,7 +69,30 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _strip(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    if not state.keys() & model.state_dict().keys():
-        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    return state
+def _own(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Return the entries that are the model's, by its own names.
+
+    Raises:
+        PruneError: Two wrapped models could be meant, such as one and its moving average.
+    """
+    wanted = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    if not wanted or wanted[0] in state:
+        return state
+    ends = [name.removesuffix(wanted[0]) for name in state if name.endswith(f".{wanted[0]}")]
+    found = [start for start in ends if all(start + name in state for name in wanted)]
+    if len(found) > 1:
+        raise PruneError(
+            f"checkpoint {path} holds {len(found)} such models, under {', '.join(sorted(found))}: "
+            "save the state_dict() of the one that is meant"
+        )
+    start = found[0] if found else ""
+    under = (name for name in state if name.startswith(start))
+    return {name.removeprefix(start): state[name] for name in under}
+
+
+def _shortened(line: str) -> str:
+    """Return what torch says of keys with no more than three of them named."""
+    names = line.rstrip(".").split('", "')
+    if len(names) <= NAMED or "key(s) in state_dict" not in line:
+        return line
+    return '", "'.join(names[:NAMED]) + f'" and {len(names) - NAMED} more.'
