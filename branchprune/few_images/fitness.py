@@ -37,7 +37,8 @@ def warn_if_strange(model: nn.Module, images: Tensor) -> None:
         if hook:
             hook.remove()
     if first and read:
-        _warn_if_off(*first, read[0])
+        name, norm = first
+        _warn_if_off(name, norm, read[0])
     _warn_if_unsure(outputs)
 
 
