@@ -30,6 +30,8 @@ FORMAT, EARLIER = "branchprune/2", "branchprune/1"
 """What the header of a file says it is; an earlier one has neither checksum nor settings."""
 AS_JSON = ("widths", "numbers", "followed", "settings", "full")
 """What else it holds, as JSON."""
+OF_TORCH = (".pt", ".pth", ".ckpt", ".bin")
+"""How names of files of torch.save end, as which others would read it."""
 
 
 def save(
@@ -49,18 +51,20 @@ def save(
 
     Args:
         model: A dense or collapsed model.
-        path: Where to write; an existing file is replaced.
+        path: Where to write, NAME.safetensors; an existing file is replaced.
         made_by: What makes the wide model, as `branchprune plan` takes it: "resnet18",
             "timm/mixnet_s", "torchvision.models.resnet18", "my_package:MyNet". Commands then take
             the file alone. It is only written down: `load` does not look at it.
         init_args: Arguments of the class or function there: numbers, texts, lists of them.
 
     Raises:
-        PruneError: The file cannot be written, the model is blended or has tensors on `meta`, a
-            module's extra state is no tensor, or JSON cannot hold `init_args`.
+        PruneError: The file cannot be written, its name is that of one of torch.save, the model is
+            blended or has tensors on `meta`, a module's extra state is no tensor, or JSON cannot hold `init_args`.
     """
     made = origin_fields(made_by, init_args or {})
     path = Path(path).resolve()  # what a link stands for is replaced, not the link
+    if path.suffix in OF_TORCH:
+        raise PruneError(f"path (={str(path)!r}) must end in .safetensors, as what is written is")
     optional("numpy", "safetensors")
     _check_module(model)
     if path.exists() and not path.is_file():

@@ -88,8 +88,9 @@ def _module(path: Path, records: ZipFile) -> str | None:
     model = f"{entries[found].module}:{entries[found].name}"
     return (
         "a whole model as a pickle, which could run code and is refused: where you trust it, write "
-        f"torch.save({loaded}.state_dict(), 'weights.pt') in Python, and give "
-        f"{model if PATH.fullmatch(model) else 'its class'} --checkpoint weights.pt"
+        f"torch.save({loaded}.state_dict(), 'weights.pt') in Python, and give what makes a "
+        f"{model if PATH.fullmatch(model) else 'model of its class'}, such as the function that "
+        "it was made by (torchvision.models.resnet18), --checkpoint weights.pt"
     )
 
 

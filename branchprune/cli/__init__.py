@@ -24,15 +24,15 @@ USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option val
        branchprune zoo [--option value ...]
        branchprune --version
 
-run     train a dense model, prune it, collapse, verify, measure, report
-dense   only train the dense model, with the options of run
-compare compare methods at equal budgets, from one dense model
-report  write the report of a finished run again
-plan    what would shrink in a model, what would stay, and why
+run       train a dense model, prune it, collapse, verify, measure, report
+dense     only train the dense model, with the options of run
+compare   compare methods at equal budgets, from one dense model
+report    write the report of a finished run again
+plan      what would shrink in a model, what would stay, and why
 compress  make a trained model small with a folder of unlabelled images
-bench   measure what blending costs and what the collapse saves
-cost    measure time and memory of the paper's models, dense and small
-zoo     plan, blend and collapse every model of torchvision, timm and others
+bench     measure what blending costs and what the collapse saves
+cost      measure time and memory of the paper's models, dense and small
+zoo       plan, blend and collapse every model of torchvision, timm and others
 
 `branchprune run --help` lists the options, which are the keys of a configuration."""
 

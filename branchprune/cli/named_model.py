@@ -33,7 +33,8 @@ def named(
 
     Args:
         name: Name of a model of torchvision, `library/name`, an import path, or a file.
-        init_args: Arguments of the class or function at an import path.
+        init_args: Arguments of the class or function at an import path, or of a model of
+            torchvision or timm.
         checkpoint: File with its weights.
 
     Raises:
@@ -72,11 +73,22 @@ def _made(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Shape | N
     if "/" not in name and re.search("[.:]", name):
         return _imported(name, init_args), None
     if init_args:
-        raise PruneError(
-            f"init_args (={dict(init_args)}) are those of an import path, and model (={name!r}) is "
-            "a name: give the path of the class or function, such as torchvision.models.resnet50"
-        )
+        return _changed(name, init_args), _of_library(name)[1]
     return _of_library(name)
+
+
+def _changed(name: str, init_args: Mapping[str, Any]) -> nn.Module:
+    """Return a model of a library with other arguments than it has there."""
+    library, _, own = name.rpartition("/")
+    makers = {"": "torchvision.models.get_model", "timm": "timm.create_model"}
+    maker = makers.get(library.removeprefix("torchvision"))
+    if maker is None:
+        raise PruneError(
+            f"init_args (={dict(init_args)}) are those of an import path or of a model of "
+            f"torchvision or timm, and model (={name!r}) is another's: give the import path of its "
+            "class or function"
+        )
+    return _imported(maker, {"name" if library != "timm" else "model_name": own, **init_args})
 
 
 def _of_library(name: str) -> tuple[nn.Module, Shape]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +72,11 @@ def trained(origin: Origin, checkpoint: Path | None) -> tuple[nn.Module, Prepara
         PruneError: The model cannot be built, or the weights cannot be read or downloaded.
     """
     name = origin.made_by
+    if checkpoint is None and origin.init_args and not re.search("[.:]", name):
+        raise PruneError(
+            f"init_args (={dict(origin.init_args)}) make another model than the {name} whose "
+            "weights its library has: give those of this one, --checkpoint FILE"
+        )
     if checkpoint is None and name in _torchvision():
         return _pretrained(name, *_of_torchvision(name))
     if checkpoint is None and name.startswith("timm/"):

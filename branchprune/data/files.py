@@ -145,6 +145,8 @@ def _read_images(paths: list[Path], resized: Callable[[Image.Image], Image.Image
 
 
 def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise PruneError(f"{folder} is a file, and a folder of images is asked for")
     if not folder.is_dir():
         raise PruneError(f"there is no folder {folder}")
 

@@ -103,6 +103,11 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_runs(
         ),
         ((net, images, "--mean", "[1]", "--output", tmp_path / "a.safetensors"), "three finite"),
         (("resnet19", images, "--output", tmp_path / "a.safetensors"), "resnet18"),
+        (
+            ("resnet18", images, "--init_args.num_classes", 5),
+            "of this one, --checkpoint",
+        ),
+        ((net, images / "0.png", "--output", tmp_path / "a.safetensors"), "0.png is a file"),
         ((net, images, "--minutes", -1, "--output", tmp_path / "a.safetensors"), "minutes"),
     ):
         assert call(*args) == 2

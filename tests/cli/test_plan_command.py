@@ -113,7 +113,11 @@ BAD = {
     "no function": ([f"{HERE}:number"], "is a int, not a class"),
     "makes no model": (["json:dumps", "--init_args.obj", "1"], "makes a str, not an nn.Module"),
     "wrong argument": ([f"{HERE}:Net", "--init_args.widht", "3"], "--init_args.NAME VALUE"),
-    "arguments of a name": (["resnet18", "--init_args.a", "3"], "give the path of the class"),
+    "argument of a name": (["resnet18", "--init_args.a", "3"], "cannot be built: TypeError"),
+    "arguments of others": (
+        ["ultralytics/yolov8n", "--init_args.a", "3"],
+        "a model of torchvision",
+    ),
     "no example": ([f"{HERE}:Net"], "--example 1x3x224x224"),
     "no shape": ([f"{HERE}:made", "--example", "1x3x"], "'1x3x') is no shape, such as"),
     "no dtype": ([f"{HERE}:made", "--example", "1x3:int65"], "no dtype of torch"),
@@ -122,6 +126,12 @@ BAD = {
     "keep": ([f"{HERE}:made", "--example", "1x3x9x9", "--keep", "2"], "keep (=2.0)"),
     "unknown option": ([f"{HERE}:made", "--kep", "2"], "--kep"),
 }
+
+
+def test_a_model_of_a_library_takes_arguments(capsys: Any) -> None:
+    options = ["--init_args.num_classes", "7", "--json"]
+    read = json.loads(run(capsys, "squeezenet1_1", *options))
+    assert [row["width"] for row in read["modules"] if row["name"] == "classifier.1"] == [[7, 7]]
 
 
 @pytest.mark.parametrize("case", BAD)
