@@ -59,7 +59,8 @@ def save(
 
     Raises:
         PruneError: The file cannot be written, its name is that of one of torch.save, the model is
-            blended or has tensors on `meta`, a module's extra state is no tensor, or JSON cannot hold `init_args`.
+            blended or has tensors on `meta`, a module's extra state is no tensor, or JSON cannot
+            hold `init_args`.
     """
     made = origin_fields(made_by, init_args or {})
     path = Path(path).resolve()  # what a link stands for is replaced, not the link

@@ -65,10 +65,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        held = [*map(repr, state)] if isinstance(state, dict) else [type(state).__name__]
+        keys = [*map(repr, state)] if isinstance(state, dict) else [type(state).__name__]
         raise PruneError(
-            f"checkpoint {path} holds no state_dict but {', '.join(held[:NAMED])}"
-            f"{' …' * (len(held) > NAMED)}: save the state_dict() of the model alone"
+            f"checkpoint {path} holds no state_dict but {', '.join(keys[:NAMED])}"
+            f"{' …' * (len(keys) > NAMED)}: save the state_dict() of the model alone"
         )
     return state
 
