@@ -14,6 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from branchprune.data.image_cache import VARIABLE
+
+IMAGES = ".images"
+"""Folder of the images that jobs have decoded, which many of them read."""
+
 
 def _always() -> bool:
     return True
@@ -119,7 +124,8 @@ class JobRunner:
     def _start(self, job: Job) -> None:
         command, log = job.command(), self.folder / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        kept = {VARIABLE: str((self.folder / IMAGES).absolute())}
+        environment = kept | os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         with log.open("ab") as file:
             self._running[job] = subprocess.Popen(
                 command, stdout=file, stderr=file, env=environment, cwd=self.cwd

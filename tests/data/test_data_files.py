@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from branchprune import PruneError
-from branchprune.data import Frames, ImageFolder
+from branchprune.data import Frames, ImageFolder, files
 from branchprune.data.files import class_folders, read_classes, read_images
 
 RANDOM = np.random.default_rng(0)
@@ -256,3 +256,24 @@ def test_a_frame_in_two_splits_is_refused(towns, by_town, path, reason):
     with pytest.raises(PruneError, match=reason) as error:
         frames(towns, **options).setup()
     assert all(str(towns / name) in str(error.value) for name in (path, source))
+
+
+def test_decoded_images_are_kept_where_the_environment_says(folder, tmp_path, monkeypatch):
+    paths = sorted((folder / "train").rglob("*.png"))
+    plain = read_images(paths, (4, 5))
+    monkeypatch.setenv("BRANCHPRUNE_IMAGES", str(tmp_path / "kept"))
+    reads, read = [], files._read_images
+    monkeypatch.setattr(files, "_read_images", lambda *given: reads.append(1) or read(*given))
+    for count in (1, 1):
+        assert torch.equal(read_images(paths, (4, 5)), plain) and len(reads) == count
+    assert read_images(paths, (4, 6)).shape[-1] == 6 and len(reads) == 2
+    assert torch.equal(read_images(paths[::-1], (4, 5)), plain.flip(0)) and len(reads) == 3
+    [*map(lambda file: file.write_bytes(b"torn"), (tmp_path / "kept").iterdir())]
+    assert torch.equal(read_images(paths, (4, 5)), plain) and len(reads) == 4
+    write(paths[0], pixels())
+    assert not torch.equal(read_images(paths, (4, 5))[0], plain[0]) and len(reads) == 5
+    monkeypatch.setenv("BRANCHPRUNE_IMAGES", str(paths[0]))  # no folder: nothing is kept
+    assert torch.equal(read_images(paths, (4, 5))[1:], plain[1:]) and len(reads) == 6
+    paths[1].unlink()
+    with pytest.raises((PruneError, OSError), match=paths[1].name):
+        read_images(paths, (4, 5))
