@@ -9,9 +9,7 @@ Student's t.
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from collections.abc import Sequence
 from itertools import cycle
 
@@ -19,9 +17,9 @@ from comparison_figure import figure_of_comparison
 from figure_parts import finish
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
-from scipy.stats import t
 
 from branchprune.errors import PruneError
+from branchprune.experiments.compare.paired import margin
 from branchprune.experiments.compare.results import Outcome, Results
 
 COLOURS = ("#222222", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -41,14 +39,6 @@ def by_images(results: Results) -> dict[str, dict[int, Outcome]]:
     }
 
 
-def margin(outcome: Outcome) -> float:
-    """Return half of the interval of the mean; 0 of one seed."""
-    n = len(outcome.scores)
-    if n < 2:
-        return 0.0
-    return float(t.ppf(0.975, n - 1)) * statistics.stdev(outcome.scores) / math.sqrt(n)
-
-
 def images(results: Results) -> Figure:
     """Draw a comparison whose budgets are numbers of images.
 
@@ -62,7 +52,7 @@ def images(results: Results) -> Figure:
     axes = figure.subplots()
     for colour, (method, outcomes) in zip(cycle(COLOURS), methods.items(), strict=False):
         counts, means = [*outcomes], [each.mean for each in outcomes.values()]
-        margins = [margin(each) for each in outcomes.values()]
+        margins = [margin(each.scores) or 0.0 for each in outcomes.values()]
         axes.plot(counts, means, color=colour, marker="o", ms=3, label=method)
         lows, highs = (
             [m + sign * e for m, e in zip(means, margins, strict=True)] for sign in (-1, 1)

@@ -37,6 +37,14 @@ COMPARISONS = (
     *("few_images_16px", "few_images_forms", "cliff_norms_16px"),
 )
 """Comparisons that have a page, as configs/compare/ names them."""
+NETWORKS = {
+    "comparison": "few_images_networks",
+    **{
+        variant: f"few_images_networks+{variant}"
+        for variant in ("resnet20", "mobilenet", "resnet56", "carla")
+    },
+}
+"""Comparisons of one page, by the name of their table."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,9 @@ PAGES: dict[str, dict[str, Table]] = {
             "comparison": Table((_lines(name),), partial(comparison_table, name))
         }
         for name in COMPARISONS
+    },
+    "scripts/results/compare/few_images_networks.md": {
+        name: Table((_lines(of),), partial(comparison_table, of)) for name, of in NETWORKS.items()
     },
 }
 """The tables of each page, by the name in their markers."""

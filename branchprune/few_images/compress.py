@@ -96,10 +96,11 @@ def compress(
     ```
 
     Channels are chosen and linear ends fitted by least squares on the images; then the narrow model
-    learns, on views of them with rectangles of others, what every layer of the dense model reads,
-    through ends that are not part of it (and, where outputs are no vectors of classes, the
-    outputs). Sources: MiR (Wang et al., 2022), which matches what is pooled; CutMix (Yun et al.,
-    2019).
+    learns, on views of them with rectangles of others, what the layers of the dense model read:
+    at first all of them, through ends that are not part of it, at last those of the head alone
+    (and, where outputs are no vectors of classes, the outputs). Sources: MiR (Wang et al., 2022),
+    which matches what is pooled; FitNets (Romero et al., 2015), whose hints are of layers inside;
+    CutMix (Yun et al., 2019).
 
     Args:
         model: The trained model, of one tensor of images; it is not changed.

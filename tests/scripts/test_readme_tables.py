@@ -60,7 +60,9 @@ def test_a_table_without_results_stays(readme_tables, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", [*TABLES, "comparison"])
 def test_a_marker_that_is_missing_is_named(readme_tables, name, gone):
     pages = [page for page, tables in readme_tables.PAGES.items() if name in tables]
-    assert pages and {*TABLES, "comparison"} == {n for t in readme_tables.PAGES.values() for n in t}
+    assert pages and {*TABLES, *readme_tables.NETWORKS} == {
+        n for t in readme_tables.PAGES.values() for n in t
+    }
     for page in pages:
         tables = {name: readme_tables.PAGES[page][name]}
         text = re.sub(gone.format(name), "", (ROOT / page).read_text())
@@ -75,8 +77,11 @@ def test_a_marker_that_is_there_twice_is_named(readme_tables):
 
 
 def test_every_comparison_with_results_has_a_page(readme_tables):
-    assert {path.stem for path in RESULTS.glob("compare/*.jsonl")} == {*readme_tables.COMPARISONS}
-    assert {path.stem for path in RESULTS.glob("compare/*.md")} == {*readme_tables.COMPARISONS}
+    networks = {*readme_tables.NETWORKS.values()}
+    found = {path.stem for path in RESULTS.glob("compare/*.jsonl")}
+    assert found == {*readme_tables.COMPARISONS, *networks}
+    pages = {path.stem for path in RESULTS.glob("compare/*.md")}
+    assert pages == {*readme_tables.COMPARISONS, "few_images_networks"}
 
 
 def test_headlines_are_means_of_the_lines(readme_tables):

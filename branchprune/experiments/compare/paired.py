@@ -53,8 +53,12 @@ def _paired(outcome: Outcome, reference: Outcome) -> list[float]:
 
 
 def _difference(values: Sequence[float]) -> Difference:
-    n, mean = len(values), statistics.fmean(values)
+    return Difference(statistics.fmean(values), margin(values), len(values))
+
+
+def margin(values: Sequence[float]) -> float | None:
+    """Return half of the interval of 95 % of a mean, by Student's t; None of one value."""
+    n = len(values)
     if n < 2:
-        return Difference(mean, None, n)
-    error = statistics.stdev(values) / math.sqrt(n)
-    return Difference(mean, float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error, n)
+        return None
+    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
