@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from branchprune.blending.blended import Blended
 from branchprune.blending.bn_recalibration import batch_norms
+from branchprune.errors import PruneError
 from branchprune.few_images.head import Read, head_layers, makes_all_outputs, reading
 from branchprune.few_images.learning import Learning, batches, descend
 from branchprune.few_images.looks import Look, in_dtype, looks
@@ -28,7 +30,7 @@ from branchprune.graph.inputs import training_mode
 from branchprune.graph.random_generators import seeded
 
 Drawn = Literal["sample", "prefix"]
-Order = Literal["together", "input first", "robust first"]
+Order = Literal["together", "input first"] | Sequence[str]
 
 
 def blended_start(
@@ -50,8 +52,13 @@ def blended_start(
         drawn: "sample": each example draws a path for each group; "prefix": a step draws how many
             groups, from the input on, are wide, and all others are narrow.
         order: With "sample", α falls in all groups "together", or in one after another: "input
-            first", or "robust first", the group first that alone changes least of what is matched.
+            first", or in the order of these names.
+
+    Raises:
+        PruneError: `order` is given with "prefix", which goes by the order of the network.
     """
+    if drawn == "prefix" and order != "together":
+        raise PruneError(f"order (={order!r}) goes with drawn='sample', not with 'prefix'")
     blended = copy.deepcopy(blended)
     if drawn == "sample":
         blended.mixing, blended.matching = "sample", float(how.match == "junctions")
@@ -61,38 +68,70 @@ def blended_start(
     return blended
 
 
+def robust_first(blended: Blended, dense: nn.Module, images: Tensor, how: Learning) -> list[str]:
+    """Return the groups of channels by how far the head is off where each alone is narrow.
+
+    Args:
+        blended: The blended model; it is not changed.
+        dense: The dense model, in evaluation mode.
+        images: What to learn from; one batch of views counts.
+        how: What makes the views; see `Learning`.
+
+    Returns:
+        Their names, that with the smallest error first.
+    """
+    blended = copy.deepcopy(blended)
+    errors: dict[str, float] = {}
+    learning = _branch_learning(blended), _looking(blended, dense, images, how)
+    with torch.no_grad(), seeded(how.seed, [images]), learning[0], learning[1] as looked:
+        error = next(looked)
+        for name in blended.alpha:
+            blended.alpha = {each: float(each != name) for each in blended.alpha}
+            errors[name] = float(error())
+    return sorted(errors, key=errors.__getitem__)
+
+
 def _blend(
     blended: Blended, dense: nn.Module, images: Tensor, how: Learning, drawn: Drawn, order: Order
 ) -> None:
-    layers = [*head_layers(blended.model, blended.plan)]
     weights = [weight for weight in blended.parameters() if weight.requires_grad]
     moving = optimizer(how.optimizer, weights, how.learning_rate, how.weight_decay, how.steps)
     generator = torch.Generator().manual_seed(how.seed)
-    with reading(blended.model, layers) as found, reading(dense, layers) as wanted:
-        seen = looks(dense, wanted, batches(images, how), how.steps_a_look, how.dtype, generator)
-        error = partial(_error, blended, found, how=how)
-        groups = [*blended.alpha]
-        if order == "robust first":
-            groups = _robust_first(blended, partial(error, next(seen)))
-        for step in range(1, how.steps + 1):
+    groups = [*blended.alpha] if isinstance(order, str) else order
+    with _looking(blended, dense, images, how) as errors:
+        for step, error in enumerate(islice(errors, how.steps), 1):
             if drawn == "prefix":
                 blended.alpha = _depth(groups, 1 - step / how.steps, generator)
             elif order == "together":
                 blended.alpha = 1 - step / how.steps
             else:
                 blended.alpha = _in_turn(groups, step / how.steps)
-            descend(error(next(seen)), *moving)
+            descend(error(), *moving)
 
 
-def _error(blended: Blended, found: Read, look: Look, how: Learning) -> Tensor:
-    """Return how far what the head reads is from what it reads in the dense model."""
-    for tensors in found.values():
-        tensors.clear()
-    part = partial(blended.program(training=True, fold=False), blended)
-    with in_dtype(look.images, how.dtype):
-        outputs = blended.run(part, look.images), look.outputs
-    covered = makes_all_outputs(blended.plan, [*found])
-    return mismatch("head", (found, look.read), outputs, covered=covered)
+@contextmanager
+def _looking(
+    blended: Blended, dense: nn.Module, images: Tensor, how: Learning
+) -> Iterator[Iterator[Callable[[], Tensor]]]:
+    """Yield, for each look at a batch, what returns how far what the head reads is from the dense.
+
+    It does so at the α that the blended model then has.
+    """
+    layers = [*head_layers(blended.model, blended.plan)]
+    covered = makes_all_outputs(blended.plan, layers)
+    generator = torch.Generator().manual_seed(how.seed)
+
+    def error(look: Look, found: Read) -> Tensor:
+        for tensors in found.values():
+            tensors.clear()
+        part = partial(blended.program(training=True, fold=False), blended)
+        with in_dtype(look.images, how.dtype):
+            outputs = blended.run(part, look.images), look.outputs
+        return mismatch("head", (found, look.read), outputs, covered=covered)
+
+    with reading(blended.model, layers) as found, reading(dense, layers) as wanted:
+        seen = looks(dense, wanted, batches(images, how), how.steps_a_look, how.dtype, generator)
+        yield (partial(error, look, found) for look in seen)
 
 
 def _depth(groups: Sequence[str], alpha: float, generator: torch.Generator) -> dict[str, float]:
@@ -105,16 +144,6 @@ def _in_turn(groups: Sequence[str], passed: float) -> dict[str, float]:
     """Return α of each group, which falls from 1 to 0 in one after the other, in equal times."""
     turns = passed * len(groups)
     return {name: min(max(1 + place - turns, 0.0), 1.0) for place, name in enumerate(groups)}
-
-
-@torch.no_grad()
-def _robust_first(blended: Blended, error: Callable[[], Tensor]) -> list[str]:
-    """Return the groups by the error where each alone is narrow, the smallest first."""
-    errors: dict[str, float] = {}
-    for name in blended.alpha:
-        blended.alpha = {each: float(each != name) for each in blended.alpha}
-        errors[name] = float(error())
-    return sorted(errors, key=errors.__getitem__)
 
 
 @contextmanager

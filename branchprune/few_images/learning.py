@@ -19,7 +19,7 @@ from branchprune.few_images.augmentation import MIXING, Mixing, View, crops
 from branchprune.few_images.head import Read
 from branchprune.few_images.images import Transform
 from branchprune.few_images.looks import Look, in_dtype, looks
-from branchprune.few_images.matching import GUIDANCE, Distance, Error, Match, mismatch
+from branchprune.few_images.matching import HINT_WEIGHT, Distance, Error, Match, mismatch
 from branchprune.few_images.optimizers import Name, optimizer
 from branchprune.few_images.student import Student
 from branchprune.few_images.targets import AT
@@ -48,8 +48,8 @@ class Learning:
         match: What is matched: "head": what the layers read that make the outputs; "maps": what is
             pooled before them; "junctions": what every convolution and fully connected layer reads
             of channels that shrink; "outputs"; see `mismatch`.
-        fades: Whether the weight of what is read inside falls to 0, so that at last the head counts
-            alone.
+        hints_fade: Whether the weight of what is read inside falls to 0, so that at last the head
+            counts alone.
         error: How far features are apart; see `mismatch`.
         distance: How far outputs are apart, instead of what is matched else.
         steps_a_look: Steps for which a look of the dense model at a batch serves.
@@ -70,7 +70,7 @@ class Learning:
     transform: Transform | None = None
     views: tuple[View, ...] = (crops,)
     match: Match = "junctions"
-    fades: bool = True
+    hints_fade: bool = True
     error: Error = "relative"
     distance: Distance | None = None
     steps_a_look: int = 1
@@ -158,9 +158,9 @@ def _learn(
             if how.distance is not None:
                 loss = how.distance(*outputs)
             else:
-                guidance = GUIDANCE * (1 - how.fades * step / how.steps)
+                hint_weight = HINT_WEIGHT * (1 - how.hints_fade * step / how.steps)
                 loss = mismatch(
-                    how.match, read, outputs, how.error, student.covers, targets.guides, guidance
+                    how.match, read, outputs, how.error, student.covers, targets.hints, hint_weight
                 )
             value = descend(loss, *moving)
             if not math.isfinite(value):

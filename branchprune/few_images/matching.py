@@ -15,8 +15,8 @@ from branchprune.graph.inputs import tensors
 Match = Literal["head", "maps", "junctions", "outputs"]
 Error = Literal["relative", "mean"]
 TEMPERATURE = 4.0
-GUIDANCE = 5.0
-"""Weight of the mean error of the guides at first, where that of the head is 1."""
+HINT_WEIGHT = 5.0
+"""Weight of the mean error of the hints at first, where that of the head is 1."""
 Distance = Callable[[Any, Any], Tensor]
 """Returns how far outputs are from those of the dense model, a number to minimise."""
 
@@ -40,8 +40,8 @@ def features_error(
     found: Read,
     wanted: Read,
     error: Error = "relative",
-    guides: Collection[str] = (),
-    guidance: float = GUIDANCE,
+    hints: Collection[str] = (),
+    hint_weight: float = HINT_WEIGHT,
 ) -> Tensor:
     """Return the mean error over the layers of what they read.
 
@@ -49,14 +49,14 @@ def features_error(
         found: What the layers read, call by call.
         wanted: What they are to read.
         error: See `mismatch`.
-        guides: Of the layers, those whose own mean error is added to that of the others.
-        guidance: Its weight.
+        hints: Of the layers, those whose own mean error is added to that of the others.
+        hint_weight: Its weight.
     """
     measure = relative_error if error == "relative" else mean_error
     errors = {name: measure(found[name], wanted[name]) for name in found}
-    inside = [errors.pop(name) for name in [*errors] if name in guides]
+    inside = [errors.pop(name) for name in [*errors] if name in hints]
     terms = [torch.stack([*errors.values()]).mean()] if errors else []
-    terms += [guidance * torch.stack(inside).mean()] if inside else []
+    terms += [hint_weight * torch.stack(inside).mean()] if inside else []
     return torch.stack(terms).sum()
 
 
@@ -82,8 +82,8 @@ def mismatch(
     outputs: tuple[Any, Any],
     error: Error = "relative",
     covered: bool = True,
-    guides: Collection[str] = (),
-    guidance: float = GUIDANCE,
+    hints: Collection[str] = (),
+    hint_weight: float = HINT_WEIGHT,
 ) -> Tensor:
     """Return what is minimised, a number.
 
@@ -95,14 +95,14 @@ def mismatch(
         outputs: The outputs of both.
         error: Of what was read: "relative", `Σ ‖x − u‖² / Σ ‖u‖²`, or the "mean" of `(x − u)²`.
         covered: Whether all outputs follow from what was read.
-        guides: See `features_error`.
-        guidance: See `features_error`.
+        hints: See `features_error`.
+        hint_weight: See `features_error`.
     """
     logits = are_logits(outputs[1])
     if match == "outputs":
         return divergence(*outputs) if logits else outputs_error(*outputs)
     some = any(read[0].values())
-    terms = [features_error(*read, error, guides, guidance)] if some else []
+    terms = [features_error(*read, error, hints, hint_weight)] if some else []
     if not logits or not terms or not covered:
         terms.append(outputs_error(*outputs))
     return torch.stack(terms).sum()

@@ -29,12 +29,12 @@ class Targets:
             in the narrow model to what it reads in the dense one; None where that is in front of it
             already.
         own: The weights of these ends that are not the student's, and only learn beside it.
-        guides: Layers inside, which count less and less.
+        hints: Layers inside, whose weight falls (Romero et al., "FitNets", 2015).
     """
 
     ends: Mapping[str, Callable[[Tensor], Tensor] | None]
     own: tuple[nn.Parameter, ...] = ()
-    guides: frozenset[str] = frozenset()
+    hints: frozenset[str] = frozenset()
 
     @contextmanager
     def reading(self, student: nn.Module, dense: nn.Module) -> Iterator[tuple[Read, Read]]:
@@ -89,7 +89,7 @@ def at_junctions(student: Student) -> Targets:
 
     Of several that read one tensor the first counts. The blended model's ends before them, but
     those before the head, only learn beside the narrow model, and are no part of it. All but the
-    head are guides.
+    head are hints.
     """
     blended, plan = student.blended, student.blended.plan
     linears = plan.structure.linears

@@ -44,14 +44,14 @@ def test_outputs_that_do_not_follow_from_what_was_read_count_too() -> None:
     assert found == pytest.approx(relative(x, u) + relative(y, v), rel=1e-5)
 
 
-@pytest.mark.parametrize("guides", ["ab", "abc", ""])
-def test_guides_have_a_weight_of_their_own(guides: str) -> None:
+@pytest.mark.parametrize("hints", ["ab", "abc", ""])
+def test_guides_have_a_weight_of_their_own(hints: str) -> None:
     pairs = {name: numbers(6, *range(2, n + 2)) for n, name in enumerate("abc", 1)}
     read = tuple({name: [pair[i]] for name, pair in pairs.items()} for i in (0, 1))
-    found = float(mismatch("junctions", read, numbers(6, 5), guides=guides, guidance=3.0))
+    found = float(mismatch("junctions", read, numbers(6, 5), hints=hints, hint_weight=3.0))
     errors = {name: relative(*pair) for name, pair in pairs.items()}
-    head = [error for name, error in errors.items() if name not in guides]
-    inside = [error for name, error in errors.items() if name in guides]
+    head = [error for name, error in errors.items() if name not in hints]
+    inside = [error for name, error in errors.items() if name in hints]
     wanted = sum(head) / (len(head) or 1) + 3 * sum(inside) / (len(inside) or 1)
     assert found == pytest.approx(wanted, rel=1e-5)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.blending.blended import Blended
-from branchprune.few_images.blended_start import blended_start
+from branchprune.few_images.blended_start import blended_start, robust_first
 from branchprune.few_images.learning import Learning
 from branchprune.few_images.looks import looks
 from branchprune.few_images.optimizers import optimizer
@@ -51,6 +51,13 @@ def test_a_look_serves_for_some_steps(each: int) -> None:
     assert min(behind) == 0 and max(behind) == (7 if each > 1 else 0)
 
 
+def test_a_prefix_has_the_order_of_the_network() -> None:
+    model, x = VGG([[8], [12]]).eval(), torch.randn(16, 3, 8, 8)
+    blended = fitted_start(model, bp.plan(model, x[:2], 0.5), x)
+    with pytest.raises(bp.PruneError, match=r"order \(='input first'\) goes with drawn='sample'"):
+        blended_start(blended, model, x, Learning(2, 8), "prefix", "input first")
+
+
 @pytest.mark.parametrize(
     ("drawn", "order"),
     [
@@ -77,7 +84,9 @@ def test_blended_steps_teach_the_branch_alone(drawn: Any, order: Any, monkeypatc
         lambda self, *a, **k: states.append(tuple(self.alpha.values())) or before(self, *a, **k),
     )
     how = Learning(24, 8, 0.01, mixing_alpha=0.0)
-    found = blended_start(blended, model, x, how, drawn, order)
+    ranked = robust_first(blended, model, x, how) if order == "robust first" else order
+    states.clear()
+    found = blended_start(blended, model, x, how, drawn, ranked)
     inside = [state for state in states if len(state) == 3]
     if drawn == "prefix":
         assert {(1, 1, 0), (1, 0, 0), (0, 0, 0)} <= {*inside} <= {(1, 1, 0), (1, 0, 0), (0, 0, 0)}

@@ -98,14 +98,14 @@ def test_each_of_them_is_learnt(match: Any, dtype: torch.dtype) -> None:
         for weight in student.parameters():
             weight += 0.3 * torch.randn_like(weight)
     losses: list[float] = []
-    how = Learning(12, 8, 0.02, 0.0, views=(), match=match, fades=False, dtype=dtype)
+    how = Learning(12, 8, 0.02, 0.0, views=(), match=match, hints_fade=False, dtype=dtype)
     learn(student, model.requires_grad_(False), x, how, lambda *at: losses.append(at[2]))
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
     assert student.folded()(x).isfinite().all()
 
 
-@pytest.mark.parametrize("fades", [True, False])
-def test_what_is_read_inside_counts_less_and_less(fades: bool, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("hints_fade", [True, False])
+def test_what_is_read_inside_counts_less_and_less(hints_fade: bool, monkeypatch: Any) -> None:
     student, x = student_of(VGG([[8], [12]]))
     seen: list[Any] = []
 
@@ -114,7 +114,7 @@ def test_what_is_read_inside_counts_less_and_less(fades: bool, monkeypatch: Any)
         return mismatch(*given)
 
     monkeypatch.setattr("branchprune.few_images.learning.mismatch", note)
-    learn(student, student.blended.model, x, Learning(5, 8, fades=fades))
-    assert {guides for guides, _ in seen} == {frozenset({"features.4"})}
-    wanted = [4.0, 3.0, 2.0, 1.0, 0.0] if fades else [5.0] * 5
-    assert [guidance for _, guidance in seen] == pytest.approx(wanted)
+    learn(student, student.blended.model, x, Learning(5, 8, hints_fade=hints_fade))
+    assert {hints for hints, _ in seen} == {frozenset({"features.4"})}
+    wanted = [4.0, 3.0, 2.0, 1.0, 0.0] if hints_fade else [5.0] * 5
+    assert [hint_weight for _, hint_weight in seen] == pytest.approx(wanted)

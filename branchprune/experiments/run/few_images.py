@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained, at_widths
 from branchprune.experiments.run.stages import Stages
 from branchprune.few_images.augmentation import VIEWS
-from branchprune.few_images.blended_start import blended_start
+from branchprune.few_images.blended_start import Order, blended_start, robust_first
 from branchprune.few_images.finishing import Averaging, recalibrate, refit
 from branchprune.few_images.folder import read_folder
 from branchprune.few_images.learning import Learning, batches, learn
@@ -33,7 +34,7 @@ from branchprune.lightning.training_inputs import training_inputs
 from branchprune.planning.plan import Plan
 
 AT_ONCE = 500
-"""Images that the criterion and the least squares see at a time, for the memory they take."""
+"""Images that the criterion and the least squares see at a time, at most, for their memory."""
 COUNTED = 20
 """Blended steps whose multiply-adds are counted: they differ from α to α."""
 
@@ -93,7 +94,7 @@ class FewImagesConfig(Untrained):
             return Pruned(small, planned, *found["errors"])
         images = self._images(setup, stages).to(stages.device)
         wide = copied(wide).to(stages.device).eval()
-        parts = images.split(AT_ONCE)
+        parts = images.tensor_split(math.ceil(len(images) / AT_ONCE))
         blended = attach(wide, planned, setup.criterion.init(), batches=parts)
         if setup.criterion.fit:
             blended = fit_expand(blended, parts, self._form.ridge)
@@ -109,7 +110,7 @@ class FewImagesConfig(Untrained):
     def _images(self, setup: Setup, stages: Stages) -> Tensor:
         found: list[Tensor] = []
         while sum(map(len, found)) < self.images:
-            batches = training_inputs(setup.settings.data, len(found) + 1, stages.keys)
+            batches = training_inputs(setup.settings.data, 2 * len(found) or 1, stages.keys)
             if len(batches) == len(found):
                 raise PruneError(
                     f"few_images.images (={self.images}) is more than the "
@@ -144,7 +145,7 @@ class FewImagesConfig(Untrained):
             mixing=self._form.mixing,
             views=tuple(VIEWS[name] for name in self._form.views),
             match=self._form.match,
-            fades=self._form.fades,
+            hints_fade=self._form.hints_fade,
             error=self._form.error,
             steps_a_look=self._form.steps_a_look,
             optimizer=self._form.optimizer,
@@ -171,8 +172,12 @@ class FewImagesConfig(Untrained):
         if before is not None:
             steps = min(2, before.steps) if setup.settings.fast else before.steps
             first = replace(how, steps=steps, learning_rate=before.learning_rate)
-            given = partial(blended_start, blended, dense, images)
-            start = partial(given, drawn=before.drawn, order=before.order)
+            order: Order = "input first" if before.order == "input first" else "together"
+            if before.order == "robust first":
+                rank = partial(robust_first, blended, dense, images)
+                macs += macs_a_step(rank, first)
+                order = rank(first)
+            start = partial(blended_start, blended, dense, images, drawn=before.drawn, order=order)
             macs += steps * macs_a_step(start, first, min(steps, COUNTED))
             blended = start(first)
         blended.alpha = 0.0

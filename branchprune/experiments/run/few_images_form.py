@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from branchprune.errors import PruneError, not_negative, positive, whole
 from branchprune.few_images.augmentation import VIEWS, Mixing
-from branchprune.few_images.blended_start import Drawn, Order
+from branchprune.few_images.blended_start import Drawn
 from branchprune.few_images.matching import Error, Match
 from branchprune.few_images.optimizers import Name
 from branchprune.few_images.start import RIDGE
+
+Order = Literal["together", "input first", "robust first"]
 
 
 @dataclass
@@ -21,7 +24,8 @@ class BlendedStart:
         steps: How many.
         drawn: What is drawn in each.
         learning_rate: The largest, of one cycle.
-        order: Of the groups, where examples draw.
+        order: Where examples draw, α falls in all groups "together", or in one after another:
+            "input first", or "robust first", see `robust_first`.
     """
 
     steps: int = 500
@@ -75,7 +79,7 @@ class Form:
         match: "junctions": what all layers read, and outputs that are no vectors of classes;
             "head": the same of the last layers; "maps": what is pooled before the last layer;
             "outputs": outputs alone, or the divergence of logits.
-        fades: Whether the weight of what layers inside read falls to 0.
+        hints_fade: Whether the weight of what layers inside read falls to 0.
         mixing_alpha: α of the Beta distribution of the shares in mixtures; 0: none is mixed.
         mixing: How images are mixed: means of two, rectangles of another, or either of it.
         views: What is made of images, one after the other: crops, colours, noise.
@@ -91,7 +95,7 @@ class Form:
 
     folder: Path | None = None
     match: Match = "junctions"
-    fades: bool = True
+    hints_fade: bool = True
     mixing_alpha: float = 1.0
     mixing: Mixing = "cutmix"
     views: list[str] = field(default_factory=lambda: ["crops"])
