@@ -30,13 +30,14 @@ def figure_of_comparison(
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("config", type=Path)
+    parser.add_argument("--variant", action="append", default=[], help="of all runs; repeatable")
     parser.add_argument("--results", type=Path, help="default: scripts/results/compare/NAME.jsonl")
     parser.add_argument("--methods", nargs="+", default=["*"], help="patterns; default: all")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--output", type=Path, help="default: runs/figures/NAME.png")
     output.add_argument("--record", action="store_true", help="write to scripts/figures/NAME.png")
     options = parser.parse_args(args)
-    comparison = compare_config.read(options.config)
+    comparison = compare_config.read(options.config, options.variant)
     source = options.results or ROOT / "scripts/results/compare" / f"{comparison.name}.jsonl"
     results = compare_results.read(comparison, source)
     chosen = options.methods

@@ -63,9 +63,12 @@ def save(
             hold `init_args`.
     """
     made = origin_fields(made_by, init_args or {})
+    if Path(path).suffix.lower() in OF_TORCH:
+        raise PruneError(
+            f"path (={str(path)!r}) ends as a file of torch.save, and this is one of safetensors: "
+            "take .safetensors"
+        )
     path = Path(path).resolve()  # what a link stands for is replaced, not the link
-    if path.suffix in OF_TORCH:
-        raise PruneError(f"path (={str(path)!r}) must end in .safetensors, as what is written is")
     optional("numpy", "safetensors")
     _check_module(model)
     if path.exists() and not path.is_file():

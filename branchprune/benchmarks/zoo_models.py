@@ -29,8 +29,10 @@ YOLO = {
     **dict.fromkeys(("yolov8n", "yolo11n", "yolo12n", "yolo26n"), TASKS),
 }
 """The smallest model of each version, and the tasks beside detection that it has one for."""
-Builder = Callable[[str, int | None], tuple[nn.Module, tuple[int, ...]]]
-"""Returns a model by its name, and the shape of one example at a size of images."""
+Builder = Callable[..., tuple[nn.Module, tuple[int, ...]]]
+"""Returns a model by its name, and the shape of one example, at a size of images; those of
+torchvision and timm take arguments of the model, too."""
+WITH_ARGUMENTS = ("torchvision", "timm")
 
 
 def torchvision_families() -> dict[str, str]:
@@ -40,8 +42,11 @@ def torchvision_families() -> dict[str, str]:
     return {name: models.get_model_builder(name).__module__.split(".")[2] for name in names}
 
 
-def torchvision_model(name: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+def torchvision_model(
+    name: str, image_size: int | None, **arguments: Any
+) -> tuple[nn.Module, tuple[int, ...]]:
     """Return a model with random weights, and the shape of one example."""
+    image_size = arguments.pop("image_size", image_size)
     builder, weights = models.get_model_builder(name), models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
     crop = getattr(transforms, "crop_size", None) or transforms.resize_size
@@ -50,7 +55,7 @@ def torchvision_model(name: str, image_size: int | None) -> tuple[nn.Module, tup
     clip = (frames,) if ".video." in builder.__module__ else ()
     parameters = inspect.signature(builder).parameters
     options = {key: None for key in ("weights", "weights_backbone") if key in parameters}
-    return _sized(builder, "image_size", size[0], **options), (3, *clip, *size)
+    return _sized(builder, "image_size", size[0], **options, **arguments), (3, *clip, *size)
 
 
 def timm_families() -> dict[str, str]:
@@ -61,14 +66,18 @@ def timm_families() -> dict[str, str]:
     return {name: family for name, family in families.items() if not name.startswith("test_")}
 
 
-def timm_model(name: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+def timm_model(
+    name: str, image_size: int | None, **arguments: Any
+) -> tuple[nn.Module, tuple[int, ...]]:
     """Return a model with random weights, and the shape of one example."""
     timm = optional("timm", "library (='timm')")
-    model = _sized(timm.create_model, "img_size", image_size, model_name=name)
+    image_size = arguments.pop("img_size", image_size)
+    model = _sized(timm.create_model, "img_size", image_size, model_name=name, **arguments)
     channels, *size = model.default_cfg["input_size"]
+    channels = arguments.get("in_chans", channels)
     shape = (channels, *([image_size] * 2 if image_size else size))
     if image_size and not _accepts(model, shape):
-        return timm_model(name, None)
+        return timm_model(name, None, **arguments)
     return model, shape
 
 

@@ -33,6 +33,8 @@ from branchprune.graph.inputs import (
 
 WELL_CONDITIONED = 1e-8
 """Ridges from here on leave half of the digits to a solution of the normal equations."""
+AT_ONCE = 2**18
+"""Samples whose products are added up at a time, for the memory they take in float64."""
 
 
 @one_at_a_time
@@ -228,14 +230,21 @@ def products(end: Expand, narrow: Tensor, wide: Tensor, where: str) -> list[tupl
                 f"{where} cannot be fitted: it reads tensors of shape {tuple(wide.shape)} in the "
                 f"wide path and {tuple(narrow.shape)} in the branch"
             )
-        products.append((torch.einsum("mgi,mgj->gij", a, a), torch.einsum("mgi,mgj->gij", a, b)))
+        products.append((_product(a, a), _product(a, b)))
     return products
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return `Σ a bᵀ` over samples, of each block, in float64: a part of them at a time."""
+    parts = zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True)
+    found = [torch.einsum("mgi,mgj->gij", x.double(), y.double()) for x, y in parts]
+    return torch.stack(found).sum(0)
+
+
 def _samples(x: Tensor, piece: EndPiece, dim: int, channels: int) -> Tensor:
-    """Return the samples of a piece's channels: shape (M, m, channels/m), float64."""
+    """Return the samples of a piece's channels: shape (M, m, channels/m)."""
     entries: Tensor = x.movedim(dim, -1).unflatten(-1, (channels, piece.repeat))
-    return entries.transpose(-1, -2).reshape(-1, piece.blocks, channels // piece.blocks).double()
+    return entries.transpose(-1, -2).reshape(-1, piece.blocks, channels // piece.blocks)
 
 
 def solve(square: Tensor, mixed: Tensor, ridge: float) -> Tensor:

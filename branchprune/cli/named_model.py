@@ -72,32 +72,22 @@ def build(origin: Origin, checkpoint: Path | None = None) -> tuple[nn.Module, Sh
 def _made(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Shape | None]:
     if "/" not in name and re.search("[.:]", name):
         return _imported(name, init_args), None
-    if init_args:
-        return _changed(name, init_args), _of_library(name)[1]
-    return _of_library(name)
+    return _of_library(name, init_args)
 
 
-def _changed(name: str, init_args: Mapping[str, Any]) -> nn.Module:
-    """Return a model of a library with other arguments than it has there."""
-    library, _, own = name.rpartition("/")
-    makers = {"": "torchvision.models.get_model", "timm": "timm.create_model"}
-    maker = makers.get(library.removeprefix("torchvision"))
-    if maker is None:
-        raise PruneError(
-            f"init_args (={dict(init_args)}) are those of an import path or of a model of "
-            f"torchvision or timm, and model (={name!r}) is another's: give the import path of its "
-            "class or function"
-        )
-    return _imported(maker, {"name" if library != "timm" else "model_name": own, **init_args})
-
-
-def _of_library(name: str) -> tuple[nn.Module, Shape]:
-    from branchprune.benchmarks.zoo_models import LIBRARIES  # imports torchvision
+def _of_library(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Shape]:
+    from branchprune.benchmarks.zoo_models import LIBRARIES, WITH_ARGUMENTS  # imports torchvision
 
     library, _, own = name.partition("/") if "/" in name else ("torchvision", "", name)
     libraries = ", ".join(LIBRARIES)
     if library not in LIBRARIES:
         raise PruneError(f"model (={name!r}) names the library {library!r}, not one of {libraries}")
+    if init_args and library not in WITH_ARGUMENTS:
+        raise PruneError(
+            f"init_args (={dict(init_args)}) are those of an import path or of a model of "
+            f"{' or '.join(WITH_ARGUMENTS)}, and model (={name!r}) is of another library: give the "
+            "import path of its class or function"
+        )
     families, builder = LIBRARIES[library]
     known_names = families()
     if own not in known_names:
@@ -108,7 +98,19 @@ def _of_library(name: str) -> tuple[nn.Module, Shape]:
             f"model (={name!r}) is not one of {library}'s{hint}; give one of {libraries} as "
             "LIBRARY/NAME, and your own by its import path, such as package.module:Net"
         )
-    return builder(own, None)
+    try:
+        return builder(own, None, **init_args)
+    except Exception as error:
+        if not init_args:
+            raise
+        raise _not_built(name, error) from error
+
+
+def _not_built(name: str, error: Exception) -> PruneError:
+    return PruneError(
+        f"model (={name!r}) cannot be built: {type(error).__name__}: {first_line(error)}; its "
+        "arguments are given by --init_args.NAME VALUE"
+    )
 
 
 def _imported(path: str, init_args: Mapping[str, Any]) -> nn.Module:
@@ -121,10 +123,7 @@ def _imported(path: str, init_args: Mapping[str, Any]) -> nn.Module:
         try:
             found = found(**init_args)
         except Exception as error:
-            raise PruneError(
-                f"model (={path!r}) cannot be built: {type(error).__name__}: {first_line(error)}; "
-                "its arguments are given by --init_args.NAME VALUE"
-            ) from error
+            raise _not_built(path, error) from error
     if not isinstance(found, nn.Module):
         raise PruneError(f"model (={path!r}) makes a {type(found).__name__}, not an nn.Module")
     return found

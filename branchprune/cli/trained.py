@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,16 +70,16 @@ def trained(origin: Origin, checkpoint: Path | None) -> tuple[nn.Module, Prepara
     Raises:
         PruneError: The model cannot be built, or the weights cannot be read or downloaded.
     """
-    name = origin.made_by
-    if checkpoint is None and origin.init_args and not re.search("[.:]", name):
-        raise PruneError(
-            f"init_args (={dict(origin.init_args)}) make another model than the {name} whose "
-            "weights its library has: give those of this one, --checkpoint FILE"
-        )
-    if checkpoint is None and name in _torchvision():
-        return _pretrained(name, *_of_torchvision(name))
-    if checkpoint is None and name.startswith("timm/"):
-        return _pretrained(name, *_of_timm(name.removeprefix("timm/")))
+    name = origin.made_by.removeprefix("torchvision/")
+    of_torchvision, of_timm = name in _torchvision(), name.startswith("timm/")
+    if checkpoint is None and (of_torchvision or of_timm):
+        if origin.init_args:
+            raise PruneError(
+                f"init_args (={dict(origin.init_args)}) make another model than the {name} whose "
+                "weights its library has: give those of this one, --checkpoint FILE"
+            )
+        found = _of_torchvision(name) if of_torchvision else _of_timm(name.removeprefix("timm/"))
+        return _pretrained(name, *found)
     model, shape = build(origin, checkpoint)
     size = (shape[-2], shape[-1]) if shape else None
     return model.eval(), Preparation(size)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from branchprune.data.image_cache import kept
+from branchprune.data.image_cache import cached
 from branchprune.errors import PruneError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
@@ -116,7 +116,7 @@ def read_images(paths: list[Path], size: Size | None = None, crop: bool = False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it will be an error
         read = partial(_read_images, paths, partial(_resized, size=size, crop=crop))
-        return kept(paths, f"{size} {crop}", read)
+        return cached(paths, f"{size} {crop}", read)
 
 
 def _resized(image: Image.Image, size: Size | None, crop: bool) -> Image.Image:

@@ -13,11 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from branchprune.data.image_cache import VARIABLE
-
-IMAGES = ".images"
-"""Folder of the images that jobs have decoded, which many of them read."""
 
 
 def _always() -> bool:
@@ -70,6 +68,7 @@ class JobRunner:
         self.failed: set[str] = set()
         self._done: set[str] = set()
         self._running: dict[Job, subprocess.Popen[bytes]] = {}
+        self._shared: dict[str, str] = {}
 
     @property
     def running(self) -> list[str]:
@@ -89,6 +88,9 @@ class JobRunner:
         before = signal.getsignal(signal.SIGTERM)
         if before == signal.SIG_DFL:  # it would end this process, and jobs would go on alone
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        images = TemporaryDirectory(prefix=".images-", dir=self.folder)
+        self._shared = {VARIABLE: str(Path(images.name).absolute())}
         try:
             while time.monotonic() < end:
                 self._collect()
@@ -103,6 +105,7 @@ class JobRunner:
             for process in self._running.values():
                 _end(process)
             self._running.clear()
+            images.cleanup()
             signal.signal(signal.SIGTERM, before)
         return [job for job in jobs if not self._is_done(job)]
 
@@ -124,8 +127,7 @@ class JobRunner:
     def _start(self, job: Job) -> None:
         command, log = job.command(), self.folder / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        kept = {VARIABLE: str((self.folder / IMAGES).absolute())}
-        environment = kept | os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        environment = self._shared | os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         with log.open("ab") as file:
             self._running[job] = subprocess.Popen(
                 command, stdout=file, stderr=file, env=environment, cwd=self.cwd

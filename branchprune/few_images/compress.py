@@ -21,7 +21,6 @@ from branchprune.few_images.pace import (
     SIZES,
     fastest,
     largest_batch,
-    seconds_a_step,
     steps_within,
 )
 from branchprune.few_images.rate import best_rate, tried
@@ -47,8 +46,8 @@ class Compressed:
         model: The small model, of the class of the dense one.
         plan: Its widths, and what both cost.
         agreement: How well it stands for the dense model on the images that were held out.
-        how: How it has learnt: the same `steps`, `learning_rate`, `dtype` and `seed` make it again,
-            on a CPU.
+        how: How it has learnt: the same `steps`, `batch_size`, `learning_rate`, `dtype` and `seed`
+            make it again, on a CPU.
         images: How many images it has learnt from.
         error: Relative error of the collapse in float64.
         seconds: How long all of it took.
@@ -168,8 +167,7 @@ def compress(
             trials = () if learning_rate else (tried,)
             if batch_size is None:
                 spent = time.perf_counter() - began
-                how = replace(how, batch_size=largest_batch(minutes, spent, pace, *trials))
-                pace = seconds_a_step(student, dense, known, how)
+                how, pace = largest_batch(student, dense, known, how, pace, minutes, spent, *trials)
             spent = time.perf_counter() - began
             how = replace(how, steps=steps_within(minutes, spent, pace, *trials))
         if learning_rate is None:

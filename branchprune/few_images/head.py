@@ -60,7 +60,7 @@ def makes_all_outputs(plan: Plan, head: Collection[str]) -> bool:
     """
     structure = plan.structure
     narrow = {*structure.linears, *structure.twins}
-    [*open_nodes] = (node for node in structure.graphs[False].nodes if node.op == "output")
+    open_nodes = [node for node in structure.graphs[False].nodes if node.op == "output"]
     seen = {*open_nodes}
     while open_nodes:
         node = open_nodes.pop()

@@ -21,9 +21,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 WARM_UP, TIMED = 2, 4
 """Steps of a rehearsal before the clock runs, and with it."""
 SIZES = (64, 32, 16)
-"""Images a step: the first where the number of steps is given, else the first of which enough fit
-into the time, or the last."""
+"""Images a step: 64 where the number of steps is given, else the most of which enough steps fit."""
 ENOUGH = 300
+"""Steps that are worth more than larger batches."""
 
 
 def fastest(
@@ -85,20 +85,38 @@ def _steps(minutes: float, spent: float, pace: float, before: Callable[[int], in
 
 
 def largest_batch(
-    minutes: float, spent: float, pace: float, before: Callable[[int], int] = lambda _: 0
-) -> int:
-    """Return how many images a step should have, so that enough steps fit into a time.
+    student: Student,
+    dense: nn.Module,
+    images: Tensor,
+    how: Learning,
+    pace: float,
+    minutes: float,
+    spent: float,
+    before: Callable[[int], int] = lambda _: 0,
+) -> tuple[Learning, float]:
+    """Return how to learn in a time with the largest batches of which enough steps fit into it.
 
     Args:
+        student: The narrow model; it is not changed.
+        dense: The dense model.
+        images: What to learn from.
+        how: How the steps would be made, with the smallest batches.
+        pace: Seconds of such a step.
         minutes: The time.
         spent: Seconds of it that have passed.
-        pace: Seconds of a step of the fewest images; those of more are as many times slower.
         before: See `steps_within`.
+
+    Returns:
+        The same with other batches, and the seconds of a step of theirs.
     """
-    for size in SIZES:
-        if _steps(minutes, spent, pace * size / SIZES[-1], before) >= ENOUGH:
-            return size
-    return SIZES[-1]
+    if _steps(minutes, spent, pace, before) < ENOUGH:
+        return how, pace
+    least, most = SIZES[-1], SIZES[0]
+    slowest = seconds_a_step(student, dense, images, replace(how, batch_size=most))
+    paces = {size: pace + (slowest - pace) * (size - least) / (most - least) for size in SIZES}
+    fits = (size for size in SIZES if _steps(minutes, spent, paces[size], before) >= ENOUGH)
+    size = next(fits, least)
+    return replace(how, batch_size=size), paces[size]
 
 
 def macs_of_learning(student: Student, dense: nn.Module, images: Tensor, how: Learning) -> int:

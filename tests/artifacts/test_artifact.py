@@ -289,8 +289,8 @@ def test_a_class_is_no_model(tmp_path):
         bp.load(nn.Linear, tmp_path / "small.safetensors")
 
 
-@pytest.mark.parametrize("name", ["small.pt", "small.ckpt"])
+@pytest.mark.parametrize("name", ["small.pt", "small.CKPT"])
 def test_a_name_of_torchs_own_files_is_refused(name, tmp_path):
-    with pytest.raises(bp.PruneError, match=r"must end in \.safetensors"):
+    with pytest.raises(bp.PruneError, match=r"take \.safetensors"):
         bp.save(nn.Linear(2, 2), tmp_path / name)
     assert not any(tmp_path.iterdir())

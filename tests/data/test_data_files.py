@@ -261,7 +261,7 @@ def test_a_frame_in_two_splits_is_refused(towns, by_town, path, reason):
 def test_decoded_images_are_kept_where_the_environment_says(folder, tmp_path, monkeypatch):
     paths = sorted((folder / "train").rglob("*.png"))
     plain = read_images(paths, (4, 5))
-    monkeypatch.setenv("BRANCHPRUNE_IMAGES", str(tmp_path / "kept"))
+    monkeypatch.setenv("BRANCHPRUNE_IMAGE_CACHE", str(tmp_path / "kept"))
     reads, read = [], files._read_images
     monkeypatch.setattr(files, "_read_images", lambda *given: reads.append(1) or read(*given))
     for count in (1, 1):
@@ -272,7 +272,7 @@ def test_decoded_images_are_kept_where_the_environment_says(folder, tmp_path, mo
     assert torch.equal(read_images(paths, (4, 5)), plain) and len(reads) == 4
     write(paths[0], pixels())
     assert not torch.equal(read_images(paths, (4, 5))[0], plain[0]) and len(reads) == 5
-    monkeypatch.setenv("BRANCHPRUNE_IMAGES", str(paths[0]))  # no folder: nothing is kept
+    monkeypatch.setenv("BRANCHPRUNE_IMAGE_CACHE", str(paths[0]))  # no folder: nothing is kept
     assert torch.equal(read_images(paths, (4, 5))[1:], plain[1:]) and len(reads) == 6
     paths[1].unlink()
     with pytest.raises((PruneError, OSError), match=paths[1].name):

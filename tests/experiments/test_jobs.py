@@ -18,6 +18,7 @@ from pathlib import Path
 folder, name, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 def note(what):
     row = [what, name, time.monotonic(), os.environ["OMP_NUM_THREADS"], os.getcwd()]
+    row += [os.environ["BRANCHPRUNE_IMAGE_CACHE"]]
     with (folder / "log").open("a") as file:
         file.write(json.dumps(row) + "\\n")
 signal.signal(signal.SIGTERM, lambda *_: (note("terminated"), sys.exit(143)))
@@ -72,7 +73,7 @@ def test_jobs_run_in_order_and_what_is_done_is_not_run_again(world):
     runner = world.runner(threads=3)
     assert runner.run([world.job(name) for name in "cba"]) == []
     assert world.names() == ["c", "a"]
-    assert [row[3:] for row in world.rows()] == [["3", str(world.path)]] * 2
+    assert [row[3:5] for row in world.rows()] == [["3", str(world.path)]] * 2
     assert world.said == ["c begins", "c is done", "a begins", "a is done"]
     assert (world.path / "logs" / "c.log").read_text() == "this is c\n"
     assert runner.failed == set()
@@ -238,3 +239,13 @@ def test_an_error_in_a_command_ends_the_others(world):
 )
 def test_paths_are_shown_relative_where_they_are_inside(path, expected):
     assert shown(Path(path), Path("/home/me")) == expected
+
+
+def test_jobs_share_a_folder_of_decoded_images(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    world.runner().run([world.job("a"), world.job("b")])
+    [folder] = {Path(row[-1]) for row in world.rows()}
+    assert folder.parent == tmp_path / "logs" and not folder.exists()
+    monkeypatch.setenv("BRANCHPRUNE_IMAGE_CACHE", str(tmp_path / "mine"))
+    world.runner().run([world.job("c")])
+    assert world.rows()[-1][-1] == str(tmp_path / "mine")

@@ -108,13 +108,16 @@ def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> Non
 def test_minutes_decide_how_many_steps_there_are(trained: Any, monkeypatch: Any) -> None:
     model, x, _, _ = trained
     paces = {torch.float32: 0.5, torch.bfloat16: 0.25}
-    for module in (PACE, COMPRESS):
-        monkeypatch.setattr(module, "seconds_a_step", lambda *given: paces[given[-1].dtype])
+    monkeypatch.setattr(PACE, "seconds_a_step", lambda *given: paces[given[-1].dtype])
     monkeypatch.setattr(COMPRESS.time, "perf_counter", lambda: 3.0)
     how = bp.compress(model, x[:40], minutes=0.05, learning_rate=0.01).how
     assert (how.steps, how.batch_size, how.dtype) == (12, 16, torch.bfloat16)
-    given = {"dtype": torch.bfloat16, "batch_size": 2}
-    how = bp.compress(model, x[:40], minutes=0.6, **given).how
+    given = ("steps", "batch_size", "learning_rate", "dtype", "seed")
+    again = bp.compress(model, x[:40], **{name: getattr(how, name) for name in given}).model
+    first = bp.compress(model, x[:40], minutes=0.05, learning_rate=0.01).model
+    assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
+    small = {"dtype": torch.bfloat16, "batch_size": 2}
+    how = bp.compress(model, x[:40], minutes=0.6, **small).how
     assert (how.steps, how.batch_size) == (144 - 4 * 10, 2)
     with pytest.raises(bp.PruneError, match=r"minutes \(=1e-06\) are too few"):
         bp.compress(model, x[:40], minutes=1e-6)

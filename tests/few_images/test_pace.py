@@ -9,6 +9,7 @@ import torch
 from models import vgg
 
 import branchprune as bp
+from branchprune.few_images import pace as PACE
 from branchprune.few_images import rate
 from branchprune.few_images.learning import Learning
 from branchprune.few_images.pace import largest_batch, steps_within
@@ -42,10 +43,29 @@ def test_steps_and_short_runs_fill_the_time(seconds: float) -> None:
     assert steps_within((seconds + 13) / 60, 10, 0.5) == seconds * 2
 
 
-@pytest.mark.parametrize(("minutes", "size"), [(20.1, 64), (20, 32), (10.1, 32), (10, 16), (0, 16)])
-def test_batches_are_as_large_as_enough_steps_allow(minutes: float, size: int) -> None:
-    """A step of 16 images takes a second; 300 of 64 images are 20 minutes."""
-    assert largest_batch(minutes, 3.0, 1.0) == size
+@pytest.mark.parametrize(
+    ("minutes", "slowest", "size", "pace"),
+    [
+        *[(20.1, 4.0, 64, 4.0), (20, 4.0, 32, 2.0), (10.1, 4.0, 32, 2.0), (10, 4.0, 16, 1.0)],
+        *[(5.1, 1.0, 64, 1.0), (5.6, 1.3, 32, 1.1), (5, 1.0, 16, 1.0)],
+    ],
+)
+def test_batches_are_as_large_as_enough_steps_allow(
+    minutes: float, slowest: float, size: int, pace: float, monkeypatch: Any
+) -> None:
+    """A step of 16 images takes a second; of 64 four, or, on a GPU, hardly more."""
+    asked: list[int] = []
+
+    def seconds(*given: Any) -> float:
+        asked.append(given[-1].batch_size)
+        return slowest
+
+    monkeypatch.setattr(PACE, "seconds_a_step", seconds)
+    model, x = vgg(), torch.randn(2, 3, 8, 8)
+    how = Learning(batch_size=16)
+    found = largest_batch(model, model, x, how, 1.0, minutes, 3.0)  # type: ignore[arg-type]
+    assert (found[0].batch_size, found[1]) == (size, pytest.approx(pace))
+    assert asked == ([] if minutes == 5 else [64])
 
 
 def test_too_few_minutes_say_how_many_it_takes() -> None:

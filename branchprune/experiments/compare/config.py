@@ -20,6 +20,7 @@ from branchprune.experiments.variants import ConfigFile, check, read_file
 KEYS = ("name", "seeds", "budgets", "methods")
 DERIVED = ("text", "prune_task")
 """What the settings of a run hold beside what a file says."""
+NAME = r"\w[\w.-]*"
 COMMON = (
     *("base", "rows", "variants"),
     *(field.name for field in fields(RunConfig) if field.name not in DERIVED),
@@ -153,8 +154,11 @@ def _comparison(settings: Any, file: ConfigFile, variants: tuple[str, ...]) -> C
     if missing:
         raise PruneError(f"{missing[0]} is missing")
     name = settings["name"]
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
-        raise _wrong("name", name, "letters, digits and _.+-")
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise _wrong("name", name, "letters, digits and _.-")
+    for variant in variants:
+        if not re.fullmatch(NAME, variant):
+            raise _wrong("variant", variant, "letters, digits and _.-, for it names a file")
     seeds = _seeds("seeds", settings["seeds"])
     budgets = {
         key: _budget(key, value, file)

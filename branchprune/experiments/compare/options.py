@@ -55,7 +55,7 @@ def make_parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("config", type=Path, help="YAML file: name, seeds, budgets, methods, and what runs share")
-    add("--output", type=Path, help="Folder to write; default: runs/compare/NAME")
+    add("--output", type=Path, help="Folder to write; default: runs/compare/NAME[+VARIANT]")
     add("--results", type=Path, help="File of result lines; default: OUTPUT/NAME.jsonl")
     add("--record", action="store_true", help=RECORD_HELP)
     add("--jobs", type=PositiveInt, default=1, help="Runs side by side")

@@ -64,13 +64,19 @@ def _read(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        keys = [*map(repr, state)] if isinstance(state, dict) else [type(state).__name__]
+    if not isinstance(state, dict) or not all(map(_is, state.values())):
+        entries = state.items() if isinstance(state, dict) else {"": state}.items()
+        others = [(key, type(value).__name__) for key, value in entries if not _is(value)]
+        keys = [f"{key!r} (a {kind})" if key else f"a {kind}" for key, kind in others]
         raise PruneError(
             f"checkpoint {path} holds no state_dict but {', '.join(keys[:NAMED])}"
             f"{' …' * (len(keys) > NAMED)}: save the state_dict() of the model alone"
         )
     return state
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _own(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
@@ -89,7 +95,8 @@ def _own(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Te
             f"checkpoint {path} holds {len(found)} such models, under {', '.join(sorted(found))}: "
             "save the state_dict() of the one that is meant"
         )
-    start = found[0] if found else ""
+    here = {start: sum(start + name in state for name in wanted) for start in found or ends}
+    start = max(here, key=here.__getitem__, default="")
     under = (name for name in state if name.startswith(start))
     return {name.removeprefix(start): state[name] for name in under}
 

@@ -51,3 +51,18 @@ def test_an_error_names_three_keys_and_counts_the_others(tmp_path: Path) -> None
     with pytest.raises(PruneError, match=r"size mismatch for 0\.weight: copying a param with"):
         torch.save(made(5).state_dict(), tmp_path / "wide.pt")
         load_weights(made(), tmp_path / "wide.pt")
+
+
+def test_a_key_that_is_missing_under_a_prefix_is_the_one_that_is_named(tmp_path: Path) -> None:
+    state = under("net.", made())
+    del state["net.2.bias"]
+    torch.save(state | {"loss.weight": torch.ones(3)}, tmp_path / "less.pt")
+    with pytest.raises(PruneError, match=r"Missing key\(s\) in state_dict: \"2\.bias\"\.$"):
+        load_weights(made(), tmp_path / "less.pt")
+
+
+def test_what_is_no_weight_is_named(tmp_path: Path) -> None:
+    torch.save({"0.weight": torch.ones(3), "weights": {}, "epoch": 3}, tmp_path / "more.pt")
+    said = r"holds no state_dict but 'weights' \(a dict\), 'epoch' \(a int\): save"
+    with pytest.raises(PruneError, match=said):
+        load_weights(made(), tmp_path / "more.pt")
