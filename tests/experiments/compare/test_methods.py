@@ -146,3 +146,21 @@ def test_the_committed_results_are_those_of_todays_methods(name, monkeypatch):
         assert (comparison.experiment, run.method, run.budget, run.seed) == tuple(
             line[key] for key in ("experiment", "method", "preset", "seed")
         )
+
+
+@pytest.mark.parametrize(
+    ("variant", "network", "label"),
+    [
+        ("resnet20", "ResNet", "accuracy"),
+        ("resnet56", "ResNet", "accuracy"),
+        ("mobilenet", "MobileNetV2", "accuracy"),
+        ("carla", "Autoencoder", "PSNR in dB"),
+    ],
+)
+def test_networks_of_few_images_are_made_and_their_dense_models_trained(variant, network, label):
+    read = compare_config.read(FILES["few_images_networks"], [variant])
+    chosen = ["--variant", variant, "--output", "x"]
+    found = parse([str(FILES["few_images_networks"]), *chosen])
+    assert read.name == f"few_images_networks+{variant}" and read.metric.label == label
+    assert type(found.model).__name__ == network
+    assert found.dense.checkpoint is None and found.dense.epochs
