@@ -45,8 +45,9 @@ class Student:
         self.model, self.error = collapse_with_error(self.blended)
         self.ends = {path: self._end(path) for path in self.head.values()}
         self._narrow = copied(self.model)  # with the flags of the dense model, which may be frozen
-        for weight in self.model.parameters():
-            weight.requires_grad_(weight.is_floating_point() or weight.is_complex())
+        fixed = constants(blended)
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(_learns(weight) and name not in fixed)
         for name, path in self.head.items():
             layer = self.model.get_submodule(name)
             become(layer, copy.deepcopy(self.blended.model.get_submodule(name)))
@@ -86,6 +87,22 @@ class Student:
             for name in self.head
             for key, value in collapsed.get_submodule(name).state_dict().items()
         }
+
+
+def constants(blended: Blended) -> set[str]:
+    """Return the parameters that the user has frozen, of a model in which others learn.
+
+    Those of layers, which become narrow, are not among them: they learn to be so.
+    """
+    structure = blended.plan.structure
+    layers = {*structure.linears, *structure.twins}
+    flags = {name: weight.requires_grad for name, weight in blended.model.named_parameters()}
+    frozen = {name for name, learns in flags.items() if not learns and any(flags.values())}
+    return {name for name in frozen if name.rpartition(".")[0] not in layers}
+
+
+def _learns(weight: Tensor) -> bool:
+    return weight.is_floating_point() or weight.is_complex()
 
 
 class _Through:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.blending.blended import Blended
 from branchprune.few_images.head import head_layers
+from branchprune.few_images.learning import Learning, learn
 from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 
@@ -96,3 +97,19 @@ def test_a_frozen_model_learns_and_is_frozen_again() -> None:
     trained = student.parameters()
     assert trained and all(parameter.requires_grad for parameter in trained)
     assert not any(parameter.requires_grad for parameter in student.folded().parameters())
+
+
+def test_what_alone_is_frozen_stays_but_layers_learn() -> None:
+    model = Net(
+        lambda m, x: m.c(m.b(m.a(x)).relu()).mean((2, 3)) * m.scale + m.shift,
+        **{name: nn.Conv2d(n, 6, 1) for name, n in (("a", 3), ("b", 6), ("c", 6))},
+        scale=nn.Parameter(torch.full((6,), 2.0), requires_grad=False),
+        shift=nn.Parameter(torch.ones(6)),
+    )
+    model.get_submodule("b").requires_grad_(False)
+    student, x = student_of(model)
+    before = {name: weight.clone() for name, weight in student.folded().named_parameters()}
+    learn(student, student.blended.model, x, Learning(3, 8, match="outputs"))
+    after = student.folded().named_parameters()
+    moved = {name for name, weight in after if not torch.equal(weight, before[name])}
+    assert "scale" not in moved and {"shift", "a.weight", "b.weight", "b.bias"} <= moved
