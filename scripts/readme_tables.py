@@ -37,13 +37,7 @@ COMPARISONS = (
     *("few_images_16px", "few_images_forms", "cliff_norms_16px"),
 )
 """Comparisons that have a page, as configs/compare/ names them."""
-NETWORKS = {
-    "comparison": "few_images_networks",
-    **{
-        variant: f"few_images_networks+{variant}"
-        for variant in ("resnet20", "mobilenet", "resnet56", "carla")
-    },
-}
+NETWORKS = {"comparison": "few_images_networks"}
 """Comparisons of one page, by the name of their table."""
 
 

@@ -143,13 +143,17 @@ def _notes(results: Results) -> str:
 
 def _missing(results: Results) -> list[str]:
     """Return a paragraph on the runs without a line, if there are any."""
+    begun = results.budgets
+    whole = [budget for budget in results.comparison.budgets if budget not in begun]
     seeds: dict[tuple[str, str], list[str]] = {}
     for run in results.missing():
-        seeds.setdefault((run.budget, run.method), []).append(str(run.seed))
+        if run.budget in begun:
+            seeds.setdefault((run.budget, run.method), []).append(str(run.seed))
     methods: dict[tuple[str, str], list[str]] = {}
     for (budget, method), some in seeds.items():
         methods.setdefault((budget, ", ".join(some)), []).append(method)
-    found = [
+    found = [f"{', '.join(whole)}: all"] if whole else []
+    found += [
         f"{budget}, seeds {some}: {', '.join(names)}"
         if len(names) < len(results.comparison.methods)
         else f"{budget}, seeds {some}: all"
