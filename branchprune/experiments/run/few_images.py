@@ -172,11 +172,12 @@ class FewImagesConfig(Untrained):
         if before is not None:
             steps = min(2, before.steps) if setup.settings.fast else before.steps
             first = replace(how, steps=steps, learning_rate=before.learning_rate)
-            order: Order = "input first" if before.order == "input first" else "together"
             if before.order == "robust first":
                 rank = partial(robust_first, blended, dense, images)
                 macs += macs_a_step(rank, first)
-                order = rank(first)
+                order: Order = rank(first)
+            else:
+                order = before.order
             start = partial(blended_start, blended, dense, images, drawn=before.drawn, order=order)
             macs += steps * macs_a_step(start, first, min(steps, COUNTED))
             blended = start(first)
