@@ -199,7 +199,8 @@ class _Comparing:
 
     def _dense_command(self) -> list[str]:
         arguments = self._dense_arguments()
-        return [*COMMAND, "dense", *arguments, *self.stale.resume_options(self.dense, arguments)]
+        options = self.stale.resume_options(self.dense, arguments, OF_DENSE)
+        return [*COMMAND, "dense", *arguments, *options]
 
     def _dense_arguments(self) -> list[str]:
         seed = str(self.comparison.seeds[0])

@@ -56,9 +56,17 @@ class StaleCheck:
             self._tell(f"{folder} is of another configuration ({changed[0]} was {values})")
         return bool(changed)
 
-    def resume_options(self, folder: Path, arguments: list[str]) -> list[str]:
-        """Return the options that go on with the run in a folder, or begin it anew."""
-        if not self.differs(folder, arguments):
+    def resume_options(
+        self, folder: Path, arguments: list[str], sections: Sequence[str] = ()
+    ) -> list[str]:
+        """Return the options that go on with the run in a folder, or begin it anew.
+
+        Args:
+            folder: The folder of the run.
+            arguments: Those of `branchprune run` today.
+            sections: Sections of the configuration that count; empty: all.
+        """
+        if not self.differs(folder, arguments, sections):
             return ["--resume"]
         self._tell(f"{folder} is kept as {folder.name}.previous, and its run begins anew")
         return ["--overwrite", "true"]

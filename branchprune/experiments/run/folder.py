@@ -13,7 +13,7 @@ import yaml
 
 from branchprune.errors import PruneError
 from branchprune.experiments.files import nearest_existing
-from branchprune.experiments.run.configuration_digest import changed_settings, flat
+from branchprune.experiments.run.configuration_digest import OF_DENSE, changed_settings, flat
 
 STAGE = (
     *("metrics.csv", "metrics.csv.kept", "hparams.yaml", "finished.json"),
@@ -108,8 +108,10 @@ def _check_same(path: Path, resumed: str, command: str) -> None:
     if not path.is_file():
         raise PruneError(f"output folder {path.parent} is no run that could be resumed: no {path}")
     before, now = (flat(yaml.safe_load(text)) for text in (path.read_text(), resumed))
+    later = {part.name for part in path.parent.iterdir() if part.is_dir()} - {"dense"}
+    sections = OF_DENSE if command == "dense" and not later else ()
     for key in changed_settings(before, now):
-        if key not in MAY_DIFFER:
+        if key not in MAY_DIFFER and (not sections or key.partition(".")[0] in sections):
             again = [str(path), "--output", str(path.parent), "--resume"]
             raise PruneError(
                 f"output folder {path.parent} is a run with other settings: {key} was "

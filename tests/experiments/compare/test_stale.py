@@ -74,6 +74,16 @@ def test_a_dense_model_of_another_configuration_is_trained_anew(configured, caps
     assert "(dense.epochs was 5, today 6)" in capsys.readouterr().out
 
 
+def test_a_dense_training_goes_on_whatever_is_pruned_afterwards(configured):
+    Path("base.yaml").write_text("{prune: {keep: 0.5}}")
+    assert configured.go() == 0
+    configured.finish()
+    Path("runs/compare/small/dense/dense.safetensors").unlink()  # as if it had been broken off
+    Path("base.yaml").write_text("{prune: {keep: 0.25}}")
+    assert configured.go() == 0
+    assert configured.args("dense")[-1] == "--resume"
+
+
 def test_lines_that_do_not_say_their_configuration_stay(configured, capsys):
     assert configured.go() == 0
     Path("log").unlink()

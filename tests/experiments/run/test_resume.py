@@ -373,6 +373,27 @@ def test_other_settings_are_refused(killed, capsys):
     assert "seed was 3 and is 4" in capsys.readouterr().err
 
 
+def test_a_dense_training_alone_may_be_pruned_otherwise_later(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Killed, "steps", 0)
+    monkeypatch.setattr(Killed, "at", 7)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    arguments = ["dense", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "dense")]
+    with pytest.raises(Kill):
+        main(arguments)
+    again = [*arguments, "--prune.widths.keep", "0.25", "--resume"]
+    assert main([*again, "--seed", "4"]) == 2
+    assert "seed was 3 and is 4" in capsys.readouterr().err
+    monkeypatch.setattr(Killed, "at", -1)
+    assert main(again) == 0
+    assert DENSE in capsys.readouterr().out
+
+
+def test_a_dense_training_in_a_run_that_has_pruned_is_refused(killed, capsys):
+    arguments = ["dense", str(killed.parent / "config.yaml"), "--output", str(killed), "--resume"]
+    assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
+    assert "prune.widths.keep was 0.5 and is 0.25" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(CONFIG)
     (tmp_path / "mine").mkdir()
