@@ -23,6 +23,7 @@ from branchprune.errors import PruneError
 from branchprune.experiments.run.parser_errors import explained
 from branchprune.few_images.card import card
 from branchprune.few_images.compress import STEPS, compress
+from branchprune.graph.inputs import tensors
 
 WEIGHTS = f"{CHECKPOINT}; of a model of torchvision or timm, without this, those that it has there"
 SIZE = """height and width of the images, '[96, 128]', or one number for both: they are resized
@@ -50,14 +51,16 @@ def main(args: Sequence[str], console: Console) -> None:
     origin_fields(origin.made_by, origin.init_args)  # what cannot be written is told now
     model, known = trained(origin, checkpoint)
     wanted = known.but(options.image_size, options.mean, options.std)
-    images = wanted.read(options.images, options.grey)
+    images = (wanted.read(options.images, options.grey) for _ in range(1))  # once all is checked
     names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
     chosen = {name: options[name] for name in names}
     told = progress(console, "choosing channels, trying learning rates")
     with told as show, _warnings_in_a_line():
         found = compress(model, images, **chosen, progress=show)
     save(found.model, output, origin.made_by, origin.init_args)
-    text = card(found, options.model, images.shape[-2:], wanted.mean, wanted.std)
+    text = card(
+        found, options.model, tensors(found.plan.whole)[0].shape[-2:], wanted.mean, wanted.std
+    )
     output.with_suffix(".md").write_text(text, encoding="utf-8")
     console.print(f"{found}\n{output}", markup=False, highlight=False, soft_wrap=True)
 

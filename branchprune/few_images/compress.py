@@ -30,6 +30,7 @@ from branchprune.few_images.trial import check_weights, try_out
 from branchprune.graph.inputs import copied
 from branchprune.graph.plain_model import check_model
 from branchprune.graph.random_generators import seeded
+from branchprune.planning.group_widths import check_widths
 from branchprune.planning.plan import Plan, plan
 
 HELD_OUT = 0.1
@@ -134,6 +135,7 @@ def compress(
             `minutes` are too few.
     """
     began = time.perf_counter()
+    check_widths(keep, multiple_of)
     how = Learning(
         STEPS if steps is None else steps,
         SIZES[0 if minutes is None else -1] if batch_size is None else batch_size,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 
 from branchprune.blending.bn_recalibration import Inputs, batch_norms, reestimate
 from branchprune.blending.fit_expand import products, write_fit
+from branchprune.few_images.head import reading
 from branchprune.few_images.start import RIDGE
 from branchprune.few_images.student import Student
-from branchprune.graph.inputs import first_call, tensors, training_mode
+from branchprune.graph.inputs import training_mode
 
 
 class Averaging:
@@ -71,17 +71,31 @@ def refit(student: Student, dense: nn.Module, batches: Iterator[Tensor], count: 
     """
     seen = [*islice(batches, count)]
     with torch.no_grad(), training_mode(student.model, False), training_mode(dense, False):
-        for layer, path in student.head.items() if seen else ():
-            end = student.ends[path]
-            found = [_pair(student.model, dense, end, layer, batch) for batch in seen]
-            narrow, wide = (torch.cat([*each]) for each in zip(*found, strict=True))
-            write_fit(end, products(end, narrow, wide, layer), RIDGE, layer)
+        for path, end in student.ends.items() if seen else ():
+            found = [
+                products(end, narrow, wide, layer)
+                for layer in student.head
+                if student.head[layer] == path
+                for images in seen
+                for narrow, wide in _pairs(student.model, dense, layer, images)
+            ]
+            sums = [
+                (torch.stack(squares).sum(0), torch.stack(mixed).sum(0))
+                for squares, mixed in (
+                    zip(*piece, strict=True) for piece in zip(*found, strict=True)
+                )
+            ]
+            write_fit(end, sums, RIDGE, path)
 
 
-def _pair(
-    narrow: nn.Module, dense: nn.Module, end: nn.Module, layer: str, images: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return what an end maps in the narrow model, and what its layer reads in the dense one."""
-    found = first_call(end, partial(narrow, images))
-    wanted = first_call(dense.get_submodule(layer), partial(dense, images))
-    return tensors(found)[0], tensors(wanted)[0]
+def _pairs(
+    narrow: nn.Module, dense: nn.Module, layer: str, images: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what reaches a layer's end in the narrow model and what it reads in the dense one.
+
+    Of each call: a head may be shared by several levels of features.
+    """
+    with reading(narrow, [layer], first=True) as found, reading(dense, [layer]) as wanted:
+        narrow(images)
+        dense(images)
+    return zip(found[layer], wanted[layer], strict=True)

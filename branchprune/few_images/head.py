@@ -89,12 +89,13 @@ def called(model: nn.Module, plan: Plan, layers: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def reading(model: nn.Module, layers: Sequence[str]) -> Iterator[Read]:
+def reading(model: nn.Module, layers: Sequence[str], first: bool = False) -> Iterator[Read]:
     """Collect what layers read, for a `with` block; to be cleared between forward passes.
 
     Args:
         model: The model.
         layers: Paths of layers in it.
+        first: Whether it is taken before the hooks of a layer change it.
     """
     read: Read = {name: [] for name in layers}
 
@@ -105,7 +106,9 @@ def reading(model: nn.Module, layers: Sequence[str]) -> Iterator[Read]:
         return hook
 
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True)
+        model.get_submodule(name).register_forward_pre_hook(
+            note(name), prepend=first, with_kwargs=True
+        )
         for name in layers
     ]
     try:

@@ -110,7 +110,8 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_runs(
         (("timm/resnet50.a1_in1k", images, "--init_args.num_classes", 5), "of this one"),
         (("torchvision/resnet18", images, "--init_args.num_classes", 5), "of this one"),
         ((net, images / "0.png", "--output", tmp_path / "a.safetensors"), "0.png is a file"),
-        ((net, images, "--minutes", -1, "--output", tmp_path / "a.safetensors"), "minutes"),
+        ((net, tmp_path / "none", "--minutes", -1), "minutes"),
+        ((net, tmp_path / "none", "--keep", 2), "keep (=2"),
     ):
         assert call(*args) == 2
         error = capsys.readouterr().err.strip()

@@ -59,3 +59,39 @@ def test_the_end_before_the_head_is_fitted_by_least_squares() -> None:
     wanted = torch.linalg.solve(square, seen[0].T @ wide).T
     assert not torch.allclose(before, wanted, rtol=0.01)
     torch.testing.assert_close(end.weights[0].detach(), wanted.detach())
+
+
+class TwoLevels(nn.Module):
+    """One head reads the features at two sizes, as those of detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.down = nn.Conv2d(3, 8, 3), nn.AvgPool2d(2)
+        self.head, self.boxes = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs at both sizes, and others at the larger one."""
+        features = self.features(x).relu()
+        return self.boxes(features), self.head(features), self.head(self.down(features))
+
+
+def test_an_end_is_fitted_to_all_calls_of_all_heads_behind_it() -> None:
+    torch.manual_seed(0)
+    model, x = TwoLevels().double().eval(), torch.randn(6, 3, 8, 8).double()
+    student = Student(fitted_start(model, bp.plan(model, x[:2], 0.5), x))
+    [end] = student.ends.values()
+    seen: list[Tensor] = []
+    hook = end.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    student.model.eval()(x)
+    hook.remove()
+    with torch.no_grad():
+        end.weights[0].normal_()
+    refit(student, model, iter([x]), 1)
+    wide = model.features(x).relu()
+    levels = wide, wide, model.down(wide)
+    narrow = torch.cat([level.transpose(0, 1).flatten(1) for level in seen], 1)
+    wanted = torch.cat([level.transpose(0, 1).flatten(1) for level in levels], 1)
+    square = narrow @ narrow.T
+    square += 0.1 * square.diagonal().mean() * torch.eye(len(square))
+    fitted = torch.linalg.solve(square, narrow @ wanted.T).T
+    torch.testing.assert_close(end.weights[0].detach(), fitted.detach())
