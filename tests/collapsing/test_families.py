@@ -64,7 +64,6 @@ FAMILIES = {
     "regnet_y_400mf": Family(deep=True),
     "shufflenet_v2_x0_5": Family(),
     "convnext_tiny": Family(deep=True),
-    "lraspp_mobilenet_v3_large": Family(options=DENSE),
     "deeplabv3_mobilenet_v3_large": Family(options=DENSE),
     "mc3_18": Family(shape=(3, 4, 32, 32)),
     "swin_t": Family(0.29, deep=True),

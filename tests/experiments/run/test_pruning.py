@@ -122,8 +122,6 @@ def test_a_budget_of_epochs_is_spent_to_the_last(go, text, epochs):
     "text",
     [
         "cut: {}, finetune: {}",
-        "blend: {levels: [0.5, 0.0], hold: 2}",
-        "blend: {levels: [0.5, 0.2, 0.0], hold: 2, thaw_at: null}",
         "blend: {levels: [0.5, 0.2, 0.0], hold: 2, thaw_at: 0.2, mixing: group, matching: 0.5}",
         "blend: {levels: [0.5, 0.0], order: [features.0, features.3, features.7]}",
         "blend: {levels: [0.5, 0.0]}, finetune: {}, task: {teacher_weight: 0.5}",
