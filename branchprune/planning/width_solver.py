@@ -1,0 +1,169 @@
+"""The widths with the least error whose costs are within limits.
+
+The error is a sum over groups, each of its own width; a cost is not, since a layer costs the product
+of the widths on both sides. With a price on each cost, group after group takes the width that is
+best beside the present ones of the others, until none changes (coordinate descent); prices are
+found by bisection, and what is left of the limits is filled greedily. At last each group in turn is
+made narrower and the rest filled again, as long as that lowers the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from branchprune.planning.cost_model import CostModel
+
+SWEEPS = 20
+"""Of coordinate descent at one price, at most."""
+HALVINGS = 30
+"""Of the price."""
+ROUNDS = 6
+"""In which the prices of several costs are weighed against each other."""
+TRIALS = 400
+"""Of a narrower group and the rest filled again, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """A cost and the most that it may be."""
+
+    cost: CostModel
+    most: float
+
+    def holds(self, kept: Tensor) -> bool:
+        """Return whether widths, float64, shape (G,), are within it."""
+        return self.cost.total(kept) <= self.most
+
+
+class Solver:
+    """Chooses widths; the same curves serve several limits.
+
+    Args:
+        widths: Those that each group may take, rising; one that has a single one stays.
+        errors: For each group, the error of the model at each of them, falling.
+    """
+
+    def __init__(self, widths: Sequence[Sequence[int]], errors: Sequence[Sequence[float]]) -> None:
+        most = max(map(len, widths))
+        # Shorter rows are filled up with their last entry, which argmin then finds at its own place.
+        self.widths = torch.tensor(
+            [[*row, *[row[-1]] * (most - len(row))] for row in widths], dtype=torch.double
+        )
+        self.errors = torch.tensor(
+            [[*row, *[row[-1]] * (most - len(row))] for row in errors], dtype=torch.double
+        )
+        self.open = [g for g, row in enumerate(widths) if len(row) > 1]
+
+    def error(self, kept: Tensor) -> float:
+        """Return the sum of the errors at some widths, float64, shape (G,)."""
+        return float(self._errors_now(kept).sum())
+
+    def solve(self, limits: Sequence[Limit]) -> Tensor | None:
+        """Return widths within all limits, with as little error as is found; None: there are none.
+
+        Args:
+            limits: The limits.
+
+        Returns:
+            The widths, float64, shape (G,).
+        """
+        narrowest, widest = self.widths[:, 0].clone(), self.widths[:, -1].clone()
+        if all(limit.holds(widest) for limit in limits):
+            return widest
+        if not all(limit.holds(narrowest) for limit in limits):
+            return None
+        best = self._filled(narrowest, limits)
+        weights = [1.0] * len(limits)
+        for _ in range(ROUNDS if len(limits) > 1 else 1):
+            for start in (widest, narrowest):
+                found = self._filled(self._bisected(start, limits, weights), limits)
+                best = min(best, found, key=self.error)
+            used = [limit.cost.total(best) / limit.most for limit in limits]
+            weights = [w * share**8 for w, share in zip(weights, used, strict=True)]
+        return self._exchanged(best, limits)
+
+    def _errors_now(self, kept: Tensor) -> Tensor:
+        places = torch.searchsorted(self.widths, kept[:, None])
+        return self.errors.gather(1, places)
+
+    def _bisected(
+        self, start: Tensor, limits: Sequence[Limit], weights: Sequence[float]
+    ) -> Tensor:
+        """Return what descent from a start finds at the least price that keeps all limits."""
+        scale = float((self.errors[:, 0] - self.errors[:, -1]).sum()) or 1.0
+        low, high = 1e-6 * scale, 1e6 * scale
+        found = self.widths[:, 0].clone()
+        for _ in range(HALVINGS):
+            price = (low * high) ** 0.5
+            each = [price * w / limit.most for w, limit in zip(weights, limits, strict=True)]
+            kept = self._descended(start, limits, each)
+            if all(limit.holds(kept) for limit in limits):
+                high, found = price, kept
+            else:
+                low = price
+        return found
+
+    def _descended(
+        self, start: Tensor, limits: Sequence[Limit], prices: Sequence[float]
+    ) -> Tensor:
+        """Return the widths at which no group alone lowers error plus price."""
+        kept = start.clone()
+        for _ in range(SWEEPS):
+            before = kept.clone()
+            for g in self.open:
+                row = slice(g, g + 1)
+                total = self.errors[row]
+                for limit, price in zip(limits, prices, strict=True):
+                    changes = limit.cost.changes(kept, self.widths[row], row)
+                    total = total + price * changes
+                kept[g] = self.widths[g, int(total.argmin())]
+            if torch.equal(kept, before):
+                break
+        return kept
+
+    def _filled(self, start: Tensor, limits: Sequence[Limit], per_cost: bool = True) -> Tensor:
+        """Return wider groups, as long as limits hold: first where most error goes (for the cost)."""
+        kept = start.clone()
+        while True:
+            gains = self._errors_now(kept) - self.errors
+            shares = torch.zeros_like(gains)
+            for limit in limits:
+                left = max(limit.most - limit.cost.total(kept), 0.0)
+                changes = limit.cost.changes(kept, self.widths, slice(None))
+                shares = torch.maximum(shares, changes / max(left, 1e-300))
+            worth = gains / shares.clamp_min(1e-12) if per_cost else gains
+            worth = torch.where((shares <= 1) & (gains > 0), worth, 0.0)
+            place = int(worth.argmax())
+            g, which = divmod(place, worth.shape[1])
+            if float(worth[g, which]) <= 0:
+                return kept
+            wider = kept.clone()
+            wider[g] = self.widths[g, which]
+            if not all(limit.holds(wider) for limit in limits):  # by rounding
+                return kept
+            kept = wider
+
+    def _exchanged(self, start: Tensor, limits: Sequence[Limit]) -> Tensor:
+        """Return what is no worse than each group a little narrower and the rest filled again."""
+        best, least, trials = start, self.error(start), 0
+        improved = True
+        while improved and trials < TRIALS:
+            improved = False
+            for g in self.open:
+                place = int(torch.searchsorted(self.widths[g], best[g]))
+                for narrower in {place - 1, place - 2, place // 2}:
+                    if not 0 <= narrower < place:
+                        continue
+                    trials += 1
+                    kept = best.clone()
+                    kept[g] = self.widths[g, narrower]
+                    ways = (self._filled(kept, limits, per_cost) for per_cost in (True, False))
+                    found = min(ways, key=self.error)
+                    if (error := self.error(found)) < least - 1e-12 * abs(least):
+                        best, least, improved = found, error, True
+                        break
+        return best
