@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,17 +41,39 @@ def reconstruction(group: GroupWeights) -> Tensor:
             f"init 'reconstruction' needs batches that reach what reads {group.name} in "
             "evaluation: give attach batches of training inputs, or leave it out with `exclude`"
         )
-    parts = [_Residual(reading, group.kept) for reading in group.readings]
+    picked, explained = pick(group.readings, group.kept)
     scores = torch.zeros(group.width, dtype=torch.double)
-    for place in range(group.kept):
-        gains = torch.stack([part.gains() for part in parts]).sum(0)
-        pick = int(torch.where(scores > 0, -1, gains).argmax())
-        scores[pick] = group.width - place
+    scores[picked] = torch.arange(group.width, group.width - group.kept, -1, dtype=torch.double)
+    rest = explained[-1]
+    return torch.where(scores > 0, scores, rest / (1 + rest.max()))
+
+
+def pick(readings: Sequence[Reading], count: int) -> tuple[Tensor, Tensor]:
+    """Pick channels one by one, always the one that explains most of what is left; see above.
+
+    Args:
+        readings: What layers read of the channels.
+        count: How many to pick.
+
+    Returns:
+        The channels in the order in which they are picked, shape (count,), and before each pick and
+        after the last one what each channel would explain of what all readers make of them, as a
+        share that is added up over the readers, shape (count + 1, C).
+    """
+    parts = [_Residual(reading, count) for reading in readings]
+    width = len(readings[0].covariance)
+    picked, free = torch.zeros(count, dtype=torch.long), torch.ones(width, dtype=torch.bool)
+    gains = torch.zeros(count + 1, width, dtype=torch.double)
+    for place in range(count + 1):
+        gains[place] = torch.stack([part.gains() for part in parts]).sum(0)
+        if place == count:
+            break
+        picked[place] = channel = int(torch.where(free, gains[place], -1).argmax())
+        free[channel] = False
         for part in parts:
             if part.is_open():  # of fewer samples than channels, a few picks explain all
-                part.pick(pick)
-    rest = torch.stack([part.gains() for part in parts]).sum(0)
-    return torch.where(scores > 0, scores, rest / (1 + rest.max()))
+                part.pick(channel)
+    return picked, gains
 
 
 class _Residual:

@@ -52,20 +52,20 @@ def read(
     """
     if isinstance(batches, Tensor):
         raise PruneError("batches must be several inputs of forward, such as [batch]")
-    readers = [*_readers(structure, groups)]
-    with training_mode(run, False), torch.no_grad(), _listening(model, readers):
+    listeners = readers(structure, groups)
+    with training_mode(run, False), torch.no_grad(), listening(model, listeners):
         for batch in batches:
             call(run, batch)
     found: dict[int, list[Reading]] = {group: [] for group in groups}
-    for reader in readers:
+    for reader in listeners:
         if reader.count:
             layer = model.get_submodule(reader.layer.name)
             found[reader.group].append(reader.reading(layer))
     return found
 
 
-def _readers(structure: Structure, groups: Iterable[int]) -> Iterator[_Reader]:
-    """Yield a reader for every layer and each group that it reads.
+def readers(structure: Structure, groups: Iterable[int]) -> list[Reader]:
+    """Return a reader for every layer and each of some groups that it reads.
 
     Channels are numbered through all groups; a layer's labels say which one is at each entry of
     its input.
@@ -76,27 +76,29 @@ def _readers(structure: Structure, groups: Iterable[int]) -> Iterator[_Reader]:
         runs = [torch.arange(p.width).repeat_interleave(p.repeat) + starts[p.group] for p in pieces]
         return torch.cat(runs)
 
+    found = []
     for layer in structure.linears.values():
         read_here = {piece.group for piece in layer.inputs or ()}
         labels = labels_of(layer.origin or Own(layer.inputs), own) if read_here else None
         for group in read_here.intersection(groups):
             assert labels is not None
             width = structure.groups[group].width
-            yield _Reader(layer, group, labels - starts[group], width)
+            found.append(Reader(layer, group, labels - starts[group], width))
+    return found
 
 
 @contextmanager
-def _listening(model: nn.Module, readers: Iterable[_Reader]) -> Iterator[None]:
-    """Let the readers see what their layers read, as long as the block runs."""
+def listening(model: nn.Module, listeners: Iterable[Reader]) -> Iterator[None]:
+    """Let readers see what their layers of a model read, as long as the block runs."""
     with ExitStack() as hooks:
-        for reader in readers:
+        for reader in listeners:
             layer = model.get_submodule(reader.layer.name)
             hook = layer.register_forward_pre_hook(reader.add, with_kwargs=True)
             hooks.callback(hook.remove)
         yield
 
 
-class _Reader:
+class Reader:
     """Sums over the channels of a group that a layer reads, in float64 on the CPU.
 
     Args:
@@ -140,6 +142,23 @@ class _Reader:
                 made *= block[entries][:, None] == block[entries]
             weights += made
         return Reading(self._placed(covariance), self._placed(weights))
+
+    def moment(self) -> Tensor:
+        """Return the mean of `u uᵀ` over all that has been read, shape (C, C), float64."""
+        return self._placed(self.second / self.count)
+
+    def mapped(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Return what the layer reads, the channels of the group mapped.
+
+        Args:
+            x: An input of the layer.
+            matrix: What maps them, shape (C, C), in the dtype and on the device of `x`.
+        """
+        moved = x.movedim(self.layer.dim, -1).clone()
+        inner = matrix[self.present[:, None], self.present]
+        for entries in self.entries.T:
+            moved[..., entries] = moved[..., entries] @ inner.T
+        return moved.movedim(-1, self.layer.dim)
 
     def _placed(self, matrix: Tensor) -> Tensor:
         """Return a matrix of the channels that are read, at their places among all."""

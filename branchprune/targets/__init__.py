@@ -1,0 +1,1 @@
+"""Widths from a target: error curves, latency, selection, correction."""
