@@ -3,12 +3,13 @@
 The error is a sum over groups, each of its own width; a cost is not, since a layer costs the product
 of the widths on both sides. With a price on each cost, group after group takes the width that is
 best beside the present ones of the others, until none changes (coordinate descent); prices are
-found by bisection, and what is left of the limits is filled greedily. At last each group in turn is
-made narrower and the rest filled again, as long as that lowers the error.
+found by bisection, and what is left of the limits is filled greedily. At last two groups at a time
+are changed and the rest filled again, as long as that lowers the error.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ HALVINGS = 30
 """Of the price."""
 ROUNDS = 6
 """In which the prices of several costs are weighed against each other."""
-TRIALS = 400
-"""Of a narrower group and the rest filled again, at most."""
+TRIALS = 500
+"""Of two groups changed and the rest filled again, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,45 +126,66 @@ class Solver:
                 break
         return kept
 
-    def _filled(self, start: Tensor, limits: Sequence[Limit], per_cost: bool = True) -> Tensor:
-        """Return wider groups, as long as limits hold: first where most error goes (for the cost)."""
+    def _filled(self, start: Tensor, limits: Sequence[Limit]) -> Tensor:
+        """Return wider groups, as long as limits hold: first where most error goes for the cost."""
         kept = start.clone()
         while True:
             gains = self._errors_now(kept) - self.errors
-            shares = torch.zeros_like(gains)
-            for limit in limits:
-                left = max(limit.most - limit.cost.total(kept), 0.0)
-                changes = limit.cost.changes(kept, self.widths, slice(None))
-                shares = torch.maximum(shares, changes / max(left, 1e-300))
-            worth = gains / shares.clamp_min(1e-12) if per_cost else gains
-            worth = torch.where((shares <= 1) & (gains > 0), worth, 0.0)
-            place = int(worth.argmax())
-            g, which = divmod(place, worth.shape[1])
-            if float(worth[g, which]) <= 0:
-                return kept
-            wider = kept.clone()
-            wider[g] = self.widths[g, which]
-            if not all(limit.holds(wider) for limit in limits):  # by rounding
+            shares = self._shares(kept, limits)
+            worth = torch.where((shares <= 1) & (gains > 0), gains / shares.clamp_min(1e-12), 0.0)
+            wider = self._with_best(kept, worth)
+            if wider is None or not all(limit.holds(wider) for limit in limits):
                 return kept
             kept = wider
 
     def _exchanged(self, start: Tensor, limits: Sequence[Limit]) -> Tensor:
-        """Return what is no worse than each group a little narrower and the rest filled again."""
+        """Return what is no worse than any two groups changed and the rest filled again."""
         best, least, trials = start, self.error(start), 0
         improved = True
         while improved and trials < TRIALS:
             improved = False
             for g in self.open:
-                place = int(torch.searchsorted(self.widths[g], best[g]))
-                for narrower in {place - 1, place - 2, place // 2}:
-                    if not 0 <= narrower < place:
-                        continue
+                for width in self._near(g, best):
                     trials += 1
                     kept = best.clone()
-                    kept[g] = self.widths[g, narrower]
-                    ways = (self._filled(kept, limits, per_cost) for per_cost in (True, False))
-                    found = min(ways, key=self.error)
+                    kept[g] = width
+                    # Whatever one other group can be, the limits holding, with the least error.
+                    change = self.errors - self._errors_now(kept)
+                    worth = 1 + float(change.max()) - change
+                    worth = torch.where(self._shares(kept, limits) <= 1, worth, 0.0)
+                    worth[g] = 0.0
+                    found = self._with_best(kept, worth)
+                    if found is None or not all(limit.holds(found) for limit in limits):
+                        continue
+                    found = self._filled(found, limits)
                     if (error := self.error(found)) < least - 1e-12 * abs(least):
                         best, least, improved = found, error, True
                         break
         return best
+
+    def _shares(self, kept: Tensor, limits: Sequence[Limit]) -> Tensor:
+        """Return which share of what is left of the limits each group's width would take."""
+        shares = torch.full_like(self.widths, -math.inf)
+        for limit in limits:
+            left = limit.most - limit.cost.total(kept)
+            changes = limit.cost.changes(kept, self.widths, slice(None))
+            used = changes / left if left > 0 else torch.where(changes <= left, 0.0, math.inf)
+            shares = torch.maximum(shares, used)
+        return shares
+
+    def _with_best(self, kept: Tensor, worth: Tensor) -> Tensor | None:
+        """Return widths with the single change of most worth; None: none is worth anything."""
+        g, place = divmod(int(worth.argmax()), worth.shape[1])
+        if float(worth[g, place]) <= 0:
+            return None
+        found = kept.clone()
+        found[g] = self.widths[g, place]
+        return found
+
+    def _near(self, g: int, kept: Tensor) -> list[Tensor]:
+        """Return other widths of a group, ever farther from its own."""
+        row = self.widths[g].unique()
+        now = int(torch.searchsorted(row, kept[g]))
+        steps = [2**i for i in range(len(row).bit_length())]
+        places = [now + sign * step for step in steps for sign in (-1, 1)]
+        return [row[place] for place in places if 0 <= place < len(row)]
