@@ -22,7 +22,8 @@ from branchprune.errors import PruneError
 from branchprune.few_images.compress import Compressed, compress
 from branchprune.few_images.folder import read_folder
 from branchprune.graph.rules.teach import forget, teach
-from branchprune.planning.plan import Plan, plan
+from branchprune.planning.plan import Plan
+from branchprune.targets.plan import plan
 
 __version__ = "0.1.0"
 

@@ -48,12 +48,15 @@ def reconstruction(group: GroupWeights) -> Tensor:
     return torch.where(scores > 0, scores, rest / (1 + rest.max()))
 
 
-def pick(readings: Sequence[Reading], count: int) -> tuple[Tensor, Tensor]:
+def pick(
+    readings: Sequence[Reading], count: int, order: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pick channels one by one, always the one that explains most of what is left; see above.
 
     Args:
         readings: What layers read of the channels.
         count: How many to pick.
+        order: Which to pick instead, at least `count` of them.
 
     Returns:
         The channels in the order in which they are picked, shape (count,), and before each pick and
@@ -68,7 +71,8 @@ def pick(readings: Sequence[Reading], count: int) -> tuple[Tensor, Tensor]:
         gains[place] = torch.stack([part.gains() for part in parts]).sum(0)
         if place == count:
             break
-        picked[place] = channel = int(torch.where(free, gains[place], -1).argmax())
+        best = torch.where(free, gains[place], -1).argmax() if order is None else order[place]
+        picked[place] = channel = int(best)
         free[channel] = False
         for part in parts:
             if part.is_open():  # of fewer samples than channels, a few picks explain all

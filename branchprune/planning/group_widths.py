@@ -156,7 +156,7 @@ def _widths(
         return group.width, wanted, (group.reason and str(group.reason)) or spared
     if wanted < group.width or fraction == 1:
         return wanted, wanted, None
-    step = _step(group, multiple_of)
+    step = step_of(group, multiple_of)
     divisible = f" in multiples of {step}" * (step > 1)
     channels = "1 channel" if group.width == 1 else f"{group.width} channels"
     return wanted, wanted, f"{channels} cannot shrink to {fraction:.3g} of them{divisible}"
@@ -191,11 +191,12 @@ def _excluded(
     return found and f"{found} is excluded"
 
 
-def _step(group: ChannelGroup, multiple_of: int) -> int:
+def step_of(group: ChannelGroup, multiple_of: int) -> int:
+    """Return the number of which a group keeps a multiple."""
     step = lcm(group.blocks, multiple_of)
     return group.blocks if step > group.width else step
 
 
 def _round(group: ChannelGroup, fraction: float, multiple_of: int) -> int:
-    step = _step(group, multiple_of)
+    step = step_of(group, multiple_of)
     return min(group.width, max(step, round(fraction * group.width / step) * step))

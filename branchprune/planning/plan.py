@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,9 @@ from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_g
 from branchprune.planning.paths import check_named, check_reached, paths_of, within
 from branchprune.planning.staying import Staying, find_staying, staying_lines
 from branchprune.planning.trial import try_widths
+
+Choose = Callable[[nn.Module, Structure], tuple[PlannedGroup, ...]]
+"""Decides how wide each group of a model will be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +106,13 @@ class Plan:
         unseen = {name: vars(cost) for name, cost in self.unseen.items()}
         return numbers | ({"unseen": unseen} if unseen else {})
 
-    def __str__(self) -> str:
+    def table(self) -> list[str]:
+        """Return the groups as lines for people."""
         rows = [("group", "layers", "width", "MACs", "stays because")]
-        rows += [group.row() for group in self.groups]
-        lines = in_columns(rows)
+        return in_columns([*rows, *(group.row() for group in self.groups)])
+
+    def __str__(self) -> str:
+        lines = self.table()
         for what in ("channels", "params", "macs"):
             old, new = getattr(self.before, what), getattr(self.after, what)
             change = f" ({new / old - 1:+.1%})" if old else ""
@@ -170,12 +176,46 @@ def plan(
             compute something else.
     """
     check_widths(keep, multiple_of)
-    exclude, opaque = paths_of("exclude", exclude), paths_of("opaque", opaque)
+    exclude = paths_of("exclude", exclude)
+
+    def choose(_: nn.Module, structure: Structure) -> tuple[PlannedGroup, ...]:
+        return plan_groups(structure, keep, exclude, multiple_of)
+
+    by_layer = list(keep) if isinstance(keep, Mapping) else []
+    named = {"exclude": exclude, "keep": by_layer}
+    return planned(model, example, choose, named, multiple_of, inside, opaque, check)
+
+
+def planned(
+    model: nn.Module,
+    example: Example,
+    choose: Choose,
+    named: Mapping[str, Sequence[str]],
+    multiple_of: int,
+    inside: str,
+    opaque: Sequence[str],
+    check: bool,
+) -> Plan:
+    """Return a plan of widths that are chosen when the structure of the model is known.
+
+    Args:
+        model: See `plan`.
+        example: See `plan`.
+        choose: Decides for each group how wide it will be, of a copy of the model.
+        named: Paths of layers and modules that the arguments name, by argument.
+        multiple_of: See `plan`.
+        inside: See `plan`.
+        opaque: See `plan`.
+        check: See `plan`.
+
+    Raises:
+        PruneError: See `plan`.
+    """
+    opaque = paths_of("opaque", opaque)
     check_model(model)
     refuse_shape(example)
     example = plain(example)
-    by_layer = list(keep) if isinstance(keep, Mapping) else []
-    named = {"exclude": exclude, "keep": by_layer, "opaque": opaque, "inside": [inside]}
+    named = {**named, "opaque": opaque, "inside": [inside]}
     check_named(model, named)
     refuse_mode_swaps(model, inside, opaque)
     model = copied(model, sharing=True)
@@ -187,7 +227,7 @@ def plan(
         refuse_single(model, given)
         raise
     check_reached(structure, named)
-    groups = plan_groups(structure, keep, exclude, multiple_of)
+    groups = choose(model, structure)
     kept = [group.kept for group in groups]
     before, after = costs(model, structure, kept)
     of_widths = (model, structure, kept)

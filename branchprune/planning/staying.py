@@ -60,7 +60,7 @@ class Staying:
         more = f", and {self.times - 1} more like it" * (self.times > 1)
         place = f" ({self.place})" * bool(self.place)
         remedy = f": {self.remedy}" * bool(self.remedy)
-        saves = f" (saves {_short(self.saves)} parameters)" * bool(self.remedy and self.saves)
+        saves = f" (saves {short(self.saves)} parameters)" * bool(self.remedy and self.saves)
         return f"{self.reason}{more}{place}{remedy}{saves}"
 
 
@@ -193,9 +193,9 @@ def staying_lines(staying: Sequence[Staying], whole: Cost) -> list[str]:
     """Return what stays of a whole model, as lines for people."""
     params, macs = sum(each.params for each in staying), sum(each.macs for each in staying)
     lines = [
-        f"of {_short(whole.params)} parameters {_short(params)} stay"
-        f"{_percent(params, whole.params)} whatever widths are chosen, of {_short(whole.macs)} "
-        f"MACs {_short(macs)}{_percent(macs, whole.macs)}:"
+        f"of {short(whole.params)} parameters {short(params)} stay"
+        f"{_percent(params, whole.params)} whatever widths are chosen, of {short(whole.macs)} "
+        f"MACs {short(macs)}{_percent(macs, whole.macs)}:"
     ]
     shown = len(staying) if len(staying) <= LINES + 1 else LINES
     rest = staying[shown:]
@@ -204,7 +204,7 @@ def staying_lines(staying: Sequence[Staying], whole: Cost) -> list[str]:
         size = (sum(each.params for each in rest), sum(each.macs for each in rest))
         rows.append((*size, f"{len(rest)} other reasons"))
     return lines + [
-        f"  {_short(p)} parameter{'s' * (p != 1)}, {_short(m)} MACs: {why}" for p, m, why in rows
+        f"  {short(p)} parameter{'s' * (p != 1)}, {short(m)} MACs: {why}" for p, m, why in rows
     ]
 
 
@@ -212,7 +212,7 @@ def _percent(part: int, whole: int) -> str:
     return f" ({part / whole:.1%})" if whole else ""
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Return a number that is short: 9,999, 10 k, 1.1 M."""
     if number < 10_000:
         return f"{number:,.0f}"

@@ -61,7 +61,11 @@ class Solver:
 
     def error(self, kept: Tensor) -> float:
         """Return the sum of the errors at some widths, float64, shape (G,)."""
-        return float(self._errors_now(kept).sum())
+        return float(self.errors_at(kept).sum())
+
+    def errors_at(self, kept: Tensor) -> Tensor:
+        """Return the error of each group at some widths, float64, shape (G,)."""
+        return self._errors_now(kept)[:, 0]
 
     def solve(self, limits: Sequence[Limit]) -> Tensor | None:
         """Return widths within all limits, with as little error as is found; None: there are none.
@@ -91,9 +95,7 @@ class Solver:
         places = torch.searchsorted(self.widths, kept[:, None])
         return self.errors.gather(1, places)
 
-    def _bisected(
-        self, start: Tensor, limits: Sequence[Limit], weights: Sequence[float]
-    ) -> Tensor:
+    def _bisected(self, start: Tensor, limits: Sequence[Limit], weights: Sequence[float]) -> Tensor:
         """Return what descent from a start finds at the least price that keeps all limits."""
         scale = float((self.errors[:, 0] - self.errors[:, -1]).sum()) or 1.0
         low, high = 1e-6 * scale, 1e6 * scale
@@ -108,9 +110,7 @@ class Solver:
                 low = price
         return found
 
-    def _descended(
-        self, start: Tensor, limits: Sequence[Limit], prices: Sequence[float]
-    ) -> Tensor:
+    def _descended(self, start: Tensor, limits: Sequence[Limit], prices: Sequence[float]) -> Tensor:
         """Return the widths at which no group alone lowers error plus price."""
         kept = start.clone()
         for _ in range(SWEEPS):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from branchprune.blending.bn_recalibration import batch_norms
 from branchprune.criteria.column_selection import pick
+from branchprune.criteria.named import CRITERIA
+from branchprune.criteria.scores import group_weights, select
 from branchprune.criteria.input_statistics import Reader, listening, readers
 from branchprune.graph.inputs import Example, call, copied, tensors, training_mode
 from branchprune.graph.structure import Structure
@@ -25,6 +26,11 @@ from branchprune.targets.group_alone import narrow_alone
 from branchprune.targets.output_change import output_change
 
 RIDGE = 0.03
+"""Of the least squares; see `fit_expand`."""
+LEAST = 1e-9
+"""What is left of a group that is explained wholly, and of an output that does not change."""
+FLATTEST, STEEPEST = 0.3, 3.0
+"""Exponents between which the change of the output follows what is left unexplained."""
 MEASURED = (0.5, 0.25)
 """Shares of a group's channels at which the change of the output is measured."""
 
@@ -103,36 +109,57 @@ class Measurement:
         return [torch.cat(each) for each in zip(*found, strict=True)]
 
 
-def error_curve(measurement: Measurement, group: int) -> Curve:
+def error_curve(measurement: Measurement, group: int, criterion: str = "reconstruction") -> Curve:
     """Return the error curve of a group.
 
     Args:
         measurement: Of the model.
         group: Index of the group.
+        criterion: By which its channels are chosen; see `attach`.
     """
-    structure = measurement.structure
-    width = structure.groups[group].width
-    here = [
-        each.reading(measurement.model.get_submodule(each.layer.name))
-        for each in measurement.read(group)
+    model, structure = measurement.model, measurement.structure
+    found = structure.groups[group]
+    here = [each.reading(model.get_submodule(each.layer.name)) for each in measurement.read(group)]
+    if criterion == "reconstruction" and here:
+        order, gains = pick(here, found.width)
+    else:
+        weights = group_weights(model, structure, group, model, here, found.width)
+        scores = CRITERIA[criterion if here else "l2"](weights)
+        order = scores.argsort(descending=True, stable=True)
+        # What nobody reads through a layer counts by what it is, as in the product of query and key.
+        gains = (
+            pick(here, found.width, order)[1] if here else scores.square().expand(len(scores), -1)
+        )
+    explained = gains[torch.arange(found.width), order].cumsum(0)
+    left = (1 - explained / max(float(explained[-1]), 1e-300)).clamp_min(0.0)
+    left = torch.cat([torch.ones(1, dtype=left.dtype), left]).cummin(0).values
+    ranks = torch.empty_like(left[1:])
+    ranks[order] = torch.arange(found.width, 0, -1, dtype=left.dtype)
+    widths = {_multiple(share * found.width, found.blocks) for share in MEASURED}
+    measured = [
+        (k, measurement.change(group, select(ranks, k, found.blocks, found.strata)))
+        for k in sorted(widths)
+        if k < found.width
     ]
-    order, gains = pick(here, width)
-    explained = gains[torch.arange(width), order].cumsum(0) / len(here)
-    left = torch.cat([torch.ones(1, dtype=torch.double), 1 - explained]).clamp_min(1e-9)
-    left = left.cummin(0).values
-    widths = sorted({max(1, round(share * width)) for share in MEASURED})
-    found = [(k, measurement.change(group, order[:k].sort().values)) for k in widths]
-    return Curve(group, order, _through(left, found), tuple(found))
+    return Curve(group, order, _through(left, measured), tuple(measured))
+
+
+def _multiple(width: float, blocks: int) -> int:
+    return max(blocks, round(width / blocks) * blocks)
 
 
 def _through(left: Tensor, measured: Sequence[tuple[int, float]]) -> Tensor:
     """Return `a · leftᵇ` through what was measured: errors at all widths, 0 at the last."""
-    points = [(math.log(float(left[k])), math.log(max(found, 1e-12))) for k, found in measured]
+    points = [
+        (math.log(max(float(left[k]), LEAST)), math.log(max(found, LEAST))) for k, found in measured
+    ]
+    if not points:
+        return torch.zeros_like(left)
     (x1, y1), (x0, y0) = points[0], points[-1]
     slope = (y1 - y0) / (x1 - x0) if x1 - x0 > 1e-6 else 1.0
-    slope = min(3.0, max(0.3, slope))
+    slope = min(STEEPEST, max(FLATTEST, slope))
     a = sum(y - slope * x for x, y in points) / len(points)
-    errors = (a + slope * left.log()).exp()
+    errors = (a + slope * left.clamp_min(LEAST).log()).exp()
     errors[-1] = 0.0
     return errors
 

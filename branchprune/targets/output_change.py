@@ -30,5 +30,7 @@ def _change(wanted: Tensor, found: Tensor) -> float:
             logs, wanted.log_softmax(1), log_target=True, reduction="batchmean"
         )
         return float(divergence)
-    spread = (wanted - wanted.mean(0)).square().mean() if len(wanted) > 1 else wanted.square().mean()
+    spread = (
+        (wanted - wanted.mean(0)).square().mean() if len(wanted) > 1 else wanted.square().mean()
+    )
     return float((found - wanted).square().mean() / spread.clamp_min(1e-12))

@@ -33,12 +33,16 @@ def test_it_is_that_of_the_model_at_any_widths(name):
     groups = plan.structure.groups
     wide = torch.tensor([group.width for group in groups]).double()
     kept = [
-        group.blocks * draw.randint(1, group.width // group.blocks) if planned.pruned else group.width
+        group.blocks * draw.randint(1, group.width // group.blocks)
+        if planned.pruned
+        else group.width
         for group, planned in zip(groups, plan.groups, strict=True)
     ]
     small = one_at_a_time(narrowed)(model, plan.structure, kept)
     for widths, net in ((wide, model), (torch.tensor(kept).double(), small.eval())):
-        assert params.total(widths) == pytest.approx(sum(p.numel() for p in net.parameters()), abs=0.01)
+        assert params.total(widths) == pytest.approx(
+            sum(p.numel() for p in net.parameters()), abs=0.01
+        )
         assert macs.total(widths) == pytest.approx(counted_macs(net, x), abs=0.01)
 
 
@@ -55,4 +59,6 @@ def test_changes_are_differences_of_totals():
                 other = kept.clone()
                 other[g] = width
                 assert float(change) == pytest.approx(cost.total(other) - cost.total(kept))
-            assert torch.equal(cost.changes(kept, widths[g : g + 1], slice(g, g + 1))[0], changes[g])
+            assert torch.equal(
+                cost.changes(kept, widths[g : g + 1], slice(g, g + 1))[0], changes[g]
+            )

@@ -1,0 +1,105 @@
+"""What a plan shall reach: shares or numbers, checked and as limits on costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from branchprune.errors import PruneError
+from branchprune.planning.cost_model import CostModel
+from branchprune.planning.staying import Staying, short
+from branchprune.planning.width_solver import Limit
+
+COSTS = ("macs", "params")
+"""What a target may name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """One entry of a target.
+
+    Attributes:
+        what: Its key.
+        asked: Its value, as it was given.
+        limit: The cost and the most that it may be.
+        before: The cost of the dense model.
+    """
+
+    what: str
+    asked: float
+    limit: Limit
+    before: float
+
+
+def check_target(target: object) -> Mapping[str, float]:
+    """Return a target; raise PruneError for what is none."""
+    if not isinstance(target, Mapping) or not target:
+        raise PruneError(f"target (={target!r}) must say what to reach, such as {{'macs': 0.5}}")
+    for what, value in target.items():
+        if what not in COSTS:
+            known = ", ".join(map(repr, COSTS))
+            raise PruneError(f"target names {what!r}, which is none of {known}")
+        number = not isinstance(value, bool) and isinstance(value, int | float)
+        if not number or not 0 < value < math.inf or value == 1:
+            raise PruneError(
+                f"target {what} (={value!r}) must be a share that is kept, below 1, or a number "
+                f"above 1"
+            )
+    return target
+
+
+def goals(
+    target: Mapping[str, float], costs: Mapping[str, CostModel], widest: Tensor
+) -> list[Goal]:
+    """Return what a target asks of a model.
+
+    Args:
+        target: What `check_target` returned.
+        costs: The cost of the model by key.
+        widest: The widths of the dense model, float64, shape (G,).
+
+    Raises:
+        PruneError: The dense model is within all of it.
+    """
+    found = []
+    for what, asked in target.items():
+        before = costs[what].total(widest)
+        most = asked * before if asked < 1 else float(asked)
+        found.append(Goal(what, asked, Limit(costs[what], most), before))
+    if all(goal.limit.holds(widest) for goal in found):
+        told = ", ".join(f"{g.what} (={g.asked:g}): it has {short(g.before)}" for g in found)
+        raise PruneError(f"the model is within the target already: {told}")
+    return found
+
+
+def check_reachable(
+    found: Sequence[Goal],
+    narrowest: Tensor,
+    staying: Sequence[Staying],
+    floor: float,
+    multiple_of: int,
+) -> None:
+    """Raise PruneError where no widths come to what is asked.
+
+    Args:
+        found: What is asked.
+        narrowest: The least widths, float64, shape (G,).
+        staying: What stays whatever widths are chosen.
+        floor: The least share of the channels of a group.
+        multiple_of: What kept widths are multiples of.
+    """
+    for goal in found:
+        if goal.limit.holds(narrowest):
+            continue
+        least = goal.limit.cost.total(narrowest)
+        fixed = sorted(staying, key=lambda each: getattr(each, goal.what), reverse=True)
+        size = sum(getattr(each, goal.what) for each in fixed)
+        why = f", {size / least:.0%} of it in what stays: {fixed[0]}" if size else ""
+        raise PruneError(
+            f"target {goal.what} (={goal.asked:g}) cannot be reached: at floor={floor:g}, "
+            f"multiple_of={multiple_of} at least {least / goal.before:.3f} stay "
+            f"({short(least)}){why}"
+        )

@@ -1,0 +1,81 @@
+"""A plan whose widths were chosen for a target: what each group costs and loses, what is reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from branchprune.planning.columns import in_columns
+from branchprune.planning.plan import Plan
+from branchprune.planning.staying import short
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What became of one entry of a target.
+
+    Attributes:
+        what: Its key.
+        asked: The most that it may be.
+        before: What the dense model has.
+        after: What the plan has.
+        uniform: What the plan of one share for all groups has that is within the target.
+    """
+
+    what: str
+    asked: float
+    before: float
+    after: float
+    uniform: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: at most {short(self.asked)} asked, {short(self.after)} reached "
+            f"({self.after / self.asked:.1%} of it, {self.after / self.before:.1%} of the dense "
+            f"model's {short(self.before)})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TargetPlan(Plan):
+    """A plan whose widths were chosen for a target.
+
+    Attributes:
+        reached: What became of the target.
+        errors: By group, the predicted change of the output if that group alone were narrow.
+        limited: By group, what keeps it from another width: "floor", "whole", "stays" or "".
+        uniform: The predicted change of the output at one share of all widths within the target.
+    """
+
+    reached: tuple[Reached, ...] = ()
+    errors: tuple[float, ...] = ()
+    limited: tuple[str, ...] = ()
+    uniform: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as plain numbers and strings, ready for JSON."""
+        added = {
+            "reached": [vars(each) for each in self.reached],
+            "errors": [*self.errors],
+            "limited": [*self.limited],
+            "uniform": self.uniform,
+        }
+        return super().as_dict() | added
+
+    def table(self) -> list[str]:
+        """Return the groups as lines for people."""
+        total = sum(self.errors) or 1.0
+        rows = [("group", "layers", "width", "MACs", "error", "limited by")]
+        for group, error, limit in zip(self.groups, self.errors, self.limited, strict=True):
+            name, layers, width, macs, why = group.row()
+            share = f"{error / total:.1%}" if group.pruned else ""
+            rows.append((name, layers, width, macs, share, why or limit))
+        return in_columns(rows)
+
+    def __str__(self) -> str:
+        lines = [
+            *map(str, self.reached),
+            f"change of the output, predicted: {sum(self.errors):.3g}; at "
+            f"one share of all channels {self.uniform:.3g}",
+        ]
+        return "\n".join([super().__str__(), *lines])
