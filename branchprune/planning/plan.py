@@ -139,41 +139,20 @@ def plan(
     opaque: Sequence[str] = (),
     check: bool = False,
 ) -> Plan:
-    """Find the channel groups of a model and decide how wide each will be.
-
-    ```python
-    plan = bp.plan(model, torch.randn(1, 3, 32, 32), keep=22 / 64)
-    print(plan)
-    ```
+    """Decide how wide each channel group will be by a share; see `branchprune.targets.plan.plan`.
 
     Args:
-        model: Any network; it is traced and run once, and not changed.
-        example: An input, a tuple of arguments or a dictionary of keyword arguments.
-        keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path or by the path
-            of a module around it, with "" for all others: `{"": 0.5, "head": 1.0}`. A group takes
-            that of a layer named itself, else that of the closest module around its first layer
-            that has one, else the default; groups that no key names stay, without a branch. 1.0
-            keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.
-            Parameters and MACs fall with about the square of the fraction.
-        exclude: Layers, or modules around them, whose channels stay.
-        multiple_of: Round the kept widths to a multiple of this; the plan names groups that are too
-            narrow for one, and shrink without.
-        inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
-            of a detector, which cannot be traced as a whole. Costs are then those of the module.
-        opaque: Paths of modules that are not looked into; what they read keeps its width. The path
-            of a list of modules, or of one that is not called itself, means each within it.
-        check: Try the widths now, as `attach` does: a model of these widths is run beside its
-            graph, in both modes. That costs a few forward passes.
-
-    Returns:
-        The plan; `print` shows it as a table. Its multiply-adds are those of convolutions and fully
-        connected layers that the trace sees, and of convolutions and matrix products in parts that
-        `opaque` or `teach` leaves out.
+        model: See there, as for all others.
+        example: An example input.
+        keep: Fraction of the channels to keep.
+        exclude: Layers whose channels stay.
+        multiple_of: Of what the kept widths are multiples.
+        inside: Path of the module that is planned.
+        opaque: Modules that are not looked into.
+        check: Whether the widths are tried now.
 
     Raises:
-        PruneError: An argument is wrong, the model cannot be traced or does not accept the
-            example, nothing in it can be pruned, or `check` finds that the collapsed model would
-            compute something else.
+        PruneError: See there.
     """
     check_widths(keep, multiple_of)
     exclude = paths_of("exclude", exclude)

@@ -1,10 +1,10 @@
 """The widths with the least error whose costs are within limits.
 
-The error is a sum over groups, each of its own width; a cost is not, since a layer costs the product
-of the widths on both sides. With a price on each cost, group after group takes the width that is
-best beside the present ones of the others, until none changes (coordinate descent); prices are
-found by bisection, and what is left of the limits is filled greedily. At last two groups at a time
-are changed and the rest filled again, as long as that lowers the error.
+The error is a sum over groups, each of its own width; a cost is not, since a layer costs the
+product of the widths on both sides. With a price on each cost, group after group takes the width
+that is best beside the present ones of the others, until none changes (coordinate descent); prices
+are found by bisection, and what is left of the limits is filled greedily. At last two groups at a
+time are changed and the rest filled again, as long as that lowers the error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Solver:
 
     def __init__(self, widths: Sequence[Sequence[int]], errors: Sequence[Sequence[float]]) -> None:
         most = max(map(len, widths))
-        # Shorter rows are filled up with their last entry, which argmin then finds at its own place.
+        # Shorter rows are filled up with their last entry; argmin finds it at its own place.
         self.widths = torch.tensor(
             [[*row, *[row[-1]] * (most - len(row))] for row in widths], dtype=torch.double
         )

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from branchprune.blending.bn_recalibration import batch_norms
 from branchprune.criteria.column_selection import pick
+from branchprune.criteria.input_statistics import Reader, listening, readers
 from branchprune.criteria.named import CRITERIA
 from branchprune.criteria.scores import group_weights, select
-from branchprune.criteria.input_statistics import Reader, listening, readers
-from branchprune.graph.inputs import Example, call, copied, tensors, training_mode
+from branchprune.errors import PruneError, first_line
+from branchprune.graph.inputs import Example, call, copied, tensors
 from branchprune.graph.structure import Structure
 from branchprune.targets.group_alone import narrow_alone
 from branchprune.targets.output_change import output_change
@@ -71,12 +72,13 @@ class Measurement:
     ) -> None:
         self.model, self.structure, self.batches = copied(model).eval(), structure, batches
         self.listeners = readers(structure, groups)
-        with training_mode(self.model, False), torch.no_grad():
-            with listening(self.model, self.listeners):
-                for batch in batches:
-                    call(self.model, batch)
         self.norms = batch_norms(self.model)
+        with torch.no_grad(), listening(self.model, self.listeners):
+            for batch in batches:
+                call(self.model, batch)
         self.dense = self._outputs()
+        if not self.dense or not all(bool(output.isfinite().all()) for output in self.dense):
+            raise PruneError("target needs a model whose outputs on batches are finite numbers")
 
     def change(self, group: int, chosen: Tensor) -> float:
         """Return how much the output changes where a group keeps some channels alone.
@@ -87,7 +89,11 @@ class Measurement:
         """
         here = self.read(group)
         with narrow_alone(self.model, self.structure, group, chosen, here, RIDGE):
-            return output_change(self.dense, self._outputs())
+            found = output_change(self.dense, self._outputs())
+        if not math.isfinite(found):
+            name = self.structure.groups[group].name
+            raise PruneError(f"the output is not finite where {name} keeps {len(chosen)} channels")
+        return found
 
     def read(self, group: int) -> list[Reader]:
         """Return what layers have read of a group."""
@@ -102,6 +108,11 @@ class Measurement:
                 norm.train()
             with torch.no_grad():
                 found = [_floats(call(self.model, batch)) for batch in self.batches]
+        except (ValueError, RuntimeError) as error:
+            raise PruneError(
+                "batches must be inputs of forward, a tuple meaning several arguments, and large "
+                f"enough for BatchNorm: {first_line(error)}"
+            ) from error
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -126,7 +137,7 @@ def error_curve(measurement: Measurement, group: int, criterion: str = "reconstr
         weights = group_weights(model, structure, group, model, here, found.width)
         scores = CRITERIA[criterion if here else "l2"](weights)
         order = scores.argsort(descending=True, stable=True)
-        # What nobody reads through a layer counts by what it is, as in the product of query and key.
+        # What no layer reads, as query and key in their product, counts by its weights.
         gains = (
             pick(here, found.width, order)[1] if here else scores.square().expand(len(scores), -1)
         )

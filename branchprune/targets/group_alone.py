@@ -19,6 +19,7 @@ from branchprune.blending.fit_expand import solve
 from branchprune.criteria.input_statistics import Reader
 from branchprune.graph.inputs import tensors
 from branchprune.graph.structure import Pieces, Structure
+from branchprune.planning.paths import outputs_of
 
 
 def reconstructing(reader: Reader, chosen: Tensor, ridge: float) -> Tensor:
@@ -61,10 +62,9 @@ def narrow_alone(
             hook = partial(_mapped, reader, reconstructing(reader, chosen, ridge))
             hooks.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         if not readers:
-            makers = {**structure.linears, **structure.twins}
-            for name, maker in makers.items():
-                entries = _lost(maker.outputs, group, chosen)
-                if len(entries):
+            for name, outputs in outputs_of(structure).items():
+                entries = _lost(outputs, group, chosen)
+                if len(entries) and name not in structure.parameters:
                     dim = structure.linears[name].dim if name in structure.linears else -1
                     hook = partial(_without, entries, dim)
                     hooks.callback(model.get_submodule(name).register_forward_hook(hook).remove)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from branchprune.errors import PruneError
+
 
 def output_change(dense: Sequence[Tensor], small: Sequence[Tensor]) -> float:
     """Return how much outputs have changed, 0 where they are the same.
@@ -24,6 +26,12 @@ def output_change(dense: Sequence[Tensor], small: Sequence[Tensor]) -> float:
 
 
 def _change(wanted: Tensor, found: Tensor) -> float:
+    if wanted.shape != found.shape:
+        shapes = f"{tuple(wanted.shape)} to {tuple(found.shape)}"
+        raise PruneError(
+            f"target needs outputs of one shape, which here changes from {shapes}: plan a part "
+            "with `inside`"
+        )
     if wanted.dim() == 2 and wanted.shape[1] > 1:
         logs = found.log_softmax(1)
         divergence = torch.nn.functional.kl_div(

@@ -50,6 +50,55 @@ def plan(
     opaque: Sequence[str] = (),
     check: bool = False,
 ) -> Plan:
+    """Find the channel groups of a model and decide how wide each will be.
+
+    ```python
+    plan = bp.plan(model, torch.randn(1, 3, 32, 32), keep=22 / 64)
+    print(plan)
+    plan = bp.plan(model, images[:1], target={"macs": 0.5}, batches=[images])
+    ```
+
+    Args:
+        model: Any network; it is traced and run once, and not changed.
+        example: An input, a tuple of arguments or a dictionary of keyword arguments.
+        keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path or by the path
+            of a module around it, with "" for all others: `{"": 0.5, "head": 1.0}`. A group takes
+            that of a layer named itself, else that of the closest module around its first layer
+            that has one, else the default; groups that no key names stay, without a branch. 1.0
+            keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.
+            Parameters and MACs fall with about the square of the fraction.
+            With a target: the layers and modules alone that are to keep a share, whatever the
+            target. None: 0.5, or what the target leaves.
+        target: What to reach, as the share that is kept, below 1, or as a number: "macs" and
+            "params", of the whole model. The widths are those with the least predicted change of
+            the output: how much it changes with each group alone is measured at two widths on
+            `batches`, the widths between and beyond follow what channels leave unexplained of the
+            others, and the changes of all groups add up.
+        batches: Inputs for that, each a tensor, or a tuple or dictionary of arguments, as they are
+            used, normalised: some hundred images. Labels are not needed. The same go to
+            `attach(…, "reconstruction", batches=…)`.
+        floor: The least share of a group's channels that a target leaves, in (0, 1].
+        exclude: Layers, or modules around them, whose channels stay.
+        multiple_of: Round the kept widths to a multiple of this; the plan names groups that are too
+            narrow for one, and shrink without.
+        inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
+            of a detector, which cannot be traced as a whole. Costs are then those of the module.
+        opaque: Paths of modules that are not looked into; what they read keeps its width. The path
+            of a list of modules, or of one that is not called itself, means each within it.
+        check: Try the widths now, as `attach` does: a model of these widths is run beside its
+            graph, in both modes. That costs a few forward passes.
+
+    Returns:
+        The plan; `print` shows it as a table, of a target what was reached, too. Its multiply-adds
+        are those of convolutions and fully connected layers that the trace sees, and of
+        convolutions and matrix products in parts that `opaque` or `teach` leaves out.
+
+    Raises:
+        PruneError: An argument is wrong, the model cannot be traced or does not accept the
+            example or a batch, nothing in it can be pruned, the target is met by the model as it is
+            or cannot be reached, or `check` finds that the collapsed model would compute something
+            else.
+    """
     if target is None:
         if batches or floor != FLOOR:
             raise PruneError("batches and floor belong to a target: give one")
@@ -140,7 +189,7 @@ class _Chooser:
             ),
             "errors": tuple(solver.errors_at(found).tolist()),
             "limited": tuple(
-                "floor" if 1 < len(each) and width == each[0] else ""
+                "floor" if len(each) > 1 and width == each[0] else ""
                 for width, each in zip(kept, choices, strict=True)
             ),
             "uniform": solver.error(one_share),

@@ -1,4 +1,4 @@
-"""A plan whose widths were chosen for a target: what each group costs and loses, what is reached."""
+"""A plan whose widths were chosen for a target: what groups cost and lose, what is reached."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_it_is_near_the_best_of_all(make, targets):
 
 
 def test_limits_that_hold_anyway_and_those_that_cannot():
-    solver, (params, macs), widths = problem(vgg, 0)
+    solver, (params, macs), _ = problem(vgg, 0)
     wide, narrow = solver.widths[:, -1], solver.widths[:, 0]
     assert torch.equal(solver.solve([Limit(params, params.total(wide))]), wide)
     least = Limit(macs, macs.total(narrow))
