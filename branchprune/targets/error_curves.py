@@ -30,6 +30,8 @@ RIDGE = 0.03
 """Of the least squares; see `fit_expand`."""
 LEAST = 1e-9
 """What is left of a group that is explained wholly, and of an output that does not change."""
+TAIL = 1e-6
+"""What a curve falls by at least, as a share of its start."""
 FLATTEST, STEEPEST = 0.3, 3.0
 """Exponents between which the change of the output follows what is left unexplained."""
 MEASURED = (0.5, 0.25)
@@ -160,7 +162,11 @@ def _multiple(width: float, blocks: int) -> int:
 
 
 def _through(left: Tensor, measured: Sequence[tuple[int, float]]) -> Tensor:
-    """Return `a · leftᵇ` through what was measured: errors at all widths, 0 at the last."""
+    """Return `a · leftᵇ` through what was measured: errors at all widths, 0 at the last.
+
+    They fall with every channel, if only a little: that the others explain one on some inputs is no
+    reason to leave it out where the target has room for it.
+    """
     points = [
         (math.log(max(float(left[k]), LEAST)), math.log(max(found, LEAST))) for k, found in measured
     ]
@@ -172,7 +178,8 @@ def _through(left: Tensor, measured: Sequence[tuple[int, float]]) -> Tensor:
     a = sum(y - slope * x for x, y in points) / len(points)
     errors = (a + slope * left.clamp_min(LEAST).log()).exp()
     errors[-1] = 0.0
-    return errors
+    falling = torch.linspace(1, 0, len(errors), dtype=errors.dtype)
+    return errors + TAIL * float(errors[0]) * falling
 
 
 def _floats(value: object) -> list[Tensor]:

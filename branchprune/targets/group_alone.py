@@ -2,7 +2,8 @@
 
 What reads the channels of the group reads, of all of them, what a linear map makes of those that
 are kept: the fitted branch of that group alone at α = 0. Channels that no linear layer reads, as
-those of query and key, are zero where they are made.
+those of query and key, are zero where they are made. A norm over several channels (LayerNorm,
+GroupNorm) sees all of them, where a narrow model has only those that are kept.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Widths within limits, beside the best of all that there are."""
 
-import itertools
 import random
 
 import pytest
@@ -13,7 +12,7 @@ from branchprune.planning.costs import amounts
 from branchprune.planning.width_solver import Limit, Solver
 
 
-def problem(make, seed, places=7):
+def problem(make, seed, places=99):
     """Return a solver with random falling errors, and the parameters and multiply-adds."""
     draw = random.Random(seed)
     model = make().eval()
@@ -26,35 +25,45 @@ def problem(make, seed, places=7):
         widths.append(row)
         errors.append([scale * (1 - width / row[-1]) ** power for width in row])
     costs = params_and_macs(amounts(model, plan.structure), len(plan.groups))
-    return Solver(widths, errors), costs, widths
+    return Solver(widths, errors), costs, widths, errors
 
 
-def best_of_all(solver, widths, limits):
-    every = (torch.tensor(kept).double() for kept in itertools.product(*widths))
-    within = (kept for kept in every if all(limit.holds(kept) for limit in limits))
-    return min(map(solver.error, within))
+def best_of_all(widths, errors, limits):
+    """Return the least error of all widths within limits, all of them tried."""
+    kept, total = (
+        torch.cartesian_prod(*(torch.tensor(row, dtype=torch.double) for row in rows))
+        for rows in (widths, errors)
+    )
+    total = total.sum(1)
+    for limit in limits:
+        cost = limit.cost
+        found = cost.constant + kept @ cost.linear + kept.square() @ cost.squares
+        found += torch.einsum("ng,gh,nh->n", kept, cost.products, kept) / 2
+        total[found > limit.most] = torch.inf
+    return float(total.min())
 
 
-@pytest.mark.parametrize("make", [vgg, resnet])
+@pytest.mark.parametrize(("make", "places"), [(vgg, 99), (resnet, 4)])
 @pytest.mark.parametrize("targets", [(0.5,), (0.3,), (0.5, 0.4)])
-def test_it_is_near_the_best_of_all(make, targets):
-    """Within 5 % of the least error that any widths have, and mostly it."""
+def test_it_is_near_the_best_of_all(make, places, targets):
+    """Mostly it, and else little above it, at all widths; a few widths leave more between them."""
     found = []
     for seed in range(6):
-        solver, costs, widths = problem(make, seed)
+        solver, costs, widths, errors = problem(make, seed, places)
         wide = solver.widths[:, -1]
         pairs = zip(costs[::-1], targets, strict=False)
         limits = [Limit(cost, share * cost.total(wide)) for cost, share in pairs]
         kept = solver.solve(limits)
         assert all(limit.holds(kept) for limit in limits)
         assert all(int(k) in row for k, row in zip(kept, widths, strict=True))
-        found.append(solver.error(kept) / best_of_all(solver, widths, limits))
-    assert max(found) < 1.05
+        found.append(solver.error(kept) / best_of_all(widths, errors, limits))
+    assert min(found) > 1 - 1e-9
+    assert max(found) < (1.001 if places == 99 else 1.25)
     assert sum(ratio < 1 + 1e-9 for ratio in found) >= 4
 
 
 def test_limits_that_hold_anyway_and_those_that_cannot():
-    solver, (params, macs), _ = problem(vgg, 0)
+    solver, (params, macs), *_ = problem(vgg, 0)
     wide, narrow = solver.widths[:, -1], solver.widths[:, 0]
     assert torch.equal(solver.solve([Limit(params, params.total(wide))]), wide)
     least = Limit(macs, macs.total(narrow))

@@ -1,0 +1,78 @@
+"""How the output changes with a group's width, beside computations written out."""
+
+import pytest
+import torch
+from models import resnet, scramble, vgg
+from torch import nn
+
+import branchprune as bp
+from branchprune.targets.error_curves import Measurement, error_curve
+from branchprune.targets.output_change import output_change
+
+
+def test_the_change_of_an_output_is_divergence_or_error() -> None:
+    torch.manual_seed(0)
+    wanted, found = torch.randn(7, 4), torch.randn(7, 4)
+    p, q = wanted.double().softmax(1), found.double().softmax(1)
+    divergence = float((p * (p / q).log()).sum(1).mean())
+    assert output_change([wanted], [found]) == pytest.approx(divergence)
+    maps, other = torch.randn(7, 4, 3, 3), torch.randn(7, 4, 3, 3)
+    error = float(((maps - other) ** 2).sum() / ((maps - maps.mean(0)) ** 2).sum())
+    assert output_change([maps], [other]) == pytest.approx(error)
+    both = output_change([wanted, maps], [found, other])
+    assert both == pytest.approx((divergence + error) / 2)
+    assert output_change([wanted, maps], [wanted, maps]) == 0
+    with pytest.raises(bp.PruneError, match=r"changes from \(7, 4\) to \(6, 4\)"):
+        output_change([wanted], [found[:6]])
+
+
+@pytest.mark.parametrize("criterion", ["reconstruction", "l1"])
+@pytest.mark.parametrize("make", [vgg, resnet])
+def test_a_curve_falls_through_what_was_measured(make, criterion: str) -> None:
+    torch.manual_seed(0)
+    model, x = scramble(make()).eval(), torch.randn(64, 3, 8, 8)
+    plan = bp.plan(model, x[:2], keep=0.5)
+    measurement = Measurement(model, plan.structure, [x], plan.pruned)
+    for group in plan.pruned:
+        curve, width = error_curve(measurement, group, criterion), plan.groups[group].width
+        assert sorted(curve.order.tolist()) == [*range(width)]
+        assert len(curve.errors) == width + 1 and curve.errors[-1] == 0
+        assert (curve.errors.diff() < 0).all()
+        assert [k for k, _ in curve.measured] == [width // 4, width // 2]
+        for k, found in curve.measured:
+            again = measurement.change(group, curve.order[:k])
+            assert found == pytest.approx(again)
+            assert float(curve.errors[k]) == pytest.approx(found, rel=0.5)
+
+
+def test_what_others_repeat_costs_nothing() -> None:
+    """Of eight channels four are the other four, doubled: half of them explain all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+    with torch.no_grad():
+        for parameter in (model[0].weight, model[0].bias):
+            parameter[4:] = 2 * parameter[:4]
+    x = torch.randn(64, 3, 8, 8)
+    plan = bp.plan(model, x[:2], keep=0.5)
+    [group] = plan.pruned
+    curve = error_curve(Measurement(model, plan.structure, [x], [group]), group)
+    assert {channel % 4 for channel in curve.order[:4].tolist()} == {0, 1, 2, 3}
+    assert float(curve.errors[4]) < 0.05 * float(curve.errors[3])
+
+
+def test_grouped_channels_are_measured_in_multiples() -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 12, 3), nn.GroupNorm(4, 12), nn.ReLU(), nn.Conv2d(12, 5, 3)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(16, 3, 8, 8)
+    plan = bp.plan(model, x[:2], keep=0.5)
+    [group] = plan.pruned
+    curve = error_curve(Measurement(model, plan.structure, [x], [group]), group)
+    assert [k for k, _ in curve.measured] == [4, 8]
+
+
+def test_a_batch_that_is_too_small_for_batchnorm_is_named() -> None:
+    layers = nn.Conv2d(3, 8, 8), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(1, 3, 8, 8)
+    plan = bp.plan(model, x, keep=0.5)
+    with pytest.raises(bp.PruneError, match="large enough for BatchNorm"):
+        Measurement(model, plan.structure, [x], plan.pruned)

@@ -1,0 +1,99 @@
+"""A group narrow alone: what the dense model then computes is what a blended one does at α = 0."""
+
+from typing import Any
+
+import pytest
+import torch
+from models import relative, resnet, scramble
+from torch import Tensor, nn
+
+import branchprune as bp
+from branchprune.criteria.column_selection import reconstruction
+from branchprune.criteria.scores import group_weights, select
+from branchprune.targets.error_curves import RIDGE, Measurement
+
+
+def measured(model: nn.Module, x: Tensor) -> tuple[bp.Plan, Measurement]:
+    plan = bp.plan(model, x[:2], keep=0.5)
+    return plan, Measurement(model, plan.structure, [x], plan.pruned)
+
+
+def outputs_with(measurement: Measurement, group: int, chosen: Tensor) -> Tensor:
+    """The outputs that a change is computed from."""
+    found: list[Tensor] = []
+    original = measurement._outputs
+
+    def note() -> list[Tensor]:
+        found.extend(original())
+        return found
+
+    measurement._outputs = note  # type: ignore[method-assign]
+    measurement.change(group, chosen)
+    return found[0]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_it_is_the_fitted_branch_of_that_group(index: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU()]
+    layers += [nn.Conv2d(12, 16, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5)]
+    model = scramble(nn.Sequential(*layers)).double().eval()
+    x = torch.randn(64, 3, 8, 8).double()
+    plan, measurement = measured(model, x)
+    group = plan.pruned[index]
+    alone = bp.plan(model, x[:2], keep={plan.groups[group].name: 0.5})
+    blended = bp.fit_expand(bp.attach(model, alone, "reconstruction", batches=[x]), [x], RIDGE)
+    blended.alpha = 0.0
+    readings = [
+        reader.reading(measurement.model.get_submodule(reader.layer.name))
+        for reader in measurement.read(group)
+    ]
+    kept = alone.groups[group].kept
+    weights = group_weights(model, plan.structure, group, model, readings, kept)
+    chosen = select(reconstruction(weights), kept, 1)
+    with torch.no_grad():
+        expected = bp.collapse(blended).eval()(x)
+    assert relative(expected, outputs_with(measurement, group, chosen)) < 1e-10
+
+
+def test_all_channels_are_the_dense_model_and_nothing_is_left_behind() -> None:
+    torch.manual_seed(0)
+    model = scramble(resnet()).eval()
+    x = torch.randn(32, 3, 8, 8)
+    plan, measurement = measured(model, x)
+    for group in plan.pruned:
+        every = torch.arange(plan.groups[group].width)
+        assert measurement.change(group, every[:1]) > 0.001
+        # The ridge alone is left of the fit where all are kept.
+        assert measurement.change(group, every) < 0.3 * measurement.change(group, every[:1])
+    again = measurement._outputs()
+    assert all(map(torch.equal, measurement.dense, again))
+    modules: list[Any] = [*measurement.model.modules()]
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in modules)
+    assert not any(module.training for module in modules)
+
+
+class Product(nn.Module):
+    """Query and key, whose channels no layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is made of the products, x of shape (N, 5, 6)."""
+        products = self.query(x) @ self.key(x).transpose(1, 2)
+        outputs: Tensor = self.head(products.softmax(-1)).mean(1)
+        return outputs
+
+
+def test_channels_that_no_layer_reads_are_zero() -> None:
+    torch.manual_seed(0)
+    model, x = Product().eval(), torch.randn(16, 5, 6)
+    plan, measurement = measured(model, x)
+    [group] = [i for i in plan.pruned if plan.groups[i].name == "query"]
+    chosen = torch.tensor([1, 4, 6])
+    query, key = model.query(x)[..., chosen], model.key(x)[..., chosen]
+    with torch.no_grad():
+        expected = model.head((query @ key.transpose(1, 2)).softmax(-1)).mean(1)
+    assert torch.allclose(outputs_with(measurement, group, chosen), expected, atol=1e-6)

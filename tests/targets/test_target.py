@@ -1,0 +1,139 @@
+"""A plan from a target: what is reached, what is refused, what is printed."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from models import counted_macs, resnet, scramble, vgg
+from torch import nn
+
+import branchprune as bp
+
+X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+SMALL: dict[str, Any] = {"batches": [X]}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return scramble(vgg((16, 24, 32))).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("resnet18", {"macs": 0.5}),
+        ("mobilenet_v3_small", {"params": 1.2e6}),
+        ("shufflenet_v2_x0_5", {"macs": 0.6, "params": 0.7}),
+    ],
+)
+def test_it_is_reached_and_used(name: str, target: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    x = torch.randn(16, 3, 64, 64)
+    plan = bp.plan(model, x[:1], target=target, batches=[x])
+    small = bp.attach(model, plan)
+    small.alpha = 0.0
+    after = bp.collapse(small)
+    counts = {
+        "macs": counted_macs,
+        "params": lambda net, _: sum(p.numel() for p in net.parameters()),
+    }
+    used = []
+    for what, asked in target.items():
+        before, found = (counts[what](net, x[:1]) for net in (model, after))
+        used.append(found / (asked * before if asked < 1 else asked))
+    assert max(used) <= 1 and max(used) >= 0.98
+
+
+def test_layers_that_keep_names_keep_that_and_the_others_make_up_for_it() -> None:
+    model = network()
+    names = [group.name for group in bp.plan(model, X[:1]).groups]
+    plan = bp.plan(model, X[:1], {names[0]: 1.0, names[1]: 0.5}, target={"macs": 0.6}, **SMALL)
+    assert [group.kept for group in plan.groups][:2] == [16, 12]
+    assert plan.groups[0].reason == "keep says so" and not plan.groups[0].pruned
+    assert 0.98 < plan.after.macs / (0.6 * plan.before.macs) <= 1
+
+
+def test_floor_and_multiples_hold() -> None:
+    model = network()
+    plan = bp.plan(model, X[:1], target={"params": 0.5}, floor=0.4, multiple_of=4, **SMALL)
+    for group in plan.groups:
+        assert not group.pruned or (group.kept % 4 == 0 and group.kept >= 0.4 * group.width)
+    assert plan.after.params <= 0.5 * plan.before.params
+
+
+def test_a_group_that_the_output_hardly_needs_becomes_narrowest() -> None:
+    model = network()
+    second = [m for m in model.modules() if isinstance(m, nn.Conv2d)][1]
+    with torch.no_grad():
+        second.weight[2:] = second.weight[:2].repeat(11, 1, 1, 1)
+        if second.bias is not None:
+            second.bias[2:] = second.bias[:2].repeat(11)
+    norm = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)][1]
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor[2:] = tensor[:2].repeat(11)
+    plan = bp.plan(model, X[:1], target={"macs": 0.5}, **SMALL)
+    shares = [group.kept / group.width for group in plan.groups if group.width > 5]
+    assert shares[1] == min(shares) and shares[1] < 0.4 and min(shares[0], *shares[2:]) > 0.6
+
+
+def test_it_says_what_was_reached_and_what_each_group_loses() -> None:
+    plan = bp.plan(network(), X[:1], target={"macs": 0.5, "params": 0.9}, **SMALL)
+    text = str(plan)
+    header = text.splitlines()[0].split()
+    assert header == ["group", "layers", "width", "MACs", "error", "limited", "by"]
+    assert "macs: at most" in text and "params: at most" in text
+    assert f"predicted: {sum(plan.errors):.3g}" in text
+    assert sum(plan.errors) <= plan.uniform
+    told = json.loads(json.dumps(plan.as_dict()))
+    assert told["reached"][0]["after"] == plan.after.macs and len(told["errors"]) == len(
+        plan.groups
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"target": {"mac": 0.5}}, r"target names 'mac', which is none of 'macs', 'params'"),
+        ({"target": {}}, r"target \(=\{\}\) must say what to reach"),
+        ({"target": 0.5}, r"target \(=0.5\) must say what to reach"),
+        ({"target": {"macs": 1}}, r"target macs \(=1\) must be a share"),
+        ({"target": {"macs": True}}, r"target macs \(=True\) must be a share"),
+        ({"target": {"macs": -0.5}}, r"target macs \(=-0.5\) must be a share"),
+        ({"target": {"macs": float("nan")}}, r"target macs \(=nan\) must be a share"),
+        ({"target": {"macs": 0.5}, "keep": 0.5}, r"keep \(=0.5\) and target"),
+        ({"target": {"macs": 0.5}, "keep": {"": 0.5}}, "leaves no width to choose"),
+        ({"target": {"macs": 0.5}, "batches": []}, "target needs batches"),
+        ({"target": {"macs": 0.5}, "batches": X}, "several inputs of forward"),
+        ({"target": {"macs": 0.5}, "floor": 0}, r"floor \(=0\) must be in \(0, 1\]"),
+        ({"target": {"macs": 1e12}}, r"within the target already: macs \(=1e\+12\): it has"),
+        (
+            {"target": {"macs": 0.01}},
+            r"macs \(=0.01\) cannot be reached: at floor=0.1",
+        ),
+        ({"keep": 0.5}, "batches and floor belong to a target"),
+        ({"target": {"macs": 0.5}, "keep": {"no": 0.5}}, "keep names the layer 'no'"),
+        ({"target": {"macs": 0.5}, "exclude": ["no"]}, "exclude names the layer 'no'"),
+    ],
+)
+def test_what_is_wrong_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(bp.PruneError, match=said):
+        bp.plan(network(), X[:1], **SMALL | given)
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = network().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bp.plan(model, X[:1], target={"macs": 0.5}, **SMALL)
+    assert model.training and all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+
+
+def test_outputs_that_are_images_and_streams_that_are_shared() -> None:
+    torch.manual_seed(0)
+    model = scramble(resnet()).eval()
+    plan = bp.plan(model, X[:1], target={"params": 0.5}, **SMALL)
+    assert 0.9 < plan.after.params / (0.5 * plan.before.params) <= 1
+    bp.attach(model, plan, "reconstruction", batches=[X])
