@@ -30,6 +30,8 @@ SIZE = """height and width of the images, '[96, 128]', or one number for both: t
 until both sides fill it, and what is over at two ends is cut off. Of a model of torchvision or timm
 with the weights that it has there, images are prepared as its own evaluation does, if neither this
 nor mean or std is given"""
+TARGET = """what to reach in place of --keep, as the share that is kept or as a number,
+'{macs: 0.5}' or '{params: 2e6}'; the widths are chosen on the images"""
 BATCH = "images a step; else 64, or as few as 16 where few steps fit into the minutes"
 MEAN = """mean of each channel (R, G, B), in images of [0, 1], that the model was trained with:
 '[0.5, 0.4, 0.3]'"""
@@ -52,7 +54,7 @@ def main(args: Sequence[str], console: Console) -> None:
     model, known = trained(origin, checkpoint)
     wanted = known.but(options.image_size, options.mean, options.std)
     images = (wanted.read(options.images, options.grey) for _ in range(1))  # once all is checked
-    names = ("keep", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
+    names = ("keep", "target", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
     chosen = {name: options[name] for name in names}
     told = progress(console, "choosing channels, trying learning rates")
     with told as show, _warnings_in_a_line():
@@ -73,7 +75,8 @@ def _parser() -> ArgumentParser:
     add("--output", type=Path, default=Path("small.safetensors"), help="file to write")
     add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=WEIGHTS)
     add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
-    add("--keep", type=float | dict[str, float], default=0.5, help=KEEP)
+    add("--keep", type=float | dict[str, float] | None, default=None, help=f"{KEEP}; 0.5")
+    add("--target", type=dict[str, float] | None, default=None, help=TARGET)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
     add("--multiple_of", type=PositiveInt, default=1, help="round the kept widths to it")
     add(

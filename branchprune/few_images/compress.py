@@ -24,14 +24,14 @@ from branchprune.few_images.pace import (
     steps_within,
 )
 from branchprune.few_images.rate import best_rate, tried
-from branchprune.few_images.start import fitted_start
+from branchprune.few_images.start import fitted_start, looked_at
 from branchprune.few_images.student import Student
 from branchprune.few_images.trial import check_weights, try_out
 from branchprune.graph.inputs import copied
 from branchprune.graph.plain_model import check_model
 from branchprune.graph.random_generators import seeded
-from branchprune.planning.group_widths import check_widths
-from branchprune.planning.plan import Plan, plan
+from branchprune.planning.plan import Plan
+from branchprune.targets.plan import check_asked, plan
 
 HELD_OUT = 0.1
 STEPS = 2000
@@ -74,8 +74,9 @@ class Compressed:
 def compress(
     model: nn.Module,
     images: Images,
-    keep: float | Mapping[str, float] = 0.5,
+    keep: float | Mapping[str, float] | None = None,
     *,
+    target: Mapping[str, float] | None = None,
     exclude: Sequence[str] = (),
     multiple_of: int = 1,
     minutes: float | None = None,
@@ -107,7 +108,10 @@ def compress(
         images: Tensor (N, C, H, W), as the model wants them (normalised), at least 2; or batches of
             such, as a DataLoader gives: of tuples the first entry is taken. They are held in
             memory: of batches without end 100,000.
-        keep: Fraction of the channels to keep; see `plan`.
+        keep: Fraction of the channels to keep, 0.5 if neither this nor `target` is given; see
+            `plan`.
+        target: What to reach, `{"macs": 0.5}`, in place of `keep`; the widths are chosen on the
+            images; see `plan`.
         exclude: See `plan`.
         multiple_of: See `plan`.
         minutes: How long all of it may take: says how many steps there are.
@@ -135,7 +139,7 @@ def compress(
             `minutes` are too few.
     """
     began = time.perf_counter()
-    check_widths(keep, multiple_of)
+    check_asked(keep, target, multiple_of)
     how = Learning(
         STEPS if steps is None else steps,
         SIZES[0 if minutes is None else -1] if batch_size is None else batch_size,
@@ -155,7 +159,15 @@ def compress(
         seeded(seed, [known]),  # the model or the transform may draw, too
     ):
         dense = copied(model).eval()
-        planned = plan(dense, known[:2], keep, exclude=exclude, multiple_of=multiple_of)
+        planned = plan(
+            dense,
+            known[:2],
+            keep,
+            target=target,
+            batches=[looked_at(known)] if target else None,
+            exclude=exclude,
+            multiple_of=multiple_of,
+        )
         if planned.after == planned.before:
             raise PruneError(f"keep (={keep}): no channel would go; print(bp.plan(…)) says why")
         try_out(dense.requires_grad_(False), known, transform, distance)

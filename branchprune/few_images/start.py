@@ -23,8 +23,13 @@ def fitted_start(model: nn.Module, planned: Plan, images: Tensor) -> Blended:
         planned: Its plan.
         images: From which to choose and fit (N, …); the first of them count.
     """
-    looked_at = images[: min(MOST, max(LEAST, LARGEST // images[0].numel()))]
-    blended = attach(model, planned, "reconstruction", batches=[looked_at])
-    blended = fit_expand(blended, [looked_at], RIDGE)
+    some = looked_at(images)
+    blended = attach(model, planned, "reconstruction", batches=[some])
+    blended = fit_expand(blended, [some], RIDGE)
     blended.alpha = 0.0
     return blended
+
+
+def looked_at(images: Tensor) -> Tensor:
+    """Return the first of the images (N, …), as many as choices and fits are made on."""
+    return images[: min(MOST, max(LEAST, LARGEST // images[0].numel()))]

@@ -42,7 +42,7 @@ def plan(
     keep: float | Mapping[str, float] | None = None,
     *,
     target: Mapping[str, float] | None = None,
-    batches: Iterable[Example] = (),
+    batches: Iterable[Example] | None = None,
     floor: float = FLOOR,
     exclude: Sequence[str] = (),
     multiple_of: int = 1,
@@ -99,8 +99,9 @@ def plan(
             or cannot be reached, or `check` finds that the collapsed model would compute something
             else.
     """
+    check_asked(keep, target, multiple_of)
     if target is None:
-        if batches or floor != FLOOR:
+        if batches is not None or floor != FLOOR:
             raise PruneError("batches and floor belong to a target: give one")
         share = DEFAULT if keep is None else keep
         return by_share.plan(
@@ -113,20 +114,13 @@ def plan(
             opaque=opaque,
             check=check,
         )
-    check_target(target)
-    if keep is not None and not isinstance(keep, Mapping):
-        raise PruneError(f"keep (={keep!r}) and target (={target!r}): give one, or layers in keep")
-    fixed = keep or {}
-    check_widths(fixed, multiple_of)
-    if "" in fixed:
-        raise PruneError(f"keep (={keep!r}) leaves no width to choose: name layers, without ''")
     if isinstance(floor, bool) or not 0 < floor <= 1:
         raise PruneError(
             f"floor (={floor!r}) must be in (0, 1]: it is the least fraction that stays"
         )
     if isinstance(batches, Tensor):
         raise PruneError("batches must be several inputs of forward, such as [batch]")
-    seen = [*batches]
+    seen, fixed = [*(batches or ())], keep if isinstance(keep, Mapping) else {}
     if not seen:
         raise PruneError(
             "target needs batches: some inputs of forward, on which errors are measured"
@@ -137,6 +131,29 @@ def plan(
     found = by_share.planned(model, example, chooser, named, multiple_of, inside, opaque, check)
     own = {each.name: getattr(found, each.name) for each in fields(Plan)}
     return TargetPlan(**own, **chooser.told)
+
+
+def check_asked(
+    keep: float | Mapping[str, float] | None,
+    target: Mapping[str, float] | None,
+    multiple_of: int,
+) -> None:
+    """Raise PruneError for a share and a target that say nothing, or two things.
+
+    Args:
+        keep: See `plan`.
+        target: See `plan`.
+        multiple_of: See `plan`.
+    """
+    if target is not None:
+        check_target(target)
+        if keep is not None and not isinstance(keep, Mapping):
+            raise PruneError(
+                f"keep (={keep!r}) and target (={target!r}): give one, or single layers in keep"
+            )
+        if keep and "" in keep:
+            raise PruneError(f"keep (={keep!r}) leaves no width to choose: name layers, without ''")
+    check_widths(DEFAULT if keep is None else keep, multiple_of)
 
 
 class _Chooser:

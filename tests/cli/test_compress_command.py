@@ -112,6 +112,8 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_runs(
         ((net, images / "0.png", "--output", tmp_path / "a.safetensors"), "0.png is a file"),
         ((net, tmp_path / "none", "--minutes", -1), "minutes"),
         ((net, tmp_path / "none", "--keep", 2), "keep (=2"),
+        ((net, tmp_path / "none", "--target.mac", 0.5), "target names 'mac'"),
+        ((net, tmp_path / "none", "--target", "{macs: 0.5}", "--keep", 0.5), "give one"),
     ):
         assert call(*args) == 2
         error = capsys.readouterr().err.strip()

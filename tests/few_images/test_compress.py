@@ -105,6 +105,18 @@ def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> Non
     assert lines[3].startswith(f"2 steps of 64 images ({how}), 36 images, ")
 
 
+def test_a_target_is_reached(trained: Any) -> None:
+    model, x, images, classes = trained
+    found = bp.compress(model, x[:100], target={"macs": 0.3}, steps=60, batch_size=32)
+    before, after = found.plan.before, found.plan.after
+    assert 0.29 * before.macs < after.macs <= 0.3 * before.macs
+    assert sum(p.numel() for p in found.model.parameters()) == after.params
+    assert "macs: at most" in str(found.plan)
+    assert accuracy(found.model, images, classes) > 0.8
+    with pytest.raises(bp.PruneError, match=r"keep \(=0.5\) and target"):
+        bp.compress(model, x[:100], 0.5, target={"macs": 0.3})
+
+
 def test_minutes_decide_how_many_steps_there_are(trained: Any, monkeypatch: Any) -> None:
     model, x, _, _ = trained
     paces = {torch.float32: 0.5, torch.bfloat16: 0.25}
