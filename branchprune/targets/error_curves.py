@@ -157,6 +157,29 @@ def error_curve(measurement: Measurement, group: int, criterion: str = "reconstr
     return Curve(group, order, _through(left, measured), tuple(measured))
 
 
+def measured_errors(
+    batches: Sequence[Example],
+    model: nn.Module,
+    structure: Structure,
+    choices: Sequence[Sequence[int]],
+) -> list[list[float]]:
+    """Return how the output of a model changes at each width that each group alone may take.
+
+    Args:
+        batches: Inputs on which that is measured.
+        model: The model.
+        structure: Its structure.
+        choices: The widths of each group, rising.
+    """
+    open_groups = [i for i, each in enumerate(choices) if len(each) > 1]
+    measurement = Measurement(model, structure, batches, open_groups)
+    errors = [[0.0] * len(each) for each in choices]
+    for i in open_groups:
+        curve = error_curve(measurement, i).errors
+        errors[i] = curve[torch.tensor(choices[i])].tolist()
+    return errors
+
+
 def _multiple(width: float, blocks: int) -> int:
     return max(blocks, round(width / blocks) * blocks)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from branchprune.planning.columns import in_columns
 from branchprune.planning.plan import Plan
 from branchprune.planning.staying import short
+from branchprune.targets.goal import Goal
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,18 @@ class Reached:
     after: float
     uniform: float
 
+    @classmethod
+    def of(cls, goal: Goal, kept: Tensor, one_share: Tensor) -> Reached:
+        """Return what became of a goal.
+
+        Args:
+            goal: The goal.
+            kept: The widths that were chosen, float64, shape (G,).
+            one_share: Those at one share of all.
+        """
+        cost = goal.limit.cost
+        return cls(goal.what, goal.limit.most, goal.before, *map(cost.total, (kept, one_share)))
+
     def __str__(self) -> str:
         return (
             f"{self.what}: at most {short(self.asked)} asked, {short(self.after)} reached "
@@ -42,7 +57,8 @@ class TargetPlan(Plan):
 
     Attributes:
         reached: What became of the target.
-        errors: By group, the predicted change of the output if that group alone were narrow.
+        errors: By group, the predicted change of the output if that group alone were narrow; empty:
+            the widths are one share of all.
         limited: By group, what keeps it from another width: "floor", "whole", "stays" or "".
         uniform: The predicted change of the output at one share of all widths within the target.
     """
@@ -64,6 +80,8 @@ class TargetPlan(Plan):
 
     def table(self) -> list[str]:
         """Return the groups as lines for people."""
+        if not self.errors:
+            return super().table()
         total = sum(self.errors) or 1.0
         rows = [("group", "layers", "width", "MACs", "error", "limited by")]
         for group, error, limit in zip(self.groups, self.errors, self.limited, strict=True):
@@ -73,9 +91,10 @@ class TargetPlan(Plan):
         return in_columns(rows)
 
     def __str__(self) -> str:
-        lines = [
-            *map(str, self.reached),
-            f"change of the output, predicted: {sum(self.errors):.3g}; at "
-            f"one share of all channels {self.uniform:.3g}",
-        ]
+        lines = [*map(str, self.reached)]
+        if self.errors:
+            lines.append(
+                f"change of the output, predicted: {sum(self.errors):.3g}; at one share of all "
+                f"channels {self.uniform:.3g}"
+            )
         return "\n".join([super().__str__(), *lines])

@@ -1,0 +1,161 @@
+"""Widths of all groups within a target: those with the least error, or one share of all."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.errors import PruneError
+from branchprune.graph.inputs import Example
+from branchprune.graph.structure import ChannelGroup, Structure
+from branchprune.planning.cost_model import params_and_macs
+from branchprune.planning.costs import amounts
+from branchprune.planning.group_widths import PlannedGroup, plan_groups, step_of
+from branchprune.planning.paths import paths_of, within
+from branchprune.planning.plan import Plan, planned
+from branchprune.planning.staying import find_staying
+from branchprune.planning.width_solver import Limit, Solver
+from branchprune.targets.goal import check_reachable, goals
+from branchprune.targets.target_plan import Reached, TargetPlan
+
+Errors = Callable[[nn.Module, Structure, Sequence[Sequence[int]]], Sequence[Sequence[float]]]
+"""Says of a model how its output changes at each width that each of its groups may take."""
+SHARES = 200
+"""Of all channels, that are tried for the plan at one share."""
+
+
+def planned_for(
+    model: nn.Module,
+    example: Example,
+    chooser: Chooser,
+    inside: str = "",
+    opaque: Sequence[str] = (),
+    check: bool = False,
+) -> TargetPlan:
+    """Return a plan within a target; see `branchprune.targets.plan.plan`.
+
+    Args:
+        model: See there.
+        example: See there.
+        chooser: Chooses the widths.
+        inside: See there.
+        opaque: See there.
+        check: See there.
+    """
+    named = {"exclude": chooser.exclude, "keep": [*chooser.fixed]}
+    found = planned(model, example, chooser, named, chooser.multiple_of, inside, opaque, check)
+    own = {each.name: getattr(found, each.name) for each in fields(Plan)}
+    return TargetPlan(**own, **chooser.told)
+
+
+class Chooser:
+    """Chooses the widths of a model for a target.
+
+    Args:
+        target: What to reach; see `plan`.
+        keep: Layers and modules that keep a share, whatever the target; None: there are none.
+        floor: The least share of a group's channels; see `plan`.
+        exclude: Layers whose channels stay; see `plan`.
+        multiple_of: Of what the kept widths are multiples.
+        errors: How the output changes with the widths; None: the widths are one share of all.
+
+    Attributes:
+        told: What `TargetPlan` has beside `Plan`, once widths were chosen.
+
+    Raises:
+        PruneError: `floor` is no share.
+    """
+
+    def __init__(
+        self,
+        target: Mapping[str, float],
+        keep: float | Mapping[str, float] | None,
+        floor: float,
+        exclude: Sequence[str],
+        multiple_of: int,
+        errors: Errors | None = None,
+    ) -> None:
+        if isinstance(floor, bool) or not 0 < floor <= 1:
+            raise PruneError(
+                f"floor (={floor!r}) must be in (0, 1]: it is the least fraction that stays"
+            )
+        self.target, self.floor = target, floor
+        self.fixed = keep if isinstance(keep, Mapping) else {}
+        self.exclude, self.multiple_of = paths_of("exclude", exclude), multiple_of
+        self.errors = errors
+        self.told: dict[str, Any] = {}
+
+    def __call__(self, model: nn.Module, structure: Structure) -> tuple[PlannedGroup, ...]:
+        """Return the widths; see `Choose`."""
+        shares = {"": self.floor, **self.fixed}
+        rows = plan_groups(structure, shares, self.exclude, self.multiple_of)
+        choices = [
+            self._choices(group, row) for group, row in zip(structure.groups, rows, strict=True)
+        ]
+        params, macs = params_and_macs(amounts(model, structure), len(rows))
+        wide, narrow = (
+            torch.tensor(each, dtype=torch.double)
+            for each in ([row.width for row in rows], [each[0] for each in choices])
+        )
+        asked = goals(self.target, {"params": params, "macs": macs}, wide)
+        staying = find_staying(model, structure, rows)
+        check_reachable(asked, narrow, staying, self.floor, self.multiple_of)
+        one_share = _at_one_share(choices, [goal.limit for goal in asked])
+        found = one_share
+        if self.errors is not None:
+            solver = Solver(choices, self.errors(model, structure, choices))
+            best = solver.solve([goal.limit for goal in asked])
+            assert best is not None, "the narrowest widths are within the limits"
+            found = best
+            self.told["errors"] = tuple(solver.errors_at(found).tolist())
+            self.told["uniform"] = solver.error(one_share)
+        kept = [int(width) for width in found]
+        self.told["reached"] = tuple(Reached.of(goal, found, one_share) for goal in asked)
+        self.told["limited"] = tuple(
+            "floor" if len(each) > 1 and width == each[0] else ""
+            for width, each in zip(kept, choices, strict=True)
+        )
+        return tuple(
+            _row(row, width, len(each) > 1)
+            for row, width, each in zip(rows, kept, choices, strict=True)
+        )
+
+    def _choices(self, group: ChannelGroup, row: PlannedGroup) -> list[int]:
+        """Return the widths that a group may take, rising."""
+        fixed = any(within(layer, self.fixed) for layer in (row.name, *row.layers))
+        if not row.pruned or fixed:
+            return [row.kept]
+        step = step_of(group, self.multiple_of)
+        least = max(step, math.ceil(self.floor * group.width / step) * step)
+        return sorted({*range(least, group.width + 1, step), group.width})
+
+
+def _row(row: PlannedGroup, width: int, is_open: bool) -> PlannedGroup:
+    """Return a row of the plan at a width."""
+    if row.reason is not None:
+        return row
+    reason = (
+        ("the target leaves it whole" if is_open else "keep says so")
+        if width == row.width
+        else None
+    )
+    return replace(row, kept=width, wanted=width, reason=reason)
+
+
+def _at_one_share(choices: Sequence[Sequence[int]], limits: Sequence[Limit]) -> Tensor:
+    """Return the widths at the largest share of all channels that is within limits."""
+    for place in range(SHARES, -1, -1):
+        kept = [
+            each[bisect_right(each, max(each[0], place / SHARES * each[-1])) - 1]
+            for each in choices
+        ]
+        found = torch.tensor(kept, dtype=torch.double)
+        if all(limit.holds(found) for limit in limits):
+            break
+    return found
