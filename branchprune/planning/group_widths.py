@@ -149,7 +149,7 @@ def _widths(
     multiple_of: int,
 ) -> tuple[int, int, str | None]:
     """Return the widths of a group: what it keeps, what is wanted, and why it stays, or None."""
-    fraction, unnamed = _fraction(layers, keep)
+    fraction, unnamed = _fraction(group.name, layers, keep)
     spared = excluded or unnamed
     wanted = group.width if spared else _round(group, fraction, multiple_of)
     if group.reason or spared:
@@ -167,9 +167,13 @@ def _times(outputs: Pieces, group: int) -> int:
     return sum(piece.repeat for piece in outputs if piece.group == group) or 1
 
 
-def _fraction(layers: Sequence[str], keep: float | Mapping[str, float]) -> tuple[float, str | None]:
+def _fraction(
+    name: str, layers: Sequence[str], keep: float | Mapping[str, float]
+) -> tuple[float, str | None]:
     if not isinstance(keep, Mapping):
         return keep, None
+    if name in keep and name not in layers:  # such as conv1#2
+        return keep[name], None
     named = {layer: keep[layer] for layer in layers if layer in keep}
     if len(set(named.values())) > 1:
         raise PruneError(f"keep names layers of one group with different fractions: {named}")

@@ -25,7 +25,8 @@ def check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
     known = {name for name, _ in model.named_modules()}
     for argument, layers in named.items():
         for name in layers:
-            if name in known and (name or argument in ("inside", "keep")):
+            group = argument == "keep" and isinstance(name, str) and name.partition("#")[0]
+            if (name in known or group in known) and (name or argument in ("inside", "keep")):
                 continue
             near = get_close_matches(str(name), known - {""}, n=1)
             hint = f"; the nearest is {near[0]!r}" if near else ""

@@ -49,8 +49,9 @@ def plan(
     Args:
         model: Any network; it is traced and run once, and not changed.
         example: An input, a tuple of arguments or a dictionary of keyword arguments.
-        keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path or by the path
-            of a module around it, with "" for all others: `{"": 0.5, "head": 1.0}`. A group takes
+        keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path, by the path of a
+            module around it or by the name of its group, with "" for all others:
+            `{"": 0.5, "head": 1.0}`. A group takes
             that of a layer named itself, else that of the closest module around its first layer
             that has one, else the default; groups that no key names stay, without a branch. 1.0
             keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.

@@ -355,6 +355,28 @@ def test_keep_out_of_range(keep: Any) -> None:
             bp.plan(vgg(), torch.randn(IMAGE), keep=argument)
 
 
+class Split(nn.Module):
+    """One layer makes channels of two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.size = nn.Conv2d(3, 16, 3), 10
+        self.one, self.other = nn.Conv2d(10, 8, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is made of each part."""
+        y = self.first(x).relu()
+        return self.one(y[:, : self.size]), self.other(y[:, self.size :])
+
+
+def test_a_group_is_named_by_its_number() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    plan = bp.plan(Split().eval(), x, keep={"first": 0.5, "first#2": 1 / 3})
+    assert {group.name: group.kept for group in plan.groups[:2]} == {"first": 5, "first#2": 2}
+    with pytest.raises(bp.PruneError, match="keep names 'first#3', which makes no channels"):
+        bp.plan(Split().eval(), x, keep={"first#3": 0.5})
+
+
 @pytest.mark.parametrize("multiple", [0, -8, 2.5])
 def test_multiple_of_out_of_range(multiple: Any) -> None:
     with pytest.raises(bp.PruneError, match=rf"multiple_of \(={multiple}\) must be"):

@@ -21,7 +21,7 @@ from branchprune.errors import PruneError, whole
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.settings import MetricConfig
-from branchprune.experiments.run.shrinking import Pruned, Setup, at_widths
+from branchprune.experiments.run.shrinking import Calibrated, Pruned, Setup, at_widths
 from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import student_task
 from branchprune.lightning import BranchPruning
@@ -37,7 +37,7 @@ LEVELS: dict[str, Callable[..., tuple[float, ...]]] = {
 
 
 @dataclass
-class BlendConfig:
+class BlendConfig(Calibrated):
     """Blend branches in while α falls from 1 to 0, and collapse.
 
     Args:

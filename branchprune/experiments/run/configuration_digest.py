@@ -11,6 +11,9 @@ import yaml
 
 PLACES = ("output", "results", "accelerator", "dense.checkpoint")
 """Settings that say where a run is made, and not what it does."""
+LATER = {"prune.widths.target": None, "prune.widths.floor": 0.1}
+"""Settings that came later, with what says that all is as it was before: the digests of results of
+that time stay what they are."""
 OF_DENSE = ("model", "data", "task", "dense", "seed", "fast", "precision", "compile")
 """Sections on which the dense training depends."""
 
@@ -24,7 +27,11 @@ def settings_of(text: str, sections: Sequence[str] = ()) -> dict[str, Any]:
     """
     found = flat(yaml.safe_load(text) or {})
     chosen = {k: v for k, v in found.items() if not sections or k.partition(".")[0] in sections}
-    return {key: value for key, value in chosen.items() if key not in PLACES}
+    return {
+        key: value
+        for key, value in chosen.items()
+        if key not in PLACES and not (key in LATER and value == LATER[key])
+    }
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

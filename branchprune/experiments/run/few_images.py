@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,10 @@ class FewImagesConfig(Untrained):
             raise PruneError(
                 "precision (='16-mixed') is not one of few_images: set 'bf16-mixed' or '32-true'"
             )
+
+    def seen(self, setup: Setup, stages: Stages) -> Sequence[Tensor]:
+        """Return the few images; see `Algorithm`."""
+        return [self._images(setup, stages)[:AT_ONCE]]
 
     def narrow(
         self,

@@ -23,6 +23,7 @@ from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import student_task
 from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan
+from branchprune.targets.plan import DEFAULT
 from branchprune.training.task import Task
 
 
@@ -43,7 +44,12 @@ class Pruning:
         """Find every mistake that can be found before training, and return the first plan."""
         model, settings = self.config.model, self.settings
         self._check_features(student_task(self.config.prune_task, model, model))
-        planned = settings.widths.plan(model, self.example)
+        planned = settings.widths.first_plan(model, self.example)
+        if settings.widths.target and not (settings.few_images or self.setup.criterion.calibration):
+            raise PruneError(
+                f"widths.target (={settings.widths.target}) is reached by what the model makes of "
+                "criterion.calibration (=0) batches: set some"
+            )
         settings.algorithm.check(self.setup, planned)
         if settings.finetune is not None and settings.finetune.fresh:
             copied(model).apply(reset)
@@ -64,7 +70,7 @@ class Pruning:
 
     def prune(self, dense: nn.Module, stages: Stages, score: float) -> Pruned:
         """Prune a trained model, whose validation score is known."""
-        planned = self.settings.widths.plan(dense, self.example)
+        planned = self._planned(dense, stages)
         if self.settings.cost is not None:
             self._keep_to(self.settings.cost, dense, planned, stages)
         wide = dense
@@ -75,6 +81,19 @@ class Pruning:
         narrowed = self._narrow("prune", dense, wide, planned, stages)
         small = self._finetune("finetune", dense, narrowed.small, stages)
         return replace(narrowed, small=small)
+
+    def _planned(self, dense: nn.Module, stages: Stages) -> Plan:
+        """Return the first plan; a target is then settled."""
+        widths = self.settings.widths
+        if widths.target is None:
+            return widths.plan(dense, self.example)
+        seed_everything(self.config.seed, workers=True, verbose=False)  # the order of the data
+        seen = self.settings.algorithm.seen(self.setup, stages)
+        planned = widths.plan(dense, self.example, seen)
+        settled = widths.settled(planned)
+        self.settings = replace(self.settings, widths=settled)
+        self.setup = replace(self.setup, widths=settled)
+        return planned
 
     def _keep_to(self, cost: CostConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
         """Make the last stage as long as the cost allows."""
@@ -135,7 +154,7 @@ class Pruning:
         if not widths:
             raise PruneError(
                 f"round 1 lost more than max_drop (={rounds.max_drop}): {score:.4g} -> "
-                f"{done[0]['val']:.4g}; keep more than keep (={self.settings.widths.keep})"
+                f"{done[0]['val']:.4g}; keep more than {self.settings.widths.keep or DEFAULT}"
             )
         error, own = (max(each[key] for each in done) for key in ("collapse_error", "own_error"))
         return Pruned(small, self._overall(dense, widths), error, own, rounds=done)

@@ -17,6 +17,7 @@ from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.settings import MetricConfig, RunSettings
 from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.widths import WidthsConfig
+from branchprune.lightning.training_inputs import training_inputs
 from branchprune.planning.plan import Plan
 
 
@@ -75,6 +76,14 @@ class Algorithm(Protocol):
             PruneError: An option is wrong.
         """
 
+    def seen(self, setup: Setup, stages: Stages) -> Sequence[Tensor]:
+        """Return the batches on which widths are chosen for a target.
+
+        Args:
+            setup: What it works with.
+            stages: They know what batches are like.
+        """
+
     def narrow(
         self,
         setup: Setup,
@@ -120,7 +129,16 @@ class Algorithm(Protocol):
 
 
 @dataclass
-class Untrained:
+class Calibrated:
+    """What algorithms have in common that choose by training batches."""
+
+    def seen(self, setup: Setup, stages: Stages) -> Sequence[Tensor]:
+        """Return `criterion.calibration` training batches; see `Algorithm`."""
+        return training_inputs(setup.settings.data, setup.criterion.calibration, stages.keys)
+
+
+@dataclass
+class Untrained(Calibrated):
     """What algorithms have in common that train nothing."""
 
     def epochs_to_train(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from branchprune.planning.plan import Plan, plan
+from branchprune.targets.chooser import Chooser, planned_for
+from branchprune.targets.plan import DEFAULT, FLOOR, check_asked
+from branchprune.targets.plan import plan as plan_for_target
 
 
 @dataclass
@@ -16,30 +20,74 @@ class WidthsConfig:
 
     Args:
         keep: Fraction of the channels to keep; or a mapping of one a layer or module, in which ""
-            is that of all others.
+            is that of all others; null: 0.5, or what the target leaves.
         exclude: Layers, or modules around them, whose channels stay.
         multiple_of: Round kept widths to a multiple of this.
         inside: Path of a module: only what is inside it is traced and pruned.
         opaque: Paths of modules that are not looked into.
+        target: What to reach, as the share that is kept or as a number, of "macs" and "params":
+            the widths are chosen on `criterion.calibration` batches, or on the few images; null:
+            `keep` says it.
+        floor: The least share of a layer's channels that a target leaves.
     """
 
-    keep: float | dict[str, float] = 0.5
+    keep: float | dict[str, float] | None = None
     exclude: list[str] = field(default_factory=list)
     multiple_of: int = 1
     inside: str = ""
     opaque: list[str] = field(default_factory=list)
+    target: dict[str, float] | None = None
+    floor: float = FLOOR
 
-    def plan(self, model: nn.Module, example: Tensor) -> Plan:
-        """Return the plan that leads to these widths."""
-        return plan(model, example, **self.options())
+    def first_plan(self, model: nn.Module, example: Tensor) -> Plan:
+        """Return the plan of a model that is not trained yet: of a target that at one share."""
+        if self.target is None:
+            return self.plan(model, example)
+        check_asked(self.keep, self.target, self.multiple_of)
+        asked = (self.target, self.keep, self.floor, self.exclude, self.multiple_of)
+        return planned_for(model, example, Chooser(*asked), self.inside, self.opaque)
+
+    def plan(self, model: nn.Module, example: Tensor, batches: Sequence[Tensor] = ()) -> Plan:
+        """Return the plan that leads to these widths.
+
+        Args:
+            model: The model.
+            example: Input of one example.
+            batches: Inputs on which widths are chosen for a target.
+        """
+        if self.target is None:
+            return plan(model, example, **self.options())
+        return plan_for_target(
+            model,
+            example,
+            self.keep,
+            target=self.target,
+            batches=batches,
+            floor=self.floor,
+            multiple_of=self.multiple_of,
+            **self.where(),
+        )
 
     def plan_shares(self, model: nn.Module, example: Tensor, shares: dict[str, float]) -> Plan:
         """Return the plan that keeps other fractions, by group, of what these widths reach."""
         return plan(model, example, shares, **self.where())
 
+    def settled(self, planned: Plan) -> WidthsConfig:
+        """Return what says the widths of a plan without a target.
+
+        Args:
+            planned: What `plan` returned.
+        """
+        if self.target is None:
+            return self
+        groups = [planned.groups[i] for i in planned.pruned]
+        keep = {group.name: group.kept / group.width for group in groups}
+        return replace(self, keep=keep, target=None)
+
     def options(self) -> dict[str, Any]:
-        """Return what `plan` takes."""
-        return {"keep": self.keep, "multiple_of": self.multiple_of, **self.where()}
+        """Return what `plan` takes, of widths without a target."""
+        keep = DEFAULT if self.keep is None else self.keep
+        return {"keep": keep, "multiple_of": self.multiple_of, **self.where()}
 
     def where(self) -> dict[str, Any]:
         """Return what `plan` takes as to where it looks."""

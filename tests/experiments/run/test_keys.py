@@ -206,7 +206,10 @@ def test_hyperparameters_are_those_of_the_sections_that_are_set():
     prune = PruneConfig(cut=CutConfig(), finetune=FinetuneConfig(3), task={"learning_rate": 0.1})
     assert prune.hyperparameters() == {
         "algorithm": "cut",
-        "widths": {"keep": 0.5, "exclude": [], "multiple_of": 1, "inside": "", "opaque": []},
+        "widths": {
+            **{"keep": None, "exclude": [], "multiple_of": 1, "inside": "", "opaque": []},
+            **{"target": None, "floor": 0.1},
+        },
         "cut": {},
         "finetune": {"epochs": 3, "fresh": False, "average": 0.0},
         "task": {"learning_rate": 0.1},
@@ -229,13 +232,16 @@ def test_the_listing_has_every_field_of_every_section():
         ("prune:\n", "prune must not be null"),
         ("prune: [1]\n", "prune (=[1]) must be a mapping of blend, "),
         ("prune: {widths: null}\n", "prune.widths must not be null"),
-        ("prune: {widths: 0.5}\n", "prune.widths (=0.5) must be a mapping of exclude, inside, "),
+        (
+            "prune: {widths: 0.5}\n",
+            "prune.widths (=0.5) must be a mapping of exclude, floor, inside, ",
+        ),
         (
             "prune: {criterion: l1}\n",
             "(='l1') must be a mapping of calibration, fit, name, or n",
         ),
         ("prune: {blend: null, cut: true}\n", "prune.cut (=True) must be a mapping, or null"),
-        ("prune: {widths: {keep: null}}\n", "prune.widths.keep must not be null"),
+        ("prune: {widths: {floor: null}}\n", "prune.widths.floor must not be null"),
         ("prune: {blend: {hold: null}}\n", "prune.blend.hold must not be null"),
         ("dense: 3\n", "dense (=3) must be a mapping of checkpoint, epochs"),
         ("seed: null\n", "seed must not be null"),

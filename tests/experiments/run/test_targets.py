@@ -1,0 +1,108 @@
+"""Runs whose widths are chosen for a target: what is reached, resumed, and refused."""
+
+import json
+
+import pytest
+import torch
+from observed_runs import CONFIG
+from safetensors.torch import load_file
+from small_training import TinyVGG, loader
+
+import branchprune as bp
+from branchprune.cli import main
+from branchprune.experiments.run.configuration_digest import digest
+
+pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
+
+TARGET = (
+    "widths: {target: {params: 0.5}}, criterion: {name: reconstruction, calibration: 2, fit: 2}"
+)
+
+
+@pytest.fixture
+def go(tmp_path):
+    def run(text, *options, status=0):
+        (tmp_path / "config.yaml").write_text(CONFIG + f"prune: {{{text}}}\n")
+        arguments = [str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]
+        assert main(["run", *arguments, *options]) == status
+        return tmp_path / "run"
+
+    return run
+
+
+def kept(folder):
+    result = json.loads((folder / "result.json").read_text())
+    cost = {
+        which: {key: result["cost"][which][key] for key in ("params", "macs")} for which in WHICH
+    }
+    return {group["name"]: group["kept"] for group in result["plan"]["groups"]}, cost
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cut: {}",
+        "blend: {levels: [0.5, 0.0]}",
+        "cut: {}, finetune: {epochs: 1}, rounds: {gradual: true, count: 2, max_drop: null}",
+    ],
+)
+def test_the_target_is_reached_however_channels_go(how, go):
+    folder = go(f"{TARGET}, {how}")
+    widths, cost = kept(folder)
+    small, dense = cost["small"]["params"], cost["dense"]["params"]
+    assert 0.8 * dense < 2 * small <= dense
+    weights = load_file(folder / "small.safetensors")
+    assert len(weights["features.0.weight"]) == widths["features.0"]
+    model = bp.load(TinyVGG(), folder / "dense.safetensors")
+    batches = [x for x, _ in loader()][:2]
+    expected = bp.plan(model, batches[0][:1], target={"params": 0.5}, batches=batches)
+    assert widths == {group.name: group.kept for group in expected.groups}
+    assert widths["features.0"] != widths["features.3"]  # not one share
+
+
+def test_few_images_choose_widths_by_themselves(go):
+    how = "few_images: {images: 10, steps: 2, batch_size: 8}"
+    folder = go(f"widths: {{target: {{macs: 0.4}}}}, criterion: {{name: l1, fit: 1}}, {how}")
+    widths, cost = kept(folder)
+    assert cost["small"]["macs"] <= 0.4 * cost["dense"]["macs"]
+    model = bp.load(TinyVGG(), folder / "dense.safetensors")
+    images = torch.cat([x for x, _ in loader()])[:10]
+    expected = bp.plan(model, images[:1], target={"macs": 0.4}, batches=[images])
+    assert widths == {group.name: group.kept for group in expected.groups}
+
+
+def test_a_run_that_goes_on_has_the_same_widths(go):
+    folder = go(f"{TARGET}, cut: {{}}, finetune: {{epochs: 1}}")
+    weights, line = load_file(folder / "small.safetensors"), kept(folder)
+    (folder / "result.json").unlink()
+    (folder / "small.safetensors").unlink()
+    (folder / "finetune" / "finished.json").unlink()
+    go(f"{TARGET}, cut: {{}}, finetune: {{epochs: 1}}", "--resume")
+    again = load_file(folder / "small.safetensors")
+    assert kept(folder) == line
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "widths: {target: {params: 0.5}}, cut: {}",
+            "criterion.calibration (=0) batches: set some",
+        ),
+        (f"{TARGET.replace('params', 'weights')}, cut: {{}}", "target names 'weights'"),
+        (f"{TARGET.replace('target', 'keep: 0.5, target')}, cut: {{}}", "keep (=0.5) and target"),
+        (f"{TARGET.replace('0.5', '0.01')}, cut: {{}}", "params (=0.01) cannot be reached"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_trained(text, said, go, tmp_path, capsys):
+    go(text, status=2)
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_digests_of_results_without_a_target_stay():
+    before = "prune: {widths: {keep: 0.5}}"
+    assert digest(before) == digest("prune: {widths: {keep: 0.5, target: null, floor: 0.1}}")
+    assert digest(before) != digest("prune: {widths: {keep: 0.5, target: null, floor: 0.2}}")
+    assert digest(before) != digest("prune: {widths: {keep: 0.5, target: {macs: 0.5}, floor: 0.1}}")
