@@ -234,7 +234,7 @@ def test_the_listing_has_every_field_of_every_section():
         ("prune: {widths: null}\n", "prune.widths must not be null"),
         (
             "prune: {widths: 0.5}\n",
-            "prune.widths (=0.5) must be a mapping of exclude, floor, inside, ",
+            "prune.widths (=0.5) must be a mapping of exclude, floor, ",
         ),
         (
             "prune: {criterion: l1}\n",
