@@ -23,7 +23,8 @@ from branchprune.few_images.compress import Compressed, compress
 from branchprune.few_images.folder import read_folder
 from branchprune.graph.rules.teach import forget, teach
 from branchprune.planning.plan import Plan
-from branchprune.targets.plan import plan
+from branchprune.targets.plan import plan, plans
+from branchprune.targets.sensitivity import sensitivity
 
 __version__ = "0.1.0"
 
@@ -45,9 +46,11 @@ __all__ = [
     "load",
     "multiplicative",
     "plan",
+    "plans",
     "read_folder",
     "rules",
     "save",
+    "sensitivity",
     "stand_in",
     "steps",
     "teach",

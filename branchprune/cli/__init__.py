@@ -19,20 +19,22 @@ USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option val
        branchprune report FOLDER
        branchprune plan MODEL [--example 1x3x224x224] [--option value ...]
        branchprune compress MODEL IMAGES/ [--keep 0.34] [--minutes 5] [--option value ...]
+       branchprune sensitivity MODEL IMAGES/ [--option value ...]
        branchprune bench [--option value ...]
        branchprune cost [CONFIG.yaml ...] [--option value ...]
        branchprune zoo [--option value ...]
        branchprune --version
 
-run       train a dense model, prune it, collapse, verify, measure, report
-dense     only train the dense model, with the options of run
-compare   compare methods at equal budgets, from one dense model
-report    write the report of a finished run again
-plan      what would shrink in a model, what would stay, and why
-compress  make a trained model small with a folder of unlabelled images
-bench     measure what blending costs and what the collapse saves
-cost      measure time and memory of the paper's models, dense and small
-zoo       plan, blend and collapse every model of torchvision, timm and others
+run          train a dense model, prune it, collapse, verify, measure, report
+dense        only train the dense model, with the options of run
+compare      compare methods at equal budgets, from one dense model
+report       write the report of a finished run again
+plan         what would shrink in a model, what would stay, and why
+compress     make a trained model small with a folder of unlabelled images
+sensitivity  how much the output needs the channels of each layer, by images
+bench        measure what blending costs and what the collapse saves
+cost         measure time and memory of the paper's models, dense and small
+zoo          plan, blend and collapse every model of torchvision, timm and others
 
 `branchprune run --help` lists the options, which are the keys of a configuration."""
 

@@ -139,6 +139,13 @@ def _compress(args: Sequence[str], console: Console) -> None:
     compress(args, console)
 
 
+def _sensitivity(args: Sequence[str], console: Console) -> None:
+    from branchprune.cli.sensitivity import main as sensitivity
+
+    _find_modules_here()
+    sensitivity(args, console)
+
+
 def _bench(args: Sequence[str], console: Console) -> None:
     from branchprune.benchmarks.bench import main as bench
 
@@ -159,7 +166,8 @@ def _zoo(args: Sequence[str], console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     **{"run": _run, "dense": _dense, "compare": _compare, "report": _report},
-    **{"plan": _plan, "compress": _compress, "bench": _bench, "cost": _cost, "zoo": _zoo},
+    **{"plan": _plan, "compress": _compress, "sensitivity": _sensitivity},
+    **{"bench": _bench, "cost": _cost, "zoo": _zoo},
 }
 
 

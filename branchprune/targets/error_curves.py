@@ -157,27 +157,48 @@ def error_curve(measurement: Measurement, group: int, criterion: str = "reconstr
     return Curve(group, order, _through(left, measured), tuple(measured))
 
 
-def measured_errors(
-    batches: Sequence[Example],
-    model: nn.Module,
-    structure: Structure,
-    choices: Sequence[Sequence[int]],
-) -> list[list[float]]:
-    """Return how the output of a model changes at each width that each group alone may take.
+class MeasuredErrors:
+    """How the output of a model changes with each group alone, measured once for several targets.
 
     Args:
         batches: Inputs on which that is measured.
-        model: The model.
-        structure: Its structure.
-        choices: The widths of each group, rising.
+
+    Attributes:
+        curves: What was measured, by group.
     """
-    open_groups = [i for i, each in enumerate(choices) if len(each) > 1]
-    measurement = Measurement(model, structure, batches, open_groups)
-    errors = [[0.0] * len(each) for each in choices]
-    for i in open_groups:
-        curve = error_curve(measurement, i).errors
-        errors[i] = curve[torch.tensor(choices[i])].tolist()
-    return errors
+
+    def __init__(self, batches: Sequence[Example]) -> None:
+        self.batches = batches
+        self.curves: dict[int, Curve] = {}
+
+    def __call__(
+        self, model: nn.Module, structure: Structure, choices: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Return the changes at each width that each group may take.
+
+        Args:
+            model: The model, of all calls the same.
+            structure: Its structure.
+            choices: The widths of each group, rising; of one that stays it is one.
+        """
+        self.measure(model, structure, [i for i, each in enumerate(choices) if len(each) > 1])
+        return [
+            self.curves[i].errors[torch.tensor(each)].tolist() if len(each) > 1 else [0.0]
+            for i, each in enumerate(choices)
+        ]
+
+    def measure(self, model: nn.Module, structure: Structure, groups: Sequence[int]) -> None:
+        """Measure the curves of some groups, if they are missing.
+
+        Args:
+            model: The model.
+            structure: Its structure.
+            groups: Indices of the groups.
+        """
+        missing = [group for group in groups if group not in self.curves]
+        if missing:
+            measurement = Measurement(model, structure, self.batches, missing)
+            self.curves |= {group: error_curve(measurement, group) for group in missing}
 
 
 def _multiple(width: float, blocks: int) -> int:

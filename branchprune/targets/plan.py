@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -14,8 +13,9 @@ from branchprune.planning import plan as by_share
 from branchprune.planning.group_widths import check_widths
 from branchprune.planning.plan import Plan
 from branchprune.targets.chooser import Chooser, planned_for
-from branchprune.targets.error_curves import measured_errors
+from branchprune.targets.error_curves import MeasuredErrors
 from branchprune.targets.goal import check_target
+from branchprune.targets.target_plan import TargetPlan
 
 DEFAULT = 0.5
 """What is kept where neither a share nor a target is given."""
@@ -103,6 +103,57 @@ def plan(
             opaque=opaque,
             check=check,
         )
+    chooser = Chooser(target, keep, floor, exclude, multiple_of, MeasuredErrors(listed(batches)))
+    return planned_for(model, example, chooser, inside, opaque, check)
+
+
+def plans(
+    model: nn.Module,
+    example: Example,
+    targets: Sequence[Mapping[str, float]],
+    *,
+    batches: Iterable[Example],
+    keep: Mapping[str, float] | None = None,
+    floor: float = FLOOR,
+    exclude: Sequence[str] = (),
+    multiple_of: int = 1,
+    inside: str = "",
+    opaque: Sequence[str] = (),
+) -> list[TargetPlan]:
+    """Return a plan for each of several targets; what they need is measured once.
+
+    ```python
+    for plan in bp.plans(model, x, [{"macs": s} for s in (0.75, 0.5, 0.25)], batches=[images]):
+        print(plan.after.macs, sum(plan.errors))
+    ```
+
+    Args:
+        model: See `plan`.
+        example: See `plan`.
+        targets: What to reach; see `target` of `plan`.
+        batches: See `plan`.
+        keep: Layers and modules that keep a share, whatever the targets.
+        floor: See `plan`.
+        exclude: See `plan`.
+        multiple_of: See `plan`.
+        inside: See `plan`.
+        opaque: See `plan`.
+
+    Returns:
+        The plans, with the change of the output that is predicted for each.
+
+    Raises:
+        PruneError: See `plan`.
+    """
+    for target in targets:
+        check_asked(keep, check_target(target), multiple_of)
+    errors = MeasuredErrors(listed(batches))
+    choosers = [Chooser(each, keep, floor, exclude, multiple_of, errors) for each in targets]
+    return [planned_for(model, example, each, inside, opaque) for each in choosers]
+
+
+def listed(batches: Iterable[Example] | None) -> list[Example]:
+    """Return batches as a list; raise PruneError where there are none."""
     if isinstance(batches, Tensor):
         raise PruneError("batches must be several inputs of forward, such as [batch]")
     seen = [*(batches or ())]
@@ -110,8 +161,7 @@ def plan(
         raise PruneError(
             "target needs batches: some inputs of forward, on which errors are measured"
         )
-    chooser = Chooser(target, keep, floor, exclude, multiple_of, partial(measured_errors, seen))
-    return planned_for(model, example, chooser, inside, opaque, check)
+    return seen
 
 
 def check_asked(

@@ -137,3 +137,38 @@ def test_outputs_that_are_images_and_streams_that_are_shared() -> None:
     plan = bp.plan(model, X[:1], target={"params": 0.5}, **SMALL)
     assert 0.9 < plan.after.params / (0.5 * plan.before.params) <= 1
     bp.attach(model, plan, "reconstruction", batches=[X])
+
+
+def test_several_targets_are_those_one_by_one_and_measured_once(monkeypatch: Any) -> None:
+    from branchprune.targets import error_curves
+
+    model, measured = network(), []
+    original = error_curves.error_curve
+
+    def counted(*args: Any) -> Any:
+        measured.append(args[1])
+        return original(*args)
+
+    targets = [{"macs": 0.75}, {"macs": 0.5}, {"params": 0.3}]
+    expected = [bp.plan(model, X[:1], target=target, **SMALL) for target in targets]
+    monkeypatch.setattr(error_curves, "error_curve", counted)
+    found = bp.plans(model, X[:1], targets, **SMALL)
+    assert len(measured) == len({*measured}) == 4
+    assert list(map(str, found)) == list(map(str, expected))
+    with pytest.raises(bp.PruneError, match="target names 'mac'"):
+        bp.plans(model, X[:1], [{"macs": 0.5}, {"mac": 0.5}], **SMALL)
+
+
+def test_a_sensitivity_says_what_each_group_costs_alone() -> None:
+    model = network()
+    found = bp.sensitivity(model, X[:1], [X])
+    plan = bp.plan(model, X[:1], target={"macs": 0.5}, **SMALL)
+    by_name = {group.name: group for group in found.groups}
+    for group, error in zip(plan.groups, plan.errors, strict=True):
+        if group.pruned:
+            assert by_name[group.name].errors[group.kept] == error
+            assert by_name[group.name].width == group.width
+    rows = str(found).splitlines()
+    assert rows[0].split()[:3] == ["group", "width", "at"]
+    at_half = [float(row.split()[3]) for row in rows[2:-1]]
+    assert at_half == sorted(at_half, reverse=True) and len(at_half) == len(found.groups)

@@ -11,7 +11,7 @@ import yaml
 
 PLACES = ("output", "results", "accelerator", "dense.checkpoint")
 """Settings that say where a run is made, and not what it does."""
-LATER = {"prune.widths.target": None, "prune.widths.floor": 0.1}
+LATER = {"prune.widths.target": None}
 """Settings that came later, with what says that all is as it was before: the digests of results of
 that time stay what they are."""
 OF_DENSE = ("model", "data", "task", "dense", "seed", "fast", "precision", "compile")

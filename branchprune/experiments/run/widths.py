@@ -28,7 +28,6 @@ class WidthsConfig:
         target: What to reach, as the share that is kept or as a number, of "macs" and "params":
             the widths are chosen on `criterion.calibration` batches, or on the few images; null:
             `keep` says it.
-        floor: The least share of a layer's channels that a target leaves.
     """
 
     keep: float | dict[str, float] | None = None
@@ -37,14 +36,13 @@ class WidthsConfig:
     inside: str = ""
     opaque: list[str] = field(default_factory=list)
     target: dict[str, float] | None = None
-    floor: float = FLOOR
 
     def first_plan(self, model: nn.Module, example: Tensor) -> Plan:
         """Return the plan of a model that is not trained yet: of a target that at one share."""
         if self.target is None:
             return self.plan(model, example)
         check_asked(self.keep, self.target, self.multiple_of)
-        asked = (self.target, self.keep, self.floor, self.exclude, self.multiple_of)
+        asked = (self.target, self.keep, FLOOR, self.exclude, self.multiple_of)
         return planned_for(model, example, Chooser(*asked), self.inside, self.opaque)
 
     def plan(self, model: nn.Module, example: Tensor, batches: Sequence[Tensor] = ()) -> Plan:
@@ -63,7 +61,6 @@ class WidthsConfig:
             self.keep,
             target=self.target,
             batches=batches,
-            floor=self.floor,
             multiple_of=self.multiple_of,
             **self.where(),
         )

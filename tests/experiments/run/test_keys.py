@@ -208,7 +208,7 @@ def test_hyperparameters_are_those_of_the_sections_that_are_set():
         "algorithm": "cut",
         "widths": {
             **{"keep": None, "exclude": [], "multiple_of": 1, "inside": "", "opaque": []},
-            **{"target": None, "floor": 0.1},
+            "target": None,
         },
         "cut": {},
         "finetune": {"epochs": 3, "fresh": False, "average": 0.0},
@@ -234,14 +234,14 @@ def test_the_listing_has_every_field_of_every_section():
         ("prune: {widths: null}\n", "prune.widths must not be null"),
         (
             "prune: {widths: 0.5}\n",
-            "prune.widths (=0.5) must be a mapping of exclude, floor, ",
+            "prune.widths (=0.5) must be a mapping of exclude, inside, ",
         ),
         (
             "prune: {criterion: l1}\n",
             "(='l1') must be a mapping of calibration, fit, name, or n",
         ),
         ("prune: {blend: null, cut: true}\n", "prune.cut (=True) must be a mapping, or null"),
-        ("prune: {widths: {floor: null}}\n", "prune.widths.floor must not be null"),
+        ("prune: {widths: {inside: null}}\n", "prune.widths.inside must not be null"),
         ("prune: {blend: {hold: null}}\n", "prune.blend.hold must not be null"),
         ("dense: 3\n", "dense (=3) must be a mapping of checkpoint, epochs"),
         ("seed: null\n", "seed must not be null"),

@@ -101,6 +101,6 @@ def test_what_is_wrong_is_told_before_anything_is_trained(text, said, go, tmp_pa
 
 def test_digests_of_results_without_a_target_stay():
     before = "prune: {widths: {keep: 0.5}}"
-    assert digest(before) == digest("prune: {widths: {keep: 0.5, target: null, floor: 0.1}}")
-    assert digest(before) != digest("prune: {widths: {keep: 0.5, target: null, floor: 0.2}}")
-    assert digest(before) != digest("prune: {widths: {keep: 0.5, target: {macs: 0.5}, floor: 0.1}}")
+    assert digest(before) == digest("prune: {widths: {keep: 0.5, target: null}}")
+    assert digest(before) != digest("prune: {widths: {keep: null, target: null}}")
+    assert digest(before) != digest("prune: {widths: {keep: 0.5, target: {macs: 0.5}}}")

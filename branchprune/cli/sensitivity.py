@@ -1,0 +1,65 @@
+"""The command that shows how much the output of a model needs the channels of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+
+from branchprune.cli.model_and_images import add_model_and_images, new_file
+from branchprune.cli.named_model import named
+from branchprune.cli.trained import trained
+from branchprune.errors import PruneError
+from branchprune.experiments.run.parser_errors import explained
+from branchprune.few_images.start import looked_at
+from branchprune.reports.sensitivity_plot import draw
+from branchprune.targets.chooser import Chooser, planned_for
+from branchprune.targets.error_curves import MeasuredErrors
+from branchprune.targets.plan import FLOOR
+from branchprune.targets.sensitivity import Sensitivity
+from branchprune.targets.target_plan import TargetPlan
+
+SHARES = (0.8, 0.6, 0.4, 0.2)
+"""Of the multiply-adds, for which plans are shown."""
+
+
+def main(args: Sequence[str], console: Console) -> None:
+    """Print how the output changes with each group, and what plans would cost; draw both.
+
+    Raises:
+        PruneError: An argument is wrong, or the model cannot be built or planned.
+    """
+    try:
+        options = _parser().parse_args([*args])
+    except ArgumentError as error:
+        raise PruneError(explained(error)) from error
+    output = new_file(options.output, ".png")
+    model, known = trained(*named(options.model, options.init_args, options.checkpoint))
+    wanted = known.but(options.image_size, options.mean, options.std)
+    images = looked_at(wanted.read(options.images, options.grey))
+    errors = MeasuredErrors([images])
+    targets = [{"macs": share} for share in SHARES]
+    choosers = [Chooser(each, None, FLOOR, options.exclude, 1, errors) for each in targets]
+    with console.status("making one group after another narrow"):
+        chosen = [planned_for(model, images[:1], each) for each in choosers]
+    found = Sensitivity.of(errors, chosen[0])
+    draw(found, chosen, output)
+    text = "\n".join([str(found), *map(_line, chosen), str(output)])
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _line(plan: TargetPlan) -> str:
+    return (
+        f"{plan.after.macs / plan.before.macs:.0%} of the MACs: predicted change of the output "
+        f"{sum(plan.errors):.3g} where widths are chosen, {plan.uniform:.3g} at one share of all"
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="branchprune sensitivity", exit_on_error=False)
+    add_model_and_images(parser)
+    output = Path("sensitivity.png")
+    parser.add_argument("--output", type=Path, default=output, help="file of the plot")
+    return parser

@@ -1,0 +1,66 @@
+"""`branchprune sensitivity`: a model by its import path, a folder of images, a table and a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import vgg
+from PIL import Image
+from torch import nn
+
+import branchprune as bp
+from branchprune.cli import main
+
+NETWORK = "test_sensitivity_command:network"
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return vgg()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:02}.png")
+    return folder
+
+
+def test_it_prints_what_is_measured_and_draws_it(images: Path, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "plot.png"
+    options = ("--exclude", "4", "--output", str(output))
+    assert main(["sensitivity", NETWORK, str(images), *options]) == 0
+    said = capsys.readouterr().out
+    x = bp.read_folder(images)
+    expected = bp.sensitivity(network().eval(), x[:1], [x], exclude=["4"])
+    assert str(expected) in said and said.rstrip().endswith("plot.png")
+    for share in (0.8, 0.6, 0.4, 0.2):
+        plan = bp.plan(network().eval(), x[:1], target={"macs": share}, batches=[x], exclude=["4"])
+        assert f"predicted change of the output {sum(plan.errors):.3g}" in said
+    pixels = np.asarray(Image.open(output).convert("RGB"))
+    assert pixels.shape[0] > 300 and pixels.shape[1] > 800 and len(np.unique(pixels)) > 20
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--output", "plot.svg"), "must end in .png"),
+        (("--exclude", "no"), "exclude names the layer 'no'"),
+        (("--imagesize", "8"), "imagesize"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    options: tuple[str, ...], said: str, images: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sensitivity", NETWORK, str(images), *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+    assert not [*tmp_path.glob("*.png")]
