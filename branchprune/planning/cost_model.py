@@ -78,7 +78,9 @@ def params_and_macs(amounts: Iterable[Amount], groups: int) -> tuple[Polynomial,
     )
 
 
-def _polynomial(parts: Iterable[tuple[int, tuple[Pieces | None, ...]]], groups: int) -> Polynomial:
+def _polynomial(
+    parts: Iterable[tuple[float, tuple[Pieces | None, ...]]], groups: int
+) -> Polynomial:
     terms = defaultdict[tuple[int, ...], float](float)
     for size, axes in parts:
         known = [axis for axis in axes if axis]

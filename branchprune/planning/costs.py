@@ -28,13 +28,13 @@ class Amount:
     Attributes:
         module: Path of the module.
         params: Number of parameters.
-        macs: Multiply-adds for one example.
+        macs: Multiply-adds for one example; of a part of a layer they need not be whole.
         axes: What the channels along each axis are made of; None where nothing is known of them.
     """
 
     module: str
     params: int = 0
-    macs: int = 0
+    macs: float = 0
     axes: tuple[Pieces | None, ...] = ()
 
     def share(self, kept: Sequence[int]) -> float:
@@ -88,11 +88,23 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
         counting = structure.linears.get(name) or structure.channelwise.get(name) or twin
         macs = counting.macs if counting else structure.unseen.get(name, 0)
         if twin is not None:
-            yield Amount(name, 0, twin.products, (twin.outputs,))
-            macs -= twin.products
-        yield Amount(name, 0, macs, _axes(structure, name))
+            yield from _work_of_twin(name, module, twin)
+        else:
+            yield Amount(name, 0, macs, _axes(structure, name))
     for name, macs in structure.other_macs.items():
         yield Amount(name or inside, 0, macs)
+
+
+def _work_of_twin(name: str, module: nn.Module, twin: TwinLayer) -> Iterator[Amount]:
+    """Yield the multiply-adds of a layer whose twin is one of its own, weight by weight."""
+    yield Amount(name, 0, twin.products, (twin.outputs,))
+    weights = {path: each for path, each in module.named_parameters() if each.dim() > 1}
+    entries, left = sum(map(Tensor.numel, weights.values())), twin.macs - twin.products
+    for path, weight in weights.items():
+        axes = _axes_of_twin(twin, path, weight)
+        yield Amount(name, 0, left * weight.numel() / entries, axes)
+    if not weights:
+        yield Amount(name, 0, left, (twin.outputs, twin.inputs))
 
 
 def _axes(

@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example
-from branchprune.graph.structure import ChannelGroup, Structure
+from branchprune.graph.structure import Structure
 from branchprune.planning.cost_model import params_and_macs
 from branchprune.planning.costs import amounts
 from branchprune.planning.group_widths import PlannedGroup, plan_groups, step_of
-from branchprune.planning.paths import paths_of, within
+from branchprune.planning.paths import makers, paths_of, within
 from branchprune.planning.plan import Plan, planned
-from branchprune.planning.staying import find_staying
+from branchprune.planning.staying import find_staying, short
 from branchprune.planning.width_solver import Limit, Solver
-from branchprune.targets.goal import check_reachable, goals
+from branchprune.targets.goal import check_floor, check_reachable, goals
 from branchprune.targets.target_plan import Reached, TargetPlan
 
 Errors = Callable[[nn.Module, Structure, Sequence[Sequence[int]]], Sequence[Sequence[float]]]
 """Says of a model how its output changes at each width that each of its groups may take."""
+NOTED = 0.01
+"""Share of the multiply-adds that functions must have to be spoken of."""
 SHARES = 200
 """Of all channels, that are tried for the plan at one share."""
 
@@ -51,7 +52,19 @@ def planned_for(
     named = {"exclude": chooser.exclude, "keep": [*chooser.fixed]}
     found = planned(model, example, chooser, named, chooser.multiple_of, inside, opaque, check)
     own = {each.name: getattr(found, each.name) for each in fields(Plan)}
+    own["notes"] += _note(found, chooser.target)
     return TargetPlan(**own, **chooser.told)
+
+
+def _note(found: Plan, target: Mapping[str, float]) -> tuple[str, ...]:
+    """Say what of the multiply-adds is counted as if it stayed, if that is much."""
+    work = sum(found.structure.other_macs.values())
+    if "macs" not in target or work < NOTED * found.before.macs:
+        return ()
+    return (
+        f"MACs of products that forward computes itself ({short(work)}) count as if they stayed: "
+        "there may be fewer than are planned",
+    )
 
 
 class Chooser:
@@ -81,10 +94,7 @@ class Chooser:
         multiple_of: int,
         errors: Errors | None = None,
     ) -> None:
-        if isinstance(floor, bool) or not 0 < floor <= 1:
-            raise PruneError(
-                f"floor (={floor!r}) must be in (0, 1]: it is the least fraction that stays"
-            )
+        check_floor(floor)
         self.target, self.floor = target, floor
         self.fixed = keep if isinstance(keep, Mapping) else {}
         self.exclude, self.multiple_of = paths_of("exclude", exclude), multiple_of
@@ -95,9 +105,7 @@ class Chooser:
         """Return the widths; see `Choose`."""
         shares = {"": self.floor, **self.fixed}
         rows = plan_groups(structure, shares, self.exclude, self.multiple_of)
-        choices = [
-            self._choices(group, row) for group, row in zip(structure.groups, rows, strict=True)
-        ]
+        choices = [self._choices(structure, i, row) for i, row in enumerate(rows)]
         params, macs = params_and_macs(amounts(model, structure), len(rows))
         wide, narrow = (
             torch.tensor(each, dtype=torch.double)
@@ -122,30 +130,39 @@ class Chooser:
             for width, each in zip(kept, choices, strict=True)
         )
         return tuple(
-            _row(row, width, len(each) > 1)
-            for row, width, each in zip(rows, kept, choices, strict=True)
+            self._row(structure, i, row, width)
+            for i, (row, width) in enumerate(zip(rows, kept, strict=True))
         )
 
-    def _choices(self, group: ChannelGroup, row: PlannedGroup) -> list[int]:
+    def _choices(self, structure: Structure, index: int, row: PlannedGroup) -> list[int]:
         """Return the widths that a group may take, rising."""
-        fixed = any(within(layer, self.fixed) for layer in (row.name, *row.layers))
-        if not row.pruned or fixed:
+        group = structure.groups[index]
+        if not row.pruned or self._is_fixed(row):
             return [row.kept]
+        if not _is_made(structure, index):
+            return [row.width]
         step = step_of(group, self.multiple_of)
         least = max(step, math.ceil(self.floor * group.width / step) * step)
         return sorted({*range(least, group.width + 1, step), group.width})
 
+    def _is_fixed(self, row: PlannedGroup) -> bool:
+        return any(within(layer, self.fixed) for layer in (row.name, *row.layers))
 
-def _row(row: PlannedGroup, width: int, is_open: bool) -> PlannedGroup:
-    """Return a row of the plan at a width."""
-    if row.reason is not None:
-        return row
-    reason = (
-        ("the target leaves it whole" if is_open else "keep says so")
-        if width == row.width
-        else None
-    )
-    return replace(row, kept=width, wanted=width, reason=reason)
+    def _row(self, structure: Structure, index: int, row: PlannedGroup, width: int) -> PlannedGroup:
+        """Return a row of the plan at a width."""
+        if row.reason is not None:
+            return row
+        whole = "keep says so" if self._is_fixed(row) else "the target leaves it whole"
+        if not _is_made(structure, index):
+            whole = "it is not made in evaluation, where changes of the output are measured"
+        return replace(row, kept=width, wanted=width, reason=whole if width == row.width else None)
+
+
+def _is_made(structure: Structure, index: int) -> bool:
+    """Return whether a group's channels are made as the model evaluates."""
+    called = {node.target for node in structure.graphs[False].nodes if node.op == "call_module"}
+    made = makers(structure)[index]
+    return not made or any(name in called or name in structure.parameters for name in made)
 
 
 def _at_one_share(choices: Sequence[Sequence[int]], limits: Sequence[Limit]) -> Tensor:

@@ -2,39 +2,36 @@
 
 Channels are picked one by one, and what is then left unexplained of what is read (see
 `branchprune.criteria.column_selection`) gives the shape of a group's curve. How much that counts at
-the output is measured at two widths, with least squares and fresh statistics of BatchNorm, and the
-curve is laid through both.
+the output is measured at some widths, with least squares and fresh statistics of BatchNorm, and the
+curve is laid through them.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from branchprune.blending.bn_recalibration import batch_norms
 from branchprune.criteria.column_selection import pick
-from branchprune.criteria.input_statistics import Reader, listening, readers
 from branchprune.criteria.named import CRITERIA
 from branchprune.criteria.scores import group_weights, select
-from branchprune.errors import PruneError, first_line
-from branchprune.graph.inputs import Example, call, copied, tensors
+from branchprune.graph.inputs import Example
 from branchprune.graph.structure import Structure
-from branchprune.targets.group_alone import narrow_alone
-from branchprune.targets.output_change import output_change
+from branchprune.targets.measurement import Measurement
 
-RIDGE = 0.03
-"""Of the least squares; see `fit_expand`."""
 LEAST = 1e-9
 """What is left of a group that is explained wholly, and of an output that does not change."""
 TAIL = 1e-6
 """What a curve falls by at least, as a share of its start."""
 FLATTEST, STEEPEST = 0.3, 3.0
 """Exponents between which the change of the output follows what is left unexplained."""
-MEASURED = (0.5, 0.25)
+WORST = 10.0
+"""Times what was measured as the most, that is taken for narrower groups, at most."""
+MEASURED = (0.9, 0.5, 0.25)
 """Shares of a group's channels at which the change of the output is measured."""
 
 
@@ -55,73 +52,6 @@ class Curve:
     measured: tuple[tuple[int, float], ...]
 
 
-class Measurement:
-    """The dense model on calibration inputs, of which groups are made narrow one at a time.
-
-    Args:
-        model: The model; a copy is run.
-        structure: Its structure.
-        batches: Inputs.
-        groups: Which groups are asked for.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        batches: Sequence[Example],
-        groups: Sequence[int],
-    ) -> None:
-        self.model, self.structure, self.batches = copied(model).eval(), structure, batches
-        self.listeners = readers(structure, groups)
-        self.norms = batch_norms(self.model)
-        with torch.no_grad(), listening(self.model, self.listeners):
-            for batch in batches:
-                call(self.model, batch)
-        self.dense = self._outputs()
-        if not self.dense or not all(bool(output.isfinite().all()) for output in self.dense):
-            raise PruneError("target needs a model whose outputs on batches are finite numbers")
-
-    def change(self, group: int, chosen: Tensor) -> float:
-        """Return how much the output changes where a group keeps some channels alone.
-
-        Args:
-            group: The group.
-            chosen: Indices of the channels, shape (k,).
-        """
-        here = self.read(group)
-        with narrow_alone(self.model, self.structure, group, chosen, here, RIDGE):
-            found = output_change(self.dense, self._outputs())
-        if not math.isfinite(found):
-            name = self.structure.groups[group].name
-            raise PruneError(f"the output is not finite where {name} keeps {len(chosen)} channels")
-        return found
-
-    def read(self, group: int) -> list[Reader]:
-        """Return what layers have read of a group."""
-        return [each for each in self.listeners if each.group == group and each.count]
-
-    def _outputs(self) -> list[Tensor]:
-        """Return the outputs with the statistics of each batch in BatchNorm."""
-        momenta = [norm.momentum for norm in self.norms]
-        try:
-            for norm in self.norms:
-                norm.momentum = 0.0
-                norm.train()
-            with torch.no_grad():
-                found = [_floats(call(self.model, batch)) for batch in self.batches]
-        except (ValueError, RuntimeError) as error:
-            raise PruneError(
-                "batches must be inputs of forward, a tuple meaning several arguments, and large "
-                f"enough for BatchNorm: {first_line(error)}"
-            ) from error
-        finally:
-            for norm, momentum in zip(self.norms, momenta, strict=True):
-                norm.momentum = momentum
-                norm.eval()
-        return [torch.cat(each) for each in zip(*found, strict=True)]
-
-
 def error_curve(measurement: Measurement, group: int, criterion: str = "reconstruction") -> Curve:
     """Return the error curve of a group.
 
@@ -137,7 +67,7 @@ def error_curve(measurement: Measurement, group: int, criterion: str = "reconstr
         order, gains = pick(here, found.width)
     else:
         weights = group_weights(model, structure, group, model, here, found.width)
-        scores = CRITERIA[criterion if here else "l2"](weights)
+        scores = CRITERIA[criterion if here else "l2"](weights).double()
         order = scores.argsort(descending=True, stable=True)
         # What no layer reads, as query and key in their product, counts by its weights.
         gains = (
@@ -206,25 +136,30 @@ def _multiple(width: float, blocks: int) -> int:
 
 
 def _through(left: Tensor, measured: Sequence[tuple[int, float]]) -> Tensor:
-    """Return `a · leftᵇ` through what was measured: errors at all widths, 0 at the last.
+    """Return errors at all widths, 0 at the last, through what was measured.
 
-    They fall with every channel, if only a little: that the others explain one on some inputs is no
-    reason to leave it out where the target has room for it.
+    Between two widths they are `a · leftᵇ`, and beyond the outer ones, too. They fall with every
+    channel, if only a little: that the others explain one on some inputs is no reason to leave it
+    out where the target has room for it.
     """
-    points = [
-        (math.log(max(float(left[k]), LEAST)), math.log(max(found, LEAST))) for k, found in measured
-    ]
-    if not points:
+    if not measured:
         return torch.zeros_like(left)
-    (x1, y1), (x0, y0) = points[0], points[-1]
-    slope = (y1 - y0) / (x1 - x0) if x1 - x0 > 1e-6 else 1.0
-    slope = min(STEEPEST, max(FLATTEST, slope))
-    a = sum(y - slope * x for x, y in points) / len(points)
-    errors = (a + slope * left.clamp_min(LEAST).log()).exp()
+    logs = left.clamp_min(LEAST).log()
+    places = [k for k, _ in measured]
+    changes = [math.log(max(found, LEAST)) for _, found in measured]
+    values = torch.empty_like(left)
+    for k in range(len(left)):
+        i = min(max(bisect_right(places, k) - 1, 0), max(len(places) - 2, 0))
+        j = min(i + 1, len(places) - 1)
+        run, rise = float(logs[places[j]] - logs[places[i]]), changes[j] - changes[i]
+        slope = rise / run if run < -1e-6 else 1.0
+        if not places[i] <= k <= places[j]:  # beyond what was measured
+            slope = min(STEEPEST, max(FLATTEST, slope))
+        near = i if k <= places[i] else j
+        if places[i] < k < places[j] and run >= -1e-6:
+            near = i
+        values[k] = changes[near] + slope * float(logs[k] - logs[places[near]])
+    most = max(changes) + math.log(WORST)
+    errors = values.clamp_max(most).exp().flip(0).cummax(0).values.flip(0)
     errors[-1] = 0.0
-    falling = torch.linspace(1, 0, len(errors), dtype=errors.dtype)
-    return errors + TAIL * float(errors[0]) * falling
-
-
-def _floats(value: object) -> list[Tensor]:
-    return [each for each in tensors(value) if each.is_floating_point()]
+    return errors + TAIL * float(errors[0]) * torch.linspace(1, 0, len(errors), dtype=errors.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from torch import Tensor
 
@@ -42,13 +43,21 @@ def check_target(target: object) -> Mapping[str, float]:
         if what not in COSTS:
             known = ", ".join(map(repr, COSTS))
             raise PruneError(f"target names {what!r}, which is none of {known}")
-        number = not isinstance(value, bool) and isinstance(value, int | float)
+        number = not isinstance(value, bool) and isinstance(value, Real)
         if not number or not 0 < value < math.inf or value == 1:
             raise PruneError(
                 f"target {what} (={value!r}) must be a share that is kept, below 1, or a number "
                 f"above 1"
             )
     return target
+
+
+def check_floor(floor: object) -> None:
+    """Raise PruneError for what is no least share of channels."""
+    if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 < float(floor) <= 1:
+        raise PruneError(
+            f"floor (={floor!r}) must be in (0, 1]: it is the least fraction that stays"
+        )
 
 
 def goals(

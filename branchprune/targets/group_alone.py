@@ -1,9 +1,10 @@
 """The dense model with one group narrow and all others wide, without building it.
 
 What reads the channels of the group reads, of all of them, what a linear map makes of those that
-are kept: the fitted branch of that group alone at α = 0. Channels that no linear layer reads, as
-those of query and key, are zero where they are made. A norm over several channels (LayerNorm,
-GroupNorm) sees all of them, where a narrow model has only those that are kept.
+are kept: the fitted branch of that group alone at α = 0. Where no map can be folded in, channels
+are zero: in what a recurrent layer, attention or a weight of forward's own reads, and where no
+layer reads them, as those of query and key, where they are made. A norm over several channels
+(LayerNorm, GroupNorm) sees all of them, where a narrow model has only those that are kept.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -23,18 +25,21 @@ from branchprune.graph.structure import Pieces, Structure
 from branchprune.planning.paths import outputs_of
 
 
-def reconstructing(reader: Reader, chosen: Tensor, ridge: float) -> Tensor:
+def reconstructing(reader: Reader, chosen: Tensor, blocks: int, ridge: float) -> Tensor:
     """Return the map that makes of some channels of a group the closest to all, shape (C, C).
 
     Args:
         reader: What a layer has read of all channels.
-        chosen: Indices of those that are kept, shape (k,).
+        chosen: Indices of those that are kept, shape (k,), as many of each block.
+        blocks: Parts of the channels that are mapped apart, as by grouped convolutions.
         ridge: See `fit_expand`.
     """
     moment = reader.moment()
-    square, mixed = moment[chosen[:, None], chosen], moment[chosen]
     matrix = torch.zeros_like(moment)
-    matrix[:, chosen] = solve(square[None], mixed[None], ridge)[0]
+    for rows in torch.arange(len(moment)).chunk(blocks):
+        kept = chosen[(chosen >= rows[0]) & (chosen <= rows[-1])]
+        square, mixed = moment[kept[:, None], kept], moment[kept[:, None], rows]
+        matrix[rows[:, None], kept] = solve(square[None], mixed[None], ridge)[0].to(matrix)
     return matrix
 
 
@@ -57,19 +62,75 @@ def narrow_alone(
         readers: What reads the group, with what they have read.
         ridge: Of the least squares; see `fit_expand`.
     """
-    with ExitStack() as hooks:
+    blocks = structure.groups[group].blocks
+    with ExitStack() as stack:
         for reader in readers:
             layer = model.get_submodule(reader.layer.name)
-            hook = partial(_mapped, reader, reconstructing(reader, chosen, ridge))
-            hooks.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        if not readers:
-            for name, outputs in outputs_of(structure).items():
-                entries = _lost(outputs, group, chosen)
-                if len(entries) and name not in structure.parameters:
-                    dim = structure.linears[name].dim if name in structure.linears else -1
-                    hook = partial(_without, entries, dim)
-                    hooks.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+            hook = partial(_mapped, reader, reconstructing(reader, chosen, blocks, ridge))
+            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        others = _zero_where_read(model, structure, group, chosen, stack)
+        if not (readers or others) or _ends(structure, group):
+            _zero_where_made(model, structure, group, chosen, stack)
         yield
+
+
+def _ends(structure: Structure, group: int) -> bool:
+    """Return whether the channels end in a product, as those of query and key."""
+    found = structure.contractions[False].values()
+    return any(piece.group == group for each in found for piece in each.pieces)
+
+
+def _zero_where_read(
+    model: nn.Module, structure: Structure, group: int, chosen: Tensor, stack: ExitStack
+) -> bool:
+    """Let layers into which no map can be folded read 0 in the place of channels; say if some do.
+
+    These are layers whose twin is one of their own, and weights that forward itself reads.
+    """
+    found = False
+    for name, twin in structure.twins.items():
+        entries = _lost(twin.inputs or (), group, chosen)
+        if len(entries):
+            hook = partial(_without_read, entries, _dim_read(structure, name))
+            layer = model.get_submodule(name)
+            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            found = True
+    for parameter in structure.parameters.values():
+        for axis, pieces in parameter.axes.items():
+            entries = _lost(pieces, group, chosen)
+            if len(entries):
+                tensor: Tensor = attrgetter(parameter.name)(model)
+                stack.callback(partial(_put_back, tensor, tensor.detach().clone()))
+                tensor.data.index_fill_(axis, entries.to(tensor.device), 0)
+                found = True
+    return found
+
+
+def _put_back(tensor: Tensor, values: Tensor) -> None:
+    tensor.data.copy_(values)
+
+
+def _dim_read(structure: Structure, name: str) -> int:
+    """Return the dimension of the channels that a layer reads."""
+    graph, known = structure.graphs[False], structure.tensors[False]
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target == name and node.all_input_nodes:
+            first = known.get(node.all_input_nodes[0].name)
+            if first is not None:
+                return first.dim
+    return -1
+
+
+def _zero_where_made(
+    model: nn.Module, structure: Structure, group: int, chosen: Tensor, stack: ExitStack
+) -> None:
+    """Let layers make 0 in the place of channels that are not kept."""
+    for name, outputs in outputs_of(structure).items():
+        entries = _lost(outputs, group, chosen)
+        if len(entries) and name not in structure.parameters:
+            dim = structure.linears[name].dim if name in structure.linears else -1
+            hook = partial(_without, entries, dim)
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
 
 
 def _mapped(reader: Reader, matrix: Tensor, _: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -81,9 +142,19 @@ def _mapped(reader: Reader, matrix: Tensor, _: nn.Module, args: Any, kwargs: Any
 
 
 def _without(entries: Tensor, dim: int, _: nn.Module, args: Any, output: Any) -> Any:
-    if not isinstance(output, Tensor):
+    first = output[0] if isinstance(output, tuple) else output
+    if not isinstance(first, Tensor):
         return output
-    return output.index_fill(dim, entries.to(output.device), 0)
+    zeroed = first.index_fill(dim, entries.to(first.device), 0)
+    return (zeroed, *output[1:]) if isinstance(output, tuple) else zeroed
+
+
+def _without_read(entries: Tensor, dim: int, _: nn.Module, args: Any, kwargs: Any) -> Any:
+    x = tensors((args, kwargs))[0]
+    found = x.index_fill(dim, entries.to(x.device), 0)
+    if args:
+        return (found, *args[1:]), kwargs
+    return args, kwargs | {next(iter(kwargs)): found}
 
 
 def _lost(pieces: Pieces, group: int, chosen: Tensor) -> Tensor:

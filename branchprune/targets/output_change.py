@@ -32,6 +32,10 @@ def _change(wanted: Tensor, found: Tensor) -> float:
             f"target needs outputs of one shape, which here changes from {shapes}: plan a part "
             "with `inside`"
         )
+    if not wanted.numel():
+        raise PruneError("batches hold one without an example")
+    if not wanted.dim():
+        wanted, found = wanted[None], found[None]
     if wanted.dim() == 2 and wanted.shape[1] > 1:
         logs = found.log_softmax(1)
         divergence = torch.nn.functional.kl_div(

@@ -156,7 +156,10 @@ def listed(batches: Iterable[Example] | None) -> list[Example]:
     """Return batches as a list; raise PruneError where there are none."""
     if isinstance(batches, Tensor):
         raise PruneError("batches must be several inputs of forward, such as [batch]")
-    seen = [*(batches or ())]
+    try:
+        seen = [] if batches is None else [*batches]
+    except TypeError:
+        raise PruneError(f"batches (a {type(batches).__name__}) must be several inputs") from None
     if not seen:
         raise PruneError(
             "target needs batches: some inputs of forward, on which errors are measured"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.criteria.column_selection import reconstruction
 from branchprune.criteria.scores import group_weights, select
-from branchprune.targets.error_curves import RIDGE, Measurement
+from branchprune.targets.measurement import RIDGE, Measurement
 
 
 def measured(model: nn.Module, x: Tensor) -> tuple[bp.Plan, Measurement]:
@@ -23,9 +23,10 @@ def outputs_with(measurement: Measurement, group: int, chosen: Tensor) -> Tensor
     found: list[Tensor] = []
     original = measurement._outputs
 
-    def note() -> list[Tensor]:
-        found.extend(original())
-        return found
+    def note() -> Any:
+        outputs = original()
+        found.extend(outputs[0])
+        return outputs
 
     measurement._outputs = note  # type: ignore[method-assign]
     measurement.change(group, chosen)
@@ -67,7 +68,7 @@ def test_all_channels_are_the_dense_model_and_nothing_is_left_behind() -> None:
         # The ridge alone is left of the fit where all are kept.
         assert measurement.change(group, every) < 0.3 * measurement.change(group, every[:1])
     again = measurement._outputs()
-    assert all(map(torch.equal, measurement.dense, again))
+    assert all(map(torch.equal, measurement.dense[0], again[0]))
     modules: list[Any] = [*measurement.model.modules()]
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in modules)
     assert not any(module.training for module in modules)
@@ -97,3 +98,24 @@ def test_channels_that_no_layer_reads_are_zero() -> None:
     with torch.no_grad():
         expected = model.head((query @ key.transpose(1, 2)).softmax(-1)).mean(1)
     assert torch.allclose(outputs_with(measurement, group, chosen), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_grouped_convolutions_are_mapped_group_by_group(groups: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.Tanh(), nn.Conv2d(16, 16, 3, groups=groups), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 5)).double().eval()
+    x = torch.randn(64, 3, 8, 8).double()
+    plan, measurement = measured(model, x)
+    alone = bp.plan(model, x[:2], keep={"0": 0.5})
+    blended = bp.attach(model, alone, lambda group: torch.arange(16.0).flip(0) % 4, batches=[x])
+    blended = bp.fit_expand(blended, [x], RIDGE)
+    blended.alpha = 0.0
+    scores = torch.arange(16.0).flip(0) % 4
+    [group] = [i for i in plan.pruned if plan.groups[i].name == "0"]
+    blocks = plan.structure.groups[group].blocks
+    assert blocks == groups
+    chosen = select(scores, 8, blocks, plan.structure.groups[group].strata)
+    with torch.no_grad():
+        expected = bp.collapse(blended)(x)
+    assert relative(expected, outputs_with(measurement, group, chosen)) < 1e-10

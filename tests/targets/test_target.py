@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from models import counted_macs, resnet, scramble, vgg
-from torch import nn
+from torch import Tensor, nn
 
 import branchprune as bp
 
@@ -109,6 +109,7 @@ def test_it_says_what_was_reached_and_what_each_group_loses() -> None:
         ({"target": {"macs": 0.5}, "batches": []}, "target needs batches"),
         ({"target": {"macs": 0.5}, "batches": X}, "several inputs of forward"),
         ({"target": {"macs": 0.5}, "floor": 0}, r"floor \(=0\) must be in \(0, 1\]"),
+        ({"target": {"macs": 0.5}, "floor": "x"}, r"floor \(='x'\) must be in \(0, 1\]"),
         ({"target": {"macs": 1e12}}, r"within the target already: macs \(=1e\+12\): it has"),
         (
             {"target": {"macs": 0.01}},
@@ -172,3 +173,144 @@ def test_a_sensitivity_says_what_each_group_costs_alone() -> None:
     assert rows[0].split()[:3] == ["group", "width", "at"]
     at_half = [float(row.split()[3]) for row in rows[2:-1]]
     assert at_half == sorted(at_half, reverse=True) and len(at_half) == len(found.groups)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, whose state has a cost of its own."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.GRU, width: int = 64) -> None:
+        super().__init__()
+        self.conv, self.state = nn.Conv2d(3, width, 4, 4), kind(width, width, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of images (N, 3, H, W)."""
+        found, _ = self.state(self.conv(x).relu().mean(2).transpose(1, 2))
+        logits: Tensor = self.head(found[:, -1])
+        return logits
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+def test_the_state_of_a_recurrent_layer_costs_what_it_costs(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(kind).eval(), torch.randn(16, 3, 32, 32)
+    for target in (0.7, 0.4):
+        plan = bp.plan(model, x[:1], target={"macs": target}, batches=[x])
+        blended = bp.attach(model, plan)
+        blended.alpha = 0.0
+        found = counted_macs(bp.collapse(blended), x[:1])
+        assert found == plan.after.macs
+        assert 0.95 * target < found / counted_macs(model, x[:1]) <= target
+
+
+@pytest.mark.parametrize("reader", ["recurrent", "weight"])
+def test_what_reads_without_a_map_needs_its_channels(reader: str) -> None:
+    """A layer that reads a group beside one into which a map can be folded."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.side = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 4)
+            self.state = nn.GRU(16, 8, batch_first=True)
+            self.weight = nn.Parameter(torch.randn(8, 16, 1, 1))
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x).relu()
+            if reader == "recurrent":
+                read = self.state(y.mean(2).transpose(1, 2))[0][:, -1]
+            else:
+                read = nn.functional.conv2d(y, self.weight).relu().mean((2, 3))
+            return self.head(read) + 1e-3 * self.side(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Both().eval(), torch.randn(32, 3, 16, 16)
+    found = {each.name: each for each in bp.sensitivity(model, x[:1], [x]).groups}["conv"]
+    plan = bp.plan(model, x[:2], keep={"conv": 0.25})
+    blended = bp.fit_expand(bp.attach(model, plan, "reconstruction", batches=[x]), [x], 0.03)
+    blended.alpha = 0.0
+    with torch.no_grad():
+        wanted, small = model(x).log_softmax(1), bp.collapse(blended)(x).log_softmax(1)
+    change = float((wanted.exp() * (wanted - small)).sum(1).mean())
+    assert change > 1e-3 and 0.5 < found.errors[4] / change < 2
+
+
+def test_what_evaluation_does_not_make_stays() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16, 5)
+            self.extra, self.other = nn.Conv2d(16, 32, 3), nn.Linear(32, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.first(x).relu()
+            out = self.head(y.mean((2, 3)))
+            if self.training:
+                return out, self.other(self.extra(y).relu().mean((2, 3)))
+            return out
+
+    torch.manual_seed(0)
+    plan = bp.plan(Auxiliary(), X[:1], target={"params": 0.9}, **SMALL)
+    [extra] = [group for group in plan.groups if group.name == "extra"]
+    assert extra.kept == 32 and "not made in evaluation" in str(extra.reason)
+    bp.attach(Auxiliary(), plan, "reconstruction", batches=[X])
+
+
+class Scored(nn.Module):
+    """Returns an output and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both."""
+        y = self.net(x)
+        return y, y.square().mean()
+
+
+def test_outputs_may_be_numbers_and_parts_are_judged_by_their_own() -> None:
+    plan = bp.plan(Scored().eval(), X[:1], target={"macs": 0.5}, **SMALL)
+    assert plan.after.macs <= 0.5 * plan.before.macs
+    part = bp.plan(Scored().eval(), X[:1], target={"macs": 0.5}, inside="net", **SMALL)
+    alone = bp.plan(network(), X[:1], target={"macs": 0.5}, **SMALL)
+    assert [group.kept for group in part.groups] == [group.kept for group in alone.groups]
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        ([(X, torch.zeros(32))], "of a loader of pairs take"),
+        ([X.double()], "batches must be inputs of forward"),
+        ([X[:, :1]], "batches must be inputs of forward"),
+        ([X[:0]], "without an example"),
+        ([X * torch.nan], "finite numbers"),
+        (5, r"batches \(a int\)"),
+    ],
+)
+def test_batches_that_are_none_are_named(batches: Any, said: str) -> None:
+    with pytest.raises(bp.PruneError, match=said):
+        bp.plan(network(), X[:1], target={"macs": 0.5}, batches=batches)
+
+
+def test_products_of_forward_are_spoken_of() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights = (self.query(x) @ self.key(x).transpose(1, 2)).softmax(-1)
+            return self.head((weights @ self.value(x)).mean(1))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Attention().eval(), torch.randn(16, 12, 16)
+    plan = bp.plan(model, x[:1], target={"macs": 0.7}, batches=[x])
+    assert "MACs of products that forward computes itself" in str(plan)
+    blended = bp.attach(model, plan)
+    blended.alpha = 0.0
+    assert counted_macs(bp.collapse(blended), x[:1]) <= plan.after.macs
+    assert "forward computes itself" not in str(
+        bp.plan(model, x[:1], target={"params": 0.7}, batches=[x]).notes
+    )

@@ -1,0 +1,111 @@
+"""The change of a model's output on calibration inputs where one group alone is narrow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchprune.blending.bn_recalibration import batch_norms
+from branchprune.criteria.input_statistics import Reader, listening, readers
+from branchprune.errors import PruneError, first_line
+from branchprune.graph.inputs import Example, call, copied, tensors
+from branchprune.graph.structure import Structure
+from branchprune.targets.group_alone import narrow_alone
+from branchprune.targets.output_change import output_change
+
+RIDGE = 0.003
+"""Of the least squares; see `fit_expand`."""
+Outputs = list[list[Tensor]]
+"""Those of each batch, floating point."""
+
+
+class Measurement:
+    """The dense model on calibration inputs, of which groups are made narrow one at a time.
+
+    Args:
+        model: The model; a copy is run.
+        structure: Its structure. The outputs are those of the part that it is of.
+        batches: Inputs of the model.
+        groups: Which groups are asked for.
+
+    Raises:
+        PruneError: The batches are no inputs of the model, or its outputs no finite numbers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        batches: Sequence[Example],
+        groups: Sequence[int],
+    ) -> None:
+        self.model, self.structure, self.batches = copied(model).eval(), structure, batches
+        self.listeners = readers(structure, groups)
+        self.norms: list[nn.Module] = []
+        with listening(self.model, self.listeners):
+            self._outputs()
+        self.norms = [*batch_norms(self.model)]
+        self.dense = self._outputs()
+        found = [each for outputs in self.dense for each in outputs]
+        if not found:
+            raise PruneError("target needs a model that returns floating-point tensors on batches")
+        if not all(bool(each.isfinite().all()) for each in found):
+            raise PruneError("target needs a model whose outputs on batches are finite numbers")
+
+    def change(self, group: int, chosen: Tensor) -> float:
+        """Return how much the output changes where a group keeps some channels alone.
+
+        Args:
+            group: The group.
+            chosen: Indices of the channels, shape (k,).
+        """
+        here = self.read(group)
+        with narrow_alone(self.model, self.structure, group, chosen, here, RIDGE):
+            pairs = zip(self.dense, self._outputs(), strict=True)
+            changes = [output_change(wanted, found) for wanted, found in pairs if wanted]
+        found = sum(changes) / len(changes)
+        if not math.isfinite(found):
+            name = self.structure.groups[group].name
+            raise PruneError(f"the output is not finite where {name} keeps {len(chosen)} channels")
+        return found
+
+    def read(self, group: int) -> list[Reader]:
+        """Return what layers have read of a group."""
+        return [each for each in self.listeners if each.group == group and each.count]
+
+    def _outputs(self) -> Outputs:
+        """Return the outputs, with the statistics of each batch in the norms that are known."""
+        found: Outputs = []
+
+        def note(_: nn.Module, __: Any, output: Any) -> None:
+            found[-1] += [each for each in tensors(output) if each.is_floating_point()]
+
+        part = self.model.get_submodule(self.structure.inside)
+        hook = part.register_forward_hook(note)
+        momenta = [norm.momentum for norm in self.norms]
+        try:
+            for norm in self.norms:
+                norm.momentum = 0.0  # type: ignore[assignment]
+                norm.train()
+            with torch.no_grad():
+                for batch in self.batches:
+                    found.append([])
+                    call(self.model, batch)
+        except PruneError:
+            raise
+        except (TypeError, ValueError, RuntimeError, KeyError) as error:
+            raise PruneError(
+                "batches must be inputs of forward, a tuple meaning several arguments, and large "
+                "enough for BatchNorm; of a loader of pairs take `(batch[0] for batch in loader)`: "
+                f"{first_line(error)}"
+            ) from error
+        finally:
+            hook.remove()
+            for norm, momentum in zip(self.norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+        return found
