@@ -37,7 +37,10 @@ COMPARISONS = (
     *("few_images_16px", "few_images_forms", "cliff_norms_16px"),
 )
 """Comparisons that have a page, as configs/compare/ names them."""
-NETWORKS = {"comparison": "few_images_networks"}
+NETWORKS = {
+    "comparison": "few_images_networks",
+    "resnet20": "few_images_networks+resnet20",
+}
 """Comparisons of one page, by the name of their table."""
 
 
