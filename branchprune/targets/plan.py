@@ -57,12 +57,13 @@ def plan(
             keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.
             Parameters and MACs fall with about the square of the fraction.
             With a target: the layers and modules alone that are to keep a share, whatever the
-            target. None: 0.5, or what the target leaves.
+            target; what keeps 1.0 then stays without a branch. None: 0.5, or what the target leaves.
         target: What to reach, as the share that is kept, below 1, or as a number: "macs" and
             "params", of the whole model. The widths are those with the least predicted change of
-            the output: how much it changes with each group alone is measured at two widths on
+            the output: how much it changes with each group alone is measured at three widths on
             `batches`, the widths between and beyond follow what channels leave unexplained of the
-            others, and the changes of all groups add up.
+            others, and the changes of all groups add up. Norms over several channels, as LayerNorm,
+            are taken as they are with all of them.
         batches: Inputs for that, each a tensor, or a tuple or dictionary of arguments, as they are
             used, normalised: some hundred images. Labels are not needed. The same go to
             `attach(…, "reconstruction", batches=…)`.
