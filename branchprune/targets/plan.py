@@ -51,13 +51,13 @@ def plan(
         example: An input, a tuple of arguments or a dictionary of keyword arguments.
         keep: Fraction of the channels to keep, in (0, 1]; or one a layer, by path, by the path of a
             module around it or by the name of its group, with "" for all others:
-            `{"": 0.5, "head": 1.0}`. A group takes
-            that of a layer named itself, else that of the closest module around its first layer
-            that has one, else the default; groups that no key names stay, without a branch. 1.0
-            keeps a group whole, with a branch as wide as it is, which `exclude` would spare it.
-            Parameters and MACs fall with about the square of the fraction.
-            With a target: the layers and modules alone that are to keep a share, whatever the
-            target; what keeps 1.0 then stays without a branch. None: 0.5, or what the target leaves.
+            `{"": 0.5, "head": 1.0}`. A group takes that of a layer named itself, else that of the
+            closest module around its first layer that has one, else the default; groups that no key
+            names stay, without a branch. 1.0 keeps a group whole, with a branch as wide as it is,
+            which `exclude` would spare it. Parameters and MACs fall with about the square of the
+            fraction. With a target: the layers and modules alone that are to keep a share, whatever
+            the target; what keeps 1.0 then stays without a branch. None: 0.5, or what the target
+            leaves.
         target: What to reach, as the share that is kept, below 1, or as a number: "macs" and
             "params", of the whole model. The widths are those with the least predicted change of
             the output: how much it changes with each group alone is measured at three widths on
