@@ -96,15 +96,20 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
 
 
 def _work_of_twin(name: str, module: nn.Module, twin: TwinLayer) -> Iterator[Amount]:
-    """Yield the multiply-adds of a layer whose twin is one of its own, weight by weight."""
+    """Yield the multiply-adds of a layer whose twin is one of its own.
+
+    Those of a recurrent layer go by its weights, each of which is used once in a step of time.
+    """
     yield Amount(name, 0, twin.products, (twin.outputs,))
+    left = twin.macs - twin.products
+    if not isinstance(module, nn.RNNBase):
+        yield Amount(name, 0, left, (twin.outputs, twin.inputs))
+        return
     weights = {path: each for path, each in module.named_parameters() if each.dim() > 1}
-    entries, left = sum(map(Tensor.numel, weights.values())), twin.macs - twin.products
+    entries = sum(map(Tensor.numel, weights.values()))
     for path, weight in weights.items():
         axes = _axes_of_twin(twin, path, weight)
         yield Amount(name, 0, left * weight.numel() / entries, axes)
-    if not weights:
-        yield Amount(name, 0, left, (twin.outputs, twin.inputs))
 
 
 def _axes(

@@ -368,7 +368,7 @@ def test_an_error_that_is_not_one_of_writing_is_not_called_so(tmp_path, monkeypa
 def test_other_settings_are_refused(killed, capsys):
     arguments = ["run", str(killed.parent / "config.yaml"), "--output", str(killed), "--resume"]
     assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
-    assert "prune.widths.keep was 0.5 and is 0.25" in capsys.readouterr().err
+    assert "prune.widths.keep was None and is 0.25" in capsys.readouterr().err
     assert main([*arguments, "--seed", "4"]) == 2
     assert "seed was 3 and is 4" in capsys.readouterr().err
 
@@ -391,7 +391,7 @@ def test_a_dense_training_alone_may_be_pruned_otherwise_later(tmp_path, monkeypa
 def test_a_dense_training_in_a_run_that_has_pruned_is_refused(killed, capsys):
     arguments = ["dense", str(killed.parent / "config.yaml"), "--output", str(killed), "--resume"]
     assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
-    assert "prune.widths.keep was 0.5 and is 0.25" in capsys.readouterr().err
+    assert "prune.widths.keep was None and is 0.25" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):
@@ -430,7 +430,7 @@ def test_a_finished_run_with_other_settings_is_refused(finished, capsys):
     assert "name was 'killed' and is 'other'" in capsys.readouterr().err
     assert main([*arguments, "--prune.widths.keep", "0.25"]) == 2
     said, _, command = capsys.readouterr().err.partition("; to go on with its own: branchprune ")
-    assert said.endswith("prune.widths.keep was 0.5 and is 0.25")
+    assert said.endswith("prune.widths.keep was None and is 0.25")
     assert main(shlex.split(command)) == 0
     assert lines.read_text() == before and len([*lines.parent.iterdir()]) == 1
 
