@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from branchprune.errors import optional
 
 numbers = count()
+"""Of the files of a process, which TensorBoard reads in the order of their names."""
 
 
 class EventsLogger(TensorBoardLogger):
@@ -69,7 +70,7 @@ class _Events:
     def __init__(self, folder: str, give_up: Callable[[OSError], None]) -> None:
         record_writer = optional("tensorboard.summary.writer.record_writer", "a run")
         self.folder, self.give_up = folder, give_up
-        where = f"{socket.gethostname()}.{os.getpid()}.{next(numbers)}"
+        where = f"{socket.gethostname()}.{os.getpid()}.{next(numbers):06}"
         self.path = Path(folder) / f"events.out.tfevents.{int(time.time()):010}.{where}"
         self.record_writer = record_writer.RecordWriter
         self.file: BufferedWriter | None = None

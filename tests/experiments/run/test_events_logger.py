@@ -2,6 +2,7 @@
 
 import errno
 import json
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_run import TINY
 
 from branchprune.cli import main
+from branchprune.experiments.run import events_logger
 from branchprune.experiments.run.events_logger import EventsLogger
 
 
-def test_values_are_read_by_tensorboard(tmp_path):
+def test_values_are_read_by_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr(events_logger, "numbers", count(9))  # the next has more digits
     logger = EventsLogger(tmp_path, "prune", None, print)
     logger.log_metrics({"loss": 0.5}, 1)
     logger.save()
