@@ -40,6 +40,7 @@ COMPARISONS = (
 NETWORKS = {
     "comparison": "few_images_networks",
     "resnet20": "few_images_networks+resnet20",
+    "mobilenet": "few_images_networks+mobilenet",
 }
 """Comparisons of one page, by the name of their table."""
 
