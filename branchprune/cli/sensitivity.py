@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
+from torch import Tensor, nn
 
 from branchprune.cli.model_and_images import add_model_and_images, new_file
 from branchprune.cli.named_model import named
@@ -18,7 +19,7 @@ from branchprune.reports.sensitivity_plot import draw
 from branchprune.targets.chooser import Chooser, planned_for
 from branchprune.targets.error_curves import MeasuredErrors
 from branchprune.targets.plan import FLOOR
-from branchprune.targets.sensitivity import Sensitivity
+from branchprune.targets.sensitivity import sensitivity
 from branchprune.targets.target_plan import TargetPlan
 
 SHARES = (0.8, 0.6, 0.4, 0.2)
@@ -40,14 +41,26 @@ def main(args: Sequence[str], console: Console) -> None:
     wanted = known.but(options.image_size, options.mean, options.std)
     images = looked_at(wanted.read(options.images, options.grey))
     errors = MeasuredErrors([images])
-    targets = [{"macs": share} for share in SHARES]
-    choosers = [Chooser(each, None, FLOOR, options.exclude, 1, errors) for each in targets]
     with console.status("making one group after another narrow"):
-        chosen = [planned_for(model, images[:1], each) for each in choosers]
-    found = Sensitivity.of(errors, chosen[0])
+        found = sensitivity(model, images[:1], errors, exclude=options.exclude)
+        chosen, missed = _trade_off(model, images[:1], options.exclude, errors)
     draw(found, chosen, output)
-    text = "\n".join([str(found), *map(_line, chosen), str(output)])
+    text = "\n".join([str(found), *map(_line, chosen), *missed, str(output)])
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _trade_off(
+    model: nn.Module, example: Tensor, exclude: Sequence[str], errors: MeasuredErrors
+) -> tuple[list[TargetPlan], list[str]]:
+    """Return the plans for targets of multiply-adds, and why there are none for some."""
+    chosen, missed = [], []
+    for share in SHARES:
+        chooser = Chooser({"macs": share}, None, FLOOR, exclude, 1, errors)
+        try:
+            chosen.append(planned_for(model, example, chooser))
+        except PruneError as error:  # it cannot be reached; all else has shown before
+            missed.append(str(error))
+    return chosen, missed
 
 
 def _line(plan: TargetPlan) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 from branchprune.graph.inputs import Example, copied
 from branchprune.planning.columns import in_columns
-from branchprune.planning.plan import Plan, plan
+from branchprune.planning.plan import plan
 from branchprune.targets.error_curves import MeasuredErrors
 from branchprune.targets.plan import listed
 
@@ -43,23 +43,6 @@ class Sensitivity:
 
     groups: tuple[GroupSensitivity, ...]
 
-    @classmethod
-    def of(cls, errors: MeasuredErrors, planned: Plan) -> Sensitivity:
-        """Return what was measured for plans of a model.
-
-        Args:
-            errors: What was measured.
-            planned: One of these plans.
-        """
-        return cls(
-            tuple(
-                GroupSensitivity(
-                    planned.groups[i].name, tuple(curve.errors.tolist()), curve.measured
-                )
-                for i, curve in errors.curves.items()
-            )
-        )
-
     def __str__(self) -> str:
         rows = [("group", "width", *(f"at {share:.0%}" for share in SHOWN))]
         for group in sorted(self.groups, key=lambda each: -each.errors[each.width // 2]):
@@ -74,7 +57,7 @@ class Sensitivity:
 def sensitivity(
     model: nn.Module,
     example: Example,
-    batches: Iterable[Example],
+    batches: Iterable[Example] | MeasuredErrors,
     *,
     exclude: Sequence[str] = (),
     inside: str = "",
@@ -94,7 +77,7 @@ def sensitivity(
     Args:
         model: The model; it is not changed.
         example: See `plan`.
-        batches: See `plan`.
+        batches: See `plan`; or what has been measured on some, which plans share.
         exclude: See `plan`.
         inside: See `plan`.
         opaque: See `plan`.
@@ -102,7 +85,12 @@ def sensitivity(
     Raises:
         PruneError: See `plan`.
     """
-    errors = MeasuredErrors(listed(batches))
+    errors = batches if isinstance(batches, MeasuredErrors) else MeasuredErrors(listed(batches))
     found = plan(model, example, 0.5, exclude=exclude, inside=inside, opaque=opaque)
     errors.measure(copied(model, sharing=True), found.structure, found.pruned)
-    return Sensitivity.of(errors, found)
+    return Sensitivity(
+        tuple(
+            GroupSensitivity(found.groups[i].name, tuple(each.errors.tolist()), each.measured)
+            for i, each in errors.curves.items()
+        )
+    )

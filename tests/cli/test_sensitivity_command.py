@@ -48,6 +48,19 @@ def test_it_prints_what_is_measured_and_draws_it(images: Path, tmp_path: Path, c
     assert pixels.shape[0] > 300 and pixels.shape[1] > 800 and len(np.unique(pixels)) > 20
 
 
+def test_targets_that_cannot_be_reached_are_told_and_the_others_shown(
+    images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    output = tmp_path / "plot.png"
+    wide = [name for name, each in network().named_modules() if isinstance(each, nn.Conv2d)][1:]
+    options = [part for name in wide for part in ("--exclude", name)]
+    assert main(["sensitivity", NETWORK, str(images), *options, "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("of the MACs: predicted") + said.count("cannot be reached") == 4
+    assert "of the MACs: predicted" in said and "target macs (=0.2) cannot be reached" in said
+    assert output.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
