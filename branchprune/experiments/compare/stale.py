@@ -20,6 +20,7 @@ class StaleCheck:
         self.say = say
         self.told = set[str]()
         self.texts: dict[tuple[str, ...], str] = {}
+        self.digests: dict[tuple[str, ...], str] = {}
 
     def is_current(self, before: str, name: str, arguments: list[str], otherwise: str) -> bool:
         """Return whether a line of results is of today's configuration.
@@ -30,7 +31,10 @@ class StaleCheck:
             arguments: Those of `branchprune run` that make the run today.
             otherwise: What is said to happen if it is of another one.
         """
-        now = digest(self._text(arguments))
+        key = tuple(arguments)
+        if key not in self.digests:
+            self.digests[key] = digest(self._text(arguments))
+        now = self.digests[key]
         if now != before:
             self._tell(
                 f"{name}: its line is of another configuration ({before}, today {now}): {otherwise}"
