@@ -23,6 +23,9 @@ from branchprune.few_images.compress import Compressed, compress
 from branchprune.few_images.folder import read_folder
 from branchprune.graph.rules.teach import forget, teach
 from branchprune.planning.plan import Plan
+from branchprune.runtimes.onnx_runtime import OnnxRuntime
+from branchprune.runtimes.openvino import OpenVino
+from branchprune.runtimes.pytorch import PyTorch
 from branchprune.targets.plan import plan, plans
 from branchprune.targets.sensitivity import sensitivity
 
@@ -32,9 +35,12 @@ __all__ = [
     "Blended",
     "Compressed",
     "GroupWeights",
+    "OnnxRuntime",
+    "OpenVino",
     "Plan",
     "Plateau",
     "PruneError",
+    "PyTorch",
     "Schedule",
     "attach",
     "collapse",

@@ -24,7 +24,7 @@ from torture_trial import Trial, is_clear
 
 from branchprune.cli import main
 from branchprune.experiments.files import read_lines
-from branchprune.planning.latency import compare_latency
+from branchprune.runtimes.latency import compare_latency
 
 CONFIG = """
 name: torture

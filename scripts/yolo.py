@@ -38,7 +38,7 @@ from branchprune.data import draw_shapes
 from branchprune.experiments import environment
 from branchprune.experiments.arguments import files_as_options
 from branchprune.experiments.files import append_line
-from branchprune.planning.latency import compare_latency
+from branchprune.runtimes.latency import compare_latency
 from branchprune.ultralytics import BranchPruning
 
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # what is missing is an error, not a download

@@ -44,7 +44,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_pass_is_timed() -> Iterator[None]:
     """No test reads how long a network takes in a run, so none needs to wait for it."""
-    from branchprune.planning.latency import compare_latency
+    from branchprune.runtimes.latency import compare_latency
 
     def timed_once(dense: Any, small: Any, x: torch.Tensor, _: float) -> Any:
         return compare_latency(dense, small, x, seconds=0.0)

@@ -29,8 +29,8 @@ from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.files import refusals_named, write_whole
 from branchprune.models import VGG
-from branchprune.planning.latency import Step, in_turns, quartiles
 from branchprune.planning.plan import plan
+from branchprune.runtimes.latency import Step, in_turns, quartiles
 
 
 @dataclass(frozen=True)

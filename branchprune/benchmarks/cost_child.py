@@ -23,8 +23,8 @@ from branchprune.benchmarks.child import forget_peak, give_memory_back, one_line
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.models import VGG, Autoencoder
-from branchprune.planning.latency import measure_latency
 from branchprune.planning.profiling import count_params
+from branchprune.runtimes.latency import measure_latency
 
 CLASSES: Mapping[str, type[nn.Module]] = {"VGG": VGG, "Autoencoder": Autoencoder}
 SETTINGS = 13

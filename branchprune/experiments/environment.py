@@ -12,6 +12,7 @@ import torch
 
 from branchprune import __version__
 from branchprune.errors import PruneError
+from branchprune.runtimes.processor import processor
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning")
 RECORDS = "scripts/results"
@@ -48,19 +49,10 @@ def device_of(accelerator: str = "auto") -> torch.device:
 
 def hardware(accelerator: str = "auto") -> str:
     """Return the name of the GPU, if there is one and it is used, and of the processor."""
-    cpu = f"{_processor()}, {os.cpu_count()} cores"
+    cpu = f"{processor()}, {os.cpu_count()} cores"
     if device_of(accelerator).type == "cuda":
         return f"{torch.cuda.get_device_name()}; {cpu}"
     return cpu
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [li for li in info.read_text().splitlines() if li.startswith("model name")]
-        if names:
-            return names[0].split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def commit(folder: Path | None = None) -> str | None:

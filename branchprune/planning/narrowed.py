@@ -17,7 +17,7 @@ from branchprune.graph.layers import (
     set_linear_width,
     set_path,
 )
-from branchprune.graph.structure import LinearLayer, Pieces, Structure, size_of
+from branchprune.graph.structure import Pieces, Structure, size_of
 from branchprune.graph.twin_layers import narrow_layer
 
 NOISE = 0.1
@@ -45,7 +45,7 @@ def narrowed(model: nn.Module, structure: Structure, kept: Sequence[int]) -> nn.
     for layer in structure.linears.values():
         if changes(layer.outputs) or changes(layer.inputs):
             inputs = size(layer.inputs) if layer.inputs else None
-            _cut_linear(small.get_submodule(layer.name), layer, size(layer.outputs), inputs)
+            cut_linear(small.get_submodule(layer.name), size(layer.outputs), inputs)
     for other in structure.channelwise.values():
         if changes(other.pieces):
             module, wide = small.get_submodule(other.name), size_of(other.pieces)
@@ -70,8 +70,14 @@ def narrowed(model: nn.Module, structure: Structure, kept: Sequence[int]) -> nn.
     return small
 
 
-def _cut_linear(module: nn.Module, layer: LinearLayer, outputs: int, inputs: int | None) -> None:
-    """Leave a convolution or fully connected layer its first inputs and outputs."""
+def cut_linear(module: nn.Module, outputs: int, inputs: int | None) -> None:
+    """Leave a convolution or fully connected layer its first inputs and outputs.
+
+    Args:
+        module: The layer; it is changed.
+        outputs: How many output channels it keeps.
+        inputs: How many input channels it keeps; None: all.
+    """
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     groups = int(getattr(module, "groups", 1))

@@ -29,10 +29,11 @@ from branchprune.planning.example_check import refuse_shape, refuse_single
 from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_groups, too_narrow
 from branchprune.planning.paths import check_named, check_reached, paths_of, within
 from branchprune.planning.staying import Staying, find_staying, staying_lines
+from branchprune.planning.traced import Traced
 from branchprune.planning.trial import try_widths
 
-Choose = Callable[[nn.Module, Structure], tuple[PlannedGroup, ...]]
-"""Decides how wide each group of a model will be."""
+Choose = Callable[[Traced], tuple[tuple[PlannedGroup, ...], tuple[str, ...]]]
+"""Decides how wide each group of a model will be; returns that, and what is to be said of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +158,13 @@ def plan(
     check_widths(keep, multiple_of)
     exclude = paths_of("exclude", exclude)
 
-    def choose(_: nn.Module, structure: Structure) -> tuple[PlannedGroup, ...]:
-        return plan_groups(structure, keep, exclude, multiple_of)
+    def choose(traced: Traced) -> tuple[tuple[PlannedGroup, ...], tuple[str, ...]]:
+        groups = plan_groups(traced.structure, keep, exclude, multiple_of)
+        return groups, too_narrow(groups, multiple_of)
 
     by_layer = list(keep) if isinstance(keep, Mapping) else []
     named = {"exclude": exclude, "keep": by_layer}
-    return planned(model, example, choose, named, multiple_of, inside, opaque, check)
+    return planned(model, example, choose, named, inside, opaque, check)
 
 
 def planned(
@@ -170,7 +172,6 @@ def planned(
     example: Example,
     choose: Choose,
     named: Mapping[str, Sequence[str]],
-    multiple_of: int,
     inside: str,
     opaque: Sequence[str],
     check: bool,
@@ -182,7 +183,6 @@ def planned(
         example: See `plan`.
         choose: Decides for each group how wide it will be, of a copy of the model.
         named: Paths of layers and modules that the arguments name, by argument.
-        multiple_of: See `plan`.
         inside: See `plan`.
         opaque: See `plan`.
         check: See `plan`.
@@ -206,7 +206,7 @@ def planned(
         refuse_single(model, given)
         raise
     check_reached(structure, named)
-    groups = choose(model, structure)
+    groups, notes = choose(Traced(model, structure, example))
     kept = [group.kept for group in groups]
     before, after = costs(model, structure, kept)
     of_widths = (model, structure, kept)
@@ -214,7 +214,6 @@ def planned(
         attributes = try_widths(*of_widths, example, given)
     else:
         attributes = (*followed_attributes(*of_widths), *width_attributes(*of_widths))
-    notes = too_narrow(groups, multiple_of)
     unseen = costs_of_unseen(model, structure)
     staying = find_staying(model, structure, groups)
     found = (structure, unseen, attributes, notes, staying)

@@ -20,8 +20,8 @@ from branchprune.planning.cost_model import CostModel
 
 SWEEPS = 20
 """Of coordinate descent at one price, at most."""
-HALVINGS = 30
-"""Of the price."""
+HALVINGS = 18
+"""Of the price, between bounds 12 powers of ten apart."""
 ROUNDS = 6
 """In which the prices of several costs are weighed against each other."""
 TRIALS = 500

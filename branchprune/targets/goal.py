@@ -14,8 +14,10 @@ from branchprune.planning.cost_model import CostModel
 from branchprune.planning.staying import Staying, short
 from branchprune.planning.width_solver import Limit
 
-COSTS = ("macs", "params")
+COSTS = ("macs", "params", "latency", "latency_ms")
 """What a target may name."""
+LATENCY = ("latency", "latency_ms")
+"""What of it is measured in a runtime: the share of the dense model's, and in milliseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,25 @@ class Goal:
     limit: Limit
     before: float
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is a latency."""
+        return self.what in LATENCY
+
+    def told(self, cost: float) -> str:
+        """Return a cost of its kind, for people."""
+        return amount_of(self.what, cost)
+
+
+def amount_of(what: str, cost: float) -> str:
+    """Return a cost for people, with its unit.
+
+    Args:
+        what: The key of a target that it belongs to.
+        cost: The cost; a latency in milliseconds.
+    """
+    return f"{cost:.3g} ms" if what in LATENCY else short(cost)
+
 
 def check_target(target: object) -> Mapping[str, float]:
     """Return a target; raise PruneError for what is none."""
@@ -44,11 +65,22 @@ def check_target(target: object) -> Mapping[str, float]:
             known = ", ".join(map(repr, COSTS))
             raise PruneError(f"target names {what!r}, which is none of {known}")
         number = not isinstance(value, bool) and isinstance(value, Real)
-        if not number or not 0 < value < math.inf or value == 1:
+        if what == "latency_ms":
+            if not number or not 0 < value < math.inf:
+                raise PruneError(f"target latency_ms (={value!r}) must be a number of milliseconds")
+        elif what == "latency":
+            if not number or not 0 < value < 1:
+                raise PruneError(
+                    f"target latency (={value!r}) must be the share that is kept, in (0, 1); for "
+                    "milliseconds ask for latency_ms"
+                )
+        elif not number or not 0 < value < math.inf or value == 1:
             raise PruneError(
                 f"target {what} (={value!r}) must be a share that is kept, below 1, or a number "
                 f"above 1"
             )
+    if all(what in target for what in LATENCY):
+        raise PruneError(f"target (={target!r}) names the latency twice: as a share and in ms")
     return target
 
 
@@ -61,7 +93,10 @@ def check_floor(floor: object) -> None:
 
 
 def goals(
-    target: Mapping[str, float], costs: Mapping[str, CostModel], widest: Tensor
+    target: Mapping[str, float],
+    costs: Mapping[str, CostModel],
+    widest: Tensor,
+    dense_ms: float = 0.0,
 ) -> list[Goal]:
     """Return what a target asks of a model.
 
@@ -69,17 +104,19 @@ def goals(
         target: What `check_target` returned.
         costs: The cost of the model by key.
         widest: The widths of the dense model, float64, shape (G,).
+        dense_ms: Its latency, measured.
 
     Raises:
         PruneError: The dense model is within all of it.
     """
     found = []
     for what, asked in target.items():
-        before = costs[what].total(widest)
-        most = asked * before if asked < 1 else float(asked)
+        before = dense_ms if what in LATENCY else costs[what].total(widest)
+        share = asked < 1 and what != "latency_ms"
+        most = asked * before if share else float(asked)
         found.append(Goal(what, asked, Limit(costs[what], most), before))
-    if all(goal.limit.holds(widest) for goal in found):
-        told = ", ".join(f"{g.what} (={g.asked:g}): it has {short(g.before)}" for g in found)
+    if all(goal.before <= goal.limit.most for goal in found):
+        told = ", ".join(f"{g.what} (={g.asked:g}): it has {g.told(g.before)}" for g in found)
         raise PruneError(f"the model is within the target already: {told}")
     return found
 
@@ -91,7 +128,7 @@ def check_reachable(
     floor: float,
     multiple_of: int,
 ) -> None:
-    """Raise PruneError where no widths come to what is asked.
+    """Raise PruneError where no widths come to what is asked, but for what is measured.
 
     Args:
         found: What is asked.
@@ -101,7 +138,7 @@ def check_reachable(
         multiple_of: What kept widths are multiples of.
     """
     for goal in found:
-        if goal.limit.holds(narrowest):
+        if goal.is_timed or goal.limit.holds(narrowest):
             continue
         least = goal.limit.cost.total(narrowest)
         fixed = sorted(staying, key=lambda each: getattr(each, goal.what), reverse=True)

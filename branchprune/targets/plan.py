@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -12,9 +14,11 @@ from branchprune.graph.inputs import Example
 from branchprune.planning import plan as by_share
 from branchprune.planning.group_widths import check_widths
 from branchprune.planning.plan import Plan
+from branchprune.runtimes.runtime import Runtime
 from branchprune.targets.chooser import Chooser, planned_for
 from branchprune.targets.error_curves import MeasuredErrors
-from branchprune.targets.goal import check_target
+from branchprune.targets.goal import LATENCY, check_target
+from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.target_plan import TargetPlan
 
 DEFAULT = 0.5
@@ -33,7 +37,9 @@ def plan(
     batches: Iterable[Example] | None = None,
     floor: float = FLOOR,
     exclude: Sequence[str] = (),
-    multiple_of: int = 1,
+    multiple_of: int | Literal["auto"] = 1,
+    runtime: Runtime | None = None,
+    latency_table: str | Path | None = None,
     inside: str = "",
     opaque: Sequence[str] = (),
     check: bool = False,
@@ -44,6 +50,11 @@ def plan(
     plan = bp.plan(model, torch.randn(1, 3, 32, 32), keep=22 / 64)
     print(plan)
     plan = bp.plan(model, images[:1], target={"macs": 0.5}, batches=[images])
+    runtime = bp.OnnxRuntime(threads=2)
+    plan = bp.plan(
+        model, images[:1], target={"latency_ms": 5}, batches=[images], runtime=runtime,
+        multiple_of="auto",
+    )
     ```
 
     Args:
@@ -59,18 +70,28 @@ def plan(
             the target; what keeps 1.0 then stays without a branch. None: 0.5, or what the target
             leaves.
         target: What to reach, as the share that is kept, below 1, or as a number: "macs" and
-            "params", of the whole model. The widths are those with the least predicted change of
-            the output: how much it changes with each group alone is measured at three widths on
-            `batches`, the widths between and beyond follow what channels leave unexplained of the
-            others, and the changes of all groups add up. Norms over several channels, as LayerNorm,
-            are taken as they are with all of them.
+            "params", of the model or of `inside`; "latency" as a share, or "latency_ms" in
+            milliseconds, of a pass on the example in `runtime`. The widths are those with the least
+            predicted change of the output: of vectors (N, k), k > 1, which are taken as logits of
+            classes, the Kullback-Leibler divergence of their softmax, of other outputs the squared
+            error as a share of their variance. How much it changes with each group alone is
+            measured at three widths on `batches`, the widths between and beyond follow what
+            channels leave unexplained of the others, and the changes of all groups add up. Norms
+            over several channels, as LayerNorm, are taken as they are with all of them.
         batches: Inputs for that, each a tensor, or a tuple or dictionary of arguments, as they are
             used, normalised: some hundred images. Labels are not needed. The same go to
             `attach(…, "reconstruction", batches=…)`.
         floor: The least share of a group's channels that a target leaves, in (0, 1].
         exclude: Layers, or modules around them, whose channels stay.
         multiple_of: Round the kept widths to a multiple of this; the plan names groups that are too
-            narrow for one, and shrink without.
+            narrow for one, and shrink without. "auto", with a target and a runtime: the least of 1,
+            4, 8 and 16 that wastes no time there, measured on the heaviest layers.
+        runtime: Where the latency is measured, such as `bp.OnnxRuntime(threads=2)`: each layer at a
+            grid of widths, whole models of several widths, and at last the model of the plan, in
+            turns with the dense one, until it is within the target. Layers other than
+            convolutions and fully connected ones take a time for each number that they get.
+        latency_table: File, JSON, that keeps the times of layers; where it exists it is read, and
+            must be of this runtime, with as many threads, and of this processor.
         inside: Path of a module: only what is inside it is traced and pruned, such as the backbone
             of a detector, which cannot be traced as a whole. Costs are then those of the module.
         opaque: Paths of modules that are not looked into; what they read keeps its width. The path
@@ -90,9 +111,11 @@ def plan(
             else.
     """
     check_asked(keep, target, multiple_of)
+    latency = measuring(target or {}, multiple_of, runtime, latency_table)
     if target is None:
-        if batches is not None or floor != FLOOR:
-            raise PruneError("batches and floor belong to a target: give one")
+        if batches is not None or floor != FLOOR or runtime is not None:
+            raise PruneError("batches, floor and runtime belong to a target: give one")
+        assert multiple_of != "auto", "it was checked that there is a runtime"
         share = DEFAULT if keep is None else keep
         return by_share.plan(
             model,
@@ -104,7 +127,8 @@ def plan(
             opaque=opaque,
             check=check,
         )
-    chooser = Chooser(target, keep, floor, exclude, multiple_of, MeasuredErrors(listed(batches)))
+    errors = MeasuredErrors(listed(batches))
+    chooser = Chooser(target, keep, floor, exclude, multiple_of, errors, latency)
     return planned_for(model, example, chooser, inside, opaque, check)
 
 
@@ -117,7 +141,9 @@ def plans(
     keep: Mapping[str, float] | None = None,
     floor: float = FLOOR,
     exclude: Sequence[str] = (),
-    multiple_of: int = 1,
+    multiple_of: int | Literal["auto"] = 1,
+    runtime: Runtime | None = None,
+    latency_table: str | Path | None = None,
     inside: str = "",
     opaque: Sequence[str] = (),
 ) -> list[TargetPlan]:
@@ -137,6 +163,8 @@ def plans(
         floor: See `plan`.
         exclude: See `plan`.
         multiple_of: See `plan`.
+        runtime: See `plan`.
+        latency_table: See `plan`.
         inside: See `plan`.
         opaque: See `plan`.
 
@@ -148,8 +176,11 @@ def plans(
     """
     for target in targets:
         check_asked(keep, check_target(target), multiple_of)
+    every = dict.fromkeys((what for target in targets for what in target), 1.0)
+    latency = measuring(every, multiple_of, runtime, latency_table)
     errors = MeasuredErrors(listed(batches))
-    choosers = [Chooser(each, keep, floor, exclude, multiple_of, errors) for each in targets]
+    asked = (keep, floor, exclude, multiple_of, errors, latency)
+    choosers = [Chooser(each, *asked) for each in targets]
     return [planned_for(model, example, each, inside, opaque) for each in choosers]
 
 
@@ -171,7 +202,7 @@ def listed(batches: Iterable[Example] | None) -> list[Example]:
 def check_asked(
     keep: float | Mapping[str, float] | None,
     target: Mapping[str, float] | None,
-    multiple_of: int,
+    multiple_of: int | Literal["auto"],
 ) -> None:
     """Raise PruneError for a share and a target that say nothing, or two things.
 
@@ -188,4 +219,42 @@ def check_asked(
             )
         if keep and "" in keep:
             raise PruneError(f"keep (={keep!r}) leaves no width to choose: name layers, without ''")
-    check_widths(DEFAULT if keep is None else keep, multiple_of)
+    step = 1 if multiple_of == "auto" else multiple_of
+    if isinstance(step, str):
+        raise PruneError(f"multiple_of (={multiple_of!r}) must be a whole number or 'auto'")
+    check_widths(DEFAULT if keep is None else keep, step)
+
+
+def measuring(
+    target: Mapping[str, float],
+    multiple_of: int | Literal["auto"],
+    runtime: Runtime | None,
+    latency_table: str | Path | None,
+) -> MeasuredLatency | None:
+    """Return what measures the latency; None where none is asked for.
+
+    Args:
+        target: See `plan`.
+        multiple_of: See `plan`.
+        runtime: See `plan`.
+        latency_table: See `plan`.
+
+    Raises:
+        PruneError: There is no runtime where one is needed, or nothing that needs it.
+    """
+    needing = [what for what in LATENCY if what in target]
+    needing += ["multiple_of='auto'"] * (multiple_of == "auto")
+    if runtime is None:
+        if needing:
+            raise PruneError(
+                f"{needing[0]} is measured in a runtime: give one, such as "
+                "runtime=bp.OnnxRuntime(threads=1) or bp.PyTorch(threads=1)"
+            )
+        if latency_table is not None:
+            raise PruneError(f"latency_table (={str(latency_table)!r}) needs a runtime")
+        return None
+    if not needing:
+        raise PruneError(
+            f"runtime (={runtime.name}) belongs to a target of latency, or to multiple_of='auto'"
+        )
+    return MeasuredLatency(runtime, None if latency_table is None else Path(latency_table))

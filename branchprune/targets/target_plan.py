@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from branchprune.planning.columns import in_columns
 from branchprune.planning.plan import Plan
-from branchprune.planning.staying import short
-from branchprune.targets.goal import Goal
+from branchprune.targets.goal import Goal, amount_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Reached:
         what: Its key.
         asked: The most that it may be.
         before: What the dense model has.
-        after: What the plan has.
+        after: What the plan has; of a latency what was measured.
+        predicted: What was predicted of it.
         uniform: What the plan of one share for all groups has that is within the target.
     """
 
@@ -29,25 +30,30 @@ class Reached:
     asked: float
     before: float
     after: float
+    predicted: float
     uniform: float
 
     @classmethod
-    def of(cls, goal: Goal, kept: Tensor, one_share: Tensor) -> Reached:
+    def of(cls, goal: Goal, kept: Tensor, one_share: Tensor, ms: float | None = None) -> Reached:
         """Return what became of a goal.
 
         Args:
             goal: The goal.
             kept: The widths that were chosen, float64, shape (G,).
             one_share: Those at one share of all.
+            ms: What was measured, if that is a goal.
         """
-        cost = goal.limit.cost
-        return cls(goal.what, goal.limit.most, goal.before, *map(cost.total, (kept, one_share)))
+        predicted, uniform = map(goal.limit.cost.total, (kept, one_share))
+        after = predicted if ms is None or not goal.is_timed else ms
+        return cls(goal.what, goal.limit.most, goal.before, after, predicted, uniform)
 
     def __str__(self) -> str:
+        told = partial(amount_of, self.what)
+        predicted = "" if self.predicted == self.after else f"; {told(self.predicted)} predicted"
         return (
-            f"{self.what}: at most {short(self.asked)} asked, {short(self.after)} reached "
+            f"{self.what}: at most {told(self.asked)} asked, {told(self.after)} reached "
             f"({self.after / self.asked:.1%} of it, {self.after / self.before:.1%} of the dense "
-            f"model's {short(self.before)})"
+            f"model's {told(self.before)}{predicted})"
         )
 
 

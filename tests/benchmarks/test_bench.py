@@ -9,7 +9,7 @@ from rich.console import Console
 
 from branchprune.benchmarks import bench
 from branchprune.models import VGG
-from branchprune.planning import latency
+from branchprune.runtimes import latency
 
 CPU = torch.device("cpu")
 

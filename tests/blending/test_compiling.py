@@ -17,7 +17,7 @@ from branchprune.cli import main
 from branchprune.experiments.run.callbacks.training_cost import TrainingCost
 from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
-from branchprune.planning.latency import compare_latency
+from branchprune.runtimes.latency import compare_latency
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 

@@ -24,7 +24,7 @@ from branchprune.experiments.interruption import (
     saved,
 )
 from branchprune.experiments.run.experiment import _Run
-from branchprune.planning.latency import compare_latency
+from branchprune.runtimes.latency import compare_latency
 
 HELD = """
 data: {class_path: test_interruption.Held}

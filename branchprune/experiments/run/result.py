@@ -16,8 +16,8 @@ from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.shrinking import Pruned
 from branchprune.graph.inputs import copied
-from branchprune.planning.latency import compare_latency
 from branchprune.planning.profiling import count_params, peak_memory
+from branchprune.runtimes.latency import compare_latency
 
 Scores = Mapping[str, Mapping[str, float]]
 

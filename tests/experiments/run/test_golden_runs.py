@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from branchprune.experiments.run.config import parse
 from branchprune.experiments.run.experiment import run
-from branchprune.planning.latency import Latency
+from branchprune.runtimes.latency import Latency
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_runs.json").read_text())
 CONFIG = """

@@ -10,7 +10,7 @@ from branchprune.cli import main
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_lines
 from branchprune.experiments.run.results_file import COPIED, add_line, make_line
-from branchprune.planning.latency import compare_latency
+from branchprune.runtimes.latency import compare_latency
 
 COST = {"channels": 8, "params": 100, "macs": 1000, "latency": {}, "peak_memory_bytes": 4}
 TEST = {

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from branchprune.benchmarks.bench import ratios
-from branchprune.planning.latency import compare_latency, in_turns, measure_latency
+from branchprune.runtimes.latency import compare_latency, in_turns, measure_latency
 
 CPU = torch.device("cpu")
 X = torch.zeros(7, 4)
@@ -15,7 +15,7 @@ X = torch.zeros(7, 4)
 def clock(monkeypatch):
     """The time, as the only item of a list."""
     now = [0.0]
-    monkeypatch.setattr("branchprune.planning.latency.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("branchprune.runtimes.latency.time.perf_counter", lambda: now[0])
     return now
 
 

@@ -1,0 +1,36 @@
+"""A model with what is known of it, as plans for a target measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from branchprune.graph.inputs import Example
+from branchprune.graph.structure import Structure
+from branchprune.planning.narrowed import narrowed
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A model that was traced.
+
+    Attributes:
+        model: The model.
+        structure: Its structure.
+        example: An example input of the part that was traced.
+    """
+
+    model: nn.Module
+    structure: Structure
+    example: Example
+
+    def narrowed(self, kept: Sequence[int]) -> nn.Module:
+        """Return the traced part at other widths; of its weights some are left, and not fitted.
+
+        Args:
+            kept: The width of each group.
+        """
+        small = narrowed(self.model, self.structure, kept)
+        return small.get_submodule(self.structure.inside)

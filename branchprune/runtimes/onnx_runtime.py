@@ -1,0 +1,63 @@
+"""ONNX Runtime, on the processor."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from branchprune.errors import PruneError, first_line
+from branchprune.graph.inputs import Example, tensors
+from branchprune.runtimes.onnx_model import onnx_model
+from branchprune.runtimes.runtime import Step, needed, threads_of
+
+ERRORS_ONLY = 3
+"""ONNX Runtime's level of what it logs."""
+
+
+class OnnxRuntime:
+    """Runs a model in ONNX Runtime, in float32 or what the model computes in.
+
+    Args:
+        threads: Of the processor, within an operator; None: one for each core.
+
+    Attributes:
+        name: "ONNX Runtime".
+        threads: See above.
+
+    Raises:
+        PruneError: `threads` is no number of threads, or a package is missing.
+    """
+
+    name = "ONNX Runtime"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads_of(threads)
+        self.package = needed("onnxruntime", "OnnxRuntime", "onnx")
+        needed("onnx", "OnnxRuntime", "onnx")
+
+    def version(self) -> str:
+        """Return the version of ONNX Runtime."""
+        return str(self.package.__version__)
+
+    def prepared(self, model: nn.Module, example: Example) -> Step:
+        """Return what runs a model on an example; see `Runtime`."""
+        options = self.package.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = ERRORS_ONLY
+        file = onnx_model(model, example)
+        try:
+            session = self.package.InferenceSession(
+                file, options, providers=["CPUExecutionProvider"]
+            )
+            names = [each.name for each in session.get_inputs()]
+            arrays = [each.detach().cpu().numpy() for each in tensors(example)]
+            feeds = dict(zip(names, arrays, strict=True))
+            session.run(None, feeds)
+        except Exception as error:  # of the runtime's own classes
+            raise PruneError(
+                f"ONNX Runtime cannot run {type(model).__name__}: {first_line(error)}"
+            ) from error
+        step: Step = partial(session.run, None, feeds)
+        return step

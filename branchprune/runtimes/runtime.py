@@ -1,0 +1,71 @@
+"""What a model is run by once it is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Protocol
+
+from torch import nn
+
+from branchprune.errors import PruneError, whole
+from branchprune.graph.inputs import Example
+
+Step = Callable[[], object]
+"""Runs a model once."""
+
+
+class Runtime(Protocol):
+    """A runtime with its settings.
+
+    Attributes:
+        name: What it is called in tables and files.
+        threads: How many threads it uses.
+    """
+
+    name: str
+    threads: int
+
+    def version(self) -> str:
+        """Return the version of its package."""
+
+    def prepared(self, model: nn.Module, example: Example) -> Step:
+        """Return what runs a model on an example, in evaluation mode.
+
+        Args:
+            model: The model; it is not changed.
+            example: Its inputs, of which sizes are those of all later ones.
+
+        Raises:
+            PruneError: The runtime cannot run it.
+        """
+
+
+def threads_of(threads: int | None) -> int:
+    """Return how many threads to use: those asked for, or one for each core."""
+    if threads is None:
+        return os.cpu_count() or 1
+    whole("threads", threads, 1)
+    return threads
+
+
+def needed(module: str, what: str, extra: str) -> ModuleType:
+    """Import a module of an extra.
+
+    Args:
+        module: Its name.
+        what: What needs it.
+        extra: The extra of branchprune that installs it.
+
+    Raises:
+        PruneError: It is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise PruneError(
+            f"{what} needs {module}, which cannot be imported ({error}): "
+            f"pip install 'branchprune[{extra}]'"
+        ) from error

@@ -1,0 +1,232 @@
+"""Widths for a latency, in a runtime whose clock is moved by what a model's layers hold."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import branchprune as bp
+from branchprune.planning.plan import plan as by_share
+from branchprune.planning.traced import Traced
+from branchprune.targets.measured_latency import MeasuredLatency
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+OVERHEAD = 1e-5
+LAYERS = (nn.Conv2d, nn.Linear)
+
+
+class Clocked:
+    """A runtime in which a run takes 1 µs for each weight, in blocks, and 10 µs beside."""
+
+    name, threads = "Clocked", 1
+
+    def __init__(self, now, block=1, fused=1.0):
+        self.now, self.block, self.fused = now, block, fused
+
+    def version(self):
+        return "1"
+
+    def seconds(self, model):
+        layers = [each for each in model.modules() if isinstance(each, LAYERS)]
+        taken = sum(self.of_layer(each.weight) for each in layers)
+        return OVERHEAD + taken * (self.fused if len(layers) > 1 else 1.0)
+
+    def of_layer(self, weight):
+        if not self.block:
+            return 1e-6 * weight.numel()
+        first, second = (math.ceil(size / self.block) * self.block for size in weight.shape[:2])
+        return 1e-6 * first * second * weight[0, 0].numel()
+
+    def prepared(self, model, example):
+        seconds = self.seconds(model)
+
+        def step():
+            self.now[0] += seconds
+
+        return step
+
+
+@pytest.fixture
+def now(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("branchprune.runtimes.latency.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("branchprune.targets.measured_latency.SECONDS", 0.0)
+    return now
+
+
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 96, 3), nn.ReLU()]
+    layers += [nn.Conv2d(96, 48, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10)]
+    return nn.Sequential(*layers).eval()
+
+
+def images():
+    return torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def traced(model):
+    return Traced(model, by_share(model, X, 0.5).structure, X)
+
+
+WIDTHS = [[*range(8, width + 1, 8)] for width in (64, 96, 48)]
+
+
+@pytest.mark.parametrize("kept", [(64, 96, 48), (8, 8, 8), (40, 24, 48), (16, 88, 8)])
+def test_latency_of_layers_adds_up_at_all_widths(now, kept):
+    model = network()
+    runtime = Clocked(now)
+    found = traced(model)
+    choices = [*WIDTHS, [10]]
+    cost = MeasuredLatency(runtime).cost(found, choices, 8)
+    widths = torch.tensor([*kept, 10], dtype=torch.double)
+    first, second, third = kept
+    weights = 27 * first + 9 * first * second + 9 * second * third + 10 * third
+    assert cost.total(widths) == pytest.approx(1000 * (OVERHEAD + 1e-6 * weights), rel=1e-3)
+
+
+def test_changes_of_one_group_are_differences_of_totals(now):
+    cost = MeasuredLatency(Clocked(now)).cost(traced(network()), [*WIDTHS, [10]], 8)
+    kept = torch.tensor([40, 24, 48, 10], dtype=torch.double)
+    widths = torch.tensor([[8, 40, 64], [8, 24, 96], [8, 16, 48], [10, 10, 10]]).double()
+    found = cost.changes(kept, widths, slice(None))
+    for g, row in enumerate(widths):
+        for place, width in enumerate(row):
+            other = kept.clone()
+            other[g] = width
+            assert found[g, place] == pytest.approx(cost.total(other) - cost.total(kept), abs=1e-12)
+    assert torch.equal(cost.changes(kept, widths[1:2], slice(1, 2)), found[1:2])
+
+
+def test_weights_beyond_the_cache_change_with_a_group(now):
+    cost = MeasuredLatency(Clocked(now)).cost(traced(network()), [*WIDTHS, [10]], 8)
+    kept = torch.tensor([40, 24, 48, 10], dtype=torch.double)
+    held = cost.weights.total(kept)
+    other = torch.tensor([64, 24, 48, 10], dtype=torch.double)
+    for cached in (0.0, held, held + 100):
+        some = replace(cost, cached=cached, factors=(0.0, 0.0, 2.0, 0.0))
+        assert some.total(other) == 2 * (cost.weights.total(other) - cached)
+        (change,) = some.changes(kept, other[:1, None], slice(0, 1)).flatten()
+        assert change == pytest.approx(some.total(other) - some.total(kept))
+
+
+def planned(now, target, **named):
+    runtime = named.pop("runtime", Clocked(now))
+    return bp.plan(network(), X, target=target, batches=[images()], runtime=runtime, **named)
+
+
+@pytest.mark.parametrize("fused", [1.0, 0.6, 1.7])
+def test_the_plan_takes_no_longer_than_asked_and_uses_what_it_may(now, fused):
+    runtime = Clocked(now, fused=fused)
+    dense = 1000 * runtime.seconds(network())
+    for target in ({"latency": 0.5}, {"latency_ms": 0.5 * dense}):
+        plan = planned(now, target, runtime=runtime)
+        (reached,) = plan.reached
+        assert 0.95 * 0.5 * dense <= reached.after <= 0.5 * dense
+        assert reached.before == pytest.approx(dense)
+
+
+def test_the_latency_of_a_plan_is_that_of_its_collapsed_model(now):
+    runtime = Clocked(now)
+    model = network()
+    plan = bp.plan(model, X, target={"latency": 0.4}, batches=[images()], runtime=runtime)
+    blended = bp.attach(model, plan)
+    blended.alpha = 0.0
+    seconds = runtime.seconds(bp.collapse(blended))
+    assert plan.reached[0].after == pytest.approx(1000 * seconds)
+
+
+def test_a_prediction_that_is_off_is_corrected(now):
+    """Models of several layers are a tenth slower than their size says, if not all is wide."""
+
+    class Surprising(Clocked):
+        def seconds(self, model):
+            narrow = any(getattr(each, "out_channels", 64) < 48 for each in model.modules())
+            return super().seconds(model) * (1.3 if narrow and len([*model.modules()]) > 1 else 1.0)
+
+    runtime = Surprising(now)
+    dense = 1000 * runtime.seconds(network())
+    (reached,) = planned(now, {"latency": 0.4}, runtime=runtime).reached
+    assert 0.9 * 0.4 * dense <= reached.after <= 0.4 * dense
+
+
+def test_both_limits_hold(now):
+    plan = planned(now, {"latency": 0.6, "params": 0.3})
+    assert all(each.after <= each.asked for each in plan.reached)
+
+
+@pytest.mark.parametrize("block", [1, 4, 8, 16])
+def test_auto_is_the_multiple_in_which_the_runtime_computes(now, block):
+    runtime = Clocked(now, block=block)
+    plan = planned(now, {"latency": 0.5}, runtime=runtime, multiple_of="auto")
+    assert all(group.kept % block == 0 for group in plan.groups if group.pruned)
+    assert f"multiples of {block}, as pays in Clocked" in "\n".join(plan.notes)
+
+
+def test_times_of_layers_are_kept_and_read(now, tmp_path):
+    file = tmp_path / "times.json"
+    first = planned(now, {"latency": 0.5}, latency_table=file)
+    kept = json.loads(file.read_text())
+    assert (kept["runtime"], kept["threads"], len(kept["layers"])) == ("Clocked", 1, 4)
+
+    class Whole(Clocked):
+        """Times no layer alone."""
+
+        def prepared(self, model, example):
+            assert isinstance(model, nn.Sequential) or model.weight.numel() == 1
+            return super().prepared(model, example)
+
+    second = planned(now, {"latency": 0.5}, runtime=Whole(now), latency_table=file)
+    assert [g.kept for g in first.groups] == [g.kept for g in second.groups]
+
+
+def test_a_table_of_another_runtime_is_refused(now, tmp_path):
+    file = tmp_path / "times.json"
+    planned(now, {"latency": 0.5}, latency_table=file)
+    runtime = Clocked(now)
+    runtime.threads = 2
+    with pytest.raises(bp.PruneError, match="is of threads 1, and this is 2"):
+        planned(now, {"latency": 0.5}, runtime=runtime, latency_table=file)
+    file.write_text("{")
+    with pytest.raises(bp.PruneError, match="cannot be read"):
+        planned(now, {"latency": 0.5}, latency_table=file)
+
+
+def test_several_targets_share_what_is_measured(now):
+    plans = bp.plans(
+        network(),
+        X,
+        [{"latency": 0.7}, {"latency": 0.4}],
+        batches=[images()],
+        runtime=Clocked(now),
+    )
+    first, second = (plan.reached[0] for plan in plans)
+    assert first.after > second.after and second.after <= second.asked
+
+
+@pytest.mark.parametrize(
+    ("target", "named", "words"),
+    [
+        ({"latency_ms": 5}, {"runtime": None}, "latency_ms is measured in a runtime: give one"),
+        ({"latency": 5}, {}, "latency (=5) must be the share that is kept, in (0, 1)"),
+        ({"latency_ms": -1}, {}, "latency_ms (=-1) must be a number of milliseconds"),
+        ({"latency_ms": 5, "latency": 0.5}, {}, "names the latency twice"),
+        ({"macs": 0.5}, {}, "runtime (=Clocked) belongs to a target of latency"),
+        ({"macs": 0.5}, {"runtime": None, "multiple_of": "auto"}, "multiple_of='auto' is measured"),
+        ({"latency": 0.5}, {"multiple_of": "8"}, "multiple_of (='8') must be a whole number"),
+        ({"latency": 0.0001}, {}, "the fastest that was tried takes"),
+        ({"latency_ms": 5000}, {}, "is within the target already: latency_ms (=5000): it has"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_told(now, target, named, words):
+    with pytest.raises(bp.PruneError, match=re.escape(words)):
+        planned(now, target, **named)
+
+
+def test_a_runtime_needs_a_target(now):
+    with pytest.raises(bp.PruneError, match="belong to a target"):
+        bp.plan(network(), X, 0.5, runtime=Clocked(now), multiple_of="auto")
