@@ -16,13 +16,12 @@ from branchprune.errors import PruneError
 from branchprune.experiments.run.parser_errors import explained
 from branchprune.few_images.start import looked_at
 from branchprune.reports.sensitivity_plot import draw
-from branchprune.targets.chooser import Chooser, planned_for
 from branchprune.targets.error_curves import MeasuredErrors
-from branchprune.targets.plan import FLOOR
+from branchprune.targets.plan import plans
 from branchprune.targets.sensitivity import sensitivity
 from branchprune.targets.target_plan import TargetPlan
 
-SHARES = (0.8, 0.6, 0.4, 0.2)
+TARGETS = (0.8, 0.6, 0.4, 0.2)
 """Of the multiply-adds, for which plans are shown."""
 
 
@@ -53,11 +52,11 @@ def _trade_off(
     model: nn.Module, example: Tensor, exclude: Sequence[str], errors: MeasuredErrors
 ) -> tuple[list[TargetPlan], list[str]]:
     """Return the plans for targets of multiply-adds, and why there are none for some."""
-    chosen, missed = [], []
-    for share in SHARES:
-        chooser = Chooser({"macs": share}, None, FLOOR, exclude, 1, errors)
+    chosen: list[TargetPlan] = []
+    missed = []
+    for share in TARGETS:
         try:
-            chosen.append(planned_for(model, example, chooser))
+            chosen += plans(model, example, [{"macs": share}], batches=errors, exclude=exclude)
         except PruneError as error:  # it cannot be reached; all else has shown before
             missed.append(str(error))
     return chosen, missed

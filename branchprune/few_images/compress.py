@@ -31,7 +31,8 @@ from branchprune.graph.inputs import copied
 from branchprune.graph.plain_model import check_model
 from branchprune.graph.random_generators import seeded
 from branchprune.planning.plan import Plan
-from branchprune.targets.plan import check_asked, plan
+from branchprune.targets.goal import check_asked
+from branchprune.targets.plan import plan
 
 HELD_OUT = 0.1
 STEPS = 2000

@@ -120,25 +120,30 @@ def _first(texts: Sequence[str], count: int, between: str, before_rest: str) -> 
 
 
 def too_narrow(groups: Sequence[PlannedGroup], multiple_of: int) -> tuple[str, ...]:
-    """Say which groups shrink to no multiple, because they are narrower than one.
+    """Say which groups shrink to no multiple, because they are narrower than one."""
+    narrow = _narrower(groups, multiple_of)
+    more = f" and {len(narrow) - 5} more" * (len(narrow) > 5)
+    said = f"multiple_of (={multiple_of}) is too much for {', '.join(narrow[:5])}{more}"
+    return (f"{said}: kept to no multiple",) if narrow else ()
 
-    Raises:
-        PruneError: All of them.
-    """
-    shrinking = [group for group in groups if group.pruned]
-    narrow = [
-        f"{group.name} ({group.width})"
-        for group in shrinking
-        if group.kept < group.width and group.kept % multiple_of
-    ]
-    if narrow and len(narrow) == len(shrinking):
+
+def check_multiples(groups: Sequence[PlannedGroup], multiple_of: int) -> None:
+    """Raise PruneError where all groups that shrink are narrower than a multiple."""
+    narrow = _narrower(groups, multiple_of)
+    if narrow and len(narrow) == sum(group.pruned for group in groups):
         raise PruneError(
             f"multiple_of (={multiple_of}) is more than the width of every group that shrinks: "
             f"{', '.join(narrow[:5])}"
         )
-    more = f" and {len(narrow) - 5} more" * (len(narrow) > 5)
-    said = f"multiple_of (={multiple_of}) is too much for {', '.join(narrow[:5])}{more}"
-    return (f"{said}: kept to no multiple",) if narrow else ()
+
+
+def _narrower(groups: Sequence[PlannedGroup], multiple_of: int) -> list[str]:
+    """Return the groups that shrink to no multiple, with their widths."""
+    return [
+        f"{group.name} ({group.width})"
+        for group in groups
+        if group.pruned and group.kept < group.width and group.kept % multiple_of
+    ]
 
 
 def _widths(
@@ -189,6 +194,9 @@ def _excluded(
     """Say which of the layers that make or read a group's channels one by one is excluded."""
     if not exclude:
         return None
+    group = structure.groups[index].name
+    if group in exclude:  # such as conv1#2
+        return f"{group} is excluded"
     others = structure.channelwise.values()
     members = [*layers, *(o.name for o in others if any(p.group == index for p in o.pieces))]
     found = next((name for name in members if within(name, exclude)), None)

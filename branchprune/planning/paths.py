@@ -25,7 +25,8 @@ def check_named(model: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
     known = {name for name, _ in model.named_modules()}
     for argument, layers in named.items():
         for name in layers:
-            group = argument == "keep" and isinstance(name, str) and name.partition("#")[0]
+            numbered = argument in ("keep", "exclude") and isinstance(name, str)
+            group = numbered and name.partition("#")[0]
             if (name in known or group in known) and (name or argument in ("inside", "keep")):
                 continue
             near = get_close_matches(str(name), known - {""}, n=1)

@@ -26,7 +26,13 @@ from branchprune.graph.width_constraints import values_at
 from branchprune.planning.columns import in_columns
 from branchprune.planning.costs import Cost, costs, costs_of_unseen
 from branchprune.planning.example_check import refuse_shape, refuse_single
-from branchprune.planning.group_widths import PlannedGroup, check_widths, plan_groups, too_narrow
+from branchprune.planning.group_widths import (
+    PlannedGroup,
+    check_multiples,
+    check_widths,
+    plan_groups,
+    too_narrow,
+)
 from branchprune.planning.paths import check_named, check_reached, paths_of, within
 from branchprune.planning.staying import Staying, find_staying, staying_lines
 from branchprune.planning.traced import Traced
@@ -128,7 +134,6 @@ class Plan:
         return "\n".join([*lines, *self.notes, *staying_lines(self.staying, self.before)])
 
 
-@one_at_a_time
 def plan(
     model: nn.Module,
     example: Example,
@@ -160,6 +165,7 @@ def plan(
 
     def choose(traced: Traced) -> tuple[tuple[PlannedGroup, ...], tuple[str, ...]]:
         groups = plan_groups(traced.structure, keep, exclude, multiple_of)
+        check_multiples(groups, multiple_of)
         return groups, too_narrow(groups, multiple_of)
 
     by_layer = list(keep) if isinstance(keep, Mapping) else []
@@ -167,6 +173,7 @@ def plan(
     return planned(model, example, choose, named, inside, opaque, check)
 
 
+@one_at_a_time
 def planned(
     model: nn.Module,
     example: Example,

@@ -142,10 +142,12 @@ class Solver:
         """Return what is no worse than any two groups changed and the rest filled again."""
         best, least, trials = start, self.error(start), 0
         improved = True
-        while improved and trials < TRIALS:
+        while improved:
             improved = False
             for g in self.open:
                 for width in self._near(g, best):
+                    if trials >= TRIALS:
+                        return best
                     trials += 1
                     kept = best.clone()
                     kept[g] = width

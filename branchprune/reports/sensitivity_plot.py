@@ -30,7 +30,7 @@ def draw(found: Sensitivity, plans: Sequence[TargetPlan], path: Path) -> None:
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(11 if plans else 6.5, 4.2), layout="constrained")
         axes = figure.subplots(1, 2 if plans else 1, squeeze=False)[0]
-        groups = sorted(found.groups, key=lambda each: -each.errors[each.width // 2])
+        groups = found.groups
         colours = colormaps["viridis"].resampled(max(2, len(groups)))
         for i, group in enumerate(groups):
             shares = [k / group.width for k in range(1, group.width)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from branchprune.planning.width_solver import Limit
+from branchprune.planning.width_solver import Limit, Solver
 
 ROUNDS = 4
 """So often a model is built, timed, and the limit corrected."""
@@ -31,12 +31,11 @@ class Timed:
 
 
 def corrected(
-    solve: Callable[[Sequence[Limit]], Tensor | None],
+    solver: Solver,
     limits: Sequence[Limit],
     asked: Limit,
     narrowest: Tensor,
     measured_ms: Callable[[Tensor], float],
-    error: Callable[[Tensor], float],
 ) -> Timed:
     """Return widths within limits, whose measured time is within one of them, too.
 
@@ -44,12 +43,11 @@ def corrected(
     it was off.
 
     Args:
-        solve: Returns the best widths within limits; None: there are none.
+        solver: Finds widths within limits.
         limits: All other limits.
         asked: That of the time.
         narrowest: The least widths.
         measured_ms: Builds a model of some widths and times it.
-        error: The error at some widths.
 
     Returns:
         Of what was tried and is within the limit, that of least error; else the fastest.
@@ -57,7 +55,7 @@ def corrected(
     tried: list[Timed] = []
     most = asked.most
     for _ in range(ROUNDS):
-        found = solve([*limits, replace(asked, most=most)])
+        found = solver.solve([*limits, replace(asked, most=most)])
         kept = narrowest if found is None else found
         if any(each.kept.equal(kept) for each in tried):
             break
@@ -69,5 +67,5 @@ def corrected(
         most = asked.cost.total(kept) / share * (MARGIN if share > 1 else 1.0)
     within = [each for each in tried if each.ms <= asked.most]
     if within:
-        return min(within, key=lambda each: error(each.kept))
+        return min(within, key=lambda each: solver.error(each.kept))
     return min(tried, key=lambda each: each.ms)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from branchprune.criteria.column_selection import pick
 from branchprune.criteria.named import CRITERIA
 from branchprune.criteria.scores import group_weights, select
+from branchprune.errors import PruneError
+from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example
 from branchprune.graph.structure import Structure
 from branchprune.targets.measurement import Measurement
@@ -30,7 +32,7 @@ TAIL = 1e-6
 FLATTEST, STEEPEST = 0.3, 3.0
 """Exponents between which the change of the output follows what is left unexplained."""
 WORST = 10.0
-"""Times what was measured as the most, that is taken for narrower groups, at most."""
+"""Times the largest measured change, that is predicted of a narrower group at most."""
 MEASURED = (0.9, 0.5, 0.25)
 """Shares of a group's channels at which the change of the output is measured."""
 
@@ -69,10 +71,10 @@ def error_curve(measurement: Measurement, group: int, criterion: str = "reconstr
         weights = group_weights(model, structure, group, model, here, found.width)
         scores = CRITERIA[criterion if here else "l2"](weights).double()
         order = scores.argsort(descending=True, stable=True)
-        # What no layer reads, as query and key in their product, counts by its weights.
-        gains = (
-            pick(here, found.width, order)[1] if here else scores.square().expand(len(scores), -1)
-        )
+        if here:
+            _, gains = pick(here, found.width, order)
+        else:  # what no layer reads, as query and key in their product, counts by its weights
+            gains = scores.square().expand(len(scores), -1)
     explained = gains[torch.arange(found.width), order].cumsum(0)
     left = (1 - explained / max(float(explained[-1]), 1e-300)).clamp_min(0.0)
     left = torch.cat([torch.ones(1, dtype=left.dtype), left]).cummin(0).values
@@ -91,15 +93,34 @@ class MeasuredErrors:
     """How the output of a model changes with each group alone, measured once for several targets.
 
     Args:
-        batches: Inputs on which that is measured.
+        batches: Inputs of the model on which that is measured.
 
     Attributes:
         curves: What was measured, by group.
+
+    Raises:
+        PruneError: There are no batches, or a single tensor in their place.
     """
 
-    def __init__(self, batches: Sequence[Example]) -> None:
-        self.batches = batches
+    def __init__(self, batches: Iterable[Example] | None) -> None:
+        if isinstance(batches, Tensor):
+            raise PruneError("batches must be several inputs of forward, such as [batch]")
+        try:
+            self.batches = [] if batches is None else [*batches]
+        except TypeError:
+            kind = type(batches).__name__
+            raise PruneError(f"batches (a {kind}) must be several inputs") from None
+        if not self.batches:
+            raise PruneError(
+                "target needs batches: some inputs of forward, on which errors are measured"
+            )
         self.curves: dict[int, Curve] = {}
+        self._parameters: list[nn.Parameter] = []
+
+    @classmethod
+    def on(cls, batches: Iterable[Example] | MeasuredErrors | None) -> MeasuredErrors:
+        """Return what is measured on batches; they may be such a measurement themselves."""
+        return batches if isinstance(batches, MeasuredErrors) else cls(batches)
 
     def __call__(
         self, model: nn.Module, structure: Structure, choices: Sequence[Sequence[int]]
@@ -111,12 +132,15 @@ class MeasuredErrors:
             structure: Its structure.
             choices: The widths of each group, rising; of one that stays it is one.
         """
-        self.measure(model, structure, [i for i, each in enumerate(choices) if len(each) > 1])
+        widths = [group.width for group in structure.groups]
+        narrower = [i for i, each in enumerate(choices) if each[0] < widths[i]]
+        self.measure(model, structure, narrower)
         return [
-            self.curves[i].errors[torch.tensor(each)].tolist() if len(each) > 1 else [0.0]
+            self.curves[i].errors[torch.tensor(each)].tolist() if i in narrower else [0.0]
             for i, each in enumerate(choices)
         ]
 
+    @one_at_a_time
     def measure(self, model: nn.Module, structure: Structure, groups: Sequence[int]) -> None:
         """Measure the curves of some groups, if they are missing.
 
@@ -124,7 +148,14 @@ class MeasuredErrors:
             model: The model.
             structure: Its structure.
             groups: Indices of the groups.
+
+        Raises:
+            PruneError: It is another model than before.
         """
+        own = [*model.parameters()]
+        if self.curves and [*map(id, own)] != [*map(id, self._parameters)]:
+            raise PruneError("batches hold what was measured of another model: give inputs")
+        self._parameters = own
         missing = [group for group in groups if group not in self.curves]
         if missing:
             measurement = Measurement(model, structure, self.batches, missing)
@@ -155,9 +186,7 @@ def _through(left: Tensor, measured: Sequence[tuple[int, float]]) -> Tensor:
         slope = rise / run if run < -1e-6 else 1.0
         if not places[i] <= k <= places[j]:  # beyond what was measured
             slope = min(STEEPEST, max(FLATTEST, slope))
-        near = i if k <= places[i] else j
-        if places[i] < k < places[j] and run >= -1e-6:
-            near = i
+        near = j if k >= places[j] else i
         values[k] = changes[near] + slope * float(logs[k] - logs[places[near]])
     most = max(changes) + math.log(WORST)
     errors = values.clamp_max(most).exp().flip(0).cummax(0).values.flip(0)

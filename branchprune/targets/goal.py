@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Literal
 
 from torch import Tensor
 
 from branchprune.errors import PruneError
 from branchprune.planning.cost_model import CostModel
-from branchprune.planning.staying import Staying, short
+from branchprune.planning.group_widths import check_widths
+from branchprune.planning.staying import find_staying, short
+from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit
+from branchprune.targets.choices import Choices
 
 COSTS = ("macs", "params", "latency", "latency_ms")
 """What a target may name."""
@@ -122,30 +126,57 @@ def goals(
 
 
 def check_reachable(
-    found: Sequence[Goal],
-    narrowest: Tensor,
-    staying: Sequence[Staying],
-    floor: float,
-    multiple_of: int,
+    traced: Traced, asked: Sequence[Goal], choices: Choices, floor: float, multiple_of: int
 ) -> None:
     """Raise PruneError where no widths come to what is asked, but for what is measured.
 
     Args:
-        found: What is asked.
-        narrowest: The least widths, float64, shape (G,).
-        staying: What stays whatever widths are chosen.
+        traced: The model.
+        asked: What is asked.
+        choices: The widths that groups may take.
         floor: The least share of the channels of a group.
         multiple_of: What kept widths are multiples of.
     """
-    for goal in found:
+    narrowest = choices.narrowest
+    for goal in asked:
         if goal.is_timed or goal.limit.holds(narrowest):
             continue
         least = goal.limit.cost.total(narrowest)
-        fixed = sorted(staying, key=lambda each: getattr(each, goal.what), reverse=True)
-        size = sum(getattr(each, goal.what) for each in fixed)
-        why = f", {size / least:.0%} of it in what stays: {fixed[0]}" if size else ""
+        staying = find_staying(traced.model, traced.structure, choices.rows)
+        size = {each: getattr(each, goal.what) for each in staying}
+        most = max(size, key=size.__getitem__, default=None)
+        why = f", {size[most] / least:.0%} of it in what stays: {most}" if most else ""
+        held = sum(len(each) == 1 and each[0] > 1 for each in choices.widths)
+        held -= sum(group.reason is not None for group in traced.structure.groups)
+        why += f"; keep, exclude and floor hold {held} groups at one width" if held > 0 else ""
         raise PruneError(
             f"target {goal.what} (={goal.asked:g}) cannot be reached: at floor={floor:g}, "
             f"multiple_of={multiple_of} at least {least / goal.before:.3f} stay "
             f"({short(least)}){why}"
         )
+
+
+def check_asked(
+    keep: float | Mapping[str, float] | None,
+    target: Mapping[str, float] | None,
+    multiple_of: int | Literal["auto"],
+) -> None:
+    """Raise PruneError for a share and a target that say nothing, or two things.
+
+    Args:
+        keep: See `plan`.
+        target: See `plan`.
+        multiple_of: See `plan`.
+    """
+    if target is not None:
+        check_target(target)
+        if keep is not None and not isinstance(keep, Mapping):
+            raise PruneError(
+                f"keep (={keep!r}) and target (={target!r}): give one, or single layers in keep"
+            )
+        if keep and "" in keep:
+            raise PruneError(f"keep (={keep!r}) leaves no width to choose: name layers, without ''")
+    step = 1 if multiple_of == "auto" else multiple_of
+    if isinstance(step, str):
+        raise PruneError(f"multiple_of (={multiple_of!r}) must be a whole number or 'auto'")
+    check_widths(1.0 if keep is None else keep, step)

@@ -9,7 +9,7 @@ layer reads them, as those of query and key, where they are made. A norm over se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from operator import attrgetter
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from branchprune.blending.fit_expand import solve
 from branchprune.criteria.input_statistics import Reader
-from branchprune.graph.inputs import tensors
 from branchprune.graph.structure import Pieces, Structure
 from branchprune.planning.paths import outputs_of
 
@@ -66,18 +65,24 @@ def narrow_alone(
     with ExitStack() as stack:
         for reader in readers:
             layer = model.get_submodule(reader.layer.name)
-            hook = partial(_mapped, reader, reconstructing(reader, chosen, blocks, ridge))
+            matrix = reconstructing(reader, chosen, blocks, ridge)
+            hook = partial(_with_first, partial(_mapped, reader, matrix))
             stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         others = _zero_where_read(model, structure, group, chosen, stack)
-        if not (readers or others) or _ends(structure, group):
+        if not (readers or others) or _is_multiplied(structure, group):
             _zero_where_made(model, structure, group, chosen, stack)
         yield
 
 
-def _ends(structure: Structure, group: int) -> bool:
-    """Return whether the channels end in a product, as those of query and key."""
-    found = structure.contractions[False].values()
-    return any(piece.group == group for each in found for piece in each.pieces)
+def _is_multiplied(structure: Structure, group: int) -> bool:
+    """Return whether the channels end in a product of tensors, as those of query and key."""
+    called = {node.name: node.target for node in structure.graphs[False].nodes}
+    return any(
+        piece.group == group
+        for name, each in structure.contractions[False].items()
+        if called[name] not in structure.twins
+        for piece in each.pieces
+    )
 
 
 def _zero_where_read(
@@ -91,7 +96,7 @@ def _zero_where_read(
     for name, twin in structure.twins.items():
         entries = _lost(twin.inputs or (), group, chosen)
         if len(entries):
-            hook = partial(_without_read, entries, _dim_read(structure, name))
+            hook = partial(_with_first, partial(_without, entries, _dim_of(structure, name, True)))
             layer = model.get_submodule(name)
             stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
             found = True
@@ -110,14 +115,14 @@ def _put_back(tensor: Tensor, values: Tensor) -> None:
     tensor.data.copy_(values)
 
 
-def _dim_read(structure: Structure, name: str) -> int:
-    """Return the dimension of the channels that a layer reads."""
-    graph, known = structure.graphs[False], structure.tensors[False]
-    for node in graph.nodes:
-        if node.op == "call_module" and node.target == name and node.all_input_nodes:
-            first = known.get(node.all_input_nodes[0].name)
-            if first is not None:
-                return first.dim
+def _dim_of(structure: Structure, name: str, is_read: bool) -> int:
+    """Return the dimension of the channels that a layer reads, or makes; -1 if it is not known."""
+    known = structure.tensors[False]
+    for node in structure.graphs[False].nodes:
+        if node.op == "call_module" and node.target == name:
+            found = next(iter(node.all_input_nodes), None) if is_read else node
+            if found is not None and found.name in known:
+                return known[found.name].dim
     return -1
 
 
@@ -128,33 +133,30 @@ def _zero_where_made(
     for name, outputs in outputs_of(structure).items():
         entries = _lost(outputs, group, chosen)
         if len(entries) and name not in structure.parameters:
-            dim = structure.linears[name].dim if name in structure.linears else -1
-            hook = partial(_without, entries, dim)
+            hook = partial(_output_without, entries, _dim_of(structure, name, False))
             stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
 
 
-def _mapped(reader: Reader, matrix: Tensor, _: nn.Module, args: Any, kwargs: Any) -> Any:
-    x = tensors((args, kwargs))[0]
-    found = reader.mapped(x, matrix.to(x))
+def _with_first(change: Callable[[Tensor], Tensor], _: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Return the arguments of a layer with its first tensor changed."""
     if args:
-        return (found, *args[1:]), kwargs
-    return args, kwargs | {next(iter(kwargs)): found}
+        return (change(args[0]), *args[1:]), kwargs
+    first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return args, kwargs | {first: change(kwargs[first])}
 
 
-def _without(entries: Tensor, dim: int, _: nn.Module, args: Any, output: Any) -> Any:
-    first = output[0] if isinstance(output, tuple) else output
-    if not isinstance(first, Tensor):
-        return output
-    zeroed = first.index_fill(dim, entries.to(first.device), 0)
-    return (zeroed, *output[1:]) if isinstance(output, tuple) else zeroed
+def _mapped(reader: Reader, matrix: Tensor, x: Tensor) -> Tensor:
+    return reader.mapped(x, matrix.to(x))
 
 
-def _without_read(entries: Tensor, dim: int, _: nn.Module, args: Any, kwargs: Any) -> Any:
-    x = tensors((args, kwargs))[0]
-    found = x.index_fill(dim, entries.to(x.device), 0)
-    if args:
-        return (found, *args[1:]), kwargs
-    return args, kwargs | {next(iter(kwargs)): found}
+def _without(entries: Tensor, dim: int, x: Tensor) -> Tensor:
+    return x.index_fill(dim, entries.to(x.device), 0)
+
+
+def _output_without(entries: Tensor, dim: int, _: nn.Module, args: Any, output: Any) -> Any:
+    if isinstance(output, tuple) and isinstance(output[0], Tensor):
+        return (_without(entries, dim, output[0]), *output[1:])
+    return _without(entries, dim, output) if isinstance(output, Tensor) else output
 
 
 def _lost(pieces: Pieces, group: int, chosen: Tensor) -> Tensor:

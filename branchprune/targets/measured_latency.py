@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +16,7 @@ from branchprune.planning.costs import amounts
 from branchprune.planning.traced import Traced
 from branchprune.runtimes.processor import processor
 from branchprune.runtimes.runtime import Runtime, Step
+from branchprune.targets.choices import Choices
 from branchprune.targets.latency_model import LatencyModel
 from branchprune.targets.layer_times import (
     LayerCall,
@@ -96,18 +96,18 @@ class MeasuredLatency:
         least = float(costs.min())
         return next(m for m, c in zip(MULTIPLES, costs, strict=True) if c <= ENOUGH * least)
 
-    def cost(self, traced: Traced, choices: Sequence[Sequence[int]], multiple: int) -> LatencyModel:
+    def cost(self, traced: Traced, choices: Choices, multiple: int) -> LatencyModel:
         """Return the latency over the widths, in ms.
 
         Args:
             traced: The model, of all calls the same.
-            choices: The widths that each group may take, rising.
+            choices: The widths that each group may take.
             multiple: Of what they are multiples.
         """
         if self._cost is None:
             calls = self._calls(traced)
             times = [self._times(traced, each, multiple) for each in calls]
-            weights, _ = params_and_macs(amounts(traced.model, traced.structure), len(choices))
+            weights, _ = params_and_macs(amounts(traced.model, traced.structure), len(choices.rows))
             self._cost = self._scaled(LatencyModel.of(calls, times, weights), traced, choices)
             self._write()
         return self._cost
@@ -138,14 +138,13 @@ class MeasuredLatency:
         self._note_spread("layers", self._table[name].spread)
         return self._table[name]
 
-    def _scaled(
-        self, model: LatencyModel, traced: Traced, choices: Sequence[Sequence[int]]
-    ) -> LatencyModel:
+    def _scaled(self, model: LatencyModel, traced: Traced, choices: Choices) -> LatencyModel:
         """Return a model with the factors by which it fits the times of whole models."""
         draw = Random(0)
-        shares = [[share] * len(choices) for share in PROFILED]
-        shares += [[draw.random() for _ in choices] for _ in range(DRAWN)]
-        widths = [_at(choices, each) for each in shares]
+        count = len(choices.rows)
+        shares = [[share] * count for share in PROFILED]
+        shares += [[draw.random() for _ in range(count)] for _ in range(DRAWN)]
+        widths = [choices.nearest(each) for each in shares]
         steps = [self._dense_step(traced), *(self._step(traced, each) for each in widths[1:])]
         times = [1000 * min(each) for each in in_blocks(steps, SECONDS)]
         self.dense_ms = times[0]
@@ -206,12 +205,3 @@ class MeasuredLatency:
             raise PruneError(
                 f"latency_table (={str(self.file)!r}) cannot be written: {first_line(error)}"
             ) from error
-
-
-def _at(choices: Sequence[Sequence[int]], shares: Sequence[float]) -> Tensor:
-    """Return of each group the width that is nearest to a share of its widest."""
-    kept = [
-        min(each, key=lambda width: abs(width - share * each[-1]))
-        for each, share in zip(choices, shares, strict=True)
-    ]
-    return torch.tensor(kept, dtype=torch.double)

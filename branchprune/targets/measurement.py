@@ -15,12 +15,10 @@ from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import Example, call, copied, tensors
 from branchprune.graph.structure import Structure
 from branchprune.targets.group_alone import narrow_alone
-from branchprune.targets.output_change import output_change
+from branchprune.targets.output_change import OutputChange
 
 RIDGE = 0.003
 """Of the least squares; see `fit_expand`."""
-Outputs = list[list[Tensor]]
-"""Those of each batch, floating point."""
 
 
 class Measurement:
@@ -55,6 +53,7 @@ class Measurement:
             raise PruneError("target needs a model that returns floating-point tensors on batches")
         if not all(bool(each.isfinite().all()) for each in found):
             raise PruneError("target needs a model whose outputs on batches are finite numbers")
+        self.changed = OutputChange(self.dense)
 
     def change(self, group: int, chosen: Tensor) -> float:
         """Return how much the output changes where a group keeps some channels alone.
@@ -65,9 +64,7 @@ class Measurement:
         """
         here = self.read(group)
         with narrow_alone(self.model, self.structure, group, chosen, here, RIDGE):
-            pairs = zip(self.dense, self._outputs(), strict=True)
-            changes = [output_change(wanted, found) for wanted, found in pairs if wanted]
-        found = sum(changes) / len(changes)
+            found = self.changed.of(self._outputs())
         if not math.isfinite(found):
             name = self.structure.groups[group].name
             raise PruneError(f"the output is not finite where {name} keeps {len(chosen)} channels")
@@ -77,9 +74,9 @@ class Measurement:
         """Return what layers have read of a group."""
         return [each for each in self.listeners if each.group == group and each.count]
 
-    def _outputs(self) -> Outputs:
+    def _outputs(self) -> list[list[Tensor]]:
         """Return the outputs, with the statistics of each batch in the norms that are known."""
-        found: Outputs = []
+        found: list[list[Tensor]] = []
 
         def note(_: nn.Module, __: Any, output: Any) -> None:
             found[-1] += [each for each in tensors(output) if each.is_floating_point()]

@@ -6,18 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example
 from branchprune.planning import plan as by_share
-from branchprune.planning.group_widths import check_widths
 from branchprune.planning.plan import Plan
 from branchprune.runtimes.runtime import Runtime
 from branchprune.targets.chooser import Chooser, planned_for
 from branchprune.targets.error_curves import MeasuredErrors
-from branchprune.targets.goal import LATENCY, check_target
+from branchprune.targets.goal import LATENCY, check_asked, check_target
 from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.target_plan import TargetPlan
 
@@ -82,7 +81,8 @@ def plan(
             used, normalised: some hundred images. Labels are not needed. The same go to
             `attach(…, "reconstruction", batches=…)`.
         floor: The least share of a group's channels that a target leaves, in (0, 1].
-        exclude: Layers, or modules around them, whose channels stay.
+        exclude: Layers, or modules around them, whose channels stay; or names of groups, as
+            "conv1#2".
         multiple_of: Round the kept widths to a multiple of this; the plan names groups that are too
             narrow for one, and shrink without. "auto", with a target and a runtime: the least of 1,
             4, 8 and 16 that wastes no time there, measured on the heaviest layers.
@@ -127,7 +127,7 @@ def plan(
             opaque=opaque,
             check=check,
         )
-    errors = MeasuredErrors(listed(batches))
+    errors = MeasuredErrors.on(batches)
     chooser = Chooser(target, keep, floor, exclude, multiple_of, errors, latency)
     return planned_for(model, example, chooser, inside, opaque, check)
 
@@ -137,7 +137,7 @@ def plans(
     example: Example,
     targets: Sequence[Mapping[str, float]],
     *,
-    batches: Iterable[Example],
+    batches: Iterable[Example] | MeasuredErrors,
     keep: Mapping[str, float] | None = None,
     floor: float = FLOOR,
     exclude: Sequence[str] = (),
@@ -158,7 +158,7 @@ def plans(
         model: See `plan`.
         example: See `plan`.
         targets: What to reach; see `target` of `plan`.
-        batches: See `plan`.
+        batches: See `plan`; or what has been measured on some, as `sensitivity` shares it.
         keep: Layers and modules that keep a share, whatever the targets.
         floor: See `plan`.
         exclude: See `plan`.
@@ -176,53 +176,12 @@ def plans(
     """
     for target in targets:
         check_asked(keep, check_target(target), multiple_of)
-    every = dict.fromkeys((what for target in targets for what in target), 1.0)
+    every = {what: share for target in targets for what, share in target.items()}
     latency = measuring(every, multiple_of, runtime, latency_table)
-    errors = MeasuredErrors(listed(batches))
+    errors = MeasuredErrors.on(batches)
     asked = (keep, floor, exclude, multiple_of, errors, latency)
     choosers = [Chooser(each, *asked) for each in targets]
     return [planned_for(model, example, each, inside, opaque) for each in choosers]
-
-
-def listed(batches: Iterable[Example] | None) -> list[Example]:
-    """Return batches as a list; raise PruneError where there are none."""
-    if isinstance(batches, Tensor):
-        raise PruneError("batches must be several inputs of forward, such as [batch]")
-    try:
-        seen = [] if batches is None else [*batches]
-    except TypeError:
-        raise PruneError(f"batches (a {type(batches).__name__}) must be several inputs") from None
-    if not seen:
-        raise PruneError(
-            "target needs batches: some inputs of forward, on which errors are measured"
-        )
-    return seen
-
-
-def check_asked(
-    keep: float | Mapping[str, float] | None,
-    target: Mapping[str, float] | None,
-    multiple_of: int | Literal["auto"],
-) -> None:
-    """Raise PruneError for a share and a target that say nothing, or two things.
-
-    Args:
-        keep: See `plan`.
-        target: See `plan`.
-        multiple_of: See `plan`.
-    """
-    if target is not None:
-        check_target(target)
-        if keep is not None and not isinstance(keep, Mapping):
-            raise PruneError(
-                f"keep (={keep!r}) and target (={target!r}): give one, or single layers in keep"
-            )
-        if keep and "" in keep:
-            raise PruneError(f"keep (={keep!r}) leaves no width to choose: name layers, without ''")
-    step = 1 if multiple_of == "auto" else multiple_of
-    if isinstance(step, str):
-        raise PruneError(f"multiple_of (={multiple_of!r}) must be a whole number or 'auto'")
-    check_widths(DEFAULT if keep is None else keep, step)
 
 
 def measuring(

@@ -11,7 +11,6 @@ from branchprune.graph.inputs import Example, copied
 from branchprune.planning.columns import in_columns
 from branchprune.planning.plan import plan
 from branchprune.targets.error_curves import MeasuredErrors
-from branchprune.targets.plan import listed
 
 SHOWN = (0.75, 0.5, 0.25, 0.1)
 """Shares of a group's channels at which its change is printed."""
@@ -24,11 +23,13 @@ class GroupSensitivity:
     Attributes:
         name: Name of the group.
         errors: The change at each width from 0 to that of the group, falling.
+        blocks: What a width is a multiple of.
         measured: Widths at which it was measured, with what was found.
     """
 
     name: str
     errors: tuple[float, ...]
+    blocks: int
     measured: tuple[tuple[int, float], ...]
 
     @property
@@ -36,18 +37,26 @@ class GroupSensitivity:
         """Number of channels."""
         return len(self.errors) - 1
 
+    def at(self, share: float) -> tuple[int, float]:
+        """Return the width nearest to a share of the channels, and the change there."""
+        kept = max(1, round(share * self.width / self.blocks)) * self.blocks
+        return kept, self.errors[kept]
+
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How the output changes with each group; printed as a table, the most needed first."""
+    """How the output changes with each group.
+
+    Attributes:
+        groups: The groups, the most needed first; `print` shows them as a table.
+    """
 
     groups: tuple[GroupSensitivity, ...]
 
     def __str__(self) -> str:
         rows = [("group", "width", *(f"at {share:.0%}" for share in SHOWN))]
-        for group in sorted(self.groups, key=lambda each: -each.errors[each.width // 2]):
-            kept = [max(1, round(share * group.width)) for share in SHOWN]
-            changes = [f"{group.errors[k]:.3g}" for k in kept]
+        for group in self.groups:
+            changes = [f"{group.at(share)[1]:.3g}" for share in SHOWN]
             rows.append((group.name, f"{group.width}", *changes))
         return "\n".join(
             [*in_columns(rows), "the change of the output where a group alone shrinks"]
@@ -85,12 +94,12 @@ def sensitivity(
     Raises:
         PruneError: See `plan`.
     """
-    errors = batches if isinstance(batches, MeasuredErrors) else MeasuredErrors(listed(batches))
+    errors = MeasuredErrors.on(batches)
     found = plan(model, example, 0.5, exclude=exclude, inside=inside, opaque=opaque)
     errors.measure(copied(model, sharing=True), found.structure, found.pruned)
-    return Sensitivity(
-        tuple(
-            GroupSensitivity(found.groups[i].name, tuple(each.errors.tolist()), each.measured)
-            for i, each in errors.curves.items()
-        )
-    )
+    groups = []
+    for i in found.pruned:
+        group, curve = found.structure.groups[i], errors.curves[i]
+        values = tuple(curve.errors.tolist())
+        groups.append(GroupSensitivity(group.name, values, group.blocks, curve.measured))
+    return Sensitivity(tuple(sorted(groups, key=lambda each: -each.at(0.5)[1])))

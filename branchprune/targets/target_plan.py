@@ -19,7 +19,7 @@ class Reached:
 
     Attributes:
         what: Its key.
-        asked: The most that it may be.
+        most: What it may be at most.
         before: What the dense model has.
         after: What the plan has; of a latency what was measured.
         predicted: What was predicted of it.
@@ -27,7 +27,7 @@ class Reached:
     """
 
     what: str
-    asked: float
+    most: float
     before: float
     after: float
     predicted: float
@@ -51,21 +51,21 @@ class Reached:
         told = partial(amount_of, self.what)
         predicted = "" if self.predicted == self.after else f"; {told(self.predicted)} predicted"
         return (
-            f"{self.what}: at most {told(self.asked)} asked, {told(self.after)} reached "
-            f"({self.after / self.asked:.1%} of it, {self.after / self.before:.1%} of the dense "
+            f"{self.what}: at most {told(self.most)} asked, {told(self.after)} reached "
+            f"({self.after / self.most:.1%} of it, {self.after / self.before:.1%} of the dense "
             f"model's {told(self.before)}{predicted})"
         )
 
 
 @dataclass(frozen=True, eq=False)
-class TargetPlan(Plan):
-    """A plan whose widths were chosen for a target.
+class Outcome:
+    """What became of a target.
 
     Attributes:
-        reached: What became of the target.
+        reached: Of each entry.
         errors: By group, the predicted change of the output if that group alone were narrow; empty:
             the widths are one share of all.
-        limited: By group, what keeps it from another width: "floor", "whole", "stays" or "".
+        limited: By group, "floor" where that keeps it from a lesser width, else "".
         uniform: The predicted change of the output at one share of all widths within the target.
     """
 
@@ -73,6 +73,11 @@ class TargetPlan(Plan):
     errors: tuple[float, ...] = ()
     limited: tuple[str, ...] = ()
     uniform: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class TargetPlan(Outcome, Plan):
+    """A plan whose widths were chosen for a target."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain numbers and strings, ready for JSON."""
@@ -89,7 +94,7 @@ class TargetPlan(Plan):
         if not self.errors:
             return super().table()
         total = sum(self.errors) or 1.0
-        rows = [("group", "layers", "width", "MACs", "error", "limited by")]
+        rows = [("group", "layers", "width", "MACs", "error share", "limited by")]
         for group, error, limit in zip(self.groups, self.errors, self.limited, strict=True):
             name, layers, width, macs, why = group.row()
             share = f"{error / total:.1%}" if group.pruned else ""

@@ -8,7 +8,7 @@ from torch import nn
 import branchprune as bp
 from branchprune.targets.error_curves import error_curve
 from branchprune.targets.measurement import Measurement
-from branchprune.targets.output_change import output_change
+from branchprune.targets.output_change import OutputChange
 
 
 def test_the_change_of_an_output_is_divergence_or_error() -> None:
@@ -16,15 +16,33 @@ def test_the_change_of_an_output_is_divergence_or_error() -> None:
     wanted, found = torch.randn(7, 4), torch.randn(7, 4)
     p, q = wanted.double().softmax(1), found.double().softmax(1)
     divergence = float((p * (p / q).log()).sum(1).mean())
-    assert output_change([wanted], [found]) == pytest.approx(divergence)
+    assert OutputChange([[wanted]]).of([[found]]) == pytest.approx(divergence)
     maps, other = torch.randn(7, 4, 3, 3), torch.randn(7, 4, 3, 3)
     error = float(((maps - other) ** 2).sum() / ((maps - maps.mean(0)) ** 2).sum())
-    assert output_change([maps], [other]) == pytest.approx(error)
-    both = output_change([wanted, maps], [found, other])
+    assert OutputChange([[maps]]).of([[other]]) == pytest.approx(error)
+    both = OutputChange([[wanted, maps]]).of([[found, other]])
     assert both == pytest.approx((divergence + error) / 2)
-    assert output_change([wanted, maps], [wanted, maps]) == 0
+    assert OutputChange([[wanted, maps]]).of([[wanted, maps]]) == 0
     with pytest.raises(bp.PruneError, match=r"changes from \(7, 4\) to \(6, 4\)"):
-        output_change([wanted], [found[:6]])
+        OutputChange([[wanted]]).of([[found[:6]]])
+
+
+@pytest.mark.parametrize("shape", [(64, 5), (64, 1), (64, 3, 4, 4)])
+@pytest.mark.parametrize("sizes", [[63, 1], [1] * 64, [20, 44]])
+def test_the_change_of_an_output_is_the_same_however_batches_are_cut(shape, sizes) -> None:
+    torch.manual_seed(0)
+    wanted = 5 + torch.randn(shape)
+    found = wanted + 0.1 * torch.randn(shape)
+    whole = OutputChange([[wanted]]).of([[found]])
+    cut = OutputChange([[each] for each in wanted.split(sizes)])
+    assert cut.of([[each] for each in found.split(sizes)]) == pytest.approx(whole)
+
+
+def test_images_of_several_sizes_have_one_mean() -> None:
+    wanted = [[torch.zeros(2, 1, 4, 4)], [torch.ones(2, 1, 2, 2)]]
+    found = [[torch.zeros(2, 1, 4, 4)], [torch.zeros(2, 1, 2, 2)]]
+    spread = 32 * 0.2**2 + 8 * 0.8**2  # eight of forty numbers are 1
+    assert OutputChange(wanted).of(found) == pytest.approx(8 / spread)
 
 
 @pytest.mark.parametrize("criterion", ["reconstruction", "l1"])

@@ -12,6 +12,7 @@ from torch import nn
 import branchprune as bp
 from branchprune.planning.plan import plan as by_share
 from branchprune.planning.traced import Traced
+from branchprune.targets.choices import Choices
 from branchprune.targets.measured_latency import MeasuredLatency
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -73,7 +74,8 @@ def traced(model):
     return Traced(model, by_share(model, X, 0.5).structure, X)
 
 
-WIDTHS = [[*range(8, width + 1, 8)] for width in (64, 96, 48)]
+def choices(found):
+    return Choices.of(found.structure, 0.1, {}, (), 8)
 
 
 @pytest.mark.parametrize("kept", [(64, 96, 48), (8, 8, 8), (40, 24, 48), (16, 88, 8)])
@@ -81,8 +83,7 @@ def test_latency_of_layers_adds_up_at_all_widths(now, kept):
     model = network()
     runtime = Clocked(now)
     found = traced(model)
-    choices = [*WIDTHS, [10]]
-    cost = MeasuredLatency(runtime).cost(found, choices, 8)
+    cost = MeasuredLatency(runtime).cost(found, choices(found), 8)
     widths = torch.tensor([*kept, 10], dtype=torch.double)
     first, second, third = kept
     weights = 27 * first + 9 * first * second + 9 * second * third + 10 * third
@@ -90,20 +91,24 @@ def test_latency_of_layers_adds_up_at_all_widths(now, kept):
 
 
 def test_changes_of_one_group_are_differences_of_totals(now):
-    cost = MeasuredLatency(Clocked(now)).cost(traced(network()), [*WIDTHS, [10]], 8)
+    found = traced(network())
+    cost = MeasuredLatency(Clocked(now)).cost(found, choices(found), 8)
     kept = torch.tensor([40, 24, 48, 10], dtype=torch.double)
     widths = torch.tensor([[8, 40, 64], [8, 24, 96], [8, 16, 48], [10, 10, 10]]).double()
-    found = cost.changes(kept, widths, slice(None))
+    changes = cost.changes(kept, widths, slice(None))
     for g, row in enumerate(widths):
         for place, width in enumerate(row):
             other = kept.clone()
             other[g] = width
-            assert found[g, place] == pytest.approx(cost.total(other) - cost.total(kept), abs=1e-12)
-    assert torch.equal(cost.changes(kept, widths[1:2], slice(1, 2)), found[1:2])
+            assert changes[g, place] == pytest.approx(
+                cost.total(other) - cost.total(kept), abs=1e-12
+            )
+    assert torch.equal(cost.changes(kept, widths[1:2], slice(1, 2)), changes[1:2])
 
 
 def test_weights_beyond_the_cache_change_with_a_group(now):
-    cost = MeasuredLatency(Clocked(now)).cost(traced(network()), [*WIDTHS, [10]], 8)
+    found = traced(network())
+    cost = MeasuredLatency(Clocked(now)).cost(found, choices(found), 8)
     kept = torch.tensor([40, 24, 48, 10], dtype=torch.double)
     held = cost.weights.total(kept)
     other = torch.tensor([64, 24, 48, 10], dtype=torch.double)
@@ -156,7 +161,7 @@ def test_a_prediction_that_is_off_is_corrected(now):
 
 def test_both_limits_hold(now):
     plan = planned(now, {"latency": 0.6, "params": 0.3})
-    assert all(each.after <= each.asked for each in plan.reached)
+    assert all(each.after <= each.most for each in plan.reached)
 
 
 @pytest.mark.parametrize("block", [1, 4, 8, 16])
@@ -205,7 +210,7 @@ def test_several_targets_share_what_is_measured(now):
         runtime=Clocked(now),
     )
     first, second = (plan.reached[0] for plan in plans)
-    assert first.after > second.after and second.after <= second.asked
+    assert first.after > second.after and second.after <= second.most
 
 
 @pytest.mark.parametrize(

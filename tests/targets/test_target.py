@@ -10,6 +10,7 @@ from models import counted_macs, resnet, scramble, vgg
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.targets.error_curves import MeasuredErrors
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 SMALL: dict[str, Any] = {"batches": [X]}
@@ -84,14 +85,65 @@ def test_it_says_what_was_reached_and_what_each_group_loses() -> None:
     plan = bp.plan(network(), X[:1], target={"macs": 0.5, "params": 0.9}, **SMALL)
     text = str(plan)
     header = text.splitlines()[0].split()
-    assert header == ["group", "layers", "width", "MACs", "error", "limited", "by"]
+    assert header == ["group", "layers", "width", "MACs", "error", "share", "limited", "by"]
     assert "macs: at most" in text and "params: at most" in text
     assert f"predicted: {sum(plan.errors):.3g}" in text
     assert sum(plan.errors) <= plan.uniform
+    for group, limited in zip(plan.groups, plan.limited, strict=True):
+        at_floor = group.pruned and group.kept == max(1, -(-group.width // 10))
+        assert limited == ("floor" if at_floor else "")
     told = json.loads(json.dumps(plan.as_dict()))
     assert told["reached"][0]["after"] == plan.after.macs and len(told["errors"]) == len(
         plan.groups
     )
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_the_one_share_it_is_compared_with_is_the_best_of_all_shares(multiple: int) -> None:
+    model = network()
+    target = {"macs": 0.5}
+    plan = bp.plan(model, X[:1], target=target, multiple_of=multiple, **SMALL)
+    shares = [bp.plan(model, X[:1], k / 200, multiple_of=multiple) for k in range(20, 180, 2)]
+    within = [each for each in shares if each.after.macs <= 0.5 * each.before.macs]
+    best = max(within, key=lambda each: each.after.macs)
+    assert plan.reached[0].uniform >= best.after.macs
+    errors = MeasuredErrors([X])
+    bp.plans(model, X[:1], [target], batches=errors, multiple_of=multiple)
+    losses = {i: curve.errors for i, curve in errors.curves.items()}
+    of_best = sum(float(losses[i][best.groups[i].kept]) for i in losses)
+    assert plan.uniform <= of_best * 1.001 and sum(plan.errors) <= plan.uniform
+
+
+def test_what_keep_narrows_counts_in_the_error() -> None:
+    model = network()
+    names = [group.name for group in bp.plan(model, X[:1]).groups]
+    errors = MeasuredErrors([X])
+    share = {names[1]: 0.25}
+    [plan] = bp.plans(model, X[:1], [{"macs": 0.6}], batches=errors, keep=share)
+    assert plan.groups[1].kept == 6
+    assert plan.errors[1] == pytest.approx(float(errors.curves[1].errors[6]))
+    assert plan.errors[1] > 0
+
+
+def test_a_group_narrower_than_a_multiple_does_not_spoil_a_target() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 64, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 5)).eval()
+    for share in (0.95, 0.8, 0.6, 0.4):
+        plan = bp.plan(model, X[:1], target={"params": share}, batches=[X], multiple_of=8)
+        assert plan.groups[1].kept % 8 == 0
+        assert plan.after.params <= share * plan.before.params
+
+
+def test_what_was_measured_of_a_model_serves_no_other() -> None:
+    errors = MeasuredErrors([X])
+    model = network()
+    found = bp.sensitivity(model, X[:1], errors)
+    assert len(found.groups) == 4
+    fewer = bp.sensitivity(model, X[:1], errors, exclude=[found.groups[0].name])
+    assert [each.name for each in fewer.groups] == [each.name for each in found.groups[1:]]
+    with pytest.raises(bp.PruneError, match="what was measured of another model"):
+        bp.plans(network(), X[:1], [{"macs": 0.5}], batches=errors)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +167,7 @@ def test_it_says_what_was_reached_and_what_each_group_loses() -> None:
             {"target": {"macs": 0.01}},
             r"macs \(=0.01\) cannot be reached: at floor=0.1",
         ),
-        ({"keep": 0.5}, "batches and floor belong to a target"),
+        ({"keep": 0.5}, "batches, floor and runtime belong to a target"),
         ({"target": {"macs": 0.5}, "keep": {"no": 0.5}}, "keep names the layer 'no'"),
         ({"target": {"macs": 0.5}, "exclude": ["no"]}, "exclude names the layer 'no'"),
     ],

@@ -47,8 +47,8 @@ class Pruning:
         planned = settings.widths.first_plan(model, self.example)
         if settings.widths.target and not (settings.few_images or self.setup.criterion.calibration):
             raise PruneError(
-                f"widths.target (={settings.widths.target}) is reached by what the model makes of "
-                "criterion.calibration (=0) batches: set some"
+                f"widths.target (={settings.widths.target}) needs criterion.calibration (=0) "
+                "batches, on which the change of the output is measured: set at least 1"
             )
         settings.algorithm.check(self.setup, planned)
         if settings.finetune is not None and settings.finetune.fresh:

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from branchprune.planning.plan import Plan, plan
+from branchprune.planning.plan import Plan
 from branchprune.targets.chooser import Chooser, planned_for
-from branchprune.targets.plan import DEFAULT, FLOOR, check_asked
-from branchprune.targets.plan import plan as plan_for_target
+from branchprune.targets.plan import DEFAULT, FLOOR, plan
 
 
 @dataclass
@@ -38,14 +37,18 @@ class WidthsConfig:
     target: dict[str, float] | None = None
 
     def first_plan(self, model: nn.Module, example: Tensor) -> Plan:
-        """Return the plan of a model that is not trained yet: of a target that at one share."""
+        """Return a plan before training: of a target, the largest share of all channels within it.
+
+        Nothing can be measured yet.
+        """
         if self.target is None:
             return self.plan(model, example)
-        check_asked(self.keep, self.target, self.multiple_of)
         asked = (self.target, self.keep, FLOOR, self.exclude, self.multiple_of)
         return planned_for(model, example, Chooser(*asked), self.inside, self.opaque)
 
-    def plan(self, model: nn.Module, example: Tensor, batches: Sequence[Tensor] = ()) -> Plan:
+    def plan(
+        self, model: nn.Module, example: Tensor, batches: Sequence[Tensor] | None = None
+    ) -> Plan:
         """Return the plan that leads to these widths.
 
         Args:
@@ -53,17 +56,8 @@ class WidthsConfig:
             example: Input of one example.
             batches: Inputs on which widths are chosen for a target.
         """
-        if self.target is None:
-            return plan(model, example, **self.options())
-        return plan_for_target(
-            model,
-            example,
-            self.keep,
-            target=self.target,
-            batches=batches,
-            multiple_of=self.multiple_of,
-            **self.where(),
-        )
+        named = {"target": self.target, "multiple_of": self.multiple_of, **self.where()}
+        return plan(model, example, self.keep, batches=batches, **named)
 
     def plan_shares(self, model: nn.Module, example: Tensor, shares: dict[str, float]) -> Plan:
         """Return the plan that keeps other fractions, by group, of what these widths reach."""
@@ -77,9 +71,10 @@ class WidthsConfig:
         """
         if self.target is None:
             return self
-        groups = [planned.groups[i] for i in planned.pruned]
-        keep = {group.name: group.kept / group.width for group in groups}
-        return replace(self, keep=keep, target=None)
+        keep = {group.name: group.kept / group.width for group in planned.groups if group.pruned}
+        # A layer that makes channels of several groups has the name of the first.
+        whole = [each.name for each in planned.groups if not each.pruned and "#" in each.name]
+        return replace(self, keep=keep, exclude=[*self.exclude, *whole], target=None)
 
     def options(self) -> dict[str, Any]:
         """Return what `plan` takes, of widths without a target."""

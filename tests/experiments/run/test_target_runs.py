@@ -7,10 +7,12 @@ import torch
 from observed_runs import CONFIG
 from safetensors.torch import load_file
 from small_training import TinyVGG, loader
+from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.run.configuration_digest import digest
+from branchprune.experiments.run.widths import WidthsConfig
 
 pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
 
@@ -86,7 +88,7 @@ def test_a_run_that_goes_on_has_the_same_widths(go):
     [
         (
             "widths: {target: {params: 0.5}}, cut: {}",
-            "criterion.calibration (=0) batches: set some",
+            "needs criterion.calibration (=0) batches",
         ),
         (f"{TARGET.replace('params', 'weights')}, cut: {{}}", "target names 'weights'"),
         (f"{TARGET.replace('target', 'keep: 0.5, target')}, cut: {{}}", "keep (=0.5) and target"),
@@ -104,3 +106,34 @@ def test_digests_of_results_without_a_target_stay():
     assert digest(before) == digest("prune: {widths: {keep: 0.5, target: null}}")
     assert digest(before) != digest("prune: {widths: {keep: null, target: null}}")
     assert digest(before) != digest("prune: {widths: {keep: 0.5, target: {macs: 0.5}}}")
+
+
+class Split(nn.Module):
+    """One convolution whose channels are read in two parts, each a group of its own."""
+
+    part = 24
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 32, 3), nn.Conv2d(24, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs for images x of shape (N, 3, H, W)."""
+        both = self.a(x).relu()
+        parts = self.b(both[:, : self.part]).relu(), self.c(both[:, self.part :]).relu()
+        outputs: Tensor = self.head(torch.cat(parts, 1).mean((2, 3)))
+        return outputs
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5])
+def test_what_a_target_came_to_is_planned_again_without_it(share: float) -> None:
+    torch.manual_seed(0)
+    model, x = Split().eval(), torch.randn(16, 3, 8, 8)
+    widths = WidthsConfig(target={"macs": share})
+    planned = widths.plan(model, x[:1], [x])
+    again = widths.settled(planned).plan(model, x[:1])
+    assert {"a", "a#2"} <= {group.name for group in planned.groups}
+    assert [(g.kept, g.pruned) for g in again.groups] == [
+        (g.kept, g.pruned) for g in planned.groups
+    ]
