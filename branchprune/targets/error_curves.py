@@ -43,13 +43,13 @@ class Curve:
 
     Attributes:
         group: Its index.
-        order: Its channels, the first to keep first.
+        ranks: Of each channel, the greater the earlier it is kept, shape (C,).
         errors: The change at each width from 0 to that of the group, shape (C + 1,), falling.
         measured: Widths at which it was measured, with what was found.
     """
 
     group: int
-    order: Tensor
+    ranks: Tensor
     errors: Tensor
     measured: tuple[tuple[int, float], ...]
 
@@ -82,11 +82,11 @@ def error_curve(measurement: Measurement, group: int, criterion: str = "reconstr
     ranks[order] = torch.arange(found.width, 0, -1, dtype=left.dtype)
     widths = {_multiple(share * found.width, found.blocks) for share in MEASURED}
     measured = [
-        (k, measurement.change(group, select(ranks, k, found.blocks, found.strata)))
+        (k, measurement.change({group: select(ranks, k, found.blocks, found.strata)}))
         for k in sorted(widths)
         if k < found.width
     ]
-    return Curve(group, order, _through(left, measured), tuple(measured))
+    return Curve(group, ranks, _through(left, measured), tuple(measured))
 
 
 class MeasuredErrors:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -55,19 +56,20 @@ class Measurement:
             raise PruneError("target needs a model whose outputs on batches are finite numbers")
         self.changed = OutputChange(self.dense)
 
-    def change(self, group: int, chosen: Tensor) -> float:
-        """Return how much the output changes where a group keeps some channels alone.
+    def change(self, chosen: Mapping[int, Tensor]) -> float:
+        """Return how much the output changes where groups keep some of their channels alone.
 
         Args:
-            group: The group.
-            chosen: Indices of the channels, shape (k,).
+            chosen: Indices of the channels by group, shape (k,); of others all are kept.
         """
-        here = self.read(group)
-        with narrow_alone(self.model, self.structure, group, chosen, here, RIDGE):
+        with ExitStack() as stack:
+            for group, kept in chosen.items():
+                here = (self.model, self.structure, group, kept, self.read(group), RIDGE)
+                stack.enter_context(narrow_alone(*here))
             found = self.changed.of(self._outputs())
         if not math.isfinite(found):
-            name = self.structure.groups[group].name
-            raise PruneError(f"the output is not finite where {name} keeps {len(chosen)} channels")
+            names = [self.structure.groups[group].name for group in chosen]
+            raise PruneError(f"the output is not finite where {', '.join(names)} are narrow")
         return found
 
     def read(self, group: int) -> list[Reader]:

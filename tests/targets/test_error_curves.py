@@ -54,12 +54,13 @@ def test_a_curve_falls_through_what_was_measured(make, criterion: str) -> None:
     measurement = Measurement(model, plan.structure, [x], plan.pruned)
     for group in plan.pruned:
         curve, width = error_curve(measurement, group, criterion), plan.groups[group].width
-        assert sorted(curve.order.tolist()) == [*range(width)]
+        order = curve.ranks.argsort(descending=True)
+        assert sorted(curve.ranks.tolist()) == [*range(1, width + 1)]
         assert len(curve.errors) == width + 1 and curve.errors[-1] == 0
         assert (curve.errors.diff() < 0).all()
         assert [k for k, _ in curve.measured] == [width // 4, width // 2, round(0.9 * width)]
         for i, (k, found) in enumerate(curve.measured):
-            assert found == pytest.approx(measurement.change(group, curve.order[:k]))
+            assert found == pytest.approx(measurement.change({group: order[:k]}))
             least = max(change for _, change in curve.measured[i:])  # no wider group has more
             assert float(curve.errors[k]) == pytest.approx(least, rel=0.01)
 
@@ -75,7 +76,7 @@ def test_what_others_repeat_costs_nothing() -> None:
     plan = bp.plan(model, x[:2], keep=0.5)
     [group] = plan.pruned
     curve = error_curve(Measurement(model, plan.structure, [x], [group]), group)
-    assert {channel % 4 for channel in curve.order[:4].tolist()} == {0, 1, 2, 3}
+    assert {channel % 4 for channel in curve.ranks.topk(4).indices.tolist()} == {0, 1, 2, 3}
     assert float(curve.errors[4]) < 0.05 * float(curve.errors[3])
 
 

@@ -29,7 +29,7 @@ def outputs_with(measurement: Measurement, group: int, chosen: Tensor) -> Tensor
         return outputs
 
     measurement._outputs = note  # type: ignore[method-assign]
-    measurement.change(group, chosen)
+    measurement.change({group: chosen})
     return found[0]
 
 
@@ -67,8 +67,8 @@ def test_all_channels_are_the_dense_model_and_nothing_is_left_behind(
     plan, measurement = measured(model, x)
     for group in plan.pruned:
         every = torch.arange(plan.groups[group].width)
-        assert measurement.change(group, every[:1]) > 0.001
-        assert measurement.change(group, every) < 1e-6
+        assert measurement.change({group: every[:1]}) > 0.001
+        assert measurement.change({group: every}) < 1e-6
     again = measurement._outputs()
     assert all(map(torch.equal, measurement.dense[0], again[0]))
     modules: list[Any] = [*measurement.model.modules()]
