@@ -140,6 +140,11 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
         numbers=numbers,
         used=_used(graphs.values()),
         unknown=_unknown(analysis, graphs.values()),
+        storages={
+            node.name: traced.recorded.storages[node]
+            for node in graphs[False].nodes
+            if node in traced.recorded.storages
+        },
     )
 
 

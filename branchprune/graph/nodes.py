@@ -23,6 +23,19 @@ CONSTANT = "_tensor_constant"
 """How a tensor that forward makes from plain numbers is named."""
 
 
+@dataclass(frozen=True)
+class Storage:
+    """Where the numbers of a tensor lie.
+
+    Attributes:
+        key: The same for tensors that share memory.
+        nbytes: Bytes of that memory.
+    """
+
+    key: int
+    nbytes: int
+
+
 @dataclass
 class Recorded:
     """What is known of the nodes' values for the example.
@@ -31,11 +44,13 @@ class Recorded:
         shapes: Shape of every tensor; None for other values.
         lengths: Length of every tuple or list.
         macs: Multiply-adds of what is called and not looked into.
+        storages: Where every tensor lies as forward itself computes it, in place or not.
     """
 
     shapes: dict[fx.Node, tuple[int, ...] | None] = field(default_factory=dict)
     lengths: dict[fx.Node, int] = field(default_factory=dict)
     macs: dict[fx.Node, int] = field(default_factory=dict)
+    storages: dict[fx.Node, Storage] = field(default_factory=dict)
 
 
 def asked_for_its_type(node: fx.Node) -> fx.Node | None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from branchprune.graph.module_numbers import ModuleNumber
+from branchprune.graph.nodes import Storage
 from branchprune.graph.provenance import Origin
 from branchprune.graph.reasons import Reason
 
@@ -220,6 +221,8 @@ class Structure:
         used: Paths of modules that forward calls, or whose parameters or buffers it reads.
         unknown: Why nothing is known of the channels that a module reads or makes, by its path;
             one that reads the model's input is not named.
+        storages: Where the tensors of evaluation lie on the example, as forward itself computes
+            them, by node name.
     """
 
     inside: str
@@ -241,6 +244,7 @@ class Structure:
     numbers: tuple[WidthNumber, ...]
     used: frozenset[str]
     unknown: dict[str, Reason]
+    storages: dict[str, Storage]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self

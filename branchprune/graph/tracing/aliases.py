@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from branchprune.errors import PruneError
-from branchprune.graph.nodes import DTYPE, Recorded
+from branchprune.graph.nodes import DTYPE, Recorded, Storage
 
 DERIVED = "derived"
 """Key in the `meta` of a node that is not forward's own, and goes if nothing reads it."""
@@ -85,7 +85,15 @@ class Aliases:
         """Note that a node computes a tensor, and of which it is a view."""
         origin = None if base is None else self._known[id(base)]
         node.meta[DTYPE] = tensor.dtype
+        self.lies(node, tensor)
         self._known[id(tensor)] = Known(tensor, node, tensor._version, origin, path)
+
+    def lies(self, node: fx.Node, tensor: Tensor) -> None:
+        """Note that what a node computes lies where a tensor does, as forward runs."""
+        key = _memory(tensor)
+        nbytes = tensor.untyped_storage().nbytes() if key else 0
+        # Of a kind without memory of its own, the objects are told apart.
+        self.recorded.storages[node] = Storage(key or -id(tensor), nbytes)
 
     def base_of(self, tensor: Tensor, operands: list[Tensor]) -> Tensor | None:
         """Return the operand in whose memory a result lies."""
@@ -126,6 +134,8 @@ class Aliases:
             self.recorded.shapes[made[node]] = self.recorded.shapes[node]
             if node in self.recorded.lengths:
                 self.recorded.lengths[made[node]] = self.recorded.lengths[node]
+            if node in self.recorded.storages:
+                self.recorded.storages[made[node]] = self.recorded.storages[node]
         return tuple(made[node] for node in path)
 
     def change(self, tensor: Tensor, node: fx.Node) -> None:
@@ -137,6 +147,7 @@ class Aliases:
         """
         known = self._known[id(tensor)]
         node.meta[DTYPE] = tensor.dtype
+        self.lies(node, tensor)
         if known.base is None:
             known.node, known.version = node, tensor._version
         else:  # it is taken out of its base again where it is read, as it lies in memory
@@ -158,6 +169,7 @@ class Aliases:
         node = self.graph.create_node(kind, target, args)
         node.meta[DERIVED] = True
         self.recorded.shapes[node] = tuple(of.tensor.shape)
+        self.lies(node, of.tensor)
         return node
 
 

@@ -122,6 +122,7 @@ def _trace_once(record: Callable[[bool], Recorder], found: Traced) -> fx.Graph:
     found.recorded.shapes |= recorder.recorded.shapes
     found.recorded.lengths |= recorder.recorded.lengths
     found.recorded.macs |= recorder.recorded.macs
+    found.recorded.storages |= recorder.recorded.storages
     return recorder.graph
 
 
