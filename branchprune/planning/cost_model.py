@@ -73,14 +73,18 @@ def params_and_macs(amounts: Iterable[Amount], groups: int) -> tuple[Polynomial,
     """
     every = [*amounts]
     return (
-        _polynomial([(each.params, each.axes) for each in every], groups),
-        _polynomial([(each.macs, each.axes) for each in every], groups),
+        polynomial([(each.params, each.axes) for each in every], groups),
+        polynomial([(each.macs, each.axes) for each in every], groups),
     )
 
 
-def _polynomial(
-    parts: Iterable[tuple[float, tuple[Pieces | None, ...]]], groups: int
-) -> Polynomial:
+def polynomial(parts: Iterable[tuple[float, tuple[Pieces | None, ...]]], groups: int) -> Polynomial:
+    """Return the sum of amounts, each of which shrinks with the widths along some axes.
+
+    Args:
+        parts: What each amounts to, with what the channels along its axes are made of.
+        groups: How many groups there are.
+    """
     terms = defaultdict[tuple[int, ...], float](float)
     for size, axes in parts:
         known = [axis for axis in axes if axis]

@@ -95,6 +95,30 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
         yield Amount(name or inside, 0, macs)
 
 
+def weight_bytes(
+    model: nn.Module, structure: Structure
+) -> Iterator[tuple[float, tuple[Pieces | None, ...]]]:
+    """Yield the bytes of each parameter and buffer once, with its axes of channels.
+
+    Args:
+        model: The model.
+        structure: Its structure.
+    """
+    counted: set[int] = set()
+    inside = structure.inside
+    for name, module in model.get_submodule(inside).named_modules(prefix=inside):
+        parameters = [*module.named_parameters(name, recurse=False)]
+        buffers = [*module.named_buffers(name, recurse=False)]
+        for path, weight in parameters + buffers:
+            if id(weight) in counted:
+                continue
+            counted.add(id(weight))
+            # Of a layer that is folded, weight and bias alone become narrow.
+            fixed = name in structure.linears and not isinstance(weight, nn.Parameter)
+            fixed = fixed and path not in structure.parameters
+            yield weight.nbytes, () if fixed else _axes(structure, name, path, weight)
+
+
 def _work_of_twin(name: str, module: nn.Module, twin: TwinLayer) -> Iterator[Amount]:
     """Yield the multiply-adds of a layer whose twin is one of its own.
 
