@@ -44,7 +44,8 @@ class Recorded:
         shapes: Shape of every tensor; None for other values.
         lengths: Length of every tuple or list.
         macs: Multiply-adds of what is called and not looked into.
-        storages: Where every tensor lies as forward itself computes it, in place or not.
+        storages: Where tensors lie as forward itself computes them, in place or not; those are left
+            out that a graph has only since it works out of place.
     """
 
     shapes: dict[fx.Node, tuple[int, ...] | None] = field(default_factory=dict)

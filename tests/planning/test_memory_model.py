@@ -85,6 +85,12 @@ def densely_connected() -> nn.Module:
     return torchvision.models.DenseNet(8, (2, 3, 2), 16, num_classes=5)
 
 
+def flattened() -> nn.Module:
+    """Return a network with tensors in which a channel has many entries in a row."""
+    first = (nn.Conv2d(3, 8, 3), nn.Flatten(), nn.ReLU())
+    return nn.Sequential(*first, nn.Linear(8 * 36, 6), nn.ReLU(), nn.Linear(6, 2))
+
+
 def in_half() -> nn.Module:
     """Return a network in half precision."""
     return vgg().bfloat16()
@@ -93,6 +99,7 @@ def in_half() -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "plain": (vgg, 8),
     "half": (in_half, 8),
+    "flattened": (flattened, 8),
     "dense": (densely_connected, 64),
     "unet": (lambda: UNet((8, 12, 16), 3, 2), 32),
     "resnet18": (torchvision.models.resnet18, 64),
@@ -164,6 +171,17 @@ def _part_changed(y: Tensor) -> Tensor:
     return y
 
 
+def _resized(y: Tensor) -> Tensor:
+    spread = y.mean((2, 3), keepdim=True).expand(-1, -1, 16, 16)
+    return F.interpolate((spread + 1 + 1).mean((2, 3), keepdim=True), y.shape[2:])
+
+
+def _seen_late(y: Tensor) -> Tensor:
+    part = y[:, :4]
+    y.mul_(2)
+    return part + 1
+
+
 def _added(y: Tensor) -> Tensor:
     y += y.amax((2, 3), keepdim=True)
     return y
@@ -200,10 +218,14 @@ WITH_MEMORY: dict[str, tuple[Callable[[Tensor], Any], int]] = {
     "sum": (lambda y: y + 1, 2 * 8 * 256 * 4),
     "copied": (lambda y: y.permute(0, 2, 3, 1).reshape(2, -1), 2 * 8 * 256 * 4),
     "indexed": (lambda y: y[torch.tensor([1])], 8 * 256 * 4 + 8),
+    # The number is made while both tensors are there.
+    "indexed late": (lambda y: (y * 2).mean() + y[torch.tensor([1])], 2 * 8 * 256 * 4 + 8 + 4),
+    "seen late": (_seen_late, 2 * 4 * 256 * 4),
+    "changed before": (lambda y: _part_changed(y) + 1, 2 * 8 * 256 * 4),
     "in place": (_added, 2 * 8 * 4),
     "halved": (lambda y: y.half(), 2 * 8 * 256 * 2),
     # A size does not keep a tensor, and a tensor ends before the next one begins.
-    "size": (lambda y: F.interpolate(y.mean((2, 3), keepdim=True), y.shape[2:]), 2 * 8 * 4),
+    "size": (_resized, 2 * 8 * 256 * 4),
     "chain": (lambda y: ((y + 1) * 2).exp(), 2 * 8 * 256 * 4),
     "skip": (lambda y: (y + 1) * 2 + y, 2 * 2 * 8 * 256 * 4),
     "two": (lambda y: y.max(1), 2 * 256 * (4 + 8)),

@@ -133,8 +133,6 @@ class Recorder(Measurements, TorchFunctionMode):
             node = self.add("call_function", written, (copy, part, new), {})
             self.recorded.shapes[copy] = tuple(whole.shape)
             self.recorded.shapes[part] = tuple(self.plain(whole)[self.plain(index)].shape)
-            for each in (copy, part):
-                self.aliases.lies(each, whole)
         self.recorded.shapes[node] = tuple(whole.shape)
         self.change(whole, node)
 

@@ -45,7 +45,6 @@ class Results(Arguments):
             copy = self.add("call_method", "clone", (args[0],), {})
             copy.meta[DERIVED] = True
             self.recorded.shapes[copy] = self.recorded.shapes[args[0]]
-            self.recorded.storages[copy] = self.recorded.storages[args[0]]
             args = (copy, *args[1:])
         node = self.add(call.kind, call.target, tuple(args), kwargs)
         if call.in_place:
@@ -106,9 +105,7 @@ class Results(Arguments):
         if id(tensor) in self.buffers:
             buffer = self.add("get_attr", self.state[id(tensor)], (), {})
             kept = self.add("call_method", "copy_", (buffer, node), {})
-            for each in (buffer, kept):
-                self.recorded.shapes[each] = tuple(tensor.shape)
-                self.aliases.lies(each, tensor)
+            self.recorded.shapes |= dict.fromkeys((buffer, kept), tuple(tensor.shape))
         self.aliases.change(tensor, node)
 
     def guard(self, check: Callable[..., Any], node: fx.Node, expected: Any) -> None:
