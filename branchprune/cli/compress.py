@@ -23,7 +23,8 @@ from branchprune.few_images.compress import STEPS, compress
 from branchprune.graph.inputs import tensors
 
 TARGET = """what to reach in place of --keep, as the share that is kept or as a number,
-'{macs: 0.5}' or '{params: 2e6}'; the widths are chosen on the images"""
+'{macs: 0.5}', '{params: 2e6}' or '{memory: 4e6}', in bytes for two images at once; the widths are
+chosen on the images"""
 BATCH = "images a step; else 64, or as few as 16 where few steps fit into the minutes"
 
 

@@ -112,7 +112,7 @@ def compress(
         keep: Fraction of the channels to keep, 0.5 if neither this nor `target` is given; see
             `plan`.
         target: What to reach, `{"macs": 0.5}`, in place of `keep`; the widths are chosen on the
-            images; see `plan`.
+            images; see `plan`. "memory" is that for two images at once.
         exclude: See `plan`.
         multiple_of: See `plan`.
         minutes: How long all of it may take: says how many steps there are.

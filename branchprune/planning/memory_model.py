@@ -12,7 +12,7 @@ from branchprune.graph.measured import is_measured
 from branchprune.graph.structure import ChannelTensor, Structure, size_of
 from branchprune.planning.cost_model import Polynomial, polynomial
 from branchprune.planning.costs import weight_bytes
-from branchprune.planning.staying import short
+from branchprune.planning.staying import short_bytes
 
 
 class Memory:
@@ -58,9 +58,10 @@ class Memory:
     def told(self, kept: Tensor) -> str:
         """Say what the bytes at some widths are made of."""
         live = self._live(kept)
+        weights, most = self.weights.total(kept), float(live.max())
         return (
-            f"{short(self.weights.total(kept))}B of weights and {short(float(live.max()))}B of "
-            f"activations at {self.places[int(live.argmax())]}"
+            f"{short_bytes(weights)} of weights, and {short_bytes(most)} are live at "
+            f"{self.places[int(live.argmax())]}"
         )
 
     def _live(self, kept: Tensor) -> Tensor:

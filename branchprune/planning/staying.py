@@ -218,3 +218,8 @@ def short(number: float) -> str:
         return f"{number:,.0f}"
     unit, size = next((u, s) for u, s in UNITS if number >= s or s == 1e3)
     return f"{number / size:.0f} {unit}" if number >= 99.5 * size else f"{number / size:.1f} {unit}"
+
+
+def short_bytes(number: float) -> str:
+    """Return a number of bytes that is short: 9,999 B, 10 kB, 1.1 MB."""
+    return f"{short(number)} B" if number < 10_000 else f"{short(number)}B"

@@ -15,6 +15,7 @@ from branchprune.graph.structure import Structure
 from branchprune.planning.cost_model import CostModel, params_and_macs
 from branchprune.planning.costs import amounts
 from branchprune.planning.group_widths import PlannedGroup, too_narrow
+from branchprune.planning.memory_model import memory_of
 from branchprune.planning.paths import paths_of
 from branchprune.planning.plan import Plan, planned
 from branchprune.planning.staying import short
@@ -146,6 +147,8 @@ class Chooser:
         widest = torch.tensor([row.width for row in choices.rows], dtype=torch.double)
         params, macs = params_and_macs(amounts(traced.model, traced.structure), len(widest))
         costs: dict[str, CostModel] = {"params": params, "macs": macs}
+        if "memory" in self.target:
+            costs["memory"] = memory_of(traced.model, traced.structure)
         if self.latency is None or not {*LATENCY} & {*self.target}:
             return goals(self.target, costs, widest)
         costs |= dict.fromkeys(LATENCY, self.latency.cost(traced, choices, multiple))

@@ -13,12 +13,13 @@ from torch import Tensor
 from branchprune.errors import PruneError
 from branchprune.planning.cost_model import CostModel
 from branchprune.planning.group_widths import check_widths
-from branchprune.planning.staying import find_staying, short
+from branchprune.planning.memory_model import Memory
+from branchprune.planning.staying import find_staying, short, short_bytes
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit
 from branchprune.targets.choices import Choices
 
-COSTS = ("macs", "params", "latency", "latency_ms")
+COSTS = ("macs", "params", "memory", "latency", "latency_ms")
 """What a target may name."""
 LATENCY = ("latency", "latency_ms")
 """What of it is measured in a runtime: the share of the dense model's, and in milliseconds."""
@@ -55,9 +56,11 @@ def amount_of(what: str, cost: float) -> str:
 
     Args:
         what: The key of a target that it belongs to.
-        cost: The cost; a latency in milliseconds.
+        cost: The cost; a latency in milliseconds, memory in bytes.
     """
-    return f"{cost:.3g} ms" if what in LATENCY else short(cost)
+    if what in LATENCY:
+        return f"{cost:.3g} ms"
+    return short_bytes(cost) if what == "memory" else short(cost)
 
 
 def check_target(target: object) -> Mapping[str, float]:
@@ -142,17 +145,14 @@ def check_reachable(
         if goal.is_timed or goal.limit.holds(narrowest):
             continue
         least = goal.limit.cost.total(narrowest)
-        staying = find_staying(traced.model, traced.structure, choices.rows)
-        size = {each: getattr(each, goal.what) for each in staying}
-        most = max(size, key=size.__getitem__, default=None)
-        why = f", {size[most] / least:.0%} of it in what stays: {most}" if most else ""
+        why = _why(traced, goal, choices, least)
         held = sum(len(each) == 1 and each[0] > 1 for each in choices.widths)
         held -= sum(group.reason is not None for group in traced.structure.groups)
         why += f"; keep, exclude and floor hold {held} groups at one width" if held > 0 else ""
         raise PruneError(
             f"target {goal.what} (={goal.asked:g}) cannot be reached: at floor={floor:g}, "
             f"multiple_of={multiple_of} at least {least / goal.before:.3f} stay "
-            f"({short(least)}){why}"
+            f"({amount(goal.what, least)}){_why(goal, narrowest, least, staying)}"
         )
 
 
@@ -180,3 +180,14 @@ def check_asked(
     if isinstance(step, str):
         raise PruneError(f"multiple_of (={multiple_of!r}) must be a whole number or 'auto'")
     check_widths(1.0 if keep is None else keep, step)
+
+
+def _why(traced: Traced, goal: Goal, choices: Choices, least: float) -> str:
+    """Say what of the least cost stays, or where it is."""
+    cost = goal.limit.cost
+    if isinstance(cost, Memory):
+        return f": {cost.told(choices.narrowest)}"
+    staying = find_staying(traced.model, traced.structure, choices.rows)
+    size = {each: getattr(each, goal.what) for each in staying}
+    most = max(size, key=size.__getitem__, default=None)
+    return f", {size[most] / least:.0%} of it in what stays: {most}" if most else ""

@@ -69,8 +69,13 @@ def plan(
             the target; what keeps 1.0 then stays without a branch. None: 0.5, or what the target
             leaves.
         target: What to reach, as the share that is kept, below 1, or as a number: "macs" and
-            "params", of the model or of `inside`; "latency" as a share, or "latency_ms" in
-            milliseconds, of a pass on the example in `runtime`. The widths are those with the least
+            "params", of the model or of `inside`; "memory" in bytes, that is parameters and
+            buffers, and the most of input and activations that is live at once as the model
+            evaluates the example (a tensor is live until it is read for the last time, as in a
+            runtime that plans its memory; PyTorch itself takes more where a variable in forward
+            keeps one for longer, and what an operation takes for itself is not counted); "latency"
+            as a share, or "latency_ms" in milliseconds, of a pass on the example in `runtime`. The
+            widths are those with the least
             predicted change of the output: of vectors (N, k), k > 1, which are taken as logits of
             classes, the Kullback-Leibler divergence of their softmax, of other outputs the squared
             error as a share of their variance. How much it changes with each group alone is

@@ -1,7 +1,6 @@
 """The memory of a model by its widths, beside live tensors as the model of these widths runs."""
 
 import random
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from live_memory import measured_memory, weights_of
 from models import vgg
-from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.graph.build import analyse
@@ -21,63 +19,6 @@ from branchprune.models import UNet
 from branchprune.planning.memory_model import memory_of
 from branchprune.planning.narrowed import narrowed
 from branchprune.planning.profiling import peak_memory
-
-
-class Live(TorchDispatchMode):
-    """Follows the bytes of the memory that operations make and that something still holds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        before = _memories((args, kwargs))
-        result = func(*args, **(kwargs or {}))
-        made = _memories(result)
-        for key in made.keys() - before.keys():
-            self.now += made[key].nbytes()
-            weakref.finalize(made[key], self._forget, made[key].nbytes())
-        return result
-
-    def _forget(self, nbytes: int) -> None:
-        self.now -= nbytes
-
-
-def _memories(values: Any) -> dict[int, torch.UntypedStorage]:
-    found = [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-    return {each._cdata: each for each in found}
-
-
-class Frugal(fx.Interpreter):
-    """Runs a model and drops what is read for the last time; `peak` is the most that was live.
-
-    It looks behind each operation, as what the operation has taken for itself is gone again.
-    """
-
-    def __init__(self, model: nn.Module, live: Live) -> None:
-        super().__init__(fx.symbolic_trace(model), garbage_collect_values=True)
-        self.live, self.peak = live, 0
-
-    def run_node(self, node: fx.Node) -> Any:
-        """Run an operation."""
-        result = super().run_node(node)
-        self.peak = max(self.peak, self.live.now)
-        return result
-
-
-def weights_of(model: nn.Module) -> int:
-    """Return the bytes of parameters and buffers."""
-    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
-
-
-def measured(model: nn.Module, x: Tensor) -> int:
-    """Return the bytes of weights, input and all that is live at the peak."""
-    with torch.no_grad(), Live() as live:
-        frugal = Frugal(model, live)
-        frugal.run(x)
-    return weights_of(model) + x.nbytes + frugal.peak
 
 
 def densely_connected() -> nn.Module:
@@ -127,7 +68,7 @@ def test_it_is_that_of_the_model_at_any_widths(name: str) -> None:
     ]
     for kept in choices:
         small = one_at_a_time(narrowed)(model, plan.structure, kept).eval()
-        assert memory.total(torch.tensor(kept).double()) == measured(small, x)
+        assert memory.total(torch.tensor(kept).double()) == measured_memory(small, x)
 
 
 def test_changes_are_differences_of_totals() -> None:

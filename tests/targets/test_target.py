@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from live_memory import measured_memory
 from models import counted_macs, resnet, scramble, vgg
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.models import UNet
 from branchprune.targets.error_curves import MeasuredErrors
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -46,6 +48,24 @@ def test_it_is_reached_and_used(name: str, target: dict[str, float]) -> None:
         before, found = (counts[what](net, x[:1]) for net in (model, after))
         used.append(found / (asked * before if asked < 1 else asked))
     assert max(used) <= 1 and max(used) >= 0.98
+
+
+@pytest.mark.parametrize(
+    "target", [{"memory": 0.5}, {"memory": 2e6}, {"memory": 0.6, "params": 0.5}]
+)
+def test_a_target_of_memory_is_reached_and_used(target: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    model, x = scramble(UNet((8, 12, 16), 3, 2)).eval(), torch.randn(24, 3, 32, 32)
+    plan = bp.plan(model, x, target=target, batches=[x])
+    blended = bp.attach(model, plan)
+    blended.alpha = 0.0
+    before, after = (measured_memory(net, x) for net in (model, bp.collapse(blended)))
+    asked = target["memory"] if target["memory"] > 1 else target["memory"] * before
+    memory = plan.reached[0]
+    assert memory.before == before and memory.after == after <= asked
+    used = [each.after / each.asked for each in plan.reached]
+    assert max(used) <= 1 and max(used) > 0.98
+    assert f"dense model's {before / 1e6:.1f} MB)" in str(plan)
 
 
 def test_layers_that_keep_names_keep_that_and_the_others_make_up_for_it() -> None:
@@ -149,10 +169,14 @@ def test_what_was_measured_of_a_model_serves_no_other() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"target": {"mac": 0.5}}, r"target names 'mac', which is none of 'macs', 'params'"),
+        (
+            {"target": {"mac": 0.5}},
+            r"target names 'mac', which is none of 'macs', 'params', 'memory'",
+        ),
         ({"target": {}}, r"target \(=\{\}\) must say what to reach"),
         ({"target": 0.5}, r"target \(=0.5\) must say what to reach"),
         ({"target": {"macs": 1}}, r"target macs \(=1\) must be a share"),
+        ({"target": {"memory": 1}}, r"target memory \(=1\) must be a share"),
         ({"target": {"macs": True}}, r"target macs \(=True\) must be a share"),
         ({"target": {"macs": -0.5}}, r"target macs \(=-0.5\) must be a share"),
         ({"target": {"macs": float("nan")}}, r"target macs \(=nan\) must be a share"),
@@ -166,6 +190,12 @@ def test_what_was_measured_of_a_model_serves_no_other() -> None:
         (
             {"target": {"macs": 0.01}},
             r"macs \(=0.01\) cannot be reached: at floor=0.1",
+        ),
+        ({"target": {"memory": 1e9}}, r"already: memory \(=1e\+09\): it has [\d.]+ kB"),
+        (
+            {"target": {"memory": 2000}},
+            r"memory \(=2000\) cannot be reached: at floor=0.1, multiple_of=1 at least 0.\d+ stay "
+            r"\([\d,]+ B\): [\d,]+ B of weights, and [\d,]+ B are live at \d",
         ),
         ({"keep": 0.5}, "batches, floor and runtime belong to a target"),
         ({"target": {"macs": 0.5}, "keep": {"no": 0.5}}, "keep names the layer 'no'"),

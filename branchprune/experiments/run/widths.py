@@ -24,9 +24,9 @@ class WidthsConfig:
         multiple_of: Round kept widths to a multiple of this.
         inside: Path of a module: only what is inside it is traced and pruned.
         opaque: Paths of modules that are not looked into.
-        target: What to reach, as the share that is kept or as a number, of "macs" and "params":
-            the widths are chosen on `criterion.calibration` batches, or on the few images; null:
-            `keep` says it.
+        target: What to reach, as the share that is kept or as a number, of "macs", "params" and
+            "memory", in bytes, for one example: the widths are chosen on `criterion.calibration`
+            batches, or on the few images; null: `keep` says it.
     """
 
     keep: float | dict[str, float] | None = None
