@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import fx, nn
 
 from branchprune.graph.fixed_layers import find_obstacles, find_opaque, find_readable
 from branchprune.graph.inputs import Example
 from branchprune.graph.layers import describe
-from branchprune.graph.nodes import WHERE
+from branchprune.graph.nodes import WHERE, Storage
 from branchprune.graph.numbering import (
     Numbering,
     channel_parameters,
@@ -140,12 +141,18 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
         numbers=numbers,
         used=_used(graphs.values()),
         unknown=_unknown(analysis, graphs.values()),
-        storages={
-            node.name: traced.recorded.storages[node]
-            for node in graphs[False].nodes
-            if node in traced.recorded.storages
-        },
+        storages=_storages(traced),
     )
+
+
+def _storages(traced: Traced) -> dict[str, Storage]:
+    """Return where tensors of evaluation lie, by node name, numbered as they come."""
+    numbers: dict[int, int] = {}
+    return {
+        node.name: replace(found, key=numbers.setdefault(found.key, len(numbers)))
+        for node in traced.graphs[False].nodes
+        if (found := traced.recorded.storages.get(node)) is not None
+    }
 
 
 def _used(graphs: Iterable[fx.Graph]) -> frozenset[str]:
