@@ -152,7 +152,7 @@ def check_reachable(
         raise PruneError(
             f"target {goal.what} (={goal.asked:g}) cannot be reached: at floor={floor:g}, "
             f"multiple_of={multiple_of} at least {least / goal.before:.3f} stay "
-            f"({amount(goal.what, least)}){_why(goal, narrowest, least, staying)}"
+            f"({goal.told(least)}){why}"
         )
 
 
