@@ -64,8 +64,8 @@ def _trade_off(
 
 def _line(plan: TargetPlan) -> str:
     return (
-        f"{plan.after.macs / plan.before.macs:.0%} of the MACs: predicted change of the output "
-        f"{sum(plan.errors):.3g} where widths are chosen, {plan.uniform:.3g} at one share of all"
+        f"{plan.after.macs / plan.before.macs:.0%} of the MACs: change of the output "
+        f"{plan.change:.3g} where widths are chosen, {plan.uniform:.3g} at one share of all"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from branchprune.planning.cost_model import CostModel
 
+ENOUGH = 0.97
+"""Of a limit, that leaves little to fill."""
 SWEEPS = 20
 """Of coordinate descent at one price, at most."""
 HALVINGS = 18
@@ -67,11 +70,19 @@ class Solver:
         """Return the error of each group at some widths, float64, shape (G,)."""
         return self._errors_now(kept)[:, 0]
 
-    def solve(self, limits: Sequence[Limit]) -> Tensor | None:
+    def scaled(self, factors: Tensor) -> Solver:
+        """Return one of errors that are multiplied by a factor of each group, shape (G,)."""
+        other = copy(self)
+        other.errors = self.errors * factors[:, None]
+        return other
+
+    def solve(self, limits: Sequence[Limit], thorough: bool = True) -> Tensor | None:
         """Return widths within all limits, with as little error as is found; None: there are none.
 
         Args:
             limits: The limits.
+            thorough: Whether both starts are tried, prices found to the end, and groups changed two
+                at a time at last.
 
         Returns:
             The widths, float64, shape (G,).
@@ -81,8 +92,10 @@ class Solver:
             return widest
         if not all(limit.holds(narrowest) for limit in limits):
             return None
-        best = self._filled(narrowest, limits)
         weights = [1.0] * len(limits)
+        if not thorough:
+            return self._filled(self._bisected(widest, limits, weights, ENOUGH), limits)
+        best = self._filled(narrowest, limits)
         for _ in range(ROUNDS if len(limits) > 1 else 1):
             for start in (widest, narrowest):
                 found = self._filled(self._bisected(start, limits, weights), limits)
@@ -95,8 +108,17 @@ class Solver:
         places = torch.searchsorted(self.widths, kept[:, None])
         return self.errors.gather(1, places)
 
-    def _bisected(self, start: Tensor, limits: Sequence[Limit], weights: Sequence[float]) -> Tensor:
-        """Return what descent from a start finds at the least price that keeps all limits."""
+    def _bisected(
+        self,
+        start: Tensor,
+        limits: Sequence[Limit],
+        weights: Sequence[float],
+        enough: float = 1.0,
+    ) -> Tensor:
+        """Return what descent from a start finds at the least price that keeps all limits.
+
+        It ends where so much of a limit is used.
+        """
         scale = float((self.errors[:, 0] - self.errors[:, -1]).sum()) or 1.0
         low, high = 1e-6 * scale, 1e6 * scale
         found = self.widths[:, 0].clone()
@@ -104,8 +126,11 @@ class Solver:
             price = (low * high) ** 0.5
             each = [price * w / limit.most for w, limit in zip(weights, limits, strict=True)]
             kept = self._descended(start, limits, each)
-            if all(limit.holds(kept) for limit in limits):
+            used = max(limit.cost.total(kept) / limit.most for limit in limits)
+            if used <= 1:
                 high, found = price, kept
+                if used >= enough:
+                    break
             else:
                 low = price
         return found

@@ -46,9 +46,11 @@ def draw(found: Sensitivity, plans: Sequence[TargetPlan], path: Path) -> None:
         axes[0].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         if plans:
             shares = [each.after.macs / each.before.macs for each in plans]
-            axes[1].plot(shares, [sum(each.errors) for each in plans], "o-", label="widths chosen")
+            axes[1].plot(shares, [each.change for each in plans], "o-", label="widths chosen")
             axes[1].plot(shares, [each.uniform for each in plans], "s--", label="one share of all")
-            axes[1].set(yscale="log", xlabel="MACs left", ylabel="change of the output, predicted")
+            axes[1].set(
+                yscale="log", xlabel="MACs left", ylabel="change of the output, before training"
+            )
             axes[1].xaxis.set_major_formatter(PercentFormatter(1))
             axes[1].legend()
         for each in axes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example
-from branchprune.graph.structure import Structure
 from branchprune.planning.cost_model import CostModel, params_and_macs
 from branchprune.planning.costs import amounts
 from branchprune.planning.group_widths import PlannedGroup, too_narrow
@@ -23,6 +23,7 @@ from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Solver
 from branchprune.targets.choices import Choices
 from branchprune.targets.correction import corrected
+from branchprune.targets.error_curves import MeasuredErrors
 from branchprune.targets.goal import (
     LATENCY,
     Goal,
@@ -32,10 +33,9 @@ from branchprune.targets.goal import (
     goals,
 )
 from branchprune.targets.measured_latency import MeasuredLatency
+from branchprune.targets.selection import Ways, selected
 from branchprune.targets.target_plan import Outcome, Reached, TargetPlan
 
-Errors = Callable[[nn.Module, Structure, Sequence[Sequence[int]]], Sequence[Sequence[float]]]
-"""Says of a model how its output changes at each width that each of its groups may take."""
 NOTED = 0.01
 """Share of the multiply-adds that functions must have to be spoken of."""
 
@@ -101,7 +101,7 @@ class Chooser:
         floor: float,
         exclude: Sequence[str],
         multiple_of: int | Literal["auto"],
-        errors: Errors | None = None,
+        errors: MeasuredErrors | None = None,
         latency: MeasuredLatency | None = None,
     ) -> None:
         check_asked(keep, target, multiple_of)
@@ -119,15 +119,17 @@ class Chooser:
         asked = self._goals(traced, choices, multiple)
         check_reachable(traced, asked, choices, self.floor, multiple)
         one_share = choices.at_one_share([goal.limit for goal in asked])
-        kept, ms, errors, uniform = one_share, None, (), 0.0
+        found = _Found(one_share, one_share)
         if self.errors is not None:
-            found = self.errors(traced.model, traced.structure, choices.widths)
-            solver = Solver(choices.widths, found)
-            kept, ms = self._solved(traced, solver, asked, choices.narrowest, one_share)
-            errors, uniform = tuple(solver.errors_at(kept).tolist()), solver.error(one_share)
-        reached = tuple(Reached.of(goal, kept, one_share, ms) for goal in asked)
-        self.outcome = Outcome(reached, errors, choices.limited(kept), uniform)
-        groups = choices.planned(kept)
+            found = self._chosen(traced, choices, asked, self.errors)
+        self.outcome = Outcome(
+            tuple(Reached.of(goal, found.kept, found.one_share, found.ms) for goal in asked),
+            found.errors,
+            choices.limited(found.kept),
+            found.change,
+            found.uniform,
+        )
+        groups = choices.planned(found.kept)
         return groups, (*too_narrow(groups, multiple), *self._notes(multiple))
 
     def _notes(self, multiple: int) -> tuple[str, ...]:
@@ -154,23 +156,30 @@ class Chooser:
         costs |= dict.fromkeys(LATENCY, self.latency.cost(traced, choices, multiple))
         return goals(self.target, costs, widest, self.latency.dense_ms)
 
-    def _solved(
-        self,
-        traced: Traced,
-        solver: Solver,
-        asked: Sequence[Goal],
-        narrowest: Tensor,
-        one_share: Tensor,
-    ) -> tuple[Tensor, float | None]:
-        """Return the widths of least error within what is asked, and the latency if it is."""
+    def _chosen(
+        self, traced: Traced, choices: Choices, asked: Sequence[Goal], errors: MeasuredErrors
+    ) -> _Found:
+        """Return the widths of least error within what is asked."""
+        curves = errors(traced.model, traced.structure, choices.widths)
+        solver = Solver(choices.widths, curves)
+        limits = [goal.limit for goal in asked]
+        best, uniform = selected(solver, choices.at_one_share, limits, errors.change)
+        kept, ms, change = best.kept, None, best.change
         timed = next((goal for goal in asked if goal.is_timed), None)
+        if timed is not None:
+            kept, ms = self._timed(traced, best.way, asked, timed, choices.narrowest)
+            change = errors.change(kept)
+        by_group = tuple(solver.errors_at(kept).tolist())
+        return _Found(kept, uniform.kept, ms, by_group, change, uniform.change)
+
+    def _timed(
+        self, traced: Traced, way: Ways, asked: Sequence[Goal], timed: Goal, narrowest: Tensor
+    ) -> tuple[Tensor, float]:
+        """Return widths whose measured latency is within what is asked, and that."""
+        assert self.latency is not None, "it was checked that there is a runtime"
         limits = [goal.limit for goal in asked if goal is not timed]
-        if timed is None or self.latency is None:
-            best = solver.solve(limits)
-            assert best is not None, "the narrowest widths are within the limits"
-            return min(best, one_share, key=solver.error), None
         measured = partial(self.latency.measured_ms, traced)
-        found = corrected(solver, limits, timed.limit, narrowest, measured)
+        found = corrected(way, limits, timed.limit, narrowest, measured)
         if found.ms > timed.limit.most:
             raise PruneError(
                 f"target {timed.what} (={timed.asked:g}) cannot be reached: at floor="
@@ -178,3 +187,24 @@ class Chooser:
                 f"{self.latency.runtime.name}, the dense model {timed.told(timed.before)}"
             )
         return found.kept, found.ms
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Widths, and what is known of them.
+
+    Attributes:
+        kept: The widths, float64, shape (G,).
+        one_share: Those at one share of all.
+        ms: The latency, measured.
+        errors: The predicted change of each group alone.
+        change: The measured change of all at once.
+        uniform: That at one share of all.
+    """
+
+    kept: Tensor
+    one_share: Tensor
+    ms: float | None = None
+    errors: tuple[float, ...] = ()
+    change: float = 0.0
+    uniform: float = 0.0

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from branchprune.planning.width_solver import Limit, Solver
+from branchprune.planning.width_solver import Limit
+from branchprune.targets.selection import Ways
 
 ROUNDS = 4
 """So often a model is built, timed, and the limit corrected."""
@@ -31,7 +32,7 @@ class Timed:
 
 
 def corrected(
-    solver: Solver,
+    way: Ways,
     limits: Sequence[Limit],
     asked: Limit,
     narrowest: Tensor,
@@ -43,19 +44,19 @@ def corrected(
     it was off.
 
     Args:
-        solver: Finds widths within limits.
+        way: Finds widths within limits.
         limits: All other limits.
         asked: That of the time.
         narrowest: The least widths.
         measured_ms: Builds a model of some widths and times it.
 
     Returns:
-        Of what was tried and is within the limit, that of least error; else the fastest.
+        Of what was tried the slowest that is within the limit, else the fastest.
     """
     tried: list[Timed] = []
     most = asked.most
     for _ in range(ROUNDS):
-        found = solver.solve([*limits, replace(asked, most=most)])
+        found = way([*limits, replace(asked, most=most)])
         kept = narrowest if found is None else found
         if any(each.kept.equal(kept) for each in tried):
             break
@@ -66,6 +67,8 @@ def corrected(
         # From what the prediction says of these widths, since it may leave a part unused.
         most = asked.cost.total(kept) / share * (MARGIN if share > 1 else 1.0)
     within = [each for each in tried if each.ms <= asked.most]
-    if within:
-        return min(within, key=lambda each: solver.error(each.kept))
-    return min(tried, key=lambda each: each.ms)
+    return max(within or [min(tried, key=_ms)], key=_ms)
+
+
+def _ms(found: Timed) -> float:
+    return found.ms

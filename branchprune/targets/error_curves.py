@@ -115,6 +115,7 @@ class MeasuredErrors:
                 "target needs batches: some inputs of forward, on which errors are measured"
             )
         self.curves: dict[int, Curve] = {}
+        self._measurement: Measurement | None = None
         self._parameters: list[nn.Parameter] = []
 
     @classmethod
@@ -158,8 +159,26 @@ class MeasuredErrors:
         self._parameters = own
         missing = [group for group in groups if group not in self.curves]
         if missing:
-            measurement = Measurement(model, structure, self.batches, missing)
-            self.curves |= {group: error_curve(measurement, group) for group in missing}
+            known = [*self.curves, *missing]
+            self._measurement = Measurement(model, structure, self.batches, known)
+            for group in missing:
+                self.curves[group] = error_curve(self._measurement, group)
+
+    @one_at_a_time
+    def change(self, kept: Tensor) -> float:
+        """Return the change of the output with all groups narrow at once.
+
+        Args:
+            kept: The widths of all groups, shape (G,); those that are less than all were measured.
+        """
+        if self._measurement is None:
+            return 0.0
+        groups, chosen = self._measurement.structure.groups, {}
+        for i, width in enumerate(map(int, kept.tolist())):
+            if i in self.curves and width < groups[i].width:
+                ranks = self.curves[i].ranks
+                chosen[i] = select(ranks, width, groups[i].blocks, groups[i].strata)
+        return self._measurement.change(chosen)
 
 
 def _multiple(width: float, blocks: int) -> int:

@@ -66,12 +66,14 @@ class Outcome:
         errors: By group, the predicted change of the output if that group alone were narrow; empty:
             the widths are one share of all.
         limited: By group, "floor" where that keeps it from a lesser width, else "".
-        uniform: The predicted change of the output at one share of all widths within the target.
+        change: The change of the output with all groups narrow at once, fitted but not trained.
+        uniform: That at one share of all widths within the target.
     """
 
     reached: tuple[Reached, ...] = ()
     errors: tuple[float, ...] = ()
     limited: tuple[str, ...] = ()
+    change: float = 0.0
     uniform: float = 0.0
 
 
@@ -85,6 +87,7 @@ class TargetPlan(Outcome, Plan):
             "reached": [vars(each) for each in self.reached],
             "errors": [*self.errors],
             "limited": [*self.limited],
+            "change": self.change,
             "uniform": self.uniform,
         }
         return super().as_dict() | added
@@ -105,7 +108,7 @@ class TargetPlan(Outcome, Plan):
         lines = [*map(str, self.reached)]
         if self.errors:
             lines.append(
-                f"change of the output, predicted: {sum(self.errors):.3g}; at one share of all "
-                f"channels {self.uniform:.3g}"
+                f"change of the output before training: {self.change:.3g}; at one share of all "
+                f"channels {self.uniform:.3g}; of groups alone it adds up to {sum(self.errors):.3g}"
             )
         return "\n".join([super().__str__(), *lines])

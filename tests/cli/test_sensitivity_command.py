@@ -43,7 +43,7 @@ def test_it_prints_what_is_measured_and_draws_it(images: Path, tmp_path: Path, c
     assert str(expected) in said and said.rstrip().endswith("plot.png")
     for share in (0.8, 0.6, 0.4, 0.2):
         plan = bp.plan(network().eval(), x[:1], target={"macs": share}, batches=[x], exclude=["4"])
-        assert f"predicted change of the output {sum(plan.errors):.3g}" in said
+        assert f"change of the output {plan.change:.3g}" in said
     pixels = np.asarray(Image.open(output).convert("RGB"))
     assert pixels.shape[0] > 300 and pixels.shape[1] > 800 and len(np.unique(pixels)) > 20
 
@@ -56,8 +56,8 @@ def test_targets_that_cannot_be_reached_are_told_and_the_others_shown(
     options = [part for name in wide for part in ("--exclude", name)]
     assert main(["sensitivity", NETWORK, str(images), *options, "--output", str(output)]) == 0
     said = capsys.readouterr().out
-    assert said.count("of the MACs: predicted") + said.count("cannot be reached") == 4
-    assert "of the MACs: predicted" in said and "target macs (=0.2) cannot be reached" in said
+    assert said.count("of the MACs: change") + said.count("cannot be reached") == 4
+    assert "of the MACs: change" in said and "target macs (=0.2) cannot be reached" in said
     assert output.exists()
 
 

@@ -1,0 +1,88 @@
+"""The best of several ways to spend a budget, judged by whole models.
+
+That changes of the output add up over the groups holds roughly. So what each group loses is scaled
+at random, the widths that are then best are tried out all at once, and the best of them go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from branchprune.planning.width_solver import Limit, Solver
+
+SPREADS = (0.7, 0.5, 0.35)
+"""Standard deviation of the logarithm of the factors, round by round."""
+DRAWS = 9
+"""Of factors in a round."""
+Ways = Callable[[Sequence[Limit]], Tensor | None]
+"""Says how to spend a budget: the widths within limits; None: there are none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A way to spend a budget, and what it comes to.
+
+    Attributes:
+        way: The way.
+        kept: The widths that it leads to, float64, shape (G,).
+        change: The change of the output with them, all groups narrow at once.
+    """
+
+    way: Ways
+    kept: Tensor
+    change: float
+
+
+def selected(
+    solver: Solver,
+    one_share: Ways,
+    limits: Sequence[Limit],
+    change: Callable[[Tensor], float],
+) -> tuple[Judged, Judged]:
+    """Return the way with the least change of the output, and that of one share for all.
+
+    Args:
+        solver: Finds the widths of least predicted error.
+        one_share: The way that gives all groups one share.
+        limits: What the widths are to be within.
+        change: Measures the change of the output with some widths.
+    """
+    judged: dict[tuple[float, ...], float] = {}
+
+    def judge(way: Ways) -> Judged | None:
+        kept = way(limits)
+        if kept is None:
+            return None
+        key = tuple(kept.tolist())
+        if key not in judged:
+            judged[key] = change(kept)
+        return Judged(way, kept, judged[key])
+
+    uniform, best = judge(one_share), judge(solver.solve)
+    assert uniform is not None, "the way of one share ends in the narrowest widths"
+    if best is None:  # what is predicted of the narrowest widths is too much, and may be wrong
+        return uniform, uniform
+    draw = torch.Generator().manual_seed(0)
+    centre = torch.zeros(len(solver.widths), dtype=torch.double)
+    for spread in SPREADS:
+        around = centre
+        for _ in range(DRAWS):
+            moved = around + spread * torch.randn(len(around), generator=draw, dtype=torch.double)
+            found = judge(_Scaled(solver.scaled(moved.exp())))
+            if found is not None and found.change < best.change:
+                best, centre = found, moved
+    return min(best, uniform, key=lambda each: each.change), uniform
+
+
+class _Scaled:
+    """The way of a solver, without the last touch, which the next factors would undo."""
+
+    def __init__(self, solver: Solver) -> None:
+        self.solver = solver
+
+    def __call__(self, limits: Sequence[Limit]) -> Tensor | None:
+        return self.solver.solve(limits, thorough=False)
