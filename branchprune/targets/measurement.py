@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from branchprune.blending.bn_recalibration import batch_norms
 from branchprune.criteria.input_statistics import Reader, listening, readers
@@ -23,7 +24,10 @@ RIDGE = 0.003
 
 
 class Measurement:
-    """The dense model on calibration inputs, of which groups are made narrow one at a time.
+    """The dense model on calibration inputs, of which groups are made narrow.
+
+    Least squares of one half of the inputs are judged on the other, since what they fit well there
+    they may know by heart: a last layer reads one position an image alone.
 
     Args:
         model: The model; a copy is run.
@@ -42,13 +46,16 @@ class Measurement:
         batches: Sequence[Example],
         groups: Sequence[int],
     ) -> None:
-        self.model, self.structure, self.batches = copied(model).eval(), structure, batches
-        self.listeners = readers(structure, groups)
+        self.model, self.structure = copied(model).eval(), structure
+        self.halves = halves(batches)
+        self.listeners: list[list[Reader]] = []
         self.norms: list[nn.Module] = []
-        with listening(self.model, self.listeners):
-            self._outputs()
+        for half in self.halves:
+            self.listeners.append(readers(structure, groups))
+            with listening(self.model, self.listeners[-1]):
+                self._outputs(half)
         self.norms = [*batch_norms(self.model)]
-        self.dense = self._outputs()
+        self.dense = [each for half in self.halves for each in self._outputs(half)]
         found = [each for outputs in self.dense for each in outputs]
         if not found:
             raise PruneError("target needs a model that returns floating-point tensors on batches")
@@ -62,22 +69,27 @@ class Measurement:
         Args:
             chosen: Indices of the channels by group, shape (k,); of others all are kept.
         """
-        with ExitStack() as stack:
-            for group, kept in chosen.items():
-                here = (self.model, self.structure, group, kept, self.read(group), RIDGE)
-                stack.enter_context(narrow_alone(*here))
-            found = self.changed.of(self._outputs())
+        outputs = []
+        for half, others in zip(self.halves, reversed(self.listeners), strict=True):
+            with ExitStack() as stack:
+                for group, kept in chosen.items():
+                    here = [each for each in others if each.group == group and each.count]
+                    narrow = narrow_alone(self.model, self.structure, group, kept, here, RIDGE)
+                    stack.enter_context(narrow)
+                outputs += self._outputs(half)
+        found = self.changed.of(outputs)
         if not math.isfinite(found):
             names = [self.structure.groups[group].name for group in chosen]
             raise PruneError(f"the output is not finite where {', '.join(names)} are narrow")
         return found
 
     def read(self, group: int) -> list[Reader]:
-        """Return what layers have read of a group."""
-        return [each for each in self.listeners if each.group == group and each.count]
+        """Return what layers have read of a group, in each half of the inputs."""
+        every = [each for half in self.listeners for each in half]
+        return [each for each in every if each.group == group and each.count]
 
-    def _outputs(self) -> list[list[Tensor]]:
-        """Return the outputs, with the statistics of each batch in the norms that are known."""
+    def _outputs(self, batches: Sequence[Example]) -> list[list[Tensor]]:
+        """Return the outputs on batches; norms that are known take the statistics of each."""
         found: list[list[Tensor]] = []
 
         def note(_: nn.Module, __: Any, output: Any) -> None:
@@ -91,7 +103,7 @@ class Measurement:
                 norm.momentum = 0.0  # type: ignore[assignment]
                 norm.train()
             with torch.no_grad():
-                for batch in self.batches:
+                for batch in batches:
                     found.append([])
                     call(self.model, batch)
         except PruneError:
@@ -108,3 +120,22 @@ class Measurement:
                 norm.momentum = momentum
                 norm.eval()
         return found
+
+
+def halves(batches: Sequence[Example]) -> list[Sequence[Example]]:
+    """Return two halves of some inputs, every second batch; of a single one every second example.
+
+    A single one whose tensors are not of one number of examples is not cut.
+    """
+    if len(batches) > 1:
+        return [batches[::2], batches[1::2]]
+    found = tensors(batches[0])
+    sizes = {len(each) if each.dim() else 0 for each in found}
+    if len(sizes) != 1 or max(sizes) < 2:
+        return [batches]
+
+    def part(first: int) -> list[Example]:
+        one: Example = tree_map_only(Tensor, lambda tensor: tensor[first::2], batches[0])
+        return [one]
+
+    return [part(0), part(1)]

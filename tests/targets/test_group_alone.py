@@ -10,12 +10,13 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.criteria.column_selection import reconstruction
 from branchprune.criteria.scores import group_weights, select
-from branchprune.targets.measurement import RIDGE, Measurement
+from branchprune.targets.measurement import RIDGE, Measurement, halves
 
 
 def measured(model: nn.Module, x: Tensor) -> tuple[bp.Plan, Measurement]:
     plan = bp.plan(model, x[:2], keep=0.5)
-    return plan, Measurement(model, plan.structure, [x], plan.pruned)
+    # Both halves are the same, so that what is fitted on one is judged on the same inputs.
+    return plan, Measurement(model, plan.structure, [x, x], plan.pruned)
 
 
 def outputs_with(measurement: Measurement, group: int, chosen: Tensor) -> Tensor:
@@ -23,8 +24,8 @@ def outputs_with(measurement: Measurement, group: int, chosen: Tensor) -> Tensor
     found: list[Tensor] = []
     original = measurement._outputs
 
-    def note() -> Any:
-        outputs = original()
+    def note(batches: Any) -> Any:
+        outputs = original(batches)
         found.extend(outputs[0])
         return outputs
 
@@ -45,9 +46,9 @@ def test_it_is_the_fitted_branch_of_that_group(index: int) -> None:
     alone = bp.plan(model, x[:2], keep={plan.groups[group].name: 0.5})
     blended = bp.fit_expand(bp.attach(model, alone, "reconstruction", batches=[x]), [x], RIDGE)
     blended.alpha = 0.0
+    half = [reader for reader in measurement.listeners[0] if reader.group == group]
     readings = [
-        reader.reading(measurement.model.get_submodule(reader.layer.name))
-        for reader in measurement.read(group)
+        reader.reading(measurement.model.get_submodule(reader.layer.name)) for reader in half
     ]
     kept = alone.groups[group].kept
     weights = group_weights(model, plan.structure, group, model, readings, kept)
@@ -69,7 +70,7 @@ def test_all_channels_are_the_dense_model_and_nothing_is_left_behind(
         every = torch.arange(plan.groups[group].width)
         assert measurement.change({group: every[:1]}) > 0.001
         assert measurement.change({group: every}) < 1e-6
-    again = measurement._outputs()
+    again = measurement._outputs([x])
     assert all(map(torch.equal, measurement.dense[0], again[0]))
     modules: list[Any] = [*measurement.model.modules()]
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in modules)
@@ -147,3 +148,36 @@ def test_what_standardised_convolutions_make_and_read_is_zero(size: int) -> None
     with torch.no_grad():
         expected = model[1:](first(x) * mask)
     assert torch.allclose(outputs_with(measurement, group, chosen), expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_is_fitted_on_one_half_is_judged_on_the_other() -> None:
+    """A head that reads one position an image learns half of the images by heart, if it may."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 64), nn.Tanh(), nn.Linear(64, 1)).eval()
+    x, other = torch.randn(40, 12), torch.randn(40, 12)
+    plan, same = measured(model, x)
+    [group] = plan.pruned
+    halves = Measurement(model, plan.structure, [x, other], plan.pruned)
+    chosen = torch.arange(30)
+    fitted = [model[:2](each)[:, chosen].double() for each in (x, other)]
+    wide = [model[:2](each).double() for each in (x, other)]
+    error, size = 0.0, 0.0
+    outputs = torch.cat([model(x), model(other)]).double()
+    for here, there in ((0, 1), (1, 0)):
+        square = fitted[there].T @ fitted[there]
+        ridge = square + RIDGE * square.diagonal().mean() * torch.eye(30)
+        matrix = torch.linalg.solve(ridge, fitted[there].T @ wide[there])
+        change = (fitted[here] @ matrix - wide[here]) @ model[2].weight.double().T
+        error += float(change.square().sum())
+    size = float((outputs - outputs.mean(0)).square().sum())
+    assert halves.change({group: chosen}) == pytest.approx(error / size, rel=1e-3)
+    assert halves.change({group: chosen}) > 2 * same.change({group: chosen})
+
+
+def test_one_batch_is_cut_into_every_second_example() -> None:
+    x = torch.arange(5)
+    assert [[each.tolist() for each in half] for half in halves([x])] == [[[0, 2, 4]], [[1, 3]]]
+    assert len(halves([(x, x[:3])])) == 1
+    assert len(halves([{"x": x, "y": x + 1}])) == 2 and len(halves([x[:1]])) == 1
+    assert halves([x, x, x])[1][0] is x and len(halves([x, x, x])[0]) == 2

@@ -56,6 +56,7 @@ def now(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("branchprune.runtimes.latency.time.perf_counter", lambda: now[0])
     monkeypatch.setattr("branchprune.targets.measured_latency.SECONDS", 0.0)
+    monkeypatch.setattr("branchprune.targets.selection.DRAWS", 1)
     return now
 
 
