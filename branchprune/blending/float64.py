@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from branchprune.graph.inputs import tensors
+from branchprune.graph.held import copies_of_nothing
 from branchprune.graph.layers import put_parameters
 
 WIDE = torch.float64
@@ -27,7 +27,9 @@ def exact(tensor: Tensor) -> Tensor:
 
 def sharing_copy(module: Module) -> Module:
     """Return a copy with the same numbers in its parameters, none of which needs a gradient."""
-    memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    memo = copies_of_nothing(module)
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     return copy.deepcopy(module, memo)
 
 
@@ -82,8 +84,8 @@ class KeepsFloat64(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
-        if any(tensor.dtype == WIDE for tensor in tensors((args, named))):
-            args, named = tree_map_only(Tensor, _joined, (args, named))
+        if any(tensor.dtype == WIDE for tensor in _operands((*args, *named.values()))):
+            args, named = _all_joined(args), {n: _all_joined(v) for n, v in named.items()}
             if isinstance(named.get("dtype"), torch.dtype) and named["dtype"].is_floating_point:
                 named["dtype"] = WIDE
         return func(*args, **named)
@@ -91,3 +93,18 @@ class KeepsFloat64(TorchDispatchMode):
 
 def _joined(tensor: Tensor) -> Tensor:
     return tensor.to(WIDE) if tensor.is_floating_point() and tensor.dtype != WIDE else tensor
+
+
+def _operands(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among operands, which stand in no other nest than a list or a tuple."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _operands(value)
+
+
+def _all_joined(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _joined(value)
+    return type(value)(map(_all_joined, value)) if isinstance(value, list | tuple) else value

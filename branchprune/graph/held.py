@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,3 +43,14 @@ def changeable(module: nn.Module) -> list[Any]:
     """Return the lists, dictionaries and sets that a module holds."""
     values = own_attributes(module).values()
     return [value for value in values if type(value) in (list, dict, set)]
+
+
+def copies_of_nothing(model: nn.Module) -> dict[int, Any]:
+    """Return a copy of each empty dictionary and set that modules hold, by its id.
+
+    Every module holds a dozen, such as those of its hooks, and deepcopy takes far longer for each
+    than to find it among what is copied already.
+    """
+    kinds = (OrderedDict, dict, set)
+    held = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): type(value)() for value in held if type(value) in kinds and not value}

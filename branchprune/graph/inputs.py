@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from branchprune.errors import PruneError, first_line
-from branchprune.graph.held import changeable, held_tensors
+from branchprune.graph.held import changeable, copies_of_nothing, held_tensors
 from branchprune.graph.random_generators import own_generators
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -242,7 +242,7 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
         PruneError: The model holds something that cannot be copied.
     """
     shared = (*model.parameters(), *model.buffers()) if sharing else ()
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    memo: dict[int, Any] = copies_of_nothing(model) | {id(tensor): tensor for tensor in shared}
     computed = [tensor for tensor in held_tensors(model) if not tensor.is_leaf]
     memo |= {id(tensor): tensor.detach().clone() for tensor in computed}  # deepcopy refuses them
     try:

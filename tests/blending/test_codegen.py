@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from models import Net, relative, scramble, spelled_out
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.blending import codegen
 
 
 class UpTo(nn.Module):
@@ -144,3 +147,28 @@ def test_channels_that_stay_pass_the_norm_of_those_that_shrink() -> None:
         blended.mixing = mixing
         found = blended.train()(x)[0]
         assert found.isfinite().all() and found.shape == mixed.shape
+
+
+def test_a_program_is_written_once_for_all_copies_and_each_has_its_own_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Code of their own, since torch.compile keeps what it compiles with that."""
+    model, x = scramble(UpTo().double()), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    plan = bp.plan(model, x)
+    blended = bp.attach(model, plan)
+    written = []
+    write = codegen._Writer.write
+    monkeypatch.setattr(codegen._Writer, "write", lambda w: (written.append(w), write(w))[1])
+    others = [copy.deepcopy(blended), bp.attach(model, plan)]
+    assert not written
+    for training in (False, True):
+        programs = [each.program(training) for each in (blended, *others)]
+        assert len({program.__code__ for program in programs}) == 1  # equal, and yet
+        assert len({id(program.__code__) for program in programs}) == len(programs)
+    scramble(others[0], seed=4)
+    others[0].alpha = 0.5
+    assert len(written) == 2
+    assert not torch.equal(others[0].eval()(x), blended.eval()(x))
+    assert torch.equal(others[1].eval()(x), blended(x))
+    bp.attach(model, bp.plan(model, x))  # a plan of its own has a structure of its own
+    assert len(written) > 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.graph.inputs import tensors, without_constants
+from branchprune.graph.inputs import copied, tensors, without_constants
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,23 @@ def test_a_module_that_is_not_copied_is_refused_before_it_is_changed() -> None:
         bp.plan(model, torch.randn(2, 3, 8, 8))
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("sharing", [False, True])
+def test_a_copy_holds_nothing_that_the_model_holds(sharing: bool) -> None:
+    """Not even the empty dictionaries of hooks, which would be those of both."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()))
+    model.kept = model.alias = {}  # type: ignore[assignment]
+    made = copied(model, sharing)
+    for old, new in zip(model.modules(), made.modules(), strict=True):
+        for name, value in vars(old).items():
+            if isinstance(value, dict | set | list):
+                found = vars(new)[name]
+                assert type(found) is type(value) and len(found) == len(value)
+                assert found is not value, name
+    assert vars(made)["kept"] is vars(made)["alias"]
+    made.register_forward_hook(lambda *_: None)
+    assert made._forward_hooks and not model._forward_hooks
 
 
 @dataclass
