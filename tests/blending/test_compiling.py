@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._inductor.config
 from models import scramble
 from small_training import trainer
 from tiny_run import TINY, Data, Net
@@ -22,6 +23,9 @@ from branchprune.runtimes.latency import compare_latency
 pytestmark = pytest.mark.usefixtures("without_charts")
 
 X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+PLAIN = {"cpp.vec_isa_ok": False, "compile_threads": 1, "cpp_cache_precompile_headers": True}
+"""Inductor's C++ without vectors, since which of them a processor has is found out by starting
+processes with torch, and without processes that compile; headers are compiled once."""
 
 
 class Backend:
@@ -200,7 +204,8 @@ def test_a_trainer_with_inductor_collapses_exactly():
         torch.manual_seed(0)
         cost, task = TrainingCost(), ClassificationTask(Net(), learning_rate=0.01)
         pruning = BranchPruning(bp.Schedule((0.5, 0.0)), compile=compiles, recalibrate=0)
-        trainer(2, pruning, cost, num_sanity_val_steps=0).fit(task, Data())
+        with torch._inductor.config.patch(PLAIN):
+            trainer(2, pruning, cost, num_sanity_val_steps=0).fit(task, Data())
         assert pruning.collapse_error < 1e-10
         assert task.model is pruning.small and task.model[0].out_channels == 4
         costs.append(cost.macs)
