@@ -15,17 +15,9 @@ CHILD = Path(__file__).parents[1] / "helpers" / "two_ranks.py"
 def ranks(tmp_path_factory):
     """Return what each of two processes has found, by case."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-W", "ignore", str(CHILD)]
-    children = [
-        subprocess.Popen([*command, str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [child.communicate(timeout=300)[1] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
+    command = [sys.executable, "-W", "ignore", str(CHILD), str(folder)]
+    found = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,8 +1,10 @@
 """What two processes do together, each with half of every batch, and one process alone.
 
-A child runs every case and writes its results: `python two_ranks.py RANK FOLDER`.
+Both ranks run every case and write their results: `python two_ranks.py FOLDER`. One forks the
+other, since importing takes longer than all cases.
 """
 
+import multiprocessing
 import os
 import sys
 from itertools import product
@@ -23,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import branchprune as bp
 from branchprune.lightning import BranchPruning
 
-STEPS, BATCH = 20, 8
+STEPS, BATCH = 12, 8
 ALPHAS = {"wide": 1.0, "blended": 0.6, "branch": 0.0, "in turns": {"0": 0.0, "3": 0.5, "6": 1.0}}
 CASES = [*product(("sum", "group", "step", "sample"), ALPHAS)]
 
@@ -152,7 +154,7 @@ def tensor_parallel(model, mesh):
     module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, [Shard(0)]))
 
 
-def main(rank, folder):
+def run(rank, folder):
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
@@ -167,5 +169,13 @@ def main(rank, folder):
     dist.destroy_process_group()
 
 
+def main(folder):
+    other = multiprocessing.get_context("fork").Process(target=run, args=(1, folder), daemon=True)
+    other.start()
+    run(0, folder)
+    other.join()
+    return other.exitcode
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1])))
