@@ -3,6 +3,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def _one_pass_is_timed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if "branchprune.cli" in sys.modules:  # otherwise nothing is run, and importing takes long
             patch.setattr("branchprune.experiments.run.result.compare_latency", timed_once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _entry_points_are_read_once() -> Iterator[None]:
+    """Each Trainer looks through all packages that are installed, and a run makes eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("lightning_fabric", "lightning.fabric"):
+            registry = sys.modules.get(f"{name}.utilities.registry")
+            if registry is not None:
+                patch.setattr(registry, "entry_points", cache(registry.entry_points))
         yield
 
 
