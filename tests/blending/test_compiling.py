@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch._inductor.config
 from models import scramble
 from small_training import trainer
 from tiny_run import TINY, Data, Net
@@ -199,12 +198,14 @@ def test_multiply_adds_are_counted_as_without(alpha):
 
 
 def test_a_trainer_with_inductor_collapses_exactly():
+    from torch._inductor import config  # it takes a second, which collecting needs not
+
     costs, ends = [], []
     for compiles in (False, True):
         torch.manual_seed(0)
         cost, task = TrainingCost(), ClassificationTask(Net(), learning_rate=0.01)
         pruning = BranchPruning(bp.Schedule((0.5, 0.0)), compile=compiles, recalibrate=0)
-        with torch._inductor.config.patch(PLAIN):
+        with config.patch(PLAIN):
             trainer(2, pruning, cost, num_sanity_val_steps=0).fit(task, Data())
         assert pruning.collapse_error < 1e-10
         assert task.model is pruning.small and task.model[0].out_channels == 4
