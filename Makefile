@@ -22,6 +22,9 @@ test: $(READY)
 # One thread a process: two that use both cores each slow each other down. One process more than
 # two cores have, since some tests wait for what others compute.
 pytest: export OMP_NUM_THREADS = 1
+# None of the notebooks asks how well a training ends.
+pytest: export EPOCHS = 1
+pytest: export STEPS = 40
 pytest: $(READY)
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --nbmake --nbmake-timeout=300 notebooks tests
 
