@@ -30,6 +30,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 gc.disable()  # what imports leave is no garbage
 
 
+LONGEST = {"test_configs.py", "test_compiling.py", "test_families.py", "test_pruning.py"}
+"""Begun first, as of several processes one would else be left alone with such a file at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest before all others, whose order stays."""
+    assert {path.name for path in TESTS.rglob("test_*.py")} >= LONGEST
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the half a million objects that imports made."""
     gc.collect()
