@@ -22,6 +22,14 @@ def _always() -> bool:
     return True
 
 
+def _never() -> bool:
+    return False
+
+
+def _ignored(status: int) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Job:
     """A command that is run until it is done.
@@ -31,12 +39,16 @@ class Job:
         command: Returns the command; called when the job starts.
         done: Returns whether nothing is left to do.
         ready: Returns whether it can start now.
+        stop: Asked while it runs: whether to end it now; then nothing is left to do.
+        ended: Called with the exit status where it has ended by itself; below 0: by that signal.
     """
 
     name: str
     command: Callable[[], Sequence[str]]
     done: Callable[[], bool]
     ready: Callable[[], bool] = _always
+    stop: Callable[[], bool] = _never
+    ended: Callable[[int], object] = _ignored
 
 
 class JobRunner:
@@ -137,11 +149,21 @@ class JobRunner:
     def _collect(self) -> None:
         for job, process in [*self._running.items()]:
             if process.poll() is None:
+                if job.stop():
+                    self._stop(job, process)
                 continue
             del self._running[job]
+            job.ended(process.returncode)
             failed = process.returncode != 0 or not self._is_done(job)
             self.failed |= {job.name} if failed else set()
             self.say(f"{job.name} {'FAILED, see its log' if failed else 'is done'}")
+
+    def _stop(self, job: Job, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        _end(process)
+        del self._running[job]
+        self._done.add(job.name)
+        self.say(f"{job.name} is stopped")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

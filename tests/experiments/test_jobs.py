@@ -90,6 +90,22 @@ def test_no_more_side_by_side_than_allowed(world, side_by_side):
     assert most == side_by_side
 
 
+def test_a_job_that_is_to_stop_ends_and_has_not_failed(world):
+    runner, ended = world.runner(), []
+    bad = world.job("bad", "hang", stop=lambda: world.names() == ["bad"], ended=ended.append)
+    assert runner.run([bad, world.job("good", ended=ended.append)]) == []
+    assert world.names("terminated") == ["bad"] and world.names() == ["bad", "good"]
+    assert world.said[:3] == ["bad begins", "bad is stopped", "good begins"]
+    assert (runner.failed, ended) == (set(), [0])
+
+
+def test_it_is_told_how_a_job_has_ended(world):
+    ended, kill = [], ["sh", "-c", "kill -9 $$"]
+    killed = world.job("killed", command=lambda: kill, ended=ended.append)
+    world.runner().run([killed, world.job("bad", "fail", ended=ended.append)])
+    assert ended == [-9, 3]
+
+
 @pytest.mark.parametrize("how", ["fail", "silent"])
 def test_a_job_that_fails_is_named_and_the_others_go_on(world, how):
     runner, bad = world.runner(), world.job("bad", how)
