@@ -13,6 +13,7 @@ INSTALL = dict.fromkeys(
 ) | {
     **dict.fromkeys(("timm", "segmentation_models_pytorch", "ultralytics"), "branchprune[zoo]"),
     "torch_pruning": "branchprune[compare]",
+    "optuna": "branchprune[search]",
 }
 """What `pip` has to be told, for each package that the core does without."""
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = {"torch", "safetensors"}
 ZOO = {"timm", "segmentation_models_pytorch", "ultralytics"}
-BY_NAME = {"torch_pruning", "tensorboard"} | ZOO
+BY_NAME = {"torch_pruning", "optuna", "tensorboard"} | ZOO
 """What `optional` imports, and no import statement."""
 DISTRIBUTIONS = packages_distributions() | {name: [name] for name in ZOO}
 
@@ -48,7 +48,8 @@ def distributions(packages):
 
 def test_dependencies_are_those_that_are_imported():
     extras = PROJECT["optional-dependencies"]
-    declared = names([*PROJECT["dependencies"], *extras["compare"], *extras["zoo"]])
+    by_name = [each for extra in ("compare", "search", "zoo") for each in extras[extra]]
+    declared = names([*PROJECT["dependencies"], *by_name])
     assert distributions(imported("branchprune") | BY_NAME) == declared
     allowed = declared | names(extras["yolo"])
     assert distributions(imported("scripts")) <= allowed | {"hypothesis"}  # of torture_networks

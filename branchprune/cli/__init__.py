@@ -16,6 +16,7 @@ from branchprune.experiments.interruption import PIPE, Interrupted
 USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option value ...]
        branchprune dense CONFIG.yaml [--variant NAME ...] [--option value ...]
        branchprune compare CONFIG.yaml [--variant NAME ...] [--option value ...]
+       branchprune search CONFIG.yaml [--variant NAME ...] [--option value ...]
        branchprune report FOLDER
        branchprune plan MODEL [--example 1x3x224x224] [--option value ...]
        branchprune compress MODEL IMAGES/ [--keep 0.34] [--minutes 5] [--option value ...]
@@ -28,6 +29,7 @@ USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option val
 run          train a dense model, prune it, collapse, verify, measure, report
 dense        only train the dense model, with the options of run
 compare      compare methods at equal budgets, from one dense model
+search       search settings of a run by Optuna, from one dense model
 report       write the report of a finished run again
 plan         what would shrink in a model, what would stay, and why
 compress     make a trained model small with a folder of unlabelled images
@@ -43,7 +45,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0; 1 for a failure; 2 for a user's error.
 
     A full disk is a failure, so is a loss that is NaN, in `zoo` a model and in `compare` a run that
-    failed. Ctrl-C gives 130, SIGTERM 143, an output that nobody reads, as behind `| head`, 141.
+    failed, and in `search` that no trial has ended. Ctrl-C gives 130, SIGTERM 143, an output that
+    nobody reads, as behind `| head`, 141.
     """
     try:
         try:

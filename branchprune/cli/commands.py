@@ -117,6 +117,19 @@ def _compare(args: Sequence[str], console: Console) -> int:
     return int(compared.failed)
 
 
+def _search(args: Sequence[str], console: Console) -> int:
+    from branchprune.experiments.search.search import make_parser, search
+    from branchprune.reports.search import write_search
+
+    if not args or {"-h", "--help"} & {*args}:
+        print(make_parser().format_help())
+        return 0
+    _find_modules_here()
+    searched, folder = search(args, console)
+    console.print(write_search(searched, folder), markup=False, highlight=False, soft_wrap=True)
+    return int(searched.best is None)
+
+
 def _report(args: Sequence[str], console: Console) -> None:
     from branchprune.reports.report import write_report
 
@@ -165,7 +178,7 @@ def _zoo(args: Sequence[str], console: Console) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
-    **{"run": _run, "dense": _dense, "compare": _compare, "report": _report},
+    **{"run": _run, "dense": _dense, "compare": _compare, "search": _search, "report": _report},
     **{"plan": _plan, "compress": _compress, "sensitivity": _sensitivity},
     **{"bench": _bench, "cost": _cost, "zoo": _zoo},
 }

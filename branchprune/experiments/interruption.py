@@ -19,7 +19,7 @@ NAMES = {
     signal.SIGTERM: "SIGTERM",
     PIPE: "a closed output (SIGPIPE)",
 }
-GOES_ON = ("compare", "cost", "zoo")
+GOES_ON = ("compare", "cost", "search", "zoo")
 """Commands that keep what is done, and go on where they are called again."""
 
 

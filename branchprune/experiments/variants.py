@@ -32,6 +32,8 @@ COMPARISON = ("seeds", "budgets", "methods")
 """What a file of `branchprune compare` has beside what all its runs have in common."""
 OF_COMPARISON = (*COMPARISON, "reference")
 """The same, and what it may have."""
+OF_SEARCH = "search"
+"""The section of `branchprune search`, which runs leave alone."""
 JOINT = " + "
 
 
@@ -41,7 +43,7 @@ class ConfigFile:
 
     Args:
         path: The file.
-        content: What it says itself, without the keys of this module and of comparisons.
+        content: What it says itself, without the keys of this module, of comparisons and searches.
         bases: Files that it changes.
         rows: Names of the variants of these that it takes.
         variants: Its own variants by name; "a + b" belongs to both.
@@ -120,15 +122,20 @@ def read_file(path: Path) -> ConfigFile:
         PruneError: `base`, `rows` or `variants` is wrong; the file is named.
         OSError: The file cannot be read.
     """
-    settings = _load(path)
+    settings = read_settings(path)
     try:
         return _file(path, settings)
     except PruneError as error:
         raise PruneError(f"{path}: {error}") from error
 
 
-def _load(path: Path) -> Settings:
-    """Return the content of a file; one without any key, such as of comments, changes nothing."""
+def read_settings(path: Path) -> Settings:
+    """Return all that is in a file; one without any key, such as of comments, changes nothing.
+
+    Raises:
+        PruneError: It is no YAML, or has no keys; the file is named.
+        OSError: The file cannot be read.
+    """
     if path.exists() and not path.is_file():
         raise PruneError(f"{path}: a configuration must be a regular file")
     try:
@@ -154,7 +161,7 @@ def _parsed(text: str) -> Any:
 
 
 def _file(path: Path, settings: Settings) -> ConfigFile:
-    own = ["base", "rows", "variants"]
+    own = ["base", "rows", "variants", OF_SEARCH]
     own += OF_COMPARISON if {*COMPARISON} <= {*settings} else []
     file = ConfigFile(
         path,
@@ -180,7 +187,7 @@ def _bases(value: Any, folder: Path) -> tuple[ConfigFile, ...]:
     for file in files:
         if not (folder / file).is_file():
             raise PruneError(f"base (={file!r}) does not exist in {folder.absolute()}")
-        if "base" in _load(folder / file):
+        if "base" in read_settings(folder / file):
             raise PruneError(f"base (={file!r}) has a base of its own: name both here")
     return tuple(read_file(folder / file) for file in files)
 

@@ -1,0 +1,1 @@
+"""Many runs from one dense model, whose settings Optuna suggests."""
