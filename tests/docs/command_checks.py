@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pages import PAGES, ROOT
+import yaml
+from pages import PAGES, ROOT, blocks
 from run_checks import (
     ENTRIES,
     FRAMES,
@@ -24,6 +25,7 @@ from run_checks import (
     check_shipped,
     check_stored,
     check_tensorboard,
+    write_own,
 )
 
 import branchprune as bp
@@ -43,6 +45,19 @@ def check_compare(command, world):
         assert world.side_by_side == [int(command.split("--jobs ")[1].split()[0])]
     assert f"runs/compare/{path.stem}/dense" in dense.command()
     assert not {*world.jobs} - {"dense"} - {run.name for run in comparison.read(path).runs()}
+
+
+def check_search(command, world):
+    """A search: the section on the page in the file of the README, one dense model, then trials."""
+    write_own(world)
+    [section] = [each for each in blocks("configs/README.md", "yaml") if "search:" in each]
+    with (world.folder / "my.yaml").open("a") as file:
+        file.write(section)
+    assert main(shlex.split(command)[1:]) == 1  # no trial is made here
+    dense, *trials = world.jobs.values()
+    assert "runs/search/mine/dense" in dense.command() and len(trials) == 30
+    words = trials[0].command()
+    assert {*words} >= {f"--{key}" for key in yaml.safe_load(section)["search"]["space"]}
 
 
 def check_reproduce(command, world):
@@ -221,6 +236,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune run my\.yaml": check_own,
     r"branchprune (run --help|--version|--help)": check_help,
     r"branchprune compare configs/compare/\w+\.yaml --jobs \d": check_compare,
+    r"branchprune search my\.yaml.*": check_search,
     r"branchprune bench": check_bench,
     r"branchprune plan \S+( --example \S+)?": check_plan,
     r"branchprune compress .*": check_compress,

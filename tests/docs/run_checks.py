@@ -183,14 +183,19 @@ def check_images(command, world):
     compare_with_page(command)
 
 
-def check_own(command, world):
-    """The configuration in the README, with a network and data that are there."""
+def write_own(world):
+    """Write the configuration in the README, with a network and data that are there."""
     content = yaml.safe_load(blocks("README.md", "yaml")[0])
     arguments = {"stages": [[8, 8]], "classes": 10, "in_channels": 1}
     content["model"] = {"class_path": "branchprune.models.VGG", "init_args": arguments}
     content["data"] = {"class_path": "branchprune.data.Digits"}
     torch.save(VGG(**arguments).state_dict(), world.folder / "mine.pt")
     (world.folder / "my.yaml").write_text(yaml.safe_dump(content))
+
+
+def check_own(command, world):
+    """The configuration in the README."""
+    write_own(world)
     assert main([*shlex.split(command)[1:], "--fast", "true"]) == 0
     stages = {path.name for path in (world.folder / "runs/mine").iterdir() if path.is_dir()}
     assert "finetune" in stages and "prune" not in stages
