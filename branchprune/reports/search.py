@@ -89,9 +89,12 @@ def _costs(searched: Searched) -> str:
     lost = sum(trial.train_macs for trial in searched.trials if trial.score is None)
     text = (
         f"{len(searched.trials)} of {searched.wanted} trials: {states or 'none'}. In all they took "
-        f"{_cost(searched.train_macs, searched)} multiply-adds of training, of which "
-        f"{_cost(lost, searched)} are of trials that have not ended, to their last whole epoch."
+        f"{_cost(searched.train_macs, searched)} multiply-adds of training"
     )
+    if lost:
+        text += f", of which {_cost(lost, searched)} are of trials that have not ended, to their "
+        text += "last whole epoch"
+    text += "."
     if searched.dense_macs:
         text += f" ×: as a multiple of the dense training's, {searched.dense_macs:.3g}."
     if searched.max_macs is not None:
