@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
@@ -21,10 +22,20 @@ from branchprune.experiments.run.parser_errors import explained
 from branchprune.few_images.card import card
 from branchprune.few_images.compress import STEPS, compress
 from branchprune.graph.inputs import tensors
+from branchprune.runtimes.onnx_runtime import OnnxRuntime
+from branchprune.runtimes.openvino import OpenVino
+from branchprune.runtimes.pytorch import PyTorch
+from branchprune.runtimes.runtime import Runtime
 
 TARGET = """what to reach in place of --keep, as the share that is kept or as a number,
-'{macs: 0.5}', '{params: 2e6}' or '{memory: 4e6}', in bytes for two images at once; the widths are
-chosen on the images"""
+such as '{macs: 0.5}', '{params: 2e6}', '{memory: 4e6}', in bytes for two images at once, or
+'{latency_ms: 5}', of one image in --runtime; the widths are chosen on the images"""
+RUNTIMES: dict[str, Callable[[int | None], Runtime]] = {
+    "pytorch": PyTorch,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+}
+RUNTIME = "where the latency is measured, for --target.latency_ms or --multiple_of auto"
 BATCH = "images a step; else 64, or as few as 16 where few steps fit into the minutes"
 
 
@@ -47,6 +58,7 @@ def main(args: Sequence[str], console: Console) -> None:
     images = (wanted.read(options.images, options.grey) for _ in range(1))  # once all is checked
     names = ("keep", "target", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
     chosen = {name: options[name] for name in names}
+    chosen["runtime"] = runtime_of(options.runtime, options.threads)
     told = progress(console, "choosing channels, trying learning rates")
     with told as show, warnings_in_a_line():
         found = compress(model, images, **chosen, progress=show)
@@ -58,6 +70,19 @@ def main(args: Sequence[str], console: Console) -> None:
     console.print(f"{found}\n{output}", markup=False, highlight=False, soft_wrap=True)
 
 
+def runtime_of(name: str | None, threads: int | None) -> Runtime | None:
+    """Return a runtime by its name; None: none was asked for.
+
+    Raises:
+        PruneError: Its package is missing, or there are threads without one.
+    """
+    if name is None:
+        if threads is not None:
+            raise PruneError(f"threads (={threads}) are those of a runtime: give --runtime")
+        return None
+    return RUNTIMES[name](threads)
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="branchprune compress", exit_on_error=False)
     add_model_and_images(parser)
@@ -65,7 +90,14 @@ def _parser() -> ArgumentParser:
     add("--output", type=Path, default=Path("small.safetensors"), help="file to write")
     add("--keep", type=float | dict[str, float] | None, default=None, help=f"{KEEP}; 0.5")
     add("--target", type=dict[str, float] | None, default=None, help=TARGET)
-    add("--multiple_of", type=PositiveInt, default=1, help="round the kept widths to it")
+    add(
+        "--multiple_of",
+        type=PositiveInt | Literal["auto"],
+        default=1,
+        help="round the kept widths to it; auto: to what pays in --runtime",
+    )
+    add("--runtime", type=Literal[(*RUNTIMES,)] | None, default=None, help=RUNTIME)
+    add("--threads", type=PositiveInt | None, default=None, help="of it; else one a core")
     add(
         "--minutes",
         type=float | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,10 @@ from branchprune.graph.inputs import copied
 from branchprune.graph.plain_model import check_model
 from branchprune.graph.random_generators import seeded
 from branchprune.planning.plan import Plan
-from branchprune.targets.goal import check_asked
+from branchprune.runtimes.runtime import Runtime
+from branchprune.targets.goal import check_asked, check_runtime, needing_runtime
 from branchprune.targets.plan import plan
+from branchprune.targets.target_plan import TargetPlan
 
 HELD_OUT = 0.1
 STEPS = 2000
@@ -67,6 +70,8 @@ class Compressed:
         before, after = self.plan.before, self.plan.after
         pairs = [(what, getattr(before, what), getattr(after, what)) for what in ("params", "macs")]
         costs = [f"{what}: {old:,} → {new:,} ({new / old - 1:+.1%})" for what, old, new in pairs]
+        if isinstance(self.plan, TargetPlan):
+            costs += map(str, self.plan.reached)
         judged = f"of {self.agreement.images} held-out images {self.agreement}"
         made = f"{self.how}, {self.images} images, {self.seconds:.0f} s"
         return "\n".join([*costs, judged, made])
@@ -79,7 +84,8 @@ def compress(
     *,
     target: Mapping[str, float] | None = None,
     exclude: Sequence[str] = (),
-    multiple_of: int = 1,
+    multiple_of: int | Literal["auto"] = 1,
+    runtime: Runtime | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -112,9 +118,10 @@ def compress(
         keep: Fraction of the channels to keep, 0.5 if neither this nor `target` is given; see
             `plan`.
         target: What to reach, `{"macs": 0.5}`, in place of `keep`; the widths are chosen on the
-            images; see `plan`. "memory" is that for two images at once.
+            images; see `plan`. "memory" is that for two images at once, latency that of one.
         exclude: See `plan`.
         multiple_of: See `plan`.
+        runtime: Where latency is measured; see `plan`.
         minutes: How long all of it may take: says how many steps there are.
         steps: How many steps to learn, 2000 if neither is given; 0: choosing and fitting alone.
         batch_size: Images a step; None: 64, or half or a quarter of it where fewer than 300 steps
@@ -141,6 +148,7 @@ def compress(
     """
     began = time.perf_counter()
     check_asked(keep, target, multiple_of)
+    check_runtime(needing_runtime(target or {}, multiple_of), runtime is not None)
     how = Learning(
         STEPS if steps is None else steps,
         SIZES[0 if minutes is None else -1] if batch_size is None else batch_size,
@@ -162,12 +170,13 @@ def compress(
         dense = copied(model).eval()
         planned = plan(
             dense,
-            known[:2],
+            known[: 2 if runtime is None else 1],
             keep,
             target=target,
             batches=[looked_at(known)] if target else None,
             exclude=exclude,
             multiple_of=multiple_of,
+            runtime=runtime,
         )
         if planned.after == planned.before:
             raise PruneError(f"keep (={keep}): no channel would go; print(bp.plan(…)) says why")

@@ -30,7 +30,9 @@ from branchprune.targets.goal import (
     check_asked,
     check_floor,
     check_reachable,
+    check_runtime,
     goals,
+    needing_runtime,
 )
 from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.selection import Ways, selected
@@ -106,6 +108,7 @@ class Chooser:
     ) -> None:
         check_asked(keep, target, multiple_of)
         check_floor(floor)
+        check_runtime(needing_runtime(target, multiple_of), latency is not None)
         self.target, self.floor = target, floor
         self.fixed = keep if isinstance(keep, Mapping) else {}
         self.exclude, self.multiple_of = paths_of("exclude", exclude), multiple_of

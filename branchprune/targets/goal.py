@@ -91,6 +91,22 @@ def check_target(target: object) -> Mapping[str, float]:
     return target
 
 
+def needing_runtime(target: Mapping[str, float], multiple_of: int | str) -> list[str]:
+    """Return what of the arguments of `plan` is measured in a runtime."""
+    return [what for what in LATENCY if what in target] + ["multiple_of='auto'"] * (
+        multiple_of == "auto"
+    )
+
+
+def check_runtime(needing: Sequence[str], is_there: bool) -> None:
+    """Raise PruneError where something needs a runtime and there is none."""
+    if needing and not is_there:
+        raise PruneError(
+            f"{needing[0]} is measured in a runtime: give one, runtime=bp.OnnxRuntime(threads=1) "
+            "or bp.PyTorch(threads=1); to `branchprune compress` --runtime onnxruntime"
+        )
+
+
 def check_floor(floor: object) -> None:
     """Raise PruneError for what is no least share of channels."""
     if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 < float(floor) <= 1:

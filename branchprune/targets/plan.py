@@ -16,7 +16,7 @@ from branchprune.planning.plan import Plan
 from branchprune.runtimes.runtime import Runtime
 from branchprune.targets.chooser import Chooser, planned_for
 from branchprune.targets.error_curves import MeasuredErrors
-from branchprune.targets.goal import LATENCY, check_asked, check_target
+from branchprune.targets.goal import check_asked, check_runtime, check_target, needing_runtime
 from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.target_plan import TargetPlan
 
@@ -195,7 +195,7 @@ def measuring(
     runtime: Runtime | None,
     latency_table: str | Path | None,
 ) -> MeasuredLatency | None:
-    """Return what measures the latency; None where none is asked for.
+    """Return what measures the latency; None where there is no runtime.
 
     Args:
         target: See `plan`.
@@ -206,16 +206,11 @@ def measuring(
     Raises:
         PruneError: There is no runtime where one is needed, or nothing that needs it.
     """
-    needing = [what for what in LATENCY if what in target]
-    needing += ["multiple_of='auto'"] * (multiple_of == "auto")
+    needing = needing_runtime(target, multiple_of)
     if runtime is None:
-        if needing:
-            raise PruneError(
-                f"{needing[0]} is measured in a runtime: give one, such as "
-                "runtime=bp.OnnxRuntime(threads=1) or bp.PyTorch(threads=1)"
-            )
         if latency_table is not None:
             raise PruneError(f"latency_table (={str(latency_table)!r}) needs a runtime")
+        check_runtime(needing, False)
         return None
     if not needing:
         raise PruneError(

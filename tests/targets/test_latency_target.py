@@ -233,6 +233,24 @@ def test_what_cannot_be_asked_for_is_told(now, target, named, words):
         planned(now, target, **named)
 
 
+@pytest.mark.filterwarnings("ignore:images")
+def test_compress_plans_for_the_latency_of_one_image(now):
+    runtime = Clocked(now)
+    found = bp.compress(
+        network(), images(), target={"latency": 0.5}, runtime=runtime, steps=0, multiple_of="auto"
+    )
+    [reached] = found.plan.reached
+    assert len(found.plan.whole) == 1
+    assert reached.after == pytest.approx(1000 * runtime.seconds(found.model))
+    assert reached.after <= reached.most and str(reached) in str(found)
+
+
+@pytest.mark.parametrize("named", [{"target": {"latency_ms": 5}}, {"multiple_of": "auto"}])
+def test_compress_needs_a_runtime_before_it_looks_at_images(named):
+    with pytest.raises(bp.PruneError, match="is measured in a runtime"):
+        bp.compress(network(), None, **named)
+
+
 def test_a_runtime_needs_a_target(now):
     with pytest.raises(bp.PruneError, match="belong to a target"):
         bp.plan(network(), X, 0.5, runtime=Clocked(now), multiple_of="auto")
