@@ -41,6 +41,7 @@ NETWORKS = {
     "comparison": "few_images_networks",
     "resnet20": "few_images_networks+resnet20",
     "mobilenet": "few_images_networks+mobilenet",
+    "carla": "few_images_networks+carla",
 }
 """Comparisons of one page, by the name of their table."""
 
