@@ -156,8 +156,9 @@ class Reader:
         """
         moved = x.movedim(self.layer.dim, -1).clone()
         inner = matrix[self.present[:, None], self.present]
+        used = inner.any(0).nonzero()[:, 0]
         for entries in self.entries.T:
-            moved[..., entries] = moved[..., entries] @ inner.T
+            moved[..., entries] = moved[..., entries[used.cpu()]] @ inner[:, used].T
         return moved.movedim(-1, self.layer.dim)
 
     def _placed(self, matrix: Tensor) -> Tensor:

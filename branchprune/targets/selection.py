@@ -16,8 +16,10 @@ from branchprune.planning.width_solver import Limit, Solver
 
 SPREADS = (0.7, 0.5, 0.35)
 """Standard deviation of the logarithm of the factors, round by round."""
-DRAWS = 9
-"""Of factors in a round."""
+DRAWS, FEWER = 9, 4
+"""Of factors in a round; of models with many channels, of which each takes seconds."""
+MANY = 4000
+"""Channels that may go."""
 Ways = Callable[[Sequence[Limit]], Tensor | None]
 """Says how to spend a budget: the widths within limits; None: there are none."""
 
@@ -68,9 +70,10 @@ def selected(
         return uniform, uniform
     draw = torch.Generator().manual_seed(0)
     centre = torch.zeros(len(solver.widths), dtype=torch.double)
+    channels = float((solver.widths[:, -1] - solver.widths[:, 0]).sum())
     for spread in SPREADS:
         around = centre
-        for _ in range(DRAWS):
+        for _ in range(DRAWS if channels < MANY else min(DRAWS, FEWER)):
             moved = around + spread * torch.randn(len(around), generator=draw, dtype=torch.double)
             found = judge(_Scaled(solver.scaled(moved.exp())))
             if found is not None and found.change < best.change:
