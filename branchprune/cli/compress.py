@@ -26,6 +26,7 @@ from branchprune.runtimes.onnx_runtime import OnnxRuntime
 from branchprune.runtimes.openvino import OpenVino
 from branchprune.runtimes.pytorch import PyTorch
 from branchprune.runtimes.runtime import Runtime
+from branchprune.targets.goal import check_asked, check_runtime, needing_runtime
 
 TARGET = """what to reach in place of --keep, as the share that is kept or as a number,
 such as '{macs: 0.5}', '{params: 2e6}', '{memory: 4e6}', in bytes for two images at once, or
@@ -50,6 +51,9 @@ def main(args: Sequence[str], console: Console) -> None:
         options = _parser().parse_args([*args])
     except ArgumentError as error:
         raise PruneError(explained(error)) from error
+    check_asked(options.keep, options.target, options.multiple_of)
+    runtime = runtime_of(options.runtime, options.threads)
+    check_runtime(needing_runtime(options.target or {}, options.multiple_of), runtime is not None)
     output = new_file(options.output, ".safetensors", options.output.with_suffix(".md"))
     origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
     origin_fields(origin.made_by, origin.init_args)  # what cannot be written is told now
@@ -58,7 +62,7 @@ def main(args: Sequence[str], console: Console) -> None:
     images = (wanted.read(options.images, options.grey) for _ in range(1))  # once all is checked
     names = ("keep", "target", "exclude", "multiple_of", "minutes", "steps", "batch_size", "seed")
     chosen = {name: options[name] for name in names}
-    chosen["runtime"] = runtime_of(options.runtime, options.threads)
+    chosen["runtime"] = runtime
     told = progress(console, "choosing channels, trying learning rates")
     with told as show, warnings_in_a_line():
         found = compress(model, images, **chosen, progress=show)

@@ -35,6 +35,12 @@ def onnx_model(model: nn.Module, example: Example) -> bytes:
         PruneError: It cannot be exported, or a package is missing.
     """
     needed("onnx", "ONNX", "onnx")
+    types = {str(each.dtype) for each in model.parameters() if each.is_floating_point()}
+    if others := sorted(types - {"torch.float32"}):
+        kind = type(model).__name__
+        raise PruneError(
+            f"{kind} has parameters of {', '.join(others)}, to ONNX go float32: .float()"
+        )
     layer = _layer(model, example)
     return _traced(model, example) if layer is None else layer
 
@@ -83,7 +89,7 @@ def _layer(model: nn.Module, example: Example) -> bytes | None:
     known = (nn.modules.conv._ConvNd, nn.Linear)
     if not isinstance(model, known) or has_own_forward(model) or not isinstance(example, Tensor):
         return None
-    if model.weight.dtype != torch.float32 or example.dtype != torch.float32:
+    if example.dtype != torch.float32:
         return None
     if isinstance(model, nn.Linear):
         return _file(example, model, *_linear(model, example))

@@ -44,9 +44,13 @@ class OpenVino:
         file = onnx_model(model, example)
         settings = {"INFERENCE_NUM_THREADS": self.threads, "PERFORMANCE_HINT": "LATENCY"}
         try:
-            compiled = self.core.compile_model(self.core.read_model(file), "CPU", settings)
+            read = self.core.read_model(file)
+            names = [each.any_name for each in read.inputs]
+            compiled = self.core.compile_model(read, "CPU", settings)
             request = compiled.create_infer_request()
-            feeds = dict(enumerate(each.detach().cpu().numpy() for each in tensors(example)))
+            arrays = [each.detach().cpu().numpy() for each in tensors(example)]
+            used = {each.any_name for each in compiled.inputs}
+            feeds = {n: x for n, x in zip(names, arrays, strict=True) if n in used}
             request.infer(feeds)
         except Exception as error:  # of the runtime's own classes
             raise PruneError(

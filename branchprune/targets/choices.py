@@ -78,6 +78,11 @@ class Choices:
         """The least widths, float64, shape (G,)."""
         return torch.tensor([each[0] for each in self.widths], dtype=torch.double)
 
+    @property
+    def widest(self) -> Tensor:
+        """The largest widths, float64, shape (G,)."""
+        return torch.tensor([each[-1] for each in self.widths], dtype=torch.double)
+
     def planned(self, kept: Tensor) -> tuple[PlannedGroup, ...]:
         """Return the rows of the plan at some widths, shape (G,)."""
         return tuple(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -22,7 +22,7 @@ from branchprune.planning.staying import short
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Solver
 from branchprune.targets.choices import Choices
-from branchprune.targets.correction import corrected
+from branchprune.targets.correction import Timed, corrected
 from branchprune.targets.error_curves import MeasuredErrors
 from branchprune.targets.goal import (
     LATENCY,
@@ -167,29 +167,45 @@ class Chooser:
         solver = Solver(choices.widths, curves)
         limits = [goal.limit for goal in asked]
         best, uniform = selected(solver, choices.at_one_share, limits, errors.change)
-        kept, ms, change = best.kept, None, best.change
+        by_group = solver.errors_at
         timed = next((goal for goal in asked if goal.is_timed), None)
-        if timed is not None:
-            kept, ms = self._timed(traced, best.way, asked, timed, choices.narrowest)
-            change = errors.change(kept)
-        by_group = tuple(solver.errors_at(kept).tolist())
-        return _Found(kept, uniform.kept, ms, by_group, change, uniform.change)
+        if timed is None:
+            errors_now = tuple(by_group(best.kept).tolist())
+            return _Found(best.kept, uniform.kept, None, errors_now, best.change, uniform.change)
+        found = self._timed(traced, choices, best.way, asked, timed)
+        change, rival = errors.change(found.kept), self._as_fast(choices, asked, timed, found.kept)
+        as_fast = errors.change(rival)
+        if as_fast < change:  # what was off in the prediction has cost the better way its room
+            other = self._timed(traced, choices, choices.at_one_share, asked, timed)
+            if errors.change(other.kept) < change:
+                found, change = other, errors.change(other.kept)
+        return _Found(
+            found.kept, rival, found.ms, tuple(by_group(found.kept).tolist()), change, as_fast
+        )
+
+    def _as_fast(
+        self, choices: Choices, asked: Sequence[Goal], timed: Goal, kept: Tensor
+    ) -> Tensor:
+        """Return the widths at one share whose predicted latency is within that of some others."""
+        limit = replace(timed.limit, most=timed.limit.cost.total(kept))
+        return choices.at_one_share([limit, *(goal.limit for goal in asked if goal is not timed)])
 
     def _timed(
-        self, traced: Traced, way: Ways, asked: Sequence[Goal], timed: Goal, narrowest: Tensor
-    ) -> tuple[Tensor, float]:
+        self, traced: Traced, choices: Choices, way: Ways, asked: Sequence[Goal], timed: Goal
+    ) -> Timed:
         """Return widths whose measured latency is within what is asked, and that."""
         assert self.latency is not None, "it was checked that there is a runtime"
         limits = [goal.limit for goal in asked if goal is not timed]
         measured = partial(self.latency.measured_ms, traced)
-        found = corrected(way, limits, timed.limit, narrowest, measured)
+        ends = choices.narrowest, choices.widest
+        found = corrected(way, limits, timed.limit, *ends, measured)
         if found.ms > timed.limit.most:
             raise PruneError(
                 f"target {timed.what} (={timed.asked:g}) cannot be reached: at floor="
                 f"{self.floor:g} the fastest that was tried takes {timed.told(found.ms)} in "
                 f"{self.latency.runtime.name}, the dense model {timed.told(timed.before)}"
             )
-        return found.kept, found.ms
+        return found
 
 
 @dataclass(frozen=True, eq=False)

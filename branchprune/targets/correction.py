@@ -14,6 +14,8 @@ ROUNDS = 4
 """So often a model is built, timed, and the limit corrected."""
 USED = 0.98
 """Of what is asked, with which no more is tried."""
+BELOW = 1 - 1e-6
+"""Of the predicted time of the dense model, that a limit stays below."""
 MARGIN = 0.99
 """Of the corrected limit, after a model that took too long."""
 
@@ -36,6 +38,7 @@ def corrected(
     limits: Sequence[Limit],
     asked: Limit,
     narrowest: Tensor,
+    widest: Tensor,
     measured_ms: Callable[[Tensor], float],
 ) -> Timed:
     """Return widths within limits, whose measured time is within one of them, too.
@@ -48,17 +51,18 @@ def corrected(
         limits: All other limits.
         asked: That of the time.
         narrowest: The least widths.
+        widest: The largest; they are those of the dense model, and not within the limit.
         measured_ms: Builds a model of some widths and times it.
 
     Returns:
         Of what was tried the slowest that is within the limit, else the fastest.
     """
     tried: list[Timed] = []
-    most = asked.most
+    most, below = asked.most, BELOW * asked.cost.total(widest)
     for _ in range(ROUNDS):
-        found = way([*limits, replace(asked, most=most)])
+        found = way([*limits, replace(asked, most=min(most, below))])
         kept = narrowest if found is None else found
-        if any(each.kept.equal(kept) for each in tried):
+        if kept.equal(widest) or any(each.kept.equal(kept) for each in tried):
             break
         tried.append(Timed(kept, measured_ms(kept)))
         share = tried[-1].ms / asked.most
@@ -67,7 +71,7 @@ def corrected(
         # From what the prediction says of these widths, since it may leave a part unused.
         most = asked.cost.total(kept) / share * (MARGIN if share > 1 else 1.0)
     within = [each for each in tried if each.ms <= asked.most]
-    return max(within or [min(tried, key=_ms)], key=_ms)
+    return max(within, key=_ms) if within else min(tried, key=_ms)
 
 
 def _ms(found: Timed) -> float:

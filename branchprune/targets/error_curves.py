@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +110,14 @@ class MeasuredErrors:
         except TypeError:
             kind = type(batches).__name__
             raise PruneError(f"batches (a {kind}) must be several inputs") from None
+        kinds = (Tensor, tuple, list, Mapping)
+        if isinstance(batches, str | Mapping) or not all(
+            isinstance(b, kinds) for b in self.batches
+        ):
+            raise PruneError(
+                f"batches (={type(batches).__name__}) must be several inputs of forward, each a "
+                "tensor, a tuple or a dictionary"
+            )
         if not self.batches:
             raise PruneError(
                 "target needs batches: some inputs of forward, on which errors are measured"

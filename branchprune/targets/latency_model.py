@@ -185,9 +185,9 @@ class LatencyModel:
 
 def _padded(grids: Sequence[Sequence[int]]) -> Tensor:
     """Return grids as the rows of one tensor, longer than they are by widths beyond the last."""
-    most = max(2, *map(len, grids))
+    most = max([2, *map(len, grids)])
     rows = [[*each, *(each[-1] + 1 + i for i in range(most - len(each)))] for each in grids]
-    return torch.tensor(rows, dtype=torch.double)
+    return torch.tensor(rows, dtype=torch.double).reshape(len(rows), most)
 
 
 def _sides(

@@ -71,15 +71,18 @@ def layer_calls(model: nn.Module, structure: Structure, example: Example) -> lis
         },
     }
 
-    def note(name: str, layer: nn.Module, args: Any, output: Any) -> None:
-        x, y = tensors(args)[0], tensors(output)[0]
+    def note(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        x, y = tensors((args, kwargs))[0], tensors(output)[0]
         dim, inputs, outputs = sides[name]
         elements = y.numel() / y.shape[dim]
         work = elements * next(layer.parameters()).numel()
         shape = tuple(x.shape)
         found.append(LayerCall(name, shape, dim % x.dim(), inputs, outputs, elements, work))
 
-    hooks = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in sides]
+    hooks = [
+        model.get_submodule(name).register_forward_hook(partial(note, name), with_kwargs=True)
+        for name in sides
+    ]
     try:
         with torch.no_grad(), training_mode(model, False), own_buffers(model):
             call(part, example)
@@ -111,14 +114,32 @@ class LayerTimes:
 
     @classmethod
     def of_dict(cls, found: Mapping[str, Any]) -> LayerTimes:
-        """Return what `as_dict` has made plain."""
-        seconds = tuple(map(tuple, found["seconds"]))
-        return cls(tuple(found["inputs"]), tuple(found["outputs"]), seconds, found["spread"])
+        """Return what `as_dict` has made plain.
+
+        Raises:
+            ValueError: It is none such.
+        """
+        seconds = tuple(tuple(map(float, row)) for row in found["seconds"])
+        ins, outs = (tuple(map(int, found[side])) for side in ("inputs", "outputs"))
+        rising = all(each and min(each) > 0 and [*each] == sorted({*each}) for each in (ins, outs))
+        fits = len(seconds) == len(ins) and all(len(row) == len(outs) for row in seconds)
+        if not (rising and fits) or not all(0 < s < math.inf for row in seconds for s in row):
+            raise ValueError("its times are no positive numbers at rising widths")
+        return cls(ins, outs, seconds, float(found["spread"]))
 
 
 def name_of(layer: nn.Module, called: LayerCall) -> str:
     """Return what tells a layer from those that take another time: its kind and its sizes."""
-    return f"{type(layer).__name__}({layer.extra_repr()}) on {[*called.shape]}"
+    weight = next(layer.parameters())
+    sides = [
+        "fixed" if each is None else f"{size_of(each)}" for each in (called.inputs, called.outputs)
+    ]
+    dense = weight.dim() < 4 or weight.is_contiguous()
+    return (
+        f"{type(layer).__name__}({layer.extra_repr()}) on {[*called.shape]}, {weight.dtype}, "
+        f"{weight.device.type}{'' if dense else ', channels last'}, inputs {sides[0]}, outputs "
+        f"{sides[1]}"
+    )
 
 
 def timed(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from branchprune.errors import PruneError, first_line
+from branchprune.graph.random_generators import own_generators
 from branchprune.planning.cost_model import params_and_macs
 from branchprune.planning.costs import amounts
 from branchprune.planning.traced import Traced
@@ -29,6 +32,8 @@ from branchprune.targets.layer_times import (
     timed,
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
 MULTIPLES = (1, 4, 8, 16)
 """Of which widths may be multiples."""
 HEAVIEST = 3
@@ -43,6 +48,17 @@ SECONDS = 1.0
 """How long whole models are timed, after the least number of turns."""
 NOISY = 0.1
 """Spread of times, and error of predicted ones, from which on it is spoken of."""
+
+
+def _drawing_nothing(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a method leave the random generators as they were."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with own_generators([]):
+            return method(*args, **kwargs)
+
+    return call
 
 
 class MeasuredLatency:
@@ -60,20 +76,29 @@ class MeasuredLatency:
     """
 
     def __init__(self, runtime: Runtime, file: Path | None = None) -> None:
+        if file is not None and not file.parent.is_dir():
+            raise PruneError(f"latency_table (={str(file)!r}): there is no folder {file.parent}")
         self.runtime, self.file = runtime, file
         self.dense_ms = 0.0
         self._table = {} if file is None or not file.exists() else self._read(file)
         self._dense: Step | None = None
         self._cost: LatencyModel | None = None
         self._notes: dict[str, None] = {}
-        nothing = runtime.prepared(nn.Linear(1, 1), torch.zeros(1, 1))
-        self._overhead = min(min(in_blocks([nothing])))
+        self._overhead = self._nothing()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said of the measurements."""
         return tuple(self._notes)
 
+    @_drawing_nothing
+    def _nothing(self) -> float:
+        """Return the seconds of a run of next to nothing."""
+        step = self.runtime.prepared(nn.Linear(1, 1), torch.zeros(1, 1))
+        (times,) = in_blocks([step])
+        return min(times)
+
+    @_drawing_nothing
     def multiple(self, traced: Traced) -> int:
         """Return the number of which widths should be multiples: the least that wastes no time.
 
@@ -96,6 +121,7 @@ class MeasuredLatency:
         least = float(costs.min())
         return next(m for m, c in zip(MULTIPLES, costs, strict=True) if c <= ENOUGH * least)
 
+    @_drawing_nothing
     def cost(self, traced: Traced, choices: Choices, multiple: int) -> LatencyModel:
         """Return the latency over the widths, in ms.
 
@@ -107,11 +133,12 @@ class MeasuredLatency:
         if self._cost is None:
             calls = self._calls(traced)
             times = [self._times(traced, each, multiple) for each in calls]
+            self._write()
             weights, _ = params_and_macs(amounts(traced.model, traced.structure), len(choices.rows))
             self._cost = self._scaled(LatencyModel.of(calls, times, weights), traced, choices)
-            self._write()
         return self._cost
 
+    @_drawing_nothing
     def measured_ms(self, traced: Traced, kept: Tensor) -> float:
         """Return how long a model of some widths takes, timed in turns with the dense one.
 
@@ -199,8 +226,10 @@ class MeasuredLatency:
         if self.file is None:
             return
         layers = {name: each.as_dict() for name, each in self._table.items()}
+        part = self.file.with_name(f"{self.file.name}.part")
         try:
-            self.file.write_text(json.dumps({**self._header(), "layers": layers}, indent=1) + "\n")
+            part.write_text(json.dumps({**self._header(), "layers": layers}, indent=1) + "\n")
+            part.replace(self.file)
         except OSError as error:
             raise PruneError(
                 f"latency_table (={str(self.file)!r}) cannot be written: {first_line(error)}"

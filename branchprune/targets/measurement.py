@@ -19,6 +19,8 @@ from branchprune.graph.structure import Structure
 from branchprune.targets.group_alone import narrow_alone
 from branchprune.targets.output_change import OutputChange
 
+LEAST = 4
+"""Examples of a batch that is cut in two: BatchNorm needs two."""
 RIDGE = 0.003
 """Of the least squares; see `fit_expand`."""
 
@@ -47,9 +49,11 @@ class Measurement:
         groups: Sequence[int],
     ) -> None:
         self.model, self.structure = copied(model).eval(), structure
-        self.halves = halves(batches)
         self.listeners: list[list[Reader]] = []
         self.norms: list[nn.Module] = []
+        self.halves = halves(batches)
+        if len(batches) < len(self.halves) and not self._are_cut_right(batches[0]):
+            self.halves = [batches]
         for half in self.halves:
             self.listeners.append(readers(structure, groups))
             with listening(self.model, self.listeners[-1]):
@@ -83,6 +87,18 @@ class Measurement:
             raise PruneError(f"the output is not finite where {', '.join(names)} are narrow")
         return found
 
+    def _are_cut_right(self, batch: Example) -> bool:
+        """Return whether the halves of a batch are of the examples that its outputs are of."""
+        whole = [*self._outputs([batch])[0]]
+        if any(not each.dim() or len(each) != len(tensors(batch)[0]) for each in whole):
+            return False
+        try:
+            parts = [self._outputs(half)[0] for half in self.halves]
+        except PruneError:
+            return False
+        sizes = [sum(map(len, each)) for each in zip(*parts, strict=True)]
+        return sizes == [*map(len, whole)]
+
     def read(self, group: int) -> list[Reader]:
         """Return what layers have read of a group, in each half of the inputs."""
         every = [each for half in self.listeners for each in half]
@@ -108,7 +124,7 @@ class Measurement:
                     call(self.model, batch)
         except PruneError:
             raise
-        except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # whatever forward raises
             raise PruneError(
                 "batches must be inputs of forward, a tuple meaning several arguments, and large "
                 "enough for BatchNorm; of a loader of pairs take `(batch[0] for batch in loader)`: "
@@ -125,13 +141,13 @@ class Measurement:
 def halves(batches: Sequence[Example]) -> list[Sequence[Example]]:
     """Return two halves of some inputs, every second batch; of a single one every second example.
 
-    A single one whose tensors are not of one number of examples is not cut.
+    A single one whose tensors are not of one number of examples, or of few, is not cut.
     """
     if len(batches) > 1:
         return [batches[::2], batches[1::2]]
     found = tensors(batches[0])
     sizes = {len(each) if each.dim() else 0 for each in found}
-    if len(sizes) != 1 or max(sizes) < 2:
+    if len(sizes) != 1 or max(sizes) < LEAST:
         return [batches]
 
     def part(first: int) -> list[Example]:

@@ -116,11 +116,11 @@ def plan(
             else.
     """
     check_asked(keep, target, multiple_of)
-    latency = measuring(target or {}, multiple_of, runtime, latency_table)
     if target is None:
         if batches is not None or floor != FLOOR or runtime is not None:
             raise PruneError("batches, floor and runtime belong to a target: give one")
-        assert multiple_of != "auto", "it was checked that there is a runtime"
+        if multiple_of == "auto":
+            raise PruneError("multiple_of='auto' belongs to a target: give one, and a runtime")
         share = DEFAULT if keep is None else keep
         return by_share.plan(
             model,
@@ -132,6 +132,7 @@ def plan(
             opaque=opaque,
             check=check,
         )
+    latency = measuring(target, multiple_of, runtime, latency_table)
     errors = MeasuredErrors.on(batches)
     chooser = Chooser(target, keep, floor, exclude, multiple_of, errors, latency)
     return planned_for(model, example, chooser, inside, opaque, check)
@@ -207,11 +208,15 @@ def measuring(
         PruneError: There is no runtime where one is needed, or nothing that needs it.
     """
     needing = needing_runtime(target, multiple_of)
+    if not isinstance(latency_table, str | Path | None):
+        raise PruneError(f"latency_table (={latency_table!r}) must be the path of a file")
     if runtime is None:
         if latency_table is not None:
             raise PruneError(f"latency_table (={str(latency_table)!r}) needs a runtime")
         check_runtime(needing, False)
         return None
+    if isinstance(runtime, type) or not callable(getattr(runtime, "prepared", None)):
+        raise PruneError(f"runtime (={runtime!r}) must be such as bp.PyTorch(threads=1)")
     if not needing:
         raise PruneError(
             f"runtime (={runtime.name}) belongs to a target of latency, or to multiple_of='auto'"

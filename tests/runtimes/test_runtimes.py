@@ -71,13 +71,34 @@ def test_a_model_computes_what_it_does_in_evaluation_and_stays_as_it_is(runtime)
         assert error < ROUNDED.get(runtime, 1e-5)
 
 
+class InPlace(nn.Module):
+    """Changes its input and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 2)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return self.a(x.mul_(2))
+
+
+def test_what_works_in_place_changes_neither_model_nor_example_and_computes_the_same_again():
+    model, x = InPlace(), torch.ones(2, 3)
+    step = bp.PyTorch(threads=1).prepared(model, x)
+    first, second = step(), step()
+    assert torch.equal(first, second) and torch.equal(first, model.a(2 * x))
+    assert torch.equal(x, torch.ones(2, 3)) and model.calls == 0
+
+
 def test_pytorch_uses_so_many_threads_while_it_runs():
     seen = []
     model = nn.Linear(2, 2)
     model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     before = torch.get_num_threads()
     bp.PyTorch(threads=2).prepared(model, torch.zeros(1, 2))()
-    assert seen == [2] and torch.get_num_threads() == before
+    assert {*seen} == {2} and torch.get_num_threads() == before
 
 
 def test_what_cannot_be_exported_is_named():
@@ -87,6 +108,11 @@ def test_what_cannot_be_exported_is_named():
 
     with pytest.raises(bp.PruneError, match="Own cannot be exported to ONNX"):
         bp.OnnxRuntime(threads=1).prepared(Own(), torch.zeros(3))
+
+
+def test_other_types_than_float32_are_refused():
+    with pytest.raises(bp.PruneError, match=r"parameters of torch\.float64"):
+        bp.OnnxRuntime(threads=1).prepared(nn.Linear(2, 2).double(), torch.zeros(1, 2).double())
 
 
 def test_threads_are_checked():

@@ -181,3 +181,34 @@ def test_one_batch_is_cut_into_every_second_example() -> None:
     assert len(halves([(x, x[:3])])) == 1
     assert len(halves([{"x": x, "y": x + 1}])) == 2 and len(halves([x[:1]])) == 1
     assert halves([x, x, x])[1][0] is x and len(halves([x, x, x])[0]) == 2
+
+
+class Timewise(nn.Module):
+    """A first dimension that is time, with a parameter for each step of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 3)
+        self.place = nn.Parameter(torch.randn(10, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is made of x, shape (10, N, 8)."""
+        outputs: Tensor = self.b(self.a(x + self.place).tanh()).mean(0)
+        return outputs
+
+
+def test_what_is_no_batch_of_examples_is_not_cut() -> None:
+    torch.manual_seed(0)
+    model, x = Timewise().eval(), torch.randn(10, 4, 8)
+    plan = bp.plan(model, x, 0.5)
+    assert Measurement(model, plan.structure, [x], plan.pruned).halves == [[x]]
+    pair = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    plan = bp.plan(pair, x[0, :2, :3], 0.5)
+    assert len(Measurement(pair, plan.structure, [x[0, :2, :3]], plan.pruned).halves) == 1
+
+
+def test_whatever_forward_raises_on_batches_is_told_of_them() -> None:
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 6), nn.Linear(6, 2)).eval()
+    ids = torch.randint(50, (4, 3))
+    with pytest.raises(bp.PruneError, match=r"batches must be inputs of forward.*out of range"):
+        bp.plan(model, ids, target={"macs": 0.5}, batches=[ids + 50])

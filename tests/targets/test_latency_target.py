@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 import branchprune as bp
+from branchprune.planning.cost_model import Polynomial
 from branchprune.planning.plan import plan as by_share
 from branchprune.planning.traced import Traced
+from branchprune.planning.width_solver import Limit
 from branchprune.targets.choices import Choices
+from branchprune.targets.correction import corrected
+from branchprune.targets.layer_times import layer_calls, name_of
 from branchprune.targets.measured_latency import MeasuredLatency
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -202,6 +206,107 @@ def test_a_table_of_another_runtime_is_refused(now, tmp_path):
         planned(now, {"latency": 0.5}, latency_table=file)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": ["a", "b"]},
+        {"inputs": []},
+        {"inputs": [64, 8]},
+        {"seconds": [[1.0]]},
+        {"seconds": [[math.nan]]},
+        {"spread": "x"},
+    ],
+)
+def test_what_a_table_holds_is_checked(now, tmp_path, change):
+    file = tmp_path / "times.json"
+    planned(now, {"latency": 0.5}, latency_table=file)
+    kept = json.loads(file.read_text())
+    name = next(name for name in kept["layers"] if "Conv2d(64, 96" in name)
+    kept["layers"][name] |= change
+    file.write_text(json.dumps(kept))
+    with pytest.raises(bp.PruneError, match="cannot be read"):
+        planned(now, {"latency": 0.5}, latency_table=file)
+
+
+def test_layers_alike_have_times_of_their_own_where_other_widths_change():
+    torch.manual_seed(0)
+    first, second, other = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), other).eval()
+    x = torch.randn(1, 8, 6, 6)
+    calls = layer_calls(model, by_share(model, x, 0.5).structure, x)
+    assert len({name_of(model.get_submodule(each.layer), each) for each in calls}) == 2
+    wide, double = name_of(second, calls[1]), name_of(second.double(), calls[1])
+    assert wide != double
+
+
+class Recurrent(nn.Module):
+    """Nothing but layers whose times are not in the table, one of them called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.LSTM(6, 16, batch_first=True), nn.GRU(16, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.second(self.first(x)[0])[0].sum(-1)
+
+
+def test_layers_that_are_not_timed_count_by_what_they_weigh(now):
+    class Recurrents(Clocked):
+        def seconds(self, model):
+            return 1e-6 * sum(each.numel() for each in model.parameters())
+
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(16, 5, 6)
+    runtime = Recurrents(now)
+    plan = bp.plan(model, x[:1], target={"latency": 0.5}, batches=[x], runtime=runtime)
+    assert 0.8 < plan.reached[0].after / plan.reached[0].most <= 1
+
+
+def test_the_dense_widths_are_no_answer_though_they_were_fast_for_once():
+    cost = Polynomial(
+        0.0, torch.ones(1).double(), torch.zeros(1, 1).double(), torch.zeros(1).double()
+    )
+    widest = torch.tensor([10.0], dtype=torch.double)
+
+    def way(limits):
+        return torch.tensor([min(10.0, limits[0].most // 1)], dtype=torch.double)
+
+    times = iter([6.0, 8.9, 8.9, 8.9])
+    found = corrected(way, [], Limit(cost, 9.0), widest / 10, widest, lambda kept: next(times))
+    assert found.kept < 10
+
+
+def test_neither_generators_nor_images_nor_model_change(now):
+    class Moving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return self.inner(x.sub_(0.5) + 0 * torch.rand(1))
+
+    model, x = Moving().eval(), images()
+    before, state = x.clone(), torch.get_rng_state()
+    runtime = bp.PyTorch(threads=1)
+    bp.plan(model, x[:1], target={"latency": 0.9}, batches=[x], runtime=Within(runtime, now))
+    assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), state)
+    assert model.calls == 0 and not model.training
+
+
+class Within(Clocked):
+    """Takes the time of the clock, and runs each model in PyTorch, too."""
+
+    def __init__(self, runtime, now):
+        super().__init__(now)
+        self.runtime = runtime
+
+    def prepared(self, model, example):
+        run, passes = self.runtime.prepared(model, example), super().prepared(model, example)
+        return lambda: (run(), passes())
+
+
 def test_several_targets_share_what_is_measured(now):
     plans = bp.plans(
         network(),
@@ -223,6 +328,14 @@ def test_several_targets_share_what_is_measured(now):
         ({"latency_ms": 5, "latency": 0.5}, {}, "names the latency twice"),
         ({"macs": 0.5}, {}, "runtime (=Clocked) belongs to a target of latency"),
         ({"macs": 0.5}, {"runtime": None, "multiple_of": "auto"}, "multiple_of='auto' is measured"),
+        (
+            {"latency": 0.5},
+            {"runtime": "pytorch"},
+            "runtime (='pytorch') must be such as bp.PyTorch",
+        ),
+        ({"latency": 0.5}, {"runtime": bp.PyTorch}, "must be such as bp.PyTorch(threads=1)"),
+        ({"latency": 0.5}, {"latency_table": 3}, "latency_table (=3) must be the path of a file"),
+        ({"latency": 0.5}, {"latency_table": "no/such/a.json"}, "there is no folder no/such"),
         ({"latency": 0.5}, {"multiple_of": "8"}, "multiple_of (='8') must be a whole number"),
         ({"latency": 0.0001}, {}, "the fastest that was tried takes"),
         ({"latency_ms": 5000}, {}, "is within the target already: latency_ms (=5000): it has"),
