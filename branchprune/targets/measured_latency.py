@@ -83,6 +83,7 @@ class MeasuredLatency:
         self._table = {} if file is None or not file.exists() else self._read(file)
         self._dense: Step | None = None
         self._cost: LatencyModel | None = None
+        self._multiple: int | None = None
         self._notes: dict[str, None] = {}
         self._overhead = self._nothing()
 
@@ -98,13 +99,18 @@ class MeasuredLatency:
         (times,) = in_blocks([step])
         return min(times)
 
-    @_drawing_nothing
     def multiple(self, traced: Traced) -> int:
         """Return the number of which widths should be multiples: the least that wastes no time.
 
         Args:
-            traced: The model.
+            traced: The model, of all calls the same.
         """
+        if self._multiple is None:
+            self._multiple = self._least_multiple(traced)
+        return self._multiple
+
+    @_drawing_nothing
+    def _least_multiple(self, traced: Traced) -> int:
         model = traced.model
         found = {name_of(model.get_submodule(c.layer), c): c for c in self._calls(traced)}
         heavy = sorted(found.values(), key=lambda each: each.macs, reverse=True)[:HEAVIEST]
