@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from branchprune.blending.alpha_buffer import AlphaBuffer, Alphas
 from branchprune.blending.bn_recalibration import recalibrated
-from branchprune.blending.codegen import Program, compile_program
 from branchprune.blending.ddp_gradients import with_ddp_gradients
 from branchprune.blending.path_norms import layers_of
 from branchprune.blending.path_sampling import Mixing, Norms, PathMixing, drawn_together
+from branchprune.blending.programs import Program, compile_program
 from branchprune.blending.weight_snapshot import WeightSnapshot
 from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example, copied, example_inputs, on_device

@@ -77,13 +77,10 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
         model: The model.
         structure: Its structure.
     """
-    counted: set[int] = set()
+    for name, path, weight in _tensors(model, structure):
+        yield Amount(name, weight.numel(), 0, _axes(structure, name, path, weight))
     inside = structure.inside
     for name, module in model.get_submodule(inside).named_modules(prefix=inside):
-        for path, weight in module.named_parameters(name, recurse=False):
-            if id(weight) not in counted:
-                counted.add(id(weight))
-                yield Amount(name, weight.numel(), 0, _axes(structure, name, path, weight))
         twin = structure.twins.get(name)
         counting = structure.linears.get(name) or structure.channelwise.get(name) or twin
         macs = counting.macs if counting else structure.unseen.get(name, 0)
@@ -104,19 +101,26 @@ def weight_bytes(
         model: The model.
         structure: Its structure.
     """
+    for name, path, weight in _tensors(model, structure, buffers=True):
+        # Of a layer that is folded, weight and bias alone become narrow.
+        fixed = name in structure.linears and not isinstance(weight, nn.Parameter)
+        fixed = fixed and path not in structure.parameters
+        yield weight.nbytes, () if fixed else _axes(structure, name, path, weight)
+
+
+def _tensors(
+    model: nn.Module, structure: Structure, buffers: bool = False
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield the parameters of a model, and its buffers, each once: its module, its path, itself."""
     counted: set[int] = set()
     inside = structure.inside
     for name, module in model.get_submodule(inside).named_modules(prefix=inside):
-        parameters = [*module.named_parameters(name, recurse=False)]
-        buffers = [*module.named_buffers(name, recurse=False)]
-        for path, weight in parameters + buffers:
-            if id(weight) in counted:
-                continue
-            counted.add(id(weight))
-            # Of a layer that is folded, weight and bias alone become narrow.
-            fixed = name in structure.linears and not isinstance(weight, nn.Parameter)
-            fixed = fixed and path not in structure.parameters
-            yield weight.nbytes, () if fixed else _axes(structure, name, path, weight)
+        found: list[tuple[str, Tensor]] = [*module.named_parameters(name, recurse=False)]
+        found += module.named_buffers(name, recurse=False) if buffers else ()
+        for path, weight in found:
+            if id(weight) not in counted:
+                counted.add(id(weight))
+                yield name, path, weight
 
 
 def _work_of_twin(name: str, module: nn.Module, twin: TwinLayer) -> Iterator[Amount]:

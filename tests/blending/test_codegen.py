@@ -157,8 +157,8 @@ def test_a_program_is_written_once_for_all_copies_and_each_has_its_own_code(
     plan = bp.plan(model, x)
     blended = bp.attach(model, plan)
     written = []
-    write = codegen._Writer.write
-    monkeypatch.setattr(codegen._Writer, "write", lambda w: (written.append(w), write(w))[1])
+    write = codegen.ProgramWriter.write
+    monkeypatch.setattr(codegen.ProgramWriter, "write", lambda w: (written.append(w), write(w))[1])
     others = [copy.deepcopy(blended), bp.attach(model, plan)]
     assert not written
     for training in (False, True):
