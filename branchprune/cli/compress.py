@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,20 +22,12 @@ from branchprune.experiments.run.parser_errors import explained
 from branchprune.few_images.card import card
 from branchprune.few_images.compress import STEPS, compress
 from branchprune.graph.inputs import tensors
-from branchprune.runtimes.onnx_runtime import OnnxRuntime
-from branchprune.runtimes.openvino import OpenVino
-from branchprune.runtimes.pytorch import PyTorch
-from branchprune.runtimes.runtime import Runtime
+from branchprune.runtimes.named import RUNTIMES, runtime_of
 from branchprune.targets.goal import check_asked, check_runtime, needing_runtime
 
 TARGET = """what to reach in place of --keep, as the share that is kept or as a number,
 such as '{macs: 0.5}', '{params: 2e6}', '{memory: 4e6}', in bytes for two images at once, or
 '{latency_ms: 5}', of one image in --runtime; the widths are chosen on the images"""
-RUNTIMES: dict[str, Callable[[int | None], Runtime]] = {
-    "pytorch": PyTorch,
-    "onnxruntime": OnnxRuntime,
-    "openvino": OpenVino,
-}
 RUNTIME = "where the latency is measured, for --target.latency_ms or --multiple_of auto"
 BATCH = "images a step; else 64, or as few as 16 where few steps fit into the minutes"
 
@@ -72,19 +64,6 @@ def main(args: Sequence[str], console: Console) -> None:
     )
     output.with_suffix(".md").write_text(text, encoding="utf-8")
     console.print(f"{found}\n{output}", markup=False, highlight=False, soft_wrap=True)
-
-
-def runtime_of(name: str | None, threads: int | None) -> Runtime | None:
-    """Return a runtime by its name; None: none was asked for.
-
-    Raises:
-        PruneError: Its package is missing, or there are threads without one.
-    """
-    if name is None:
-        if threads is not None:
-            raise PruneError(f"threads (={threads}) are those of a runtime: give --runtime")
-        return None
-    return RUNTIMES[name](threads)
 
 
 def _parser() -> ArgumentParser:

@@ -20,7 +20,7 @@ from branchprune.planning.paths import paths_of
 from branchprune.planning.plan import Plan, planned
 from branchprune.planning.staying import short
 from branchprune.planning.traced import Traced
-from branchprune.planning.width_solver import Solver
+from branchprune.targets.allocations import Allocation, Problem, by_selection
 from branchprune.targets.choices import Choices
 from branchprune.targets.correction import Timed, corrected
 from branchprune.targets.error_curves import MeasuredErrors
@@ -35,7 +35,7 @@ from branchprune.targets.goal import (
     needing_runtime,
 )
 from branchprune.targets.measured_latency import MeasuredLatency
-from branchprune.targets.selection import Ways, selected
+from branchprune.targets.selection import Ways
 from branchprune.targets.target_plan import Outcome, Reached, TargetPlan
 
 NOTED = 0.01
@@ -88,6 +88,8 @@ class Chooser:
         multiple_of: Of what the kept widths are multiples; "auto": of what pays in a runtime.
         errors: How the output changes with the widths; None: the widths are one share of all.
         latency: How long the model takes in a runtime; None: it is not asked for.
+        allocation: How the budget is divided, where errors are measured.
+        seed: Of what an allocation draws at random.
 
     Attributes:
         outcome: What became of the target, once widths were chosen.
@@ -105,6 +107,8 @@ class Chooser:
         multiple_of: int | Literal["auto"],
         errors: MeasuredErrors | None = None,
         latency: MeasuredLatency | None = None,
+        allocation: Allocation = by_selection,
+        seed: int = 0,
     ) -> None:
         check_asked(keep, target, multiple_of)
         check_floor(floor)
@@ -113,6 +117,7 @@ class Chooser:
         self.fixed = keep if isinstance(keep, Mapping) else {}
         self.exclude, self.multiple_of = paths_of("exclude", exclude), multiple_of
         self.errors, self.latency = errors, latency
+        self.allocation, self.seed = allocation, seed
         self.outcome = Outcome()
 
     def __call__(self, traced: Traced) -> tuple[tuple[PlannedGroup, ...], tuple[str, ...]]:
@@ -163,25 +168,23 @@ class Chooser:
         self, traced: Traced, choices: Choices, asked: Sequence[Goal], errors: MeasuredErrors
     ) -> _Found:
         """Return the widths of least error within what is asked."""
-        curves = errors(traced.model, traced.structure, choices.widths)
-        solver = Solver(choices.widths, curves)
         limits = [goal.limit for goal in asked]
-        best, uniform = selected(solver, choices.at_one_share, limits, errors.change)
-        by_group = solver.errors_at
+        problem = Problem(traced, choices, errors, limits, self.seed)
+        way = self.allocation(problem)
         timed = next((goal for goal in asked if goal.is_timed), None)
         if timed is None:
-            errors_now = tuple(by_group(best.kept).tolist())
-            return _Found(best.kept, uniform.kept, None, errors_now, best.change, uniform.change)
-        found = self._timed(traced, choices, best.way, asked, timed)
-        change, rival = errors.change(found.kept), self._as_fast(choices, asked, timed, found.kept)
-        as_fast = errors.change(rival)
-        if as_fast < change:  # what was off in the prediction has cost the better way its room
-            other = self._timed(traced, choices, choices.at_one_share, asked, timed)
-            if errors.change(other.kept) < change:
-                found, change = other, errors.change(other.kept)
-        return _Found(
-            found.kept, rival, found.ms, tuple(by_group(found.kept).tolist()), change, as_fast
-        )
+            kept, ms, rival = way(limits), None, choices.at_one_share(limits)
+            kept = rival if kept is None else kept
+        else:
+            found = self._timed(traced, choices, way, asked, timed)
+            rival = self._as_fast(choices, asked, timed, found.kept)
+            if errors.change(rival) < errors.change(found.kept) and self.allocation is by_selection:
+                # What was off in the prediction has cost the better way its room.
+                other = self._timed(traced, choices, choices.at_one_share, asked, timed)
+                found = min(found, other, key=lambda each: errors.change(each.kept))
+            kept, ms = found.kept, found.ms
+        by_group = tuple(problem.solver().errors_at(kept).tolist())
+        return _Found(kept, rival, ms, by_group, errors.change(kept), errors.change(rival))
 
     def _as_fast(
         self, choices: Choices, asked: Sequence[Goal], timed: Goal, kept: Tensor

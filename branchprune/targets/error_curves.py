@@ -123,6 +123,7 @@ class MeasuredErrors:
                 "target needs batches: some inputs of forward, on which errors are measured"
             )
         self.curves: dict[int, Curve] = {}
+        self._changes: dict[tuple[float, ...], float] = {}
         self._measurement: Measurement | None = None
         self._parameters: list[nn.Parameter] = []
 
@@ -169,6 +170,7 @@ class MeasuredErrors:
         if missing:
             known = [*self.curves, *missing]
             self._measurement = Measurement(model, structure, self.batches, known)
+            self._changes = {}
             for group in missing:
                 self.curves[group] = error_curve(self._measurement, group)
 
@@ -179,6 +181,12 @@ class MeasuredErrors:
         Args:
             kept: The widths of all groups, shape (G,); those that are less than all were measured.
         """
+        key = tuple(kept.tolist())
+        if key not in self._changes:
+            self._changes[key] = self._changed(kept)
+        return self._changes[key]
+
+    def _changed(self, kept: Tensor) -> float:
         if self._measurement is None:
             return 0.0
         groups, chosen = self._measurement.structure.groups, {}

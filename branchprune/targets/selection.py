@@ -53,16 +53,10 @@ def selected(
         limits: What the widths are to be within.
         change: Measures the change of the output with some widths.
     """
-    judged: dict[tuple[float, ...], float] = {}
 
     def judge(way: Ways) -> Judged | None:
         kept = way(limits)
-        if kept is None:
-            return None
-        key = tuple(kept.tolist())
-        if key not in judged:
-            judged[key] = change(kept)
-        return Judged(way, kept, judged[key])
+        return None if kept is None else Judged(way, kept, change(kept))
 
     uniform, best = judge(one_share), judge(solver.solve)
     assert uniform is not None, "the way of one share ends in the narrowest widths"

@@ -6,7 +6,7 @@ from models import resnet, scramble, vgg
 from torch import nn
 
 import branchprune as bp
-from branchprune.targets.error_curves import error_curve
+from branchprune.targets.error_curves import MeasuredErrors, error_curve
 from branchprune.targets.measurement import Measurement
 from branchprune.targets.output_change import OutputChange
 
@@ -96,3 +96,22 @@ def test_a_batch_that_is_too_small_for_batchnorm_is_named() -> None:
     plan = bp.plan(model, x, keep=0.5)
     with pytest.raises(bp.PruneError, match="large enough for BatchNorm"):
         Measurement(model, plan.structure, [x], plan.pruned)
+
+
+def test_no_widths_are_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = scramble(vgg()).eval(), torch.randn(16, 3, 8, 8)
+    plan = bp.plan(model, x[:2], keep=0.5)
+    errors, measured = MeasuredErrors([x]), []
+    errors.measure(model, plan.structure, plan.pruned)
+    change = Measurement.change
+
+    def noted(self: Measurement, chosen: dict[int, torch.Tensor]) -> float:
+        measured.append(chosen)
+        return change(self, chosen)
+
+    monkeypatch.setattr(Measurement, "change", noted)
+    kept = torch.tensor([group.kept for group in plan.groups], dtype=torch.double)
+    wide = torch.tensor([group.width for group in plan.groups], dtype=torch.double)
+    first = errors.change(kept)
+    assert errors.change(kept.clone()) == first > errors.change(wide) and len(measured) == 2

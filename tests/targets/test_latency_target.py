@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from clocked_runtime import OVERHEAD, Clocked, stopped_clock
 from torch import nn
 
 import branchprune as bp
@@ -20,48 +21,11 @@ from branchprune.targets.layer_times import layer_calls, name_of
 from branchprune.targets.measured_latency import MeasuredLatency
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-OVERHEAD = 1e-5
-LAYERS = (nn.Conv2d, nn.Linear)
-
-
-class Clocked:
-    """A runtime in which a run takes 1 µs for each weight, in blocks, and 10 µs beside."""
-
-    name, threads = "Clocked", 1
-
-    def __init__(self, now, block=1, fused=1.0):
-        self.now, self.block, self.fused = now, block, fused
-
-    def version(self):
-        return "1"
-
-    def seconds(self, model):
-        layers = [each for each in model.modules() if isinstance(each, LAYERS)]
-        taken = sum(self.of_layer(each.weight) for each in layers)
-        return OVERHEAD + taken * (self.fused if len(layers) > 1 else 1.0)
-
-    def of_layer(self, weight):
-        if not self.block:
-            return 1e-6 * weight.numel()
-        first, second = (math.ceil(size / self.block) * self.block for size in weight.shape[:2])
-        return 1e-6 * first * second * weight[0, 0].numel()
-
-    def prepared(self, model, example):
-        seconds = self.seconds(model)
-
-        def step():
-            self.now[0] += seconds
-
-        return step
 
 
 @pytest.fixture
 def now(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("branchprune.runtimes.latency.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("branchprune.targets.measured_latency.SECONDS", 0.0)
-    monkeypatch.setattr("branchprune.targets.selection.DRAWS", 1)
-    return now
+    return stopped_clock(monkeypatch)
 
 
 def network():

@@ -56,17 +56,6 @@ def test_a_wrong_prediction_is_mended_by_what_whole_models_lose(real):
     assert torch.equal(best.way(LIMITS), best.kept)
 
 
-def test_no_widths_are_tried_twice():
-    tried = []
-
-    def change(kept):
-        tried.append(tuple(kept.tolist()))
-        return 1.0
-
-    _, best, uniform = choose((1.0, 1.0, 1.0, 1.0), change)
-    assert len(tried) == len({*tried}) and best.change == uniform.change
-
-
 def test_it_is_the_same_every_time():
     scales = (1.0, 3.0, 0.5, 4.0), (3.0, 1.0, 9.0, 0.2)
     first, second = (choose(scales[0], truth(scales[1]))[1] for _ in range(2))

@@ -11,7 +11,14 @@ import yaml
 
 PLACES = ("output", "results", "accelerator", "dense.checkpoint")
 """Settings that say where a run is made, and not what it does."""
-LATER = {"prune.widths.target": None}
+TARGET = "prune.widths.target"
+LATER: dict[str, Any] = {
+    TARGET: None,
+    **{f"{TARGET}.{what}": None for what in ("macs", "params", "memory", "latency", "latency_ms")},
+    **{f"{TARGET}.{key}": None for key in ("runtime", "threads", "latency_table")},
+    f"{TARGET}.floor": 0.1,
+    f"{TARGET}.allocation": "selected",
+}
 """Settings that came later, with what says that all is as it was before: the digests of results of
 that time stay what they are."""
 OF_DENSE = ("model", "data", "task", "dense", "seed", "fast", "precision", "compile")

@@ -44,10 +44,10 @@ class Pruning:
         """Find every mistake that can be found before training, and return the first plan."""
         model, settings = self.config.model, self.settings
         self._check_features(student_task(self.config.prune_task, model, model))
-        planned = settings.widths.first_plan(model, self.example)
+        planned = settings.widths.plan(model, self.example)  # nothing can be measured yet
         if settings.widths.target and not (settings.few_images or self.setup.criterion.calibration):
             raise PruneError(
-                f"widths.target (={settings.widths.target}) needs criterion.calibration (=0) "
+                f"widths.target (={settings.widths.target.asked}) needs criterion.calibration (=0) "
                 "batches, on which the change of the output is measured: set at least 1"
             )
         settings.algorithm.check(self.setup, planned)
@@ -89,7 +89,7 @@ class Pruning:
             return widths.plan(dense, self.example)
         seed_everything(self.config.seed, workers=True, verbose=False)  # the order of the data
         seen = self.settings.algorithm.seen(self.setup, stages)
-        planned = widths.plan(dense, self.example, seen)
+        planned = widths.plan(dense, self.example, seen, self.config.seed)
         settled = widths.settled(planned)
         self.settings = replace(self.settings, widths=settled)
         self.setup = replace(self.setup, widths=settled)

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from clocked_runtime import Clocked, stopped_clock
+from models import scramble, vgg
 from observed_runs import CONFIG
 from safetensors.torch import load_file
 from small_training import TinyVGG, loader
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.run.configuration_digest import digest
+from branchprune.experiments.run.target import TargetConfig
 from branchprune.experiments.run.widths import WidthsConfig
+from branchprune.runtimes.named import RUNTIMES
 
 pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
 
@@ -83,6 +87,26 @@ def test_a_run_that_goes_on_has_the_same_widths(go):
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
+def test_a_latency_is_reached_in_the_runtime_that_is_named(monkeypatch):
+    clock = Clocked(stopped_clock(monkeypatch), block=8)
+    monkeypatch.setitem(RUNTIMES, "pytorch", lambda threads: clock)
+    torch.manual_seed(0)
+    model, x = scramble(vgg((32, 48, 64))).eval(), torch.randn(16, 3, 8, 8)
+    target = TargetConfig(latency=0.6, runtime="pytorch", threads=1)
+    widths = WidthsConfig(target=target, multiple_of="auto")
+    planned = widths.plan(model, x[:1], [x])
+    blended = bp.attach(model, planned)
+    blended.alpha = 0.0
+    taken = clock.seconds(bp.collapse(blended)) / clock.seconds(model)
+    assert 0.4 < taken <= 0.6 and all(g.kept % 8 == 0 for g in planned.groups if g.pruned)
+    again = widths.settled(planned)
+    assert again.multiple_of == 1
+    kept = [group.kept for group in again.plan(model, x[:1]).groups]
+    assert kept == [group.kept for group in planned.groups]
+    shares = widths.plan(model, x[:1])  # before training: one share of all, by what is predicted
+    assert [g.kept for g in shares.groups if g.pruned] != kept and shares.after != shares.before
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -90,7 +114,27 @@ def test_a_run_that_goes_on_has_the_same_widths(go):
             "widths: {target: {params: 0.5}}, cut: {}",
             "needs criterion.calibration (=0) batches",
         ),
-        (f"{TARGET.replace('params', 'weights')}, cut: {{}}", "target names 'weights'"),
+        (
+            f"{TARGET.replace('params', 'weights')}, cut: {{}}",
+            "widths.target: Option 'weights' is not accepted: there are macs, params, memory",
+        ),
+        (f"{TARGET.replace('params: 0.5', 'floor: 0.2')}, cut: {{}}", "say what to reach: one of"),
+        (
+            f"{TARGET.replace('0.5', '0.5, allocation: even')}, cut: {{}}",
+            "allocation (='even') must be one of selected, additive, one_share",
+        ),
+        (
+            f"{TARGET.replace('params', 'latency')}, cut: {{}}",
+            "latency is measured in a runtime: give one",
+        ),
+        (
+            f"{TARGET.replace('0.5', '0.5, runtime: pytorch')}, cut: {{}}",
+            "runtime (=PyTorch) belongs to a target of latency",
+        ),
+        (
+            f"{TARGET.replace('0.5', '0.5, threads: 2')}, cut: {{}}",
+            "threads (=2) are those of a runtime",
+        ),
         (f"{TARGET.replace('target', 'keep: 0.5, target')}, cut: {{}}", "keep (=0.5) and target"),
         (f"{TARGET.replace('0.5', '0.01')}, cut: {{}}", "params (=0.01) cannot be reached"),
     ],
@@ -106,6 +150,11 @@ def test_digests_of_results_without_a_target_stay():
     assert digest(before) == digest("prune: {widths: {keep: 0.5, target: null}}")
     assert digest(before) != digest("prune: {widths: {keep: null, target: null}}")
     assert digest(before) != digest("prune: {widths: {keep: 0.5, target: {macs: 0.5}}}")
+    alone, other = (
+        digest(f"prune: {{widths: {{target: {{macs: 0.5, params: null, {more}}}}}}}")
+        for more in ("floor: 0.1, allocation: selected, runtime: null", "allocation: random")
+    )
+    assert alone == digest("prune: {widths: {target: {macs: 0.5}}}") != other
 
 
 class Split(nn.Module):
@@ -130,7 +179,7 @@ class Split(nn.Module):
 def test_what_a_target_came_to_is_planned_again_without_it(share: float) -> None:
     torch.manual_seed(0)
     model, x = Split().eval(), torch.randn(16, 3, 8, 8)
-    widths = WidthsConfig(target={"macs": share})
+    widths = WidthsConfig(target=TargetConfig(macs=share))
     planned = widths.plan(model, x[:1], [x])
     again = widths.settled(planned).plan(model, x[:1])
     assert {"a", "a#2"} <= {group.name for group in planned.groups}
