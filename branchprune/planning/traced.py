@@ -9,6 +9,7 @@ from torch import nn
 
 from branchprune.graph.inputs import Example
 from branchprune.graph.structure import Structure
+from branchprune.graph.width_attributes import followed_attributes, set_attributes
 from branchprune.planning.narrowed import narrowed
 
 
@@ -29,8 +30,11 @@ class Traced:
     def narrowed(self, kept: Sequence[int]) -> nn.Module:
         """Return the traced part at other widths; of its weights some are left, and not fitted.
 
+        Numbers of modules that forward reads as widths follow.
+
         Args:
             kept: The width of each group.
         """
         small = narrowed(self.model, self.structure, kept)
+        set_attributes(small, followed_attributes(self.model, self.structure, kept), after=True)
         return small.get_submodule(self.structure.inside)

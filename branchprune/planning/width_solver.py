@@ -3,8 +3,9 @@
 The error is a sum over groups, each of its own width; a cost is not, since a layer costs the
 product of the widths on both sides. With a price on each cost, group after group takes the width
 that is best beside the present ones of the others, until none changes (coordinate descent); prices
-are found by bisection, and what is left of the limits is filled greedily. At last two groups at a
-time are changed and the rest filled again, as long as that lowers the error.
+are found by bisection, and what is left of the limits is filled greedily. Where there are few
+widths, two groups at a time are changed at last and the rest filled again, as long as that lowers
+the error; where there are many, that was seen to gain a hundred-thousandth.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ HALVINGS = 18
 """Of the price, between bounds 12 powers of ten apart."""
 ROUNDS = 6
 """In which the prices of several costs are weighed against each other."""
+FEW = 4000
+"""Widths of all groups, up to which groups are changed two at a time."""
 TRIALS = 500
 """Of two groups changed and the rest filled again, at most."""
 
@@ -95,14 +98,16 @@ class Solver:
         weights = [1.0] * len(limits)
         if not thorough:
             return self._filled(self._bisected(widest, limits, weights, ENOUGH), limits)
-        best = self._filled(narrowest, limits)
+        few = self.widths.numel() <= FEW
+        found = narrowest if few else self._bisected(narrowest, limits, weights, ENOUGH)
+        best = self._filled(found, limits)
         for _ in range(ROUNDS if len(limits) > 1 else 1):
             for start in (widest, narrowest):
                 found = self._filled(self._bisected(start, limits, weights), limits)
                 best = min(best, found, key=self.error)
             used = [limit.cost.total(best) / limit.most for limit in limits]
             weights = [w * share**8 for w, share in zip(weights, used, strict=True)]
-        return self._exchanged(best, limits)
+        return self._exchanged(best, limits) if few else best
 
     def _errors_now(self, kept: Tensor) -> Tensor:
         places = torch.searchsorted(self.widths, kept[:, None])
