@@ -151,7 +151,10 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 
 def _check_module(model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise PruneError(f"model (={model!r}) must be a torch.nn.Module, not its class")
+        held = isinstance(getattr(model, "model", None), nn.Module)
+        if isinstance(model, type) or not held:
+            raise PruneError(f"model (={model!r}) must be a torch.nn.Module, not its class")
+        raise PruneError(f"model (a {type(model).__name__}) must be a torch.nn.Module: its .model")
     refuse_wrapped(model)
     refuse_lazy(model)
 

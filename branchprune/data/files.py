@@ -23,6 +23,8 @@ from branchprune.errors import PruneError
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
 """What Pillow may take a file for, whatever its name: others may start programs."""
+UNREAD = (".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".svg", ".tif", ".tiff")
+"""Of images that are left out, which is said."""
 MOST_PIXELS = 2**26
 Size = tuple[int, int]
 ClassSplit = tuple[Tensor, Tensor]
@@ -43,7 +45,11 @@ def class_folders(root: Path, split: str) -> dict[str, list[Path]]:
     """
     folder = root / split
     _check_folder(root)
-    _check_folder(folder)
+    if not folder.is_dir():
+        raise PruneError(
+            f"there is no folder {folder}: images belong into {root}/train/CLASS/ and "
+            f"{root}/test/CLASS/"
+        )
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise PruneError(f"{folder} has no folder for each class")
@@ -157,13 +163,23 @@ def _images_in(folder: Path) -> list[Path]:
     _check_folder(folder)
     found: list[Path] = []
     seen: dict[tuple[int, int], str] = {}
+    unread: list[str] = []
     for place, folders, names in os.walk(folder, followlinks=True):
         _note(place, seen)
         folders[:] = [name for name in folders if not name.startswith(".")]
         images = (name for name in names if name.lower().endswith(SUFFIXES))
         found += [Path(place, name) for name in images if not name.startswith(".")]
+        others = (name for name in names if name.lower().endswith(UNREAD))
+        unread += [Path(name).suffix for name in others if not name.startswith(".")]
     if not found:
         raise PruneError(f"{folder} has no image ({', '.join(SUFFIXES)})")
+    if unread:
+        kinds, files = ", ".join(sorted({*unread})), "file" if len(unread) == 1 else "files"
+        warnings.warn(
+            f"{folder}: {len(unread)} {files} ({kinds}) are left out: of images are read "
+            f"{', '.join(SUFFIXES)}",
+            stacklevel=2,
+        )
     return sorted(found)
 
 

@@ -47,10 +47,12 @@ def card(
             "",
             f"Of {judged.images} images that were held out {judged}.",
             "",
+            *(line for doubt in found.doubts for line in (f"**But** {doubt}.", "")),
             "How accurate it is was not measured: that needs labels. It was made to do what the "
             "dense model does on images like these, its mistakes included.",
             "",
-            "Read it with `branchprune.load(model, file)`, where `model` is the dense class.",
+            "Read it with `branchprune.load(model, file).eval()`, where `model` is of the dense "
+            "class.",
             "",
         ]
     )

@@ -18,9 +18,11 @@ from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
 from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.pace import (
+    AFTER,
     DTYPES,
     SIZES,
     fastest,
+    fewer,
     largest_batch,
     steps_within,
 )
@@ -56,6 +58,7 @@ class Compressed:
         images: How many images it has learnt from.
         error: Relative error of the collapse in float64.
         seconds: How long all of it took.
+        doubts: What speaks against it: what was warned of.
     """
 
     model: nn.Module
@@ -65,6 +68,7 @@ class Compressed:
     images: int
     error: float
     seconds: float
+    doubts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         before, after = self.plan.before, self.plan.after
@@ -74,7 +78,7 @@ class Compressed:
             costs += map(str, self.plan.reached)
         judged = f"of {self.agreement.images} held-out images {self.agreement}"
         made = f"{self.how}, {self.images} images, {self.seconds:.0f} s"
-        return "\n".join([*costs, judged, made])
+        return "\n".join([*costs, judged, made, *(f"but {doubt}" for doubt in self.doubts)])
 
 
 def compress(
@@ -123,7 +127,8 @@ def compress(
         multiple_of: See `plan`.
         runtime: Where latency is measured; see `plan`.
         minutes: How long all of it may take: says how many steps there are.
-        steps: How many steps to learn, 2000 if neither is given; 0: choosing and fitting alone.
+        steps: How many steps to learn, 2000 if neither is given; 0: choosing and fitting alone,
+            which some tens of steps may be worse than.
         batch_size: Images a step; None: 64, or half or a quarter of it where fewer than 300 steps
             of more would fit into `minutes`.
         learning_rate: The largest of one cycle; None: of four that with which the loss falls most
@@ -181,10 +186,11 @@ def compress(
         if planned.after == planned.before:
             raise PruneError(f"keep (={keep}): no channel would go; print(bp.plan(…)) says why")
         try_out(dense.requires_grad_(False), known, transform, distance)
-        warn_if_strange(dense, torch.cat([known, held_out])[:CHECKED])
+        doubts = warn_if_strange(dense, torch.cat([known, held_out])[:CHECKED])
+        _refuse_if_late(minutes, time.perf_counter() - began)
         student = Student(fitted_start(model, planned, known))
         put_channels_last([dense, student.model], known)
-        how, pace = ways[0], 0.0
+        how, pace, spent = ways[0], 0.0, 0.0
         if minutes is not None or len(ways) > 1:
             how, pace = fastest(student, dense, known, ways)
         if minutes is not None:
@@ -195,12 +201,24 @@ def compress(
             spent = time.perf_counter() - began
             how = replace(how, steps=steps_within(minutes, spent, pace, *trials))
         if learning_rate is None:
+            before = time.perf_counter()
             how = replace(how, learning_rate=best_rate(student, dense, known, how))
+            if minutes is not None and (made := tried(how.steps)):
+                now = time.perf_counter()
+                left = 60 * minutes - (now - began) - AFTER * spent
+                how = replace(how, steps=fewer(how.steps, left, (now - before) / made))
         learn(student, dense, known, how, progress)
         small = student.folded().eval()
         judged = agreement(dense, small, held_out, how.batch_size)
-    made = (len(known), student.error, time.perf_counter() - began)
-    return Compressed(small, planned, judged, how, *made)
+    made_of = (len(known), student.error, time.perf_counter() - began)
+    return Compressed(small, planned, judged, how, *made_of, doubts)
+
+
+def _refuse_if_late(minutes: float | None, spent: float) -> None:
+    if minutes is not None and spent > 60 * minutes:
+        raise PruneError(
+            f"minutes (={minutes}) are too few: choosing channels alone took {spent:.1f} s"
+        )
 
 
 def _ways(

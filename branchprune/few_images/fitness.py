@@ -20,12 +20,15 @@ UNSURE = 1.5
 """Mean of the largest probability, in multiples of chance."""
 
 
-def warn_if_strange(model: nn.Module, images: Tensor) -> None:
+def warn_if_strange(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     """Warn if images seem not to be normalised as a model wants them, or are no images of its kind.
 
     Args:
         model: The dense model.
         images: Some images (N, …), on its device.
+
+    Returns:
+        The warnings.
     """
     first = next((each for each in model.named_modules() if _remembers(each[1])), None)
     read: list[Tensor] = []
@@ -36,24 +39,25 @@ def warn_if_strange(model: nn.Module, images: Tensor) -> None:
     finally:
         if hook:
             hook.remove()
+    said = [_if_unsure(outputs)]
     if first and read:
         name, norm = first
-        _warn_if_off(name, norm, read[0])
-    _warn_if_unsure(outputs)
+        said.insert(0, _if_off(name, norm, read[0]))
+    found = tuple(each for each in said if each)
+    for each in found:
+        warnings.warn(each, stacklevel=4)
+    return found
 
 
-def _warn_if_off(name: str, norm: Any, x: Tensor) -> None:
+def _if_off(name: str, norm: Any, x: Tensor) -> str:
     off, spread = _off(norm, x), _spread(norm, x)
     if off > FAR:
         how = f"its inputs are off by {off:.1f} standard deviations"
     elif not 1 / SPREAD <= spread <= SPREAD:
         how = f"its inputs vary {spread:.2g} times as much"
     else:
-        return
-    warnings.warn(
-        f"images are not what {name} has seen: {how}; normalise them as in the model's training",
-        stacklevel=6,
-    )
+        return ""
+    return f"images are not what {name} has seen: {how}; normalise them as in the model's training"
 
 
 def _remembers(module: nn.Module) -> bool:
@@ -74,20 +78,20 @@ def _spread(norm: Any, x: Tensor) -> float:
     return float(((found + norm.eps) / (norm.running_var + norm.eps)).sqrt().median())
 
 
-def _warn_if_unsure(outputs: Any) -> None:
+def _if_unsure(outputs: Any) -> str:
     scores = floats(outputs)
     if len(scores) != 1 or not are_logits(outputs) or scores[0].shape[1] < 2:
-        return
+        return ""
     chance = 1 / scores[0].shape[1]
     rows = scores[0].float()
     shares = bool((rows >= 0).all()) and torch.allclose(
         rows.sum(1), torch.ones(()).to(rows), atol=1e-3
     )
     sure = float((rows if shares else rows.softmax(1)).amax(1).mean())
-    if sure < UNSURE * chance:
-        warnings.warn(
-            f"images: the model gives its best class a probability of {sure:.2%} on average, at "
-            f"chance it would be {chance:.2%}: if its outputs are classes, is it trained, and are "
-            "images normalised as in its training?",
-            stacklevel=6,
-        )
+    if sure >= UNSURE * chance:
+        return ""
+    return (
+        f"images: the model gives its best class a probability of {sure:.2%} on average, at "
+        f"chance it would be {chance:.2%}: if its outputs are classes, is it trained, and are "
+        "images normalised as in its training?"
+    )

@@ -24,6 +24,8 @@ SIZES = (64, 32, 16)
 """Images a step: 64 where the number of steps is given, else the most of which enough steps fit."""
 ENOUGH = 300
 """Steps that are worth more than larger batches."""
+AFTER = 0.3
+"""What comes at the end takes, as a part of what comes before learning."""
 
 
 def fastest(
@@ -69,7 +71,7 @@ def steps_within(
     """
     steps = _steps(minutes, spent, pace, before)
     if steps < 1:
-        least = (1.3 * spent + (before(1) + 1) * pace) / 60
+        least = ((1 + AFTER) * spent + (before(1) + 1) * pace) / 60
         raise PruneError(
             f"minutes (={minutes}) are too few: choosing channels and fitting alone took "
             f"{spent:.1f} s; give more than {least:.2g}"
@@ -77,9 +79,19 @@ def steps_within(
     return steps
 
 
+def fewer(steps: int, left: float, pace: float) -> int:
+    """Return as many of some steps as fit into a time, at least one.
+
+    Args:
+        steps: How many were to be made.
+        left: Seconds.
+        pace: Seconds of a step.
+    """
+    return max(1, min(steps, int(left / pace))) if pace > 0 else steps
+
+
 def _steps(minutes: float, spent: float, pace: float, before: Callable[[int], int]) -> int:
-    # What comes at the end takes a part of what came before learning.
-    left = 60 * minutes - 1.3 * spent
+    left = 60 * minutes - (1 + AFTER) * spent
     made = range(int(max(left, 0) / pace) + 1)
     return bisect_right(made, made[-1], key=lambda steps: steps + before(steps)) - 1
 

@@ -31,6 +31,7 @@ from branchprune.targets.goal import (
     check_floor,
     check_reachable,
     check_runtime,
+    check_unmet,
     goals,
     needing_runtime,
 )
@@ -161,6 +162,9 @@ class Chooser:
             costs["memory"] = memory_of(traced.model, traced.structure)
         if self.latency is None or not {*LATENCY} & {*self.target}:
             return goals(self.target, costs, widest)
+        before = {what: cost.total(widest) for what, cost in costs.items()}
+        # Before all layers are timed, which takes longer.
+        check_unmet(self.target, before | dict.fromkeys(LATENCY, self.latency.dense_alone(traced)))
         costs |= dict.fromkeys(LATENCY, self.latency.cost(traced, choices, multiple))
         return goals(self.target, costs, widest, self.latency.dense_ms)
 

@@ -135,13 +135,29 @@ def goals(
     found = []
     for what, asked in target.items():
         before = dense_ms if what in LATENCY else costs[what].total(widest)
-        share = asked < 1 and what != "latency_ms"
-        most = asked * before if share else float(asked)
-        found.append(Goal(what, asked, Limit(costs[what], most), before))
-    if all(goal.before <= goal.limit.most for goal in found):
-        told = ", ".join(f"{g.what} (={g.asked:g}): it has {g.told(g.before)}" for g in found)
-        raise PruneError(f"the model is within the target already: {told}")
+        found.append(Goal(what, asked, Limit(costs[what], _most(what, asked, before)), before))
+    check_unmet(target, {goal.what: goal.before for goal in found})
     return found
+
+
+def check_unmet(target: Mapping[str, float], before: Mapping[str, float]) -> None:
+    """Raise PruneError where the dense model is within all of a target.
+
+    Args:
+        target: What `check_target` returned.
+        before: What the dense model has, by key.
+    """
+    if all(before[what] <= _most(what, asked, before[what]) for what, asked in target.items()):
+        told = ", ".join(
+            f"{what} (={asked:g}): it has {amount_of(what, before[what])}"
+            for what, asked in target.items()
+        )
+        raise PruneError(f"the model is within the target already: {told}")
+
+
+def _most(what: str, asked: float, before: float) -> float:
+    """Return what may be left of a cost."""
+    return asked * before if asked < 1 and what != "latency_ms" else float(asked)
 
 
 def check_reachable(

@@ -128,6 +128,16 @@ class MeasuredLatency:
         return next(m for m, c in zip(MULTIPLES, costs, strict=True) if c <= ENOUGH * least)
 
     @_drawing_nothing
+    def dense_alone(self, traced: Traced) -> float:
+        """Return how long the dense model takes, timed alone, in ms.
+
+        Args:
+            traced: The model, of all calls the same.
+        """
+        (times,) = in_blocks([self._dense_step(traced)])
+        return 1000 * min(times)
+
+    @_drawing_nothing
     def cost(self, traced: Traced, choices: Choices, multiple: int) -> LatencyModel:
         """Return the latency over the widths, in ms.
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,6 +288,12 @@ def test_a_class_is_no_model(tmp_path):
         bp.save(nn.Linear, tmp_path / "small.safetensors")
     with pytest.raises(bp.PruneError, match="not its class"):
         bp.load(nn.Linear, tmp_path / "small.safetensors")
+
+
+def test_what_holds_a_model_is_none(tmp_path):
+    made = SimpleNamespace(model=nn.Linear(2, 2))
+    with pytest.raises(bp.PruneError, match=r"model \(a SimpleNamespace\) must .*: its \.model"):
+        bp.save(made, tmp_path / "small.safetensors")
 
 
 @pytest.mark.parametrize("name", ["small.pt", "small.CKPT"])

@@ -117,7 +117,7 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_runs(
         ((net, images, "--target.latency_ms", 5), "latency_ms is measured in a runtime"),
         ((net, images, "--multiple_of", "auto"), "multiple_of='auto' is measured in a runtime"),
         ((net, images, "--multiple_of", "some"), "multiple_of"),
-        ((net, images, "--threads", 2), "threads (=2) are those of a runtime: give --runtime"),
+        ((net, images, "--threads", 2), "threads (=2) are those of a runtime"),
         ((net, images, "--runtime", "tensorrt"), "onnxruntime"),
         ((net, images, "--runtime", "pytorch"), "runtime belong to a target"),
     ):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from branchprune import PruneError
 from branchprune.data import Frames, ImageFolder, files
-from branchprune.data.files import class_folders, read_classes, read_images
+from branchprune.data.files import class_folders, read_classes, read_frames, read_images
 
 RANDOM = np.random.default_rng(0)
 
@@ -119,7 +119,7 @@ def emptied(folder):
 # What goes wrong, which path the error names, and what else it says.
 MISTAKES = {
     "no folder": (removed, "", "there is no folder"),
-    "no train": (lambda p: removed(p / "train"), "train", "there is no folder"),
+    "no train": (lambda p: removed(p / "train"), "train", "/train/CLASS/"),
     "no test": (lambda p: removed(p / "test"), "test", "there is no folder"),
     "no classes": (lambda p: emptied(p / "test"), "test", "no folder for each class"),
     "empty class": (lambda p: emptied(p / "train/dog"), "train/dog", "has no image"),
@@ -277,3 +277,13 @@ def test_decoded_images_are_kept_where_the_environment_says(folder, tmp_path, mo
     paths[1].unlink()
     with pytest.raises((PruneError, OSError), match=paths[1].name):
         read_images(paths, (4, 5))
+
+
+def test_images_that_are_not_read_are_counted(tmp_path):
+    write(tmp_path / "in" / "a.png", pixels(4, 4))
+    for name in ("a.tif", "b.TIF", "c.gif", ".hidden.gif", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"0")
+    said = r"in: 3 files \(\.TIF, \.gif, \.tif\) are left out"
+    with pytest.warns(UserWarning, match=said) as seen:
+        assert read_frames([tmp_path / "in"]) == [tmp_path / "in" / "a.png"]
+    assert len(seen) == 1

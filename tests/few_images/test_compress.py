@@ -18,6 +18,7 @@ import branchprune as bp
 from branchprune.blending.bn_recalibration import batch_norms
 from branchprune.data import Digits
 from branchprune.errors import Failed
+from branchprune.few_images.card import card
 from branchprune.few_images.learning import Learning, learn
 from branchprune.few_images.pace import seconds_a_step
 from branchprune.few_images.rate import RATES, best_rate
@@ -103,6 +104,16 @@ def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> Non
     assert lines[2].startswith("of 4 held-out images ") and "95 % interval" in lines[2]
     how = f"learning rate {found.how.learning_rate}, {str(found.how.dtype)[6:]}, seed 4"
     assert lines[3].startswith(f"2 steps of 64 images ({how}), 36 images, ")
+
+
+def test_what_was_warned_of_stands_at_the_end_and_on_the_card(trained: Any) -> None:
+    model, x, _, _ = trained
+    with pytest.warns(UserWarning, match="images are not what") as said:
+        found = bp.compress(model, 5 + 4 * x[:40], steps=0)
+    doubts = [str(each.message) for each in said]
+    assert [*found.doubts] == doubts
+    assert str(found).splitlines()[-1] == f"but {doubts[-1]}"
+    assert f"**But** {doubts[0]}." in card(found, "a model", (8, 8))
 
 
 def test_a_target_is_reached(trained: Any) -> None:

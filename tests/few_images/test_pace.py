@@ -12,7 +12,7 @@ import branchprune as bp
 from branchprune.few_images import pace as PACE
 from branchprune.few_images import rate
 from branchprune.few_images.learning import Learning
-from branchprune.few_images.pace import largest_batch, steps_within
+from branchprune.few_images.pace import fewer, largest_batch, steps_within
 from branchprune.few_images.rate import best_rate, tried
 
 
@@ -72,3 +72,10 @@ def test_too_few_minutes_say_how_many_it_takes() -> None:
     for minutes in (0.1, 0.22):
         with pytest.raises(bp.PruneError, match=r"too few.*give more than 0\.23"):
             steps_within(minutes, 10, 0.5, tried)
+
+
+@pytest.mark.parametrize(
+    ("left", "pace", "made"), [(10.0, 0.1, 100), (10.0, 0.2, 50), (-1.0, 0.2, 1), (1e3, 0.1, 100)]
+)
+def test_steps_that_prove_slower_become_fewer(left: float, pace: float, made: int) -> None:
+    assert fewer(100, left, pace) == made

@@ -73,6 +73,12 @@ def _wrong_class(message: str) -> str | None:
         return str(error)
     if fits(found) or (callable(found) and not isinstance(found, type)):
         return None
+    others = [each.__module__ for each in getattr(found, "__mro__", ())]
+    if any(module.startswith("lightning.") for module in others):
+        return (
+            f"{argument} (={path!r}) is of the package `lightning`, whose classes are others: "
+            f"let it be of pytorch_lightning.{base.__name__}, import pytorch_lightning"
+        )
     return f"{argument} (={path!r}) is no subclass of {base.__name__}"
 
 

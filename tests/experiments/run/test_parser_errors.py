@@ -1,6 +1,8 @@
 """A wrong class, module or argument in a configuration is named, with the nearest that exists."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -116,3 +118,13 @@ def test_arguments_that_a_class_does_not_take():
 def test_alternatives_of_a_value_are_all_named():
     said = refused("--prune.widths.keep=x")
     assert "Expected a <class 'float'>" in said and "Expected a <class 'dict'>" in said
+
+
+def test_a_data_module_of_the_other_package_of_lightning_is_told(monkeypatch):
+    module = ModuleType("of_lightning")
+    module.Data = type("Data", (type("LightningDataModule", (), {}),), {})
+    module.Data.__mro__[1].__module__ = "lightning.pytorch.core.datamodule"
+    monkeypatch.setitem(sys.modules, "of_lightning", module)
+    said = refused(data={"class_path": "of_lightning.Data"})
+    assert "data.class_path (='of_lightning.Data') is of the package `lightning`" in said
+    assert said.endswith("pytorch_lightning.LightningDataModule, import pytorch_lightning")
