@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from branchprune.criteria.column_selection import pick
 from branchprune.criteria.named import CRITERIA
-from branchprune.criteria.scores import group_weights, select
+from branchprune.criteria.scores import Criterion, group_weights, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example
 from branchprune.graph.structure import Structure
 from branchprune.targets.measurement import Measurement
 
+Init = str | Criterion
+RECONSTRUCTION = "reconstruction"
 LEAST = 1e-9
 """What is left of a group that is explained wholly, and of an output that does not change."""
 TAIL = 1e-6
@@ -33,7 +35,7 @@ FLATTEST, STEEPEST = 0.3, 3.0
 """Exponents between which the change of the output follows what is left unexplained."""
 WORST = 10.0
 """Times the largest measured change, that is predicted of a narrower group at most."""
-MEASURED = (0.9, 0.5, 0.25)
+MEASURED = (0.5, 0.25)
 """Shares of a group's channels at which the change of the output is measured."""
 
 
@@ -54,22 +56,24 @@ class Curve:
     measured: tuple[tuple[int, float], ...]
 
 
-def error_curve(measurement: Measurement, group: int, criterion: str = "reconstruction") -> Curve:
+def error_curve(measurement: Measurement, group: int, criterion: Init = RECONSTRUCTION) -> Curve:
     """Return the error curve of a group.
 
     Args:
         measurement: Of the model.
         group: Index of the group.
-        criterion: By which its channels are chosen; see `attach`.
+        criterion: By which its channels are chosen, as `init` of `attach`.
     """
     model, structure = measurement.model, measurement.structure
     found = structure.groups[group]
     here = [each.reading(model.get_submodule(each.layer.name)) for each in measurement.read(group)]
-    if criterion == "reconstruction" and here:
+    if criterion == RECONSTRUCTION and here:
         order, gains = pick(here, found.width)
     else:
-        weights = group_weights(model, structure, group, model, here, found.width)
-        scores = CRITERIA[criterion if here else "l2"](weights).double()
+        given = measurement.graded, here, found.width
+        weights = group_weights(model, structure, group, *given)
+        name = "l2" if criterion == RECONSTRUCTION else criterion
+        scores = (name if callable(name) else CRITERIA[name])(weights).double()
         order = scores.argsort(descending=True, stable=True)
         if here:
             _, gains = pick(here, found.width, order)
@@ -94,15 +98,20 @@ class MeasuredErrors:
 
     Args:
         batches: Inputs of the model on which that is measured.
+        criterion: By which channels are chosen, as `init` of `attach`.
 
     Attributes:
         curves: What was measured, by group.
 
     Raises:
-        PruneError: There are no batches, or a single tensor in their place.
+        PruneError: There are no batches, or a single tensor in their place, or there is no such
+            criterion.
     """
 
-    def __init__(self, batches: Iterable[Example] | None) -> None:
+    def __init__(self, batches: Iterable[Example] | None, criterion: Init = RECONSTRUCTION) -> None:
+        if not callable(criterion) and criterion not in CRITERIA:
+            known = ", ".join(map(repr, CRITERIA))
+            raise PruneError(f"criterion (={criterion!r}) must be {known} or a function")
         if isinstance(batches, Tensor):
             raise PruneError("batches must be several inputs of forward, such as [batch]")
         try:
@@ -122,15 +131,20 @@ class MeasuredErrors:
             raise PruneError(
                 "target needs batches: some inputs of forward, on which errors are measured"
             )
+        self.criterion = criterion
         self.curves: dict[int, Curve] = {}
         self._changes: dict[tuple[float, ...], float] = {}
         self._measurement: Measurement | None = None
         self._parameters: list[nn.Parameter] = []
 
     @classmethod
-    def on(cls, batches: Iterable[Example] | MeasuredErrors | None) -> MeasuredErrors:
+    def on(
+        cls,
+        batches: Iterable[Example] | MeasuredErrors | None,
+        criterion: Init = RECONSTRUCTION,
+    ) -> MeasuredErrors:
         """Return what is measured on batches; they may be such a measurement themselves."""
-        return batches if isinstance(batches, MeasuredErrors) else cls(batches)
+        return batches if isinstance(batches, MeasuredErrors) else cls(batches, criterion)
 
     def __call__(
         self, model: nn.Module, structure: Structure, choices: Sequence[Sequence[int]]
@@ -172,7 +186,7 @@ class MeasuredErrors:
             self._measurement = Measurement(model, structure, self.batches, known)
             self._changes = {}
             for group in missing:
-                self.curves[group] = error_curve(self._measurement, group)
+                self.curves[group] = error_curve(self._measurement, group, self.criterion)
 
     @one_at_a_time
     def change(self, kept: Tensor) -> float:

@@ -32,7 +32,7 @@ class Measurement:
     they may know by heart: a last layer reads one position an image alone.
 
     Args:
-        model: The model; a copy is run.
+        model: The model; a copy is run. A criterion may want its gradients.
         structure: Its structure. The outputs are those of the part that it is of.
         batches: Inputs of the model.
         groups: Which groups are asked for.
@@ -48,7 +48,8 @@ class Measurement:
         batches: Sequence[Example],
         groups: Sequence[int],
     ) -> None:
-        self.model, self.structure = copied(model).eval(), structure
+        self.graded, self.structure = model, structure
+        self.model = copied(model).eval()
         self.listeners: list[list[Reader]] = []
         self.norms: list[nn.Module] = []
         self.halves = halves(batches)

@@ -15,7 +15,7 @@ from branchprune.planning import plan as by_share
 from branchprune.planning.plan import Plan
 from branchprune.runtimes.runtime import Runtime
 from branchprune.targets.chooser import Chooser, planned_for
-from branchprune.targets.error_curves import MeasuredErrors
+from branchprune.targets.error_curves import RECONSTRUCTION, Init, MeasuredErrors
 from branchprune.targets.goal import check_asked, check_runtime, check_target, needing_runtime
 from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.target_plan import TargetPlan
@@ -34,6 +34,7 @@ def plan(
     *,
     target: Mapping[str, float] | None = None,
     batches: Iterable[Example] | None = None,
+    criterion: Init = RECONSTRUCTION,
     floor: float = FLOOR,
     exclude: Sequence[str] = (),
     multiple_of: int | Literal["auto"] = 1,
@@ -79,12 +80,14 @@ def plan(
             predicted change of the output: of vectors (N, k), k > 1, which are taken as logits of
             classes, the Kullback-Leibler divergence of their softmax, of other outputs the squared
             error as a share of their variance. How much it changes with each group alone is
-            measured at three widths on `batches`, the widths between and beyond follow what
+            measured at two widths on `batches`, the widths between and beyond follow what
             channels leave unexplained of the others, and the changes of all groups add up. Norms
             over several channels, as LayerNorm, are taken as they are with all of them.
         batches: Inputs for that, each a tensor, or a tuple or dictionary of arguments, as they are
             used, normalised: some hundred images. Labels are not needed. The same go to
             `attach(…, "reconstruction", batches=…)`.
+        criterion: By which channels are chosen where changes are measured; give `attach` the same
+            as `init`.
         floor: The least share of a group's channels that a target leaves, in (0, 1].
         exclude: Layers, or modules around them, whose channels stay; or names of groups, as
             "conv1#2".
@@ -133,7 +136,7 @@ def plan(
             check=check,
         )
     latency = measuring(target, multiple_of, runtime, latency_table)
-    errors = MeasuredErrors.on(batches)
+    errors = MeasuredErrors.on(batches, criterion)
     chooser = Chooser(target, keep, floor, exclude, multiple_of, errors, latency)
     return planned_for(model, example, chooser, inside, opaque, check)
 
@@ -144,6 +147,7 @@ def plans(
     targets: Sequence[Mapping[str, float]],
     *,
     batches: Iterable[Example] | MeasuredErrors,
+    criterion: Init = RECONSTRUCTION,
     keep: Mapping[str, float] | None = None,
     floor: float = FLOOR,
     exclude: Sequence[str] = (),
@@ -165,6 +169,7 @@ def plans(
         example: See `plan`.
         targets: What to reach; see `target` of `plan`.
         batches: See `plan`; or what has been measured on some, as `sensitivity` shares it.
+        criterion: See `plan`.
         keep: Layers and modules that keep a share, whatever the targets.
         floor: See `plan`.
         exclude: See `plan`.
@@ -184,7 +189,7 @@ def plans(
         check_asked(keep, check_target(target), multiple_of)
     every = {what: share for target in targets for what, share in target.items()}
     latency = measuring(every, multiple_of, runtime, latency_table)
-    errors = MeasuredErrors.on(batches)
+    errors = MeasuredErrors.on(batches, criterion)
     asked = (keep, floor, exclude, multiple_of, errors, latency)
     choosers = [Chooser(each, *asked) for each in targets]
     return [planned_for(model, example, each, inside, opaque) for each in choosers]

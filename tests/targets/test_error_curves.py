@@ -6,6 +6,7 @@ from models import resnet, scramble, vgg
 from torch import nn
 
 import branchprune as bp
+from branchprune.criteria.scores import GroupWeights
 from branchprune.targets.error_curves import MeasuredErrors, error_curve
 from branchprune.targets.measurement import Measurement
 from branchprune.targets.output_change import OutputChange
@@ -58,11 +59,34 @@ def test_a_curve_falls_through_what_was_measured(make, criterion: str) -> None:
         assert sorted(curve.ranks.tolist()) == [*range(1, width + 1)]
         assert len(curve.errors) == width + 1 and curve.errors[-1] == 0
         assert (curve.errors.diff() < 0).all()
-        assert [k for k, _ in curve.measured] == [width // 4, width // 2, round(0.9 * width)]
+        assert [k for k, _ in curve.measured] == [width // 4, width // 2]
         for i, (k, found) in enumerate(curve.measured):
             assert found == pytest.approx(measurement.change({group: order[:k]}))
             least = max(change for _, change in curve.measured[i:])  # no wider group has more
             assert float(curve.errors[k]) == pytest.approx(least, rel=0.01)
+
+
+def test_a_criterion_ranks_and_what_is_measured_makes_the_curve() -> None:
+    torch.manual_seed(0)
+    model, x = scramble(vgg()).eval(), torch.randn(32, 3, 8, 8)
+    plan = bp.plan(model, x[:2], keep=0.5)
+    errors = MeasuredErrors([x], "l1")
+    errors.measure(model, plan.structure, plan.pruned)
+    for group in plan.pruned:
+        layer = model.get_submodule(plan.groups[group].name)
+        norms = layer.weight.detach().abs().flatten(1).sum(1)
+        assert torch.equal(errors.curves[group].ranks.argsort(), norms.argsort())
+    by_norm = bp.plan(model, x[:1], target={"macs": 0.5}, batches=[x], criterion=norm)
+    assert (
+        by_norm.change
+        == bp.plan(model, x[:1], target={"macs": 0.5}, batches=[x], criterion="l1").change
+    )
+    with pytest.raises(bp.PruneError, match=r"criterion \(='l3'\) must be 'random', 'l1'"):
+        bp.plan(model, x[:1], target={"macs": 0.5}, batches=[x], criterion="l3")
+
+
+def norm(group: GroupWeights) -> torch.Tensor:
+    return torch.stack([weight.abs().sum(1) for weight in group.producers]).sum(0)
 
 
 def test_what_others_repeat_costs_nothing() -> None:

@@ -89,7 +89,10 @@ class Pruning:
             return widths.plan(dense, self.example)
         seed_everything(self.config.seed, workers=True, verbose=False)  # the order of the data
         seen = self.settings.algorithm.seen(self.setup, stages)
-        planned = widths.plan(dense, self.example, seen, self.config.seed)
+        criterion, graded = self.setup.criterion.init(), dense
+        if callable(criterion) or criterion == "taylor":
+            graded = self._graded(dense, dense)
+        planned = widths.plan(graded, self.example, seen, criterion, self.config.seed)
         settled = widths.settled(planned)
         self.settings = replace(self.settings, widths=settled)
         self.setup = replace(self.setup, widths=settled)
@@ -112,19 +115,25 @@ class Pruning:
             found += [settings.finetune.epochs_to_train(dense, planned) for planned in plans]
         return found
 
+    def _graded(self, dense: nn.Module, wide: nn.Module) -> nn.Module:
+        """Return the wide model with gradients of the calibration batches, if there are some."""
+        batches = self.setup.criterion.calibration
+        if not batches:
+            return wide
+        wide = copied(wide)
+        task = student_task(self.config.prune_task, dense, wide)
+        if isinstance(task, Task):
+            task.feature_weight = 0.0  # the wide model has no branches
+        state = {name: value.clone() for name, value in wide.state_dict().items()}
+        accumulate_gradients(task, self.config.data, batches)
+        wide.load_state_dict(state)  # the norms' statistics have moved
+        return wide
+
     def _narrow(
         self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
     ) -> Pruned:
-        batches = self.setup.criterion.calibration
         seed_everything(self.config.seed, workers=True, verbose=False)  # a random choice, too
-        if batches:
-            wide = copied(wide)
-            task = student_task(self.config.prune_task, dense, wide)
-            if isinstance(task, Task):
-                task.feature_weight = 0.0  # the wide model has no branches
-            state = {name: value.clone() for name, value in wide.state_dict().items()}
-            accumulate_gradients(task, self.config.data, batches)
-            wide.load_state_dict(state)  # the norms' statistics have moved
+        wide = self._graded(dense, wide)
         return self.settings.algorithm.narrow(self.setup, stage, dense, wide, planned, stages)
 
     def _finetune(

@@ -13,7 +13,7 @@ from branchprune.errors import PruneError
 from branchprune.runtimes.named import runtime_of
 from branchprune.targets.allocations import ALLOCATIONS
 from branchprune.targets.chooser import Chooser
-from branchprune.targets.error_curves import MeasuredErrors
+from branchprune.targets.error_curves import Init, MeasuredErrors
 from branchprune.targets.goal import COSTS
 from branchprune.targets.plan import FLOOR, measuring
 
@@ -66,6 +66,7 @@ class TargetConfig:
         exclude: Sequence[str],
         multiple_of: int | Literal["auto"],
         batches: Sequence[Tensor] | None,
+        criterion: Init,
         seed: int,
     ) -> Chooser:
         """Return what chooses the widths.
@@ -75,11 +76,12 @@ class TargetConfig:
             exclude: Layers whose channels stay.
             multiple_of: Of what the widths are multiples; see `plan`.
             batches: Inputs on which errors are measured; None: the widths are one share of all.
+            criterion: By which channels are chosen there.
             seed: Of what an allocation draws.
         """
         runtime = runtime_of(self.runtime, self.threads)
         latency = measuring(self.asked, multiple_of, runtime, self.latency_table)
-        errors = None if batches is None else MeasuredErrors.on(batches)
+        errors = None if batches is None else MeasuredErrors.on(batches, criterion)
         allocation = ALLOCATIONS[self.allocation]
         asked = (self.asked, keep, self.floor, exclude, multiple_of)
         return Chooser(*asked, errors, latency, allocation, seed)

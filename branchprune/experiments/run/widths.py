@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from branchprune.experiments.run.target import TargetConfig
 from branchprune.planning.plan import Plan
 from branchprune.targets.chooser import planned_for
+from branchprune.targets.error_curves import RECONSTRUCTION, Init
 from branchprune.targets.plan import DEFAULT, plan
 
 
@@ -42,6 +43,7 @@ class WidthsConfig:
         model: nn.Module,
         example: Tensor,
         batches: Sequence[Tensor] | None = None,
+        criterion: Init = RECONSTRUCTION,
         seed: int = 0,
     ) -> Plan:
         """Return the plan that leads to these widths.
@@ -50,11 +52,12 @@ class WidthsConfig:
             model: The model.
             example: Input of one example.
             batches: Inputs on which widths are chosen for a target; None: they are one share.
+            criterion: By which channels are chosen there.
             seed: Of what is drawn for a target.
         """
         if self.target is None:
             return plan(model, example, self.keep, multiple_of=self.multiple_of, **self.where())
-        asked = (self.keep, self.exclude, self.multiple_of, batches, seed)
+        asked = (self.keep, self.exclude, self.multiple_of, batches, criterion, seed)
         chooser = self.target.chooser(*asked)
         return planned_for(model, example, chooser, self.inside, self.opaque)
 

@@ -71,7 +71,20 @@ def test_few_images_choose_widths_by_themselves(go):
     assert cost["small macs"] <= 0.4 * cost["dense macs"]
     model = bp.load(TinyVGG(), folder / "dense.safetensors")
     images = torch.cat([x for x, _ in loader()])[:10]
-    expected = bp.plan(model, images[:1], target={"macs": 0.4}, batches=[images])
+    expected = bp.plan(model, images[:1], target={"macs": 0.4}, batches=[images], criterion="l1")
+    assert widths == {group.name: group.kept for group in expected.groups}
+
+
+def test_widths_are_measured_with_the_channels_that_the_gradients_choose(go):
+    folder = go(f"{TARGET.replace('reconstruction', 'taylor')}, cut: {{}}")
+    widths, cost = kept(folder)
+    assert cost["small params"] <= 0.5 * cost["dense params"]
+    model = bp.load(TinyVGG(), folder / "dense.safetensors")
+    batches = [x for x, _ in loader()][:2]
+    for x, y in [*loader()][:2]:
+        nn.functional.cross_entropy(model.eval()(x), y).backward()
+    asked = {"target": {"params": 0.5}, "batches": batches}
+    expected = bp.plan(model, batches[0][:1], **asked, criterion="taylor")
     assert widths == {group.name: group.kept for group in expected.groups}
 
 

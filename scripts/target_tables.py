@@ -1,0 +1,112 @@
+"""What became of targets as Markdown tables: cost reached, latency reached, changes that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from branchprune.experiments.markdown import folded, markdown_table
+
+Result = Mapping[str, Any]
+
+
+def reach_table(result: Result) -> str:
+    """Return how much of a budget plans use, of `scripts/target_reach.py`."""
+    rows = result["rows"]
+    lines = [["target", "models", "above it", "used, at least", "median", "one share, at least"]]
+    for what in ("params", "macs"):
+        found = [row for row in rows if row["what"] == what]
+        used, share = ([row[key] for row in found] for key in ("used", "one_share"))
+        above = sum(each > 1 for each in used)
+        lines.append(
+            [
+                what,
+                f"{len(found)}",
+                f"{above}",
+                *map(_percent, (min(used), median(used), min(share))),
+            ]
+        )
+    below = [row for row in rows if row["used"] < 0.98]
+    solving = [row["seconds"] for row in rows]
+    every = [["model", "target", "groups", "asked", "used", "one share", "solving, s"]]
+    every += [
+        [
+            row["model"],
+            row["what"],
+            f"{row['groups']}",
+            *(_percent(row[key]) for key in ("asked", "used", "one_share")),
+            f"{row['seconds']:.2f}",
+        ]
+        for row in rows
+    ]
+    names = ", ".join(f"{row['model']} ({row['what']})" for row in below)
+    return (
+        f"Models of torchvision, {_where(result)}. Asked is {_percent(result['options']['share'])} "
+        "of what the dense model has, or where more stays whatever the widths, half of what can "
+        "go; what groups lose is drawn at random; used is what the model of these widths has, "
+        f"built and counted by itself. Solving took {median(solving):.2f} s (median; the most "
+        f"{max(solving):.2f} s) of the processor's time. Command: `python scripts/target_reach.py "
+        f"--record`.\n\n{markdown_table(lines, 'lrrrrr')}\n\n"
+        + (f"Less than 98 % is used of: {names}.\n\n" if below else "")
+        + folded("All models", markdown_table(every, "llrrrrr"))
+    )
+
+
+def latency_table(result: Result) -> str:
+    """Return the latencies reached, of `scripts/target_latency.py`."""
+    options, rows = result["options"], result["rows"]
+    lines = [
+        ["model", "dense", "predicted", "planned", "timed anew", "MACs left", "spread", "took"]
+    ]
+    lines += [
+        [
+            row["model"],
+            f"{row['dense_ms']:.2f} ms",
+            *(_percent(row[key]) for key in ("predicted", "planned", "used", "macs", "spread")),
+            f"{row['seconds']:.0f} s",
+        ]
+        for row in rows
+    ]
+    within = sum(row["used"] <= 1.03 for row in rows)
+    return (
+        f"{options['runtime']}, {options['threads']} thread(s), one image of "
+        f"{options['image_size']} px at a time, {_where(result)}. Asked is {_percent(options['share'])} of the dense "
+        "latency; predicted, planned and timed anew are shares of that, the last of the collapsed "
+        f"model and the dense one in turns. {within} of {len(rows)} models are within 1.03 of it. "
+        "Command: `python scripts/target_latency.py --record`.\n\n"
+        + markdown_table(lines, "lrrrrrrr")
+    )
+
+
+def additivity_table(result: Result) -> str:
+    """Return how predicted changes rank widths, of `scripts/additivity.py`."""
+    options = result["options"]
+    lines = [["network", "Spearman", "random", "one share", "added up", "the best of 30 ways"]]
+    lines += [
+        [
+            row["network"],
+            f"{row['spearman']:.2f}",
+            f"{min(row['measured']):.3g} to {max(row['measured']):.3g}",
+            *(f"{row['compared'][key]:.3g}" for key in ("one_share", "additive", "selected")),
+        ]
+        for row in result["rows"]
+    ]
+    return (
+        f"{options['drawn']} choices of widths drawn at random with {_percent(options['share'])} "
+        f"of the multiply-adds, {options['images']} images, {_where(result)}: Spearman's rank "
+        "correlation of the change of the output that is predicted, each group's alone added up, "
+        "with that measured, all groups narrow at once, fitted and not trained. The other columns "
+        "are measured changes: least and largest of the random ones, and of widths at one share of "
+        "all channels, of the least predicted change, and of what `plan` chooses. Command: `python "
+        f"scripts/additivity.py --record`.\n\n{markdown_table(lines, 'lrrrrr')}"
+    )
+
+
+def _where(result: Result) -> str:
+    versions = result["versions"]
+    return f"{result['hardware']}, torch {versions['torch']}, commit {result['commit']}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
