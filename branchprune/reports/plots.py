@@ -149,6 +149,36 @@ def rounds(
     return svg.getvalue()
 
 
+def trade_off(points: Sequence[tuple[float, float, float]], what: str, width: float = 7.8) -> str:
+    """Draw the predicted change of the output against the share of a cost that is left.
+
+    Args:
+        points: (share, change at the chosen widths, change at one share of all).
+        what: The cost.
+        width: Width of the figure in inches.
+
+    Returns:
+        One `<svg>` element.
+    """
+    with _figure(f"trade-off {width}", width, 3.2) as (figure, svg):
+        axes = figure.subplots()
+        axes.set(xlabel=f"{what} left", ylabel="change of the output", yscale="log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.invert_xaxis()
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        shares, chosen, uniform = zip(*points, strict=True)
+        drawn = [
+            axes.plot(shares, values, color=_COLOURS[colour], lw=1.6, ls=ls, label=label)[0]
+            for values, colour, ls, label in (
+                (chosen, "branch", "solid", "widths chosen"),
+                (uniform, "ink", "dashed", "one share of all"),
+            )
+        ]
+        _legend(figure, drawn)
+    return svg.getvalue()
+
+
 def alpha_courses(rows: Rows) -> list[tuple[list[str], list[tuple[float, float]]]]:
     """Find the distinct courses of α: the groups that share one, and its points (epoch, α)."""
     columns = sorted({name for row in rows for name in row if name.startswith("alpha/")})

@@ -19,7 +19,9 @@ from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.reports import plots, quantities
 from branchprune.reports.before_after import compare, dry, headline
 from branchprune.reports.summary import Summary
+from branchprune.targets.goal import amount_of
 
+REACHED = ("most", "before", "after", "predicted", "uniform")
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _COST = {
     **dict.fromkeys(("channels", "params", "macs", "file_bytes", "peak_memory_bytes"), int),
@@ -27,6 +29,11 @@ _COST = {
         **{"median_s": _NUMBER, "iqr_s": (*_NUMBER, type(None))},
         **{"batch_size": int, "device": str},
     },
+}
+_TARGET = {
+    "reached": [{"what": str, **dict.fromkeys(REACHED, _NUMBER)}],
+    **dict.fromkeys(("change", "uniform"), _NUMBER),
+    **{"errors": [_NUMBER], "limited": [str], "trade_off": [[_NUMBER]]},
 }
 _SPEED_UP = dict.fromkeys(("median", "low", "high"), _NUMBER)
 _STAGE = {"seconds": _NUMBER, "loader_share": _NUMBER}
@@ -97,6 +104,7 @@ def write_report(folder: Path) -> Path:
         dry=dry(result),
         summary=Summary(result),
         waited=_waited(result["stages"]),
+        amount_of=amount_of,
         widest=max((group["width"] for group in result["plan"]["groups"]), default=1),
     )
     path = folder / "report.html"
@@ -135,8 +143,11 @@ def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Any]]:
     phases = [(folder / stage / "metrics.csv", title) for stage, title in _PHASES.items()]
     phases = [(path, title) for path, title in phases if path.exists()]
     widths = _WIDTHS if len(phases) == 1 else _HALF
+    points, reached = result["plan"].get("trade_off"), result["plan"].get("reached")
+    trade_off = partial(plots.trade_off, points, reached[0]["what"]) if points else None
     return {
         "course": _in_widths(draw, _WIDTHS) if draw else [],
+        "trade_off": _in_widths(trade_off, _WIDTHS) if trade_off else [],
         "losses": [
             _in_widths(partial(plots.losses, read_metrics(path), title), widths)
             for path, title in phases
@@ -172,6 +183,8 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise PruneError(f"{path}: cannot be read as JSON ({error})") from error
     _check(result, _RESULT, "", path)
     _check(result["stages"], dict.fromkeys(result["stages"], _STAGE), "stages", path)
+    if "trade_off" in result["plan"]:  # the plan has a target
+        _check(result["plan"], _TARGET, "plan", path)
     if result["cost"].get("speed_up") is not None:  # older runs and dry ones have none
         _check(result["cost"]["speed_up"], _SPEED_UP, "cost.speed_up", path)
     dense, small = (result["cost"][model]["latency"] for model in ("dense", "small"))

@@ -5,11 +5,11 @@ Each is a function of a `Problem` and returns how to spend a budget: the widths 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,7 +92,7 @@ def best_at_random(problem: Problem) -> Ways:
     problem.curves()  # by which channels are chosen
     ways = [_drawn(problem.choices, draw) for _ in range(DRAWN)]
     found = [problem.errors.change(way(problem.limits)) for way in ways]
-    return ways[int(np.argmin(found))]
+    return ways[found.index(min(found))]
 
 
 def scrambled(problem: Problem) -> Ways:
@@ -104,8 +104,8 @@ def scrambled(problem: Problem) -> Ways:
     mixed = [*curves]
     for at, next_ in zip(order, order[1:] + order[:1], strict=True):
         i, other = free[at], free[next_]
-        here, there = (np.array(widths[each]) / widths[each][-1] for each in (i, other))
-        mixed[i] = np.interp(here, there, curves[other]).tolist()
+        here, there = ([k / widths[each][-1] for k in widths[each]] for each in (i, other))
+        mixed[i] = [_between(there, curves[other], share) for share in here]
     return problem.solver(mixed).solve
 
 
@@ -135,6 +135,15 @@ ALLOCATIONS: dict[str, Allocation] = {
     "global_l1": by_global_l1,
     "isomorphic_l1": by_isomorphic_l1,
 }
+
+
+def _between(places: Sequence[float], values: Sequence[float], place: float) -> float:
+    """Return the value at a place, linear between those of rising places, constant beyond."""
+    at = bisect_left(places, place)
+    if at in (0, len(places)):
+        return values[min(at, len(places) - 1)]
+    part = (place - places[at - 1]) / (places[at] - places[at - 1])
+    return values[at - 1] + part * (values[at] - values[at - 1])
 
 
 def _drawn(choices: Choices, draw: torch.Generator) -> Callable[[Sequence[Limit]], Tensor]:

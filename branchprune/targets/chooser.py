@@ -20,6 +20,7 @@ from branchprune.planning.paths import paths_of
 from branchprune.planning.plan import Plan, planned
 from branchprune.planning.staying import short
 from branchprune.planning.traced import Traced
+from branchprune.planning.width_solver import Solver
 from branchprune.targets.allocations import Allocation, Problem, by_selection
 from branchprune.targets.choices import Choices
 from branchprune.targets.correction import Timed, corrected
@@ -39,6 +40,8 @@ from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.selection import Ways
 from branchprune.targets.target_plan import Outcome, Reached, TargetPlan
 
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Of a cost, for which the predicted change is shown."""
 NOTED = 0.01
 """Share of the multiply-adds that functions must have to be spoken of."""
 
@@ -137,6 +140,7 @@ class Chooser:
             choices.limited(found.kept),
             found.change,
             found.uniform,
+            self._trade_off(traced, choices, asked[0]),
         )
         groups = choices.planned(found.kept)
         return groups, (*too_narrow(groups, multiple), *self._notes(multiple))
@@ -189,6 +193,23 @@ class Chooser:
             kept, ms = found.kept, found.ms
         by_group = tuple(problem.solver().errors_at(kept).tolist())
         return _Found(kept, rival, ms, by_group, errors.change(kept), errors.change(rival))
+
+    def _trade_off(
+        self, traced: Traced, choices: Choices, goal: Goal
+    ) -> tuple[tuple[float, float, float], ...]:
+        """Return what other shares of a cost would change, as is predicted; see `Outcome`."""
+        if self.errors is None:
+            return ()
+        curves = self.errors(traced.model, traced.structure, choices.widths)
+        solver, found = Solver(choices.widths, curves), []
+        whole = goal.limit.cost.total(choices.widest)
+        for share in SHARES:
+            limits = [replace(goal.limit, most=share * whole)]
+            kept = solver.solve(limits, thorough=False)
+            if kept is not None:
+                both = kept, choices.at_one_share(limits)
+                found.append((share, *map(solver.error, both)))
+        return tuple(found)
 
     def _as_fast(
         self, choices: Choices, asked: Sequence[Goal], timed: Goal, kept: Tensor

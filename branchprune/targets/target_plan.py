@@ -68,6 +68,8 @@ class Outcome:
         limited: By group, "floor" where that keeps it from a lesser width, else "".
         change: The change of the output with all groups narrow at once, fitted but not trained.
         uniform: That at one share of all widths within the target.
+        trade_off: For shares of the first cost of the target that might be left: the share, the
+            predicted change of the output at the widths with the least, and at one share of all.
     """
 
     reached: tuple[Reached, ...] = ()
@@ -75,6 +77,7 @@ class Outcome:
     limited: tuple[str, ...] = ()
     change: float = 0.0
     uniform: float = 0.0
+    trade_off: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,7 @@ class TargetPlan(Outcome, Plan):
             "limited": [*self.limited],
             "change": self.change,
             "uniform": self.uniform,
+            "trade_off": [[*each] for each in self.trade_off],
         }
         return super().as_dict() | added
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from branchprune.cli.commands import show_summary
 from branchprune.errors import PruneError
 from branchprune.experiments.metrics_csv import read_metrics
+from branchprune.planning.staying import short
 from branchprune.reports.plots import alpha_courses, blending
 from branchprune.reports.report import write_report
 
@@ -528,3 +529,29 @@ def test_chart_escapes_names_and_reads_no_mathematics_in_them() -> None:
     rows = [{name.replace("/c", "/$<b>$"): value for name, value in row.items()} for row in ROWS]
     page = Page(blending(rows, METRIC, dense=33.0))
     assert "α $<b>$" in page.text and "b" not in page.tags
+
+
+def test_a_target_is_shown_with_what_was_reached_and_what_others_would_change(
+    report: Make, result: Result
+) -> None:
+    assert "Target" not in re.sub(r"<[^>]+>", " ", report())
+    result["plan"] |= {
+        "reached": [
+            {
+                **{"what": "macs", "most": 40e6, "before": 313e6, "after": 39.5e6},
+                **{"predicted": 39.5e6, "uniform": 38.1e6},
+            }
+        ],
+        **{"errors": [0.3, 0.0], "limited": ["floor", ""], "change": 0.321, "uniform": 0.654},
+        "trade_off": [[0.5, 0.1, 0.2], [0.25, 0.3, 0.5]],
+    }
+    page = report()
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert ["macs", *map(short, (313e6, 40e6, 39.5e6, 39.5e6, 38.1e6))] in Page(page).rows
+    assert "before any training: 0.321" in text and "within the target 0.654" in text
+    assert "64 → 22 12.3 % 100.0 % floor" in text
+    assert "What other targets would change" in text and "one share of all" in text
+
+    result["plan"]["reached"][0]["most"] = "half"
+    with pytest.raises(PruneError, match=r"plan\.reached\[0\]\.most"):
+        report()

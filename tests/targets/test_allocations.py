@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from models import resnet, scramble, vgg
@@ -12,7 +13,7 @@ from branchprune.planning.cost_model import params_and_macs
 from branchprune.planning.costs import amounts
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit
-from branchprune.targets.allocations import ALLOCATIONS, Problem
+from branchprune.targets.allocations import ALLOCATIONS, Problem, _between
 from branchprune.targets.choices import Choices
 from branchprune.targets.error_curves import MeasuredErrors
 
@@ -147,4 +148,7 @@ def test_what_is_measured_is_better_than_scrambled(plain: Problem) -> None:
     right, wrong = (spent(plain, name) for name in ("additive", "scrambled"))
     solver = plain.solver()
     assert solver.error(right) < solver.error(wrong)
+    places, values = [0.1, 0.4, 1.0], [5.0, 2.0, 0.0]
+    for share in (0.05, 0.1, 0.2, 0.4, 0.9, 1.0):
+        assert _between(places, values, share) == pytest.approx(np.interp(share, places, values))
     assert plain.errors.change(spent(plain, "selected")) <= plain.errors.change(right)
