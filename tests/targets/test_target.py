@@ -194,7 +194,17 @@ def test_what_was_measured_of_a_model_serves_no_other() -> None:
             r"memory \(=2000\) cannot be reached: at floor=0.1, multiple_of=1 at least 0.\d+ stay "
             r"\([\d,]+ B\): [\d,]+ B of weights, and [\d,]+ B are live at \d",
         ),
-        ({"keep": 0.5}, "batches, floor and runtime belong to a target"),
+        ({"keep": 0.5}, "^batches belong to a target: give one, such as target={'macs': 0.5}$"),
+        ({"keep": 0.5, "floor": 0.2}, r"^batches, floor \(=0.2\) belong to a target"),
+        ({"keep": 0.5, "batches": None, "floor": 0.2}, r"^floor \(=0.2\) belongs to a target"),
+        (
+            {"keep": 0.5, "batches": None, "runtime": bp.PyTorch(threads=1)},
+            r"^runtime \(=PyTorch\) belongs to a target",
+        ),
+        (
+            {"keep": 0.5, "batches": None, "latency_table": "a.json"},
+            r"^latency_table \(='a.json'\) belongs to a target",
+        ),
         ({"target": {"macs": 0.5}, "keep": {"no": 0.5}}, "keep names the layer 'no'"),
         ({"target": {"macs": 0.5}, "exclude": ["no"]}, "exclude names the layer 'no'"),
     ],
