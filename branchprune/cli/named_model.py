@@ -17,10 +17,10 @@ from branchprune.errors import PruneError, first_line
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.training.import_path import value_at
 
-MODEL = """torchvision's by name (resnet50), others' as timm/NAME, ultralytics/NAME or
-segmentation_models_pytorch/NAME, the import path of a class, a function or a model
-(package.module:Net, package.module.net), or a file that `branchprune compress` made of a
-library's"""
+MODEL = """a model of torchvision by its name (resnet50), of others as timm/NAME, ultralytics/NAME
+or segmentation_models_pytorch/NAME; your own by the import path of its class, of a function that
+makes it or of the model itself (package.module:Net); or a file that `branchprune compress` has
+written (small.safetensors), if what was made small is a model of these libraries"""
 CHECKPOINT = """its trained weights: a file of bp.save (its widths count, too), a state_dict or a
 Lightning checkpoint"""
 Shape = tuple[int, ...]
