@@ -100,7 +100,7 @@ def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> Non
     found = bp.compress(model, x[:40], steps=2, seed=4)
     lines = str(found).splitlines()
     assert lines[0].startswith("params: ") and lines[1].startswith("macs: ")
-    assert lines[2].startswith("of 4 held-out images ") and "95 % interval" in lines[2]
+    assert lines[2].startswith("on 4 held-out images the class is ") and "95 % interval" in lines[2]
     how = f"learning rate {found.how.learning_rate}, {str(found.how.dtype)[6:]}, seed 4"
     assert lines[3].startswith(f"2 steps of 64 images ({how}), 36 images, ")
 
