@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def build(origin: Origin, checkpoint: Path | None = None) -> tuple[nn.Module, Sh
 
 def _made(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Shape | None]:
     if "/" not in name and re.search("[.:]", name):
+        _refuse_module(name)
         return _imported(name, init_args), None
     return _of_library(name, init_args)
 
@@ -91,6 +93,7 @@ def _of_library(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Sha
     families, builder = LIBRARIES[library]
     known_names = families()
     if own not in known_names:
+        _refuse_module(name)
         near = get_close_matches(own, known_names, n=1, cutoff=0.0)
         nearest = name.removesuffix(own) + near[0] if near else ""
         hint = f"; the nearest is {nearest!r}" * bool(near)
@@ -104,6 +107,16 @@ def _of_library(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Sha
         if not init_args:
             raise
         raise _not_built(name, error) from error
+
+
+def _refuse_module(name: str) -> None:
+    """Raise PruneError for the name of a module that is there, in which the model is not named."""
+    module = name.removesuffix(".py")
+    if module.isidentifier() and find_spec(module) is not None:
+        raise PruneError(
+            f"model (={name!r}) is a module: name the class in it, or a function that makes the "
+            f"model, {module}:CLASS"
+        )
 
 
 def _not_built(name: str, error: Exception) -> PruneError:

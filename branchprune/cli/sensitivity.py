@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune.cli.model_and_images import add_model_and_images, new_file
+from branchprune.cli.model_and_images import add_model_and_images, new_file, warnings_in_a_line
 from branchprune.cli.named_model import named
 from branchprune.cli.trained import trained
 from branchprune.errors import PruneError
 from branchprune.experiments.parsed import parsed, parser_of
+from branchprune.few_images.compress import CHECKED
+from branchprune.few_images.fitness import warn_if_strange
 from branchprune.few_images.start import looked_at
 from branchprune.reports.sensitivity_plot import draw
 from branchprune.targets.error_curves import MeasuredErrors
@@ -38,6 +41,8 @@ def main(args: Sequence[str], console: Console) -> None:
     model, known = trained(*named(options.model, options.init_args, options.checkpoint))
     wanted = known.but(options.image_size, options.mean, options.std)
     images = looked_at(wanted.read(options.images, options.grey))
+    with warnings_in_a_line(), suppress(Exception):  # what the model does not take is told below
+        warn_if_strange(model, images[:CHECKED])
     errors = MeasuredErrors([images])
     with console.status("making one group after another narrow"):
         found = sensitivity(model, images[:1], errors, exclude=options.exclude)

@@ -262,6 +262,26 @@ def test_a_sensitivity_says_what_each_group_costs_alone() -> None:
     assert rows[0].split()[:3] == ["group", "width", "at"]
     at_half = [float(row.split()[3]) for row in rows[2:-1]]
     assert at_half == sorted(at_half, reverse=True) and len(at_half) == len(found.groups)
+    assert rows[-1].endswith(": the Kullback-Leibler divergence of the softmax, in nats")
+
+
+def test_a_sensitivity_says_what_its_numbers_are_of_other_outputs() -> None:
+    maps = nn.Sequential(*(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)))
+    share = "the squared error, as a share of the variance of the outputs"
+    assert bp.sensitivity(maps, X[:1], [X]).change == share
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)
+            self.head = nn.Linear(2, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y: Tensor = self.second(self.first(x).relu())
+            return y, self.head(y.mean((2, 3)))
+
+    both = f"{share} and the Kullback-Leibler divergence of the softmax, in nats, on average"
+    assert bp.sensitivity(Both(), X[:1], [X]).change == both
 
 
 class Recurrent(nn.Module):
