@@ -35,7 +35,8 @@ TARGET = """what to reach in place of --keep, as the share that is kept, below 1
 --target.latency 0.5 or --target.latency_ms 5 (of one image, in --runtime); the widths are chosen on
 the images"""
 OUTPUT = """file to write, with a card beside it, small.md; files that exist are refused"""
-RUNTIME = "where the latency is measured, for --target.latency_ms or --multiple_of auto"
+RUNTIME = """where the latency is measured, for --target.latency, --target.latency_ms or
+--multiple_of auto"""
 BATCH = "images a step; else 64, or as few as 16 where few steps fit into the minutes"
 
 
@@ -103,7 +104,12 @@ def _parser() -> ArgumentParser:
         help="round the kept widths to it; auto: to what pays in --runtime",
     )
     add("--runtime", type=Literal[(*RUNTIMES,)] | None, default=None, help=RUNTIME)
-    add("--threads", type=PositiveInt | None, default=None, help="of it; else one a core")
+    add(
+        "--threads",
+        type=PositiveInt | None,
+        default=None,
+        help="those of --runtime; else one a core",
+    )
     add(
         "--minutes",
         type=float | None,

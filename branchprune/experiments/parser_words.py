@@ -57,8 +57,8 @@ def in_words(line: str, args: Sequence[str] = ()) -> str:
     found = next(filter(None, (each.fullmatch(line) for each in PATTERNS)), None)
     if found is None:
         return line
-    told = {"text": None, "errors": ""} | found.groupdict()
-    value = told["value"] if told["text"] is None else told["text"]
+    told = {"text": "", "errors": ""} | found.groupdict("")
+    value = told["text"] or told["value"]
     words = [part for word in args for part in _parts(word)]
     return _said(told["key"], value, _split(told["kinds"]), told["errors"], words) or line
 
