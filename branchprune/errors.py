@@ -51,8 +51,12 @@ def not_negative(name: str, value: object) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind: a bare `assert` says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of what an error says, with its kind where that says too little.
+
+    A bare `assert` says nothing, and of a key that is missing there is the key alone.
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"KeyError: {line}" if isinstance(error, KeyError) and error.args else line
 
 
 def optional(package: str, user: str) -> Any:

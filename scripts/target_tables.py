@@ -71,8 +71,9 @@ def latency_table(result: Result) -> str:
     within = sum(row["used"] <= 1.03 for row in rows)
     return (
         f"{options['runtime']}, {options['threads']} thread(s), one image of "
-        f"{options['image_size']} px at a time, {_where(result)}. Asked is {_percent(options['share'])} of the dense "
-        "latency; predicted, planned and timed anew are shares of that, the last of the collapsed "
+        f"{options['image_size']} px at a time, {_where(result)}. Asked is "
+        f"{_percent(options['share'])} of the dense latency; predicted, "
+        "planned and timed anew are shares of that, the last of the collapsed "
         f"model and the dense one in turns. {within} of {len(rows)} models are within 1.03 of it. "
         "Command: `python scripts/target_latency.py --record`.\n\n"
         + markdown_table(lines, "lrrrrrrr")

@@ -16,12 +16,20 @@ from branchprune.errors import first_line
 PATH = re.compile(r"[\w.]+:[\w.]+", re.ASCII)
 """An import path; what a stranger's pickle says may be anything, and is printed."""
 START = b"PK\x03\x04"
+BEFORE_1_6 = b"\x80"
+"""Start of a pickle, as which torch wrote before it wrote zip files."""
 
 
 def is_zip(path: Path) -> bool:
     """Return whether a file begins as those of torch.save do since torch 1.6."""
     with path.open("rb") as file:
         return file.read(len(START)) == START
+
+
+def begins_as_none(path: Path) -> bool:
+    """Return whether a file begins as none of torch.save does, now or before torch 1.6."""
+    with path.open("rb") as file:
+        return not file.read(len(START)).startswith((START, BEFORE_1_6))
 
 
 def damage(path: Path) -> str | None:

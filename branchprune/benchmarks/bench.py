@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentError
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -25,12 +24,14 @@ from branchprune.benchmarks.options import options_parser
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.collapsing.collapse import collapse
-from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.files import refusals_named, write_whole
+from branchprune.experiments.parsed import parsed
 from branchprune.models import VGG
 from branchprune.planning.plan import plan
 from branchprune.runtimes.latency import Step, in_turns, quartiles
+
+ABOUT = "Measure on this machine what blending costs and what the collapse saves, on VGG-16."
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,10 @@ class Options:
 
 def main(args: Sequence[str], console: Console) -> None:
     """Measure VGG-16 on the CPU, or on the GPU if there is one, and print a table."""
-    parser = options_parser("branchprune bench", Options, exit_on_error=False)
-    try:
-        options = Options(**vars(parser.parse_args(list(args))))
-    except ArgumentError as error:
-        raise PruneError(str(error)) from error
+    parser = options_parser(
+        "branchprune bench", Options, description=ABOUT, exit_on_error=False, allow_abbrev=False
+    )
+    options = Options(**vars(parsed(parser, args)))
     output = environment.recorded("bench.json") if options.record else options.output
     if output is not None:
         with refusals_named():

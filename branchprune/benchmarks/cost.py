@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentError
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
@@ -40,6 +39,9 @@ from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.experiments.arguments import files_as_options
 from branchprune.experiments.files import append_line, parse_lines, write_whole
+from branchprune.experiments.parsed import parsed
+
+ABOUT = "Measure time and memory of the paper's networks, dense and small, on this machine."
 
 
 @dataclass
@@ -96,8 +98,6 @@ def main(args: Sequence[str], console: Console) -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows = measure(options, Path(folder), console)
         write(options, rows, shlex.join(["branchprune", "cost", *args]))
-    except ArgumentError as error:
-        raise PruneError(str(error)) from error
     except OSError as error:
         raise PruneError(f"output {options.output} cannot be written: {error}") from error
     console.print(table(rows))
@@ -107,11 +107,13 @@ def parse_options(args: Sequence[str]) -> Options:
     """Return the options that YAML files, which come first, and the command line give.
 
     Raises:
-        ArgumentError: A file or an option is wrong; it is named.
+        PruneError: A file or an option is wrong; it is named.
     """
-    parser = options_parser("branchprune cost", Options, exit_on_error=False)
+    parser = options_parser(
+        "branchprune cost", Options, description=ABOUT, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
-    found = vars(parser.parse_args(files_as_options(args)))
+    found = vars(parsed(parser, files_as_options(args)))
     options = Options(**{key: value for key, value in found.items() if key != "config"})
     return replace(options, output=environment.recorded("cost.json")) if options.record else options
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import ArgumentError
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
@@ -27,6 +26,9 @@ from branchprune.benchmarks.zoo_models import LIBRARIES, smallest
 from branchprune.benchmarks.zoo_table import Row
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
+from branchprune.experiments.parsed import parsed
+
+ABOUT = "Plan, blend and collapse every model of a library, and write a table of what that came to."
 
 
 @dataclass
@@ -67,9 +69,11 @@ def main(args: Sequence[str], console: Console) -> int:
         PruneError: An option is wrong, the library is missing, or the output cannot be written.
     """
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    parser = options_parser("branchprune zoo", Options, exit_on_error=False)
+    parser = options_parser(
+        "branchprune zoo", Options, description=ABOUT, exit_on_error=False, allow_abbrev=False
+    )
     try:
-        options = Options(**vars(parser.parse_args(list(args))))
+        options = Options(**vars(parsed(parser, args)))
         if options.record:
             options = replace(options, output=environment.recorded(""))
         blank = _blank_rows(options)
@@ -90,8 +94,6 @@ def main(args: Sequence[str], console: Console) -> int:
                 pool.shutdown(wait=False, cancel_futures=True)
         mine = [rows[key] for key in blank]
         zoo_table.write_tables(options.output, rows, mine[0].key[:-1])
-    except ArgumentError as error:
-        raise PruneError(str(error)) from error
     except OSError as error:
         raise PruneError(f"output folder {options.output} cannot be written: {error}") from error
     say(zoo_table.markdown_summary(mine))

@@ -21,6 +21,13 @@ from branchprune.experiments.interruption import (
     interruptible,
 )
 
+REPORT = """usage: branchprune report FOLDER
+
+Write the page report.html of a run that is done again, from its result.json and metrics.
+
+positional arguments:
+  FOLDER  folder of the run, where the page is replaced"""
+
 
 class Output(Console):
     """What a command says; rich would end the process in silence where nobody reads it."""
@@ -131,10 +138,13 @@ def _search(args: Sequence[str], console: Console) -> int:
 
 
 def _report(args: Sequence[str], console: Console) -> None:
+    if {"-h", "--help"} & {*args}:
+        print(REPORT)
+        return
+    if len(args) != 1 or args[0].startswith("-"):
+        raise PruneError(f"report takes one folder, not {args}")
     from branchprune.reports.report import write_report
 
-    if len(args) != 1:
-        raise PruneError(f"report takes one folder, not {args}")
     console.print(f"{write_report(Path(args[0]))}", markup=False, soft_wrap=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from branchprune.errors import PruneError, first_line
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.training.import_path import value_at
 
-MODEL = """torchvision's by name (resnet50), others' as timm/NAME, ultralytics/NAME or
-segmentation_models_pytorch/NAME, the import path of a class, a function or a model
-(package.module:Net, package.module.net), or a file that `branchprune compress` made of a
-library's"""
+MODEL = """a model of torchvision by its name (resnet50), of others as timm/NAME, ultralytics/NAME
+or segmentation_models_pytorch/NAME; your own by the import path of its class, of a function that
+makes it or of the model itself (package.module:Net); or a file that `branchprune compress` has
+written (small.safetensors), if what was made small is a model of these libraries"""
 CHECKPOINT = """its trained weights: a file of bp.save (its widths count, too), a state_dict or a
 Lightning checkpoint"""
 Shape = tuple[int, ...]
@@ -71,6 +72,7 @@ def build(origin: Origin, checkpoint: Path | None = None) -> tuple[nn.Module, Sh
 
 def _made(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Shape | None]:
     if "/" not in name and re.search("[.:]", name):
+        _refuse_module(name)
         return _imported(name, init_args), None
     return _of_library(name, init_args)
 
@@ -91,6 +93,7 @@ def _of_library(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Sha
     families, builder = LIBRARIES[library]
     known_names = families()
     if own not in known_names:
+        _refuse_module(name)
         near = get_close_matches(own, known_names, n=1, cutoff=0.0)
         nearest = name.removesuffix(own) + near[0] if near else ""
         hint = f"; the nearest is {nearest!r}" * bool(near)
@@ -104,6 +107,16 @@ def _of_library(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Sha
         if not init_args:
             raise
         raise _not_built(name, error) from error
+
+
+def _refuse_module(name: str) -> None:
+    """Raise PruneError for the name of a module that is there, in which the model is not named."""
+    module = name.removesuffix(".py")
+    if module.isidentifier() and find_spec(module) is not None:
+        raise PruneError(
+            f"model (={name!r}) is a module: name the class in it, or a function that makes the "
+            f"model, {module}:CLASS"
+        )
 
 
 def _not_built(name: str, error: Exception) -> PruneError:

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 from torch import Tensor
 
 from branchprune.cli.named_model import CHECKPOINT, MODEL, build, named
 from branchprune.errors import PruneError
+from branchprune.experiments.parsed import parsed, parser_of
 from branchprune.planning.module_tree import ModuleRow, module_tree, tree_lines
 from branchprune.planning.plan import Plan, plan
 
 EXAMPLE = """shape and, if it is not float32, dtype of an input: 1x3x224x224, 1x128:int64; once for
 each argument of forward; a model by name has one of its own"""
-KEEP = """fraction of the channels to keep, or one a layer: '{"": 0.5, "head": 1.0}'"""
+KEEP = """fraction of the channels to keep, in (0, 1], or one a layer: '{"": 0.5, "head": 1.0}'"""
+ABOUT = """Show which channels of a model would shrink, which would stay and why, and what that
+saves; nothing is trained or written, and it runs on the CPU."""
 
 
 def main(args: Sequence[str], console: Console) -> None:
@@ -31,10 +34,7 @@ def main(args: Sequence[str], console: Console) -> None:
     Raises:
         PruneError: An argument is wrong, or the model cannot be built or planned.
     """
-    try:
-        options = _parser().parse_args([*args])
-    except ArgumentError as error:
-        raise PruneError(str(error)) from error
+    options = parsed(_parser(), args)
     model, shape = build(*named(options.model, options.init_args, options.checkpoint))
     examples = tuple(map(example_of, options.example)) or (shape and (torch.randn(1, *shape),))
     if not examples:
@@ -48,7 +48,7 @@ def main(args: Sequence[str], console: Console) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="branchprune plan", exit_on_error=False)
+    parser = parser_of("branchprune plan", ABOUT)
     add = parser.add_argument
     add("model", type=str, help=MODEL)
     add("--example", action="append", default=[], metavar="SHAPE", help=EXAMPLE)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune.cli.model_and_images import add_model_and_images, new_file
+from branchprune.cli.model_and_images import add_model_and_images, new_file, warnings_in_a_line
 from branchprune.cli.named_model import named
 from branchprune.cli.trained import trained
 from branchprune.errors import PruneError
-from branchprune.experiments.run.parser_errors import explained
+from branchprune.experiments.parsed import parsed, parser_of
+from branchprune.few_images.compress import CHECKED
+from branchprune.few_images.fitness import warn_if_strange
 from branchprune.few_images.start import looked_at
 from branchprune.reports.sensitivity_plot import draw
 from branchprune.targets.error_curves import MeasuredErrors
@@ -21,6 +24,8 @@ from branchprune.targets.plan import plans
 from branchprune.targets.sensitivity import sensitivity
 from branchprune.targets.target_plan import TargetPlan
 
+ABOUT = """Show how much the output of a trained model changes as the channels of each layer go, by
+a folder of images without labels, as a table and a plot; it runs on the CPU."""
 TARGETS = (0.8, 0.6, 0.4, 0.2)
 """Of the multiply-adds, for which plans are shown."""
 
@@ -31,14 +36,13 @@ def main(args: Sequence[str], console: Console) -> None:
     Raises:
         PruneError: An argument is wrong, or the model cannot be built or planned.
     """
-    try:
-        options = _parser().parse_args([*args])
-    except ArgumentError as error:
-        raise PruneError(explained(error)) from error
+    options = parsed(_parser(), args)
     output = new_file(options.output, ".png")
     model, known = trained(*named(options.model, options.init_args, options.checkpoint))
     wanted = known.but(options.image_size, options.mean, options.std)
     images = looked_at(wanted.read(options.images, options.grey))
+    with warnings_in_a_line(), suppress(Exception):  # what the model does not take is told below
+        warn_if_strange(model, images[:CHECKED])
     errors = MeasuredErrors([images])
     with console.status("making one group after another narrow"):
         found = sensitivity(model, images[:1], errors, exclude=options.exclude)
@@ -70,8 +74,10 @@ def _line(plan: TargetPlan) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="branchprune sensitivity", exit_on_error=False)
+    parser = parser_of("branchprune sensitivity", ABOUT)
     add_model_and_images(parser)
     output = Path("sensitivity.png")
-    parser.add_argument("--output", type=Path, default=output, help="file of the plot")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="file of the plot; one that exists is refused"
+    )
     return parser

@@ -42,12 +42,12 @@ class Agreement:
         if self.kind == "top-1":
             interval = f"{self.low:.1%} to {self.high:.1%}"
             return (
-                f"{self.value:.1%} have the same class (95 % interval {interval}); "
-                f"{100 * self.error:.3g}% mean relative error of the outputs"
+                f"the class is the same for {self.value:.1%} (95 % interval {interval}), and the "
+                f"mean relative error of the outputs is {100 * self.error:.3g}%"
             )
         value, low, high = (f"{100 * number:.3g}%" for number in (self.value, self.low, self.high))
         interval = f" (95 % interval {low} to {high})" if self.images > 1 else ""
-        return f"{value} mean relative error of the outputs{interval}"
+        return f"the mean relative error of the outputs is {value}{interval}"
 
 
 def agreement(

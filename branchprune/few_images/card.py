@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from branchprune.few_images.compress import Compressed
+from branchprune.few_images.compress import Compressed, counted
 
 
 def card(
@@ -30,6 +30,8 @@ def card(
         for what, key in (("parameters", "params"), ("multiply-adds for one image", "macs"))
     ]
     normalised = "in [0, 1]" if mean is None else f"`(x - {[*mean]}) / {[*(std or [1])]}`"
+    matched = ", then what the dense layers read matched on mixtures of the images"
+    matched *= bool(found.how.steps)
     return "\n".join(
         [
             f"# {type(found.model).__name__}, made small from {source}",
@@ -40,12 +42,11 @@ def card(
             "",
             f"Images: {size[0]}x{size[1]} (height x width), {normalised}.",
             "",
-            f"Made by `branchprune compress` from {found.images} images without labels, in "
-            f"{found.how}: channels chosen by reconstruction, linear ends by least squares, then "
-            "what the dense layers read matched on mixtures of the images. The collapse is exact "
-            f"to {found.error:.0e}.",
+            f"Made by `branchprune compress` from {counted(found.images)} without labels, "
+            f"{'in ' * bool(found.how.steps)}{found.how}: channels chosen by reconstruction, "
+            f"linear ends by least squares{matched}. The collapse is exact to {found.error:.0e}.",
             "",
-            f"Of {judged.images} images that were held out {judged}.",
+            f"On {counted(judged.images, 'held-out image')} {judged}.",
             "",
             *(line for doubt in found.doubts for line in (f"**But** {doubt}.", "")),
             "How accurate it is was not measured: that needs labels. It was made to do what the "

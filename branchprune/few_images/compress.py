@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -76,9 +76,14 @@ class Compressed:
         costs = [f"{what}: {old:,} → {new:,} ({new / old - 1:+.1%})" for what, old, new in pairs]
         if isinstance(self.plan, TargetPlan):
             costs += map(str, self.plan.reached)
-        judged = f"of {self.agreement.images} held-out images {self.agreement}"
-        made = f"{self.how}, {self.images} images, {self.seconds:.0f} s"
+        judged = f"on {counted(self.agreement.images, 'held-out image')} {self.agreement}"
+        made = f"{self.how}, {counted(self.images)}, {self.seconds:.0f} s"
         return "\n".join([*costs, judged, made, *(f"but {doubt}" for doubt in self.doubts)])
+
+
+def counted(number: int, what: str = "image") -> str:
+    """Return how many there are of something, as "1 image" or "2 images"."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def compress(
@@ -100,6 +105,7 @@ def compress(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    phase: Callable[[str], object] = lambda _: None,
 ) -> Compressed:
     """Make a trained model small with a few images: no labels, no training pipeline.
 
@@ -142,6 +148,8 @@ def compress(
             here, by some steps that are then thrown away.
         seed: Of all that is drawn.
         progress: Called after each step with its number, of how many, and the loss.
+        phase: Called with what begins, such as "choosing channels and fitting", once the arguments
+            are checked and the images gathered.
 
     Returns:
         The small model, in evaluation mode, with its costs and how well it agrees with the dense
@@ -173,6 +181,8 @@ def compress(
         seeded(seed, [known]),  # the model or the transform may draw, too
     ):
         dense = copied(model).eval()
+        if target:
+            phase("choosing widths")
         planned = plan(
             dense,
             known[: 2 if runtime is None else 1],
@@ -184,10 +194,14 @@ def compress(
             runtime=runtime,
         )
         if planned.after == planned.before:
-            raise PruneError(f"keep (={keep}): no channel would go; print(bp.plan(…)) says why")
+            raise PruneError(
+                f"keep (={keep}): no channel would go; print(bp.plan(…)), or `branchprune plan`, "
+                "says why"
+            )
         try_out(dense.requires_grad_(False), known, transform, distance)
         doubts = warn_if_strange(dense, torch.cat([known, held_out])[:CHECKED])
         _refuse_if_late(minutes, time.perf_counter() - began)
+        phase("choosing channels and fitting")
         student = Student(fitted_start(model, planned, known))
         put_channels_last([dense, student.model], known)
         how, pace, spent = ways[0], 0.0, 0.0
@@ -202,11 +216,15 @@ def compress(
             how = replace(how, steps=steps_within(minutes, spent, pace, *trials))
         if learning_rate is None:
             before = time.perf_counter()
+            if tried(how.steps):
+                phase("trying learning rates")
             how = replace(how, learning_rate=best_rate(student, dense, known, how))
             if minutes is not None and (made := tried(how.steps)):
                 now = time.perf_counter()
                 left = 60 * minutes - (now - began) - AFTER * spent
                 how = replace(how, steps=fewer(how.steps, left, (now - before) / made))
+        if how.steps:
+            phase("learning")
         learn(student, dense, known, how, progress)
         small = student.folded().eval()
         judged = agreement(dense, small, held_out, how.batch_size)

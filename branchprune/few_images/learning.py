@@ -91,6 +91,8 @@ class Learning:
             raise PruneError(f"dtype (={self.dtype}) must be torch.float32 or torch.bfloat16")
 
     def __str__(self) -> str:
+        if not self.steps:
+            return "fitted, without steps of learning"
         dtype = str(self.dtype).removeprefix("torch.")
         steps = "step" if self.steps == 1 else "steps"
         rate = f"learning rate {self.learning_rate}"

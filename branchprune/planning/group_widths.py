@@ -69,7 +69,9 @@ def check_widths(keep: float | Mapping[str, float], multiple_of: int) -> None:
     """Raise a PruneError for numbers by which no width can be chosen."""
     for fraction in keep.values() if isinstance(keep, Mapping) else [keep]:
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-            raise PruneError(f"keep (={fraction}) must be in (0, 1]: it is the fraction that stays")
+            raise PruneError(
+                f"keep (={fraction!r}) must be in (0, 1]: it is the fraction that stays"
+            )
     whole("multiple_of", multiple_of, 1)
 
 

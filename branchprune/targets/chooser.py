@@ -207,8 +207,8 @@ class Chooser:
             limits = [replace(goal.limit, most=share * whole)]
             kept = solver.solve(limits, thorough=False)
             if kept is not None:
-                both = kept, choices.at_one_share(limits)
-                found.append((share, *map(solver.error, both)))
+                uniform = choices.at_one_share(limits)
+                found.append((share, solver.error(kept), solver.error(uniform)))
         return tuple(found)
 
     def _as_fast(

@@ -120,8 +120,16 @@ def plan(
     """
     check_asked(keep, target, multiple_of)
     if target is None:
-        if batches is not None or floor != FLOOR or runtime is not None:
-            raise PruneError("batches, floor and runtime belong to a target: give one")
+        given = ["batches"] * (batches is not None) + [f"floor (={floor!r})"] * (floor != FLOOR)
+        if runtime is not None:
+            given.append(f"runtime (={getattr(runtime, 'name', runtime)})")
+        if latency_table is not None:
+            given.append(f"latency_table (={str(latency_table)!r})")
+        if given:
+            belong = "belong" if given[1:] or batches is not None else "belongs"
+            raise PruneError(
+                f"{', '.join(given)} {belong} to a target: give one, such as target={{'macs': 0.5}}"
+            )
         if multiple_of == "auto":
             raise PruneError("multiple_of='auto' belongs to a target: give one, and a runtime")
         share = DEFAULT if keep is None else keep

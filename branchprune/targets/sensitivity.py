@@ -12,6 +12,9 @@ from branchprune.planning.columns import in_columns
 from branchprune.planning.plan import plan
 from branchprune.targets.error_curves import MeasuredErrors
 
+ALONE = "the change of the output where a group alone shrinks: "
+OF_LOGITS = "the Kullback-Leibler divergence of the softmax, in nats"
+OF_OTHERS = "the squared error, as a share of the variance of the outputs"
 SHOWN = (0.75, 0.5, 0.25, 0.1)
 """Shares of a group's channels at which its change is printed."""
 
@@ -49,18 +52,18 @@ class Sensitivity:
 
     Attributes:
         groups: The groups, the most needed first; `print` shows them as a table.
+        change: What the numbers are, with their unit.
     """
 
     groups: tuple[GroupSensitivity, ...]
+    change: str
 
     def __str__(self) -> str:
         rows = [("group", "width", *(f"at {share:.0%}" for share in SHOWN))]
         for group in self.groups:
             changes = [f"{group.at(share)[1]:.3g}" for share in SHOWN]
             rows.append((group.name, f"{group.width}", *changes))
-        return "\n".join(
-            [*in_columns(rows), "the change of the output where a group alone shrinks"]
-        )
+        return "\n".join([*in_columns(rows), ALONE + self.change])
 
 
 def sensitivity(
@@ -102,4 +105,12 @@ def sensitivity(
         group, curve = found.structure.groups[i], errors.curves[i]
         values = tuple(curve.errors.tolist())
         groups.append(GroupSensitivity(group.name, values, group.blocks, curve.measured))
-    return Sensitivity(tuple(sorted(groups, key=lambda each: -each.at(0.5)[1])))
+    return Sensitivity(tuple(sorted(groups, key=lambda each: -each.at(0.5)[1])), _change(errors))
+
+
+def _change(errors: MeasuredErrors) -> str:
+    """Return what is measured, by the outputs."""
+    measured = errors._measurement
+    outputs = measured.changed.dense[0] if measured else []
+    kinds = [OF_LOGITS if each.dim() == 2 and each.shape[1] > 1 else OF_OTHERS for each in outputs]
+    return " and ".join(dict.fromkeys(kinds)) + ", on average" * (len(outputs) > 1)

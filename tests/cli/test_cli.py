@@ -317,6 +317,24 @@ def test_help(capsys, monkeypatch):
     assert len(options) <= 80 and len(text.splitlines()) < 4 * len(options)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("others", [[], ["a", "--b"]], ids=["alone", "beside others"])
+def test_every_command_says_in_a_sentence_what_it_does_and_takes(
+    command, others, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    try:
+        status = main([command, "--help", *others])
+    except SystemExit as ended:
+        status = ended.code
+    captured = capsys.readouterr()
+    assert (status, captured.err) == (0, "")
+    usage, about, *rest = captured.out.split("\n\n")
+    assert usage.startswith(f"usage: branchprune {command} ") and rest
+    assert re.fullmatch(r"[A-Z][^.]*(\.\w[^.]*)*\.( [A-Z].*)?", about, re.DOTALL), about
+
+
 def test_a_command_without_arguments_says_what_it_takes(capsys):
     assert main([]) == 2
     assert capsys.readouterr().out.startswith("usage: branchprune run")

@@ -59,8 +59,10 @@ def test_it_writes_a_model_that_loads_and_its_card(
     plan = bp.plan(network(), torch.randn(2, 3, 8, 8), 0.4)
     assert sum(p.numel() for p in small.parameters()) == plan.after.params
     assert f"params: {plan.before.params:,} → {plan.after.params:,}" in said
-    assert "of 2 held-out images" in said and str(output) in said
-    assert "step 3 of 3, loss" in said
+    assert "on 2 held-out images the class is the same for " in said
+    assert said.endswith(f"\n{output}\n{output.with_suffix('.md')}\n")
+    phases = ["reading 20 images", "choosing channels and fitting", "learning"]
+    assert said.splitlines()[: len(phases)] == phases and "step 3 of 3, loss" in said
     assert read_origin(output) == Origin(f"{HERE}:network", {})
     card = output.with_suffix(".md").read_text()
     assert f"| {plan.before.params:,} | {plan.after.params:,} |" in card
@@ -119,7 +121,10 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_runs(
         ((net, images, "--multiple_of", "some"), "multiple_of"),
         ((net, images, "--threads", 2), "threads (=2) are those of a runtime"),
         ((net, images, "--runtime", "tensorrt"), "onnxruntime"),
-        ((net, images, "--runtime", "pytorch"), "runtime belong to a target"),
+        (
+            (net, images, "--runtime", "pytorch"),
+            "runtime (='pytorch') is where a latency is measured: give --target.latency_ms",
+        ),
     ):
         assert call(*args) == 2
         error = capsys.readouterr().err.strip()

@@ -109,6 +109,14 @@ BAD = {
     "unknown library": (["keras/resnet50"], "library 'keras', not one of torchvision, timm"),
     "library that is missing": (["timm/resnet50"], 'pip install "branchprune[zoo]"'),
     "unknown module": (["nowhere:Net"], "No module named 'nowhere'"),
+    "module alone": (
+        [HERE],
+        f"or a function that makes the model, {HERE}:CLASS",
+    ),
+    "file of a module": (
+        [f"{HERE}.py"],
+        f"or a function that makes the model, {HERE}:CLASS",
+    ),
     "unknown class": ([f"{HERE}:Nut"], "has no Nut; the nearest is Net"),
     "no function": ([f"{HERE}:number"], "is a int, not a class"),
     "makes no model": (["json:dumps", "--init_args.obj", "1"], "makes a str, not an nn.Module"),

@@ -18,15 +18,18 @@ def written(steps: int, terminal: bool, monkeypatch: Any) -> str:
     seconds = iter(range(steps + 1))
     monkeypatch.setattr(room.time, "perf_counter", lambda: next(seconds))
     file = io.StringIO()
-    with progress(Console(file=file, force_terminal=terminal, width=80), "beginning") as show:
+    with progress(Console(file=file, force_terminal=terminal, width=80)) as shown:
+        shown.begin("reading [2] images")
+        shown.begin("learning")
         for step in range(1, steps + 1):
-            show(step, steps, 1 / step)
+            shown.step(step, steps, 1 / step)
     return file.getvalue()
 
 
 def test_a_log_gets_a_line_for_each_tenth(monkeypatch: Any) -> None:
-    first, *lines = written(200, False, monkeypatch).splitlines()
-    assert first == "beginning"
+    *phases, first = written(200, False, monkeypatch).splitlines()[:3]
+    assert phases == ["reading [2] images", "learning"] and first.startswith("step 20 of 200")
+    lines = written(200, False, monkeypatch).splitlines()[2:]
     assert [int(line.split()[1]) for line in lines] == [*range(20, 201, 20)]
     assert lines[2] == "step 60 of 200, loss 0.0167, about 140 s left"
     assert lines[-1] == "step 200 of 200, loss 0.0050"
@@ -34,14 +37,15 @@ def test_a_log_gets_a_line_for_each_tenth(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 13])
 def test_few_steps_have_no_more_lines_than_that(steps: int, monkeypatch: Any) -> None:
-    lines = written(steps, False, monkeypatch).splitlines()[1:]
+    lines = written(steps, False, monkeypatch).splitlines()[2:]
     assert len(lines) == min(steps, 10) and lines[-1].startswith(f"step {steps} of {steps}, loss")
 
 
 def test_a_terminal_gets_one_that_moves(monkeypatch: Any) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     file = io.StringIO()
-    with progress(Console(file=file, force_terminal=True, width=80), "beginning") as show:
-        show(20, 200, 0.5)
+    with progress(Console(file=file, force_terminal=True, width=80)) as shown:
+        shown.begin("reading images")
+        shown.step(20, 200, 0.5)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
     assert "step 20 of 200, loss 0.5000" in text

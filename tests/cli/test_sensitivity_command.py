@@ -33,6 +33,26 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("default:images")
+def test_images_of_another_kind_are_warned_of(images: Path, tmp_path: Path, capsys: Any) -> None:
+    options = ("--output", str(tmp_path / "plot.png"))
+    assert main(["sensitivity", f"{NETWORK}s_kin", str(images), *options]) == 0
+    captured = capsys.readouterr()
+    warned, *others = captured.err.splitlines()
+    assert warned.startswith("branchprune: warning: images are not what 1 has seen: its inputs are")
+    assert all(line.startswith("branchprune: warning: images") for line in others)
+    assert "alone shrinks: the Kullback-Leibler divergence of the softmax, in nats" in captured.out
+
+
+def networks_kin() -> nn.Module:
+    """One whose first norm remembers other images."""
+    model = network()
+    norm = next(each for each in model.modules() if isinstance(each, nn.BatchNorm2d))
+    assert norm.running_mean is not None
+    norm.running_mean += 9
+    return model
+
+
 def test_it_prints_what_is_measured_and_draws_it(images: Path, tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "plot.png"
     options = ("--exclude", "4", "--output", str(output))

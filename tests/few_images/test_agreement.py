@@ -30,7 +30,7 @@ def test_classes_are_compared_and_the_interval_is_wilsons(same: int) -> None:
     assert (found.value, found.low, found.high) == pytest.approx((same / 20, low, high), abs=1e-6)
     errors = [float(c.norm() / y.norm()) for c, y in zip(change, x, strict=True)]
     assert found.error == pytest.approx(math.fsum(errors) / 20, rel=1e-5)
-    assert f"{100 * found.error:.3g}% mean relative error" in str(found)
+    assert f"mean relative error of the outputs is {100 * found.error:.3g}%" in str(found)
 
 
 def test_other_outputs_are_compared_by_their_relative_error() -> None:

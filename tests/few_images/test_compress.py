@@ -101,7 +101,7 @@ def test_its_lines_say_what_it_costs_and_how_well_it_agrees(trained: Any) -> Non
     found = bp.compress(model, x[:40], steps=2, seed=4)
     lines = str(found).splitlines()
     assert lines[0].startswith("params: ") and lines[1].startswith("macs: ")
-    assert lines[2].startswith("of 4 held-out images ") and "95 % interval" in lines[2]
+    assert lines[2].startswith("on 4 held-out images the class is ") and "95 % interval" in lines[2]
     how = f"learning rate {found.how.learning_rate}, {str(found.how.dtype)[6:]}, seed 4"
     assert lines[3].startswith(f"2 steps of 64 images ({how}), 36 images, ")
 
@@ -114,6 +114,44 @@ def test_what_was_warned_of_stands_at_the_end_and_on_the_card(trained: Any) -> N
     assert [*found.doubts] == doubts
     assert str(found).splitlines()[-1] == f"but {doubts[-1]}"
     assert f"**But** {doubts[0]}." in card(found, "a model", (8, 8))
+
+
+FITTING, TRYING, LEARNING = "choosing channels and fitting", "trying learning rates", "learning"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": 0}, [FITTING]),
+        ({"steps": 2}, [FITTING, LEARNING]),
+        ({"steps": 100, "batch_size": 2}, [FITTING, TRYING, LEARNING]),
+        ({"steps": 100, "batch_size": 2, "learning_rate": 0.01}, [FITTING, LEARNING]),
+        ({"steps": 0, "target": {"macs": 0.5}}, ["choosing widths", FITTING]),
+    ],
+)
+def test_phases_are_told_as_they_begin(trained: Any, given: Any, said: list[str]) -> None:
+    model, x, _, _ = trained
+    told: list[str] = []
+
+    def step(at: int, *_: object) -> None:
+        told.extend([f"step {at}"] * (at == 1))
+
+    found = bp.compress(model, x[:20], **given, progress=step, phase=told.append)
+    assert told == said + ["step 1"] * (LEARNING in said)
+    assert ("fitted, without steps of learning, 18 images, " in str(found)) == (not given["steps"])
+
+
+@pytest.mark.parametrize("given", [{"keep": 2}, {"minutes": -1}, {"steps": -1}, {"seed": 0.5}])
+def test_nothing_begins_before_the_numbers_are_checked(trained: Any, given: Any) -> None:
+    images = (pytest.fail("images are read") for _ in range(1))
+    with pytest.raises(bp.PruneError):
+        bp.compress(trained[0], images, **given, phase=lambda _: pytest.fail("begun"))
+
+
+def test_one_image_is_one_image(trained: Any) -> None:
+    model, x, _, _ = trained
+    lines = str(bp.compress(model, x[:2], steps=0)).splitlines()
+    assert lines[2].startswith("on 1 held-out image the class is") and ", 1 image, " in lines[3]
 
 
 def test_a_target_is_reached(trained: Any) -> None:

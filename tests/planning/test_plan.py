@@ -351,7 +351,7 @@ def test_keep_1_keeps_every_channel_but_attaches_a_branch() -> None:
 @pytest.mark.parametrize("keep", [0, -1, 1.5, float("nan"), float("inf"), "half", None])
 def test_keep_out_of_range(keep: Any) -> None:
     for argument in ({"0": keep}, *([] if keep is None else [keep])):  # None: not given
-        with pytest.raises(bp.PruneError, match=rf"keep \(={keep}\) must be in \(0, 1\]"):
+        with pytest.raises(bp.PruneError, match=rf"keep \(={keep!r}\) must be in \(0, 1\]"):
             bp.plan(vgg(), torch.randn(IMAGE), keep=argument)
 
 

@@ -329,5 +329,5 @@ def test_compress_needs_a_runtime_before_it_looks_at_images(named):
 
 
 def test_a_runtime_needs_a_target(now):
-    with pytest.raises(bp.PruneError, match="belong to a target"):
+    with pytest.raises(bp.PruneError, match="belongs to a target"):
         bp.plan(network(), X, 0.5, runtime=Clocked(now), multiple_of="auto")

@@ -194,7 +194,17 @@ def test_what_was_measured_of_a_model_serves_no_other() -> None:
             r"memory \(=2000\) cannot be reached: at floor=0.1, multiple_of=1 at least 0.\d+ stay "
             r"\([\d,]+ B\): [\d,]+ B of weights, and [\d,]+ B are live at \d",
         ),
-        ({"keep": 0.5}, "batches, floor and runtime belong to a target"),
+        ({"keep": 0.5}, "^batches belong to a target: give one, such as target={'macs': 0.5}$"),
+        ({"keep": 0.5, "floor": 0.2}, r"^batches, floor \(=0.2\) belong to a target"),
+        ({"keep": 0.5, "batches": None, "floor": 0.2}, r"^floor \(=0.2\) belongs to a target"),
+        (
+            {"keep": 0.5, "batches": None, "runtime": bp.PyTorch(threads=1)},
+            r"^runtime \(=PyTorch\) belongs to a target",
+        ),
+        (
+            {"keep": 0.5, "batches": None, "latency_table": "a.json"},
+            r"^latency_table \(='a.json'\) belongs to a target",
+        ),
         ({"target": {"macs": 0.5}, "keep": {"no": 0.5}}, "keep names the layer 'no'"),
         ({"target": {"macs": 0.5}, "exclude": ["no"]}, "exclude names the layer 'no'"),
     ],
@@ -252,6 +262,26 @@ def test_a_sensitivity_says_what_each_group_costs_alone() -> None:
     assert rows[0].split()[:3] == ["group", "width", "at"]
     at_half = [float(row.split()[3]) for row in rows[2:-1]]
     assert at_half == sorted(at_half, reverse=True) and len(at_half) == len(found.groups)
+    assert rows[-1].endswith(": the Kullback-Leibler divergence of the softmax, in nats")
+
+
+def test_a_sensitivity_says_what_its_numbers_are_of_other_outputs() -> None:
+    maps = nn.Sequential(*(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)))
+    share = "the squared error, as a share of the variance of the outputs"
+    assert bp.sensitivity(maps, X[:1], [X]).change == share
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)
+            self.head = nn.Linear(2, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y: Tensor = self.second(self.first(x).relu())
+            return y, self.head(y.mean((2, 3)))
+
+    both = f"{share} and the Kullback-Leibler divergence of the softmax, in nats, on average"
+    assert bp.sensitivity(Both(), X[:1], [X]).change == both
 
 
 class Recurrent(nn.Module):

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
 from rich.console import Console
 
 from branchprune.errors import PruneError
@@ -26,6 +25,7 @@ from branchprune.experiments.compare.stale import StaleCheck
 from branchprune.experiments.environment import recorded
 from branchprune.experiments.files import read_object, refusals_named, write_whole
 from branchprune.experiments.jobs import Job, JobRunner, shown
+from branchprune.experiments.parsed import parsed
 from branchprune.experiments.run.configuration_digest import OF_DENSE
 from branchprune.experiments.variants import check, read_file
 
@@ -58,10 +58,7 @@ def compare(args: Sequence[str], console: Console) -> Compared:
         PruneError: An option or the configuration is wrong, the output cannot be written, or the
             results are of another dense model.
     """
-    try:
-        options = Options(**vars(make_parser().parse_args(list(args))))
-    except ArgumentError as error:
-        raise PruneError(str(error)) from error
+    options = Options(**vars(parsed(make_parser(), args)))
     comparison = compare_config.read(options.config, options.variant or ())
     comparing = _Comparing(comparison, options, console)
     with refusals_named():

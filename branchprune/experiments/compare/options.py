@@ -51,7 +51,7 @@ def make_parser() -> ArgumentParser:
         prog="branchprune compare",
         exit_on_error=False,
         allow_abbrev=False,
-        description="Compare methods by budgets by seeds, from one dense model.",
+        description="Compare methods at equal budgets, seed by seed, from one dense model.",
     )
     add = parser.add_argument
     add("config", type=Path, help="YAML file: name, seeds, budgets, methods, and what runs share")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -30,8 +30,8 @@ from branchprune.experiments.run.settings import (
 )
 
 COMMANDS = {
-    "run": "Train, prune, collapse, verify, benchmark, report.",
-    "dense": "Train the dense model of a run.",
+    "run": "Train a dense model, prune it, collapse, verify, measure, and write a report.",
+    "dense": "Train the dense model of a run alone.",
 }
 SWITCH = "{}: set, with the defaults below; null: not set"
 ONE = f"Exactly one of {', '.join(algorithms())} must be set in prune."
@@ -194,7 +194,7 @@ def parse(args: list[str]) -> RunConfig:
         PruneError: A key or value is wrong; the key is named.
     """
     check_keys(files_named(args), *_keys())
-    with _explained():
+    with _explained(args):
         parser, config = _read(args)
         tasks = ArgumentParser(exit_on_error=False)
         _add_task(tasks)
@@ -214,7 +214,7 @@ def stored_text(args: list[str]) -> str:
         PruneError: A key or value is wrong; the key is named.
     """
     check_keys(files_named(args), *_keys())
-    with _explained():
+    with _explained(args):
         return _stored(*_read(args))
 
 
@@ -226,11 +226,11 @@ def _read(args: list[str]) -> tuple[ArgumentParser, Namespace]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(args: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (ArgumentError, ValueError, TypeError) as error:
-        raise PruneError(explained(error)) from error
+        raise PruneError(explained(error, args)) from error
     except Exception as error:  # the class of a model, data module or task may raise anything
         raise PruneError(f"{UNMADE}: {said(error)}") from error
 

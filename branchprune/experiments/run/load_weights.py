@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.serialization import read_tensors
-from branchprune.artifacts.torch_checkpoint import damage, not_weights
+from branchprune.artifacts.torch_checkpoint import begins_as_none, damage, not_weights
 from branchprune.errors import PruneError, first_line
 
+WRAPPED = ("state_dict", "model_state_dict", "model")
+"""Keys under which weights are, whatever else is there; under another they must be alone."""
 NAMED = 3
 """Keys that an error names."""
 
@@ -24,7 +26,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         model: The dense model.
         path: A .safetensors file, or a state_dict or Lightning checkpoint written by torch.save
             (keys may begin with what a wrapper gave the model, such as "model." or "module.", and
-            what is not under it is left out).
+            what is not under it is left out), or a dictionary with one state_dict in it.
 
     Raises:
         PruneError: The file is missing, damaged, of another model or of several, or holds code.
@@ -51,19 +53,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         if damaged is not None:
             raise PruneError(f"it is damaged: {damaged}")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise PruneError(
-            f"checkpoint {path} is refused: it holds more than weights, which could run code, "
-            "or is no checkpoint; where you trust it, save the state_dict() of what it holds"
-        ) from error
     except Exception as error:
-        raise PruneError(
-            f"checkpoint {path} is not complete, or is no checkpoint: {first_line(error)}"
-        ) from error
-    state: Any = content
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+        raise _unread(path, error) from error
+    state = _unwrapped(content, path)
     if not isinstance(state, dict) or not all(map(_is, state.values())):
         entries = state.items() if isinstance(state, dict) else {"": state}.items()
         others = [(key, type(value).__name__) for key, value in entries if not _is(value)]
@@ -73,6 +65,44 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{' …' * (len(keys) > NAMED)}: save the state_dict() of the model alone"
         )
     return state
+
+
+def _unread(path: Path, error: Exception) -> PruneError:
+    """Return what to say of a file that cannot be read."""
+    torn = f"checkpoint {path} is not complete, or is no checkpoint"
+    if path.suffix != ".safetensors" and begins_as_none(path):
+        return PruneError(f"{torn}: it does not begin as a file of torch.save does")
+    if isinstance(error, pickle.UnpicklingError):
+        return PruneError(
+            f"checkpoint {path} is refused: it holds more than weights, which could run code, "
+            "or is no checkpoint; where you trust it, save the state_dict() of what it holds"
+        )
+    return PruneError(f"{torn}: {first_line(error)}")
+
+
+def _unwrapped(content: Any, path: Path) -> Any:
+    """Return the state_dict that a file holds, alone or beside what else a training keeps.
+
+    Raises:
+        PruneError: Two could be meant.
+    """
+    state: Any = content
+    for key in WRAPPED:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or any(map(_is, state.values())):
+        return state
+    found = {key: each for key, each in state.items() if _is_state(each)}
+    if len(found) > 1:
+        raise PruneError(
+            f"checkpoint {path} holds {len(found)} that may be meant, {', '.join(map(repr, found))}"
+            ": save the state_dict() of the one that is"
+        )
+    return next(iter(found.values()), state)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is, value.values()))
 
 
 def _is(value: Any) -> bool:

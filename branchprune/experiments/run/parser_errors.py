@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from itertools import takewhile
 from pydoc import locate
@@ -14,6 +15,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
 
 from branchprune.errors import PruneError
+from branchprune.experiments.parser_words import in_words
 from branchprune.experiments.run.one_line import said
 from branchprune.training.import_path import value_at
 
@@ -21,16 +23,20 @@ UNMADE = "what the configuration names cannot be made"
 CLASSES = {"model": nn.Module, "data": LightningDataModule, "task": LightningModule}
 
 
-def explained(error: Exception) -> str:
+def explained(error: Exception, args: Sequence[str] = ()) -> str:
     """Return, in one line, what an error of the parser says that a user can do something about.
 
     Of a class that does not exist, it names the module's nearest.
+
+    Args:
+        error: The error.
+        args: The command line.
     """
     message = str(error)
     known = _innermost(message) or _wrong_class(message) or _wrong_argument(message)
     found = known or _raised(error) or message
     line = " ".join(found.partition(". Got value: Namespace(")[0].split())
-    return _with_options(re.sub(r'^Parser key "(.+?)": ', r"\1: ", line))
+    return in_words(_with_options(re.sub(r'^Parser key "(.+?)": ', r"\1: ", line)), args)
 
 
 def _with_options(line: str) -> str:
@@ -71,7 +77,7 @@ def _wrong_class(message: str) -> str | None:
         found = value_at(path, argument, fits)
     except PruneError as error:
         return str(error)
-    if fits(found) or (callable(found) and not isinstance(found, type)):
+    if fits(found):
         return None
     others = [each.__module__ for each in getattr(found, "__mro__", ())]
     if any(module.startswith("lightning.") for module in others):
@@ -79,6 +85,14 @@ def _wrong_class(message: str) -> str | None:
             f"{argument} (={path!r}) is of the package `lightning`, whose classes are others: "
             f"let it be of pytorch_lightning.{base.__name__}, import pytorch_lightning"
         )
+    if callable(found) and not isinstance(found, type):
+        unknown = re.search("correspond to a subclass|to be a function that returns", message)
+        name, kind = path.rpartition(".")[2], base.__name__
+        how = (
+            f"{argument} (={path!r}) is a function that does not say what it returns: give a "
+            f"subclass of {kind}, or write `def {name}(…) -> {kind}:`"
+        )
+        return how if unknown else None
     return f"{argument} (={path!r}) is no subclass of {base.__name__}"
 
 
@@ -90,7 +104,10 @@ def _innermost(message: str) -> str | None:
     deeper = " " * len(found[-1][1]) + " "
     lines = message[found[-1].end() :].splitlines(keepends=True)
     said = "".join(takewhile(lambda line: line.startswith(deeper), lines))
-    return f"{'.'.join(match[2] for match in found)}: {dedent(said).strip()}"
+    key = ""
+    for match in found:  # a key within a section, or the whole of it
+        key = match[2] if match[2].startswith(f"{key}.") else f"{key}.{match[2]}".lstrip(".")
+    return f"{key}: {dedent(said).strip()}"
 
 
 def _wrong_argument(message: str) -> str | None:

@@ -20,6 +20,7 @@ from branchprune.errors import PruneError
 from branchprune.experiments.files import read_object, refusals_named
 from branchprune.experiments.jobs import Job, JobRunner, shown
 from branchprune.experiments.locks import locked
+from branchprune.experiments.parsed import told
 from branchprune.experiments.run.config import parse, stored_text
 from branchprune.experiments.run.configuration_digest import changed_settings, flat, settings_of
 from branchprune.experiments.run.settings import MetricConfig
@@ -68,7 +69,7 @@ def search(args: Sequence[str], console: Console) -> tuple[Searched, Path]:
     try:
         options, given = make_parser().parse_known_args([*args])
     except ArgumentError as error:
-        raise PruneError(str(error)) from error
+        raise PruneError(told(str(error), make_parser(), args)) from error
     searching = _Searching(options, given, console)
     with refusals_named(), locked(searching.output):
         return searching.go(), searching.output

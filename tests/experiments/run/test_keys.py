@@ -126,9 +126,12 @@ def test_an_unknown_key_is_told_the_nearest_one(part, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prune.blend.hold", "half"], "prune.blend.hold: "),
-        (["--prune.finetune.epochs", "ten"], "prune.finetune.epochs: Expected a <class 'int'>."),
-        (["--prune.blend.mixing", "summ"], "'sample']. Got value: summ"),
+        (["--prune.blend.hold", "half"], "prune.blend.hold (='half') must be a whole"),
+        (
+            ["--prune.finetune.epochs", "ten"],
+            "prune.finetune.epochs (='ten') must be a whole number",
+        ),
+        (["--prune.blend.mixing", "summ"], "(='summ') must be one of sum, group, step"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_its_key(options, message):

@@ -40,6 +40,39 @@ def test_two_models_in_a_file_are_not_chosen_from(tmp_path: Path) -> None:
         load_weights(made(), tmp_path / "two.pt")
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "generator"])
+def test_weights_beside_what_else_a_training_keeps(tmp_path: Path, key: str) -> None:
+    trained, model = made(), made()
+    adam = torch.optim.Adam(trained.parameters())
+    trained(torch.randn(2, 3, 8, 8)).sum().backward()
+    adam.step()
+    others = {"epoch": 3, "optimizer": adam.state_dict(), "config": {}, "losses": [0.5]}
+    torch.save({**others, key: trained.state_dict()}, tmp_path / "some.pt")
+    load_weights(model, tmp_path / "some.pt")
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_of_two_under_names_of_their_own_none_is_chosen(tmp_path: Path) -> None:
+    states = {"net": made().state_dict(), "ema": made().state_dict()}
+    torch.save({**states, "epoch": 3}, tmp_path / "two.pt")
+    with pytest.raises(PruneError, match=r"two.pt holds 2 that may be meant, 'net', 'ema': save"):
+        load_weights(made(), tmp_path / "two.pt")
+    torch.save({**states, "model": made().state_dict()}, tmp_path / "two.pt")
+    load_weights(made(), tmp_path / "two.pt")
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"e", b"", b"\x00" * 99, b"PK", b"{}\n" * 99])
+def test_a_file_of_another_kind_is_said_to_be_that(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "garbage.pt").write_bytes(content)
+    with pytest.raises(PruneError) as caught:
+        load_weights(made(), tmp_path / "garbage.pt")
+    assert str(caught.value).endswith(
+        "garbage.pt is not complete, or is no checkpoint: it does not begin as a file of "
+        "torch.save does"
+    )
+
+
 def test_an_error_names_three_keys_and_counts_the_others(tmp_path: Path) -> None:
     torch.save(under("x", made()), tmp_path / "other.pt")
     with pytest.raises(PruneError) as caught:

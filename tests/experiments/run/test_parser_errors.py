@@ -21,6 +21,8 @@ MODULES = {
     "own_net": """
 from torch import nn
 MyNetwork = 3
+def make():
+    return None
 class MyNet(nn.Module):
     pass
 class Around(nn.Module):
@@ -110,14 +112,34 @@ def test_arguments_that_a_class_does_not_take():
     assert refused("--task.init_args.rate=1") == "task: Option 'rate' is not accepted"
     assert refused(model=model).endswith("the following arguments are required: count")
     model["init_args"] |= {"count": "x"}
-    assert refused(model=model) == "model.count: Expected a <class 'int'>. Got value: x"
+    assert refused(model=model) == "model.count (='x') must be a whole number"
     model["init_args"] |= {"count": 1, "inner": {"class_path": "own_net.MyNett"}}
     assert refused(model=model).startswith("model.inner: Problem with given class_path")
 
 
 def test_alternatives_of_a_value_are_all_named():
-    said = refused("--prune.widths.keep=x")
-    assert "Expected a <class 'float'>" in said and "Expected a <class 'dict'>" in said
+    must = "must be a number or a mapping of names to numbers"
+    assert refused("--prune.widths.keep=x") == f"prune.widths.keep (='x') {must}"
+    said = refused("--prune.widths", '{"keep": {"": "half"}}')
+    assert said == f"prune.widths.keep (={{'': 'half'}}) {must}"
+
+
+def test_sections_name_what_is_in_them():
+    must = "prune.blend.hold (='x') must be a whole number or a mapping of max_epochs, patience"
+    assert refused("--prune.cut=null", "--prune.blend.hold=x").startswith(must)
+    said = refused("--prune.cut=null", "--prune.blend", '{"hold": {"max_epoch": 3}}')
+    assert said.startswith("prune.blend.hold: Option 'max_epoch' is not accepted: there are max_ep")
+
+
+@pytest.mark.parametrize(
+    ("key", "base"),
+    [("model", "Module"), ("data", "LightningDataModule"), ("task", "LightningModule")],
+)
+def test_a_function_that_does_not_say_what_it_makes(key, base):
+    assert refused(f"--{key}=own_net.make") == (
+        f"{key}.class_path (='own_net.make') is a function that does not say what it returns: give "
+        f"a subclass of {base}, or write `def make(…) -> {base}:`"
+    )
 
 
 def test_a_data_module_of_the_other_package_of_lightning_is_told(monkeypatch):

@@ -355,7 +355,7 @@ def test_other_errors_are_named(world, capsys, monkeypatch):
         assert main(["search", *files]) == 2
         assert message in flat(capsys.readouterr().err)
     assert world.go("--jobs", "0") == 2
-    assert "--jobs" in flat(capsys.readouterr().err)
+    assert "jobs (=0) must be a whole number above 0" in flat(capsys.readouterr().err)
     world.output.mkdir(parents=True)
     (world.output / "study.db").write_text("no data base " * 99)
     assert world.go() == 2
