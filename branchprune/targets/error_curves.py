@@ -164,6 +164,11 @@ class MeasuredErrors:
             for i, each in enumerate(choices)
         ]
 
+    @property
+    def kind(self) -> str:
+        """What of the outputs is measured, in words; "": nothing was."""
+        return self._measurement.changed.kind if self._measurement else ""
+
     @one_at_a_time
     def measure(self, model: nn.Module, structure: Structure, groups: Sequence[int]) -> None:
         """Measure the curves of some groups, if they are missing.

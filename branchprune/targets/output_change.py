@@ -11,6 +11,8 @@ from branchprune.errors import PruneError
 
 Outputs = Sequence[Sequence[Tensor]]
 """Those of each batch, floating point."""
+OF_LOGITS = "the Kullback-Leibler divergence of the softmax, in nats"
+OF_OTHERS = "the squared error, as a share of the variance of the outputs"
 
 
 class OutputChange:
@@ -34,6 +36,13 @@ class OutputChange:
         if len({*map(len, self.dense)}) > 1:
             raise PruneError("batches give different numbers of outputs")
         self.sizes = [*map(_size, zip(*self.dense, strict=True))]
+
+    @property
+    def kind(self) -> str:
+        """What is measured, in words."""
+        outputs = self.dense[0]
+        kinds = [OF_LOGITS if _are_logits(each) else OF_OTHERS for each in outputs]
+        return " and ".join(dict.fromkeys(kinds)) + ", on average" * (len(outputs) > 1)
 
     def of(self, small: Outputs) -> float:
         """Return how much other outputs differ, 0 where they are the same.

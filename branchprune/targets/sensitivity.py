@@ -13,8 +13,6 @@ from branchprune.planning.plan import plan
 from branchprune.targets.error_curves import MeasuredErrors
 
 ALONE = "the change of the output where a group alone shrinks: "
-OF_LOGITS = "the Kullback-Leibler divergence of the softmax, in nats"
-OF_OTHERS = "the squared error, as a share of the variance of the outputs"
 SHOWN = (0.75, 0.5, 0.25, 0.1)
 """Shares of a group's channels at which its change is printed."""
 
@@ -105,12 +103,4 @@ def sensitivity(
         group, curve = found.structure.groups[i], errors.curves[i]
         values = tuple(curve.errors.tolist())
         groups.append(GroupSensitivity(group.name, values, group.blocks, curve.measured))
-    return Sensitivity(tuple(sorted(groups, key=lambda each: -each.at(0.5)[1])), _change(errors))
-
-
-def _change(errors: MeasuredErrors) -> str:
-    """Return what is measured, by the outputs."""
-    measured = errors._measurement
-    outputs = measured.changed.dense[0] if measured else []
-    kinds = [OF_LOGITS if each.dim() == 2 and each.shape[1] > 1 else OF_OTHERS for each in outputs]
-    return " and ".join(dict.fromkeys(kinds)) + ", on average" * (len(outputs) > 1)
+    return Sensitivity(tuple(sorted(groups, key=lambda each: -each.at(0.5)[1])), errors.kind)
