@@ -21,6 +21,7 @@ from marked_tables import fill
 from measurement_tables import bench_table, cost_table, plan_speed_table
 from paper_tables import FILES, paper_table, read_results
 from reproduce import todays_command
+from target_tables import additivity_table, latency_table, reach_table
 from torture_table import table as torture_table
 from yolo_table import table as yolo_table
 
@@ -34,12 +35,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
 COMPARISONS = (
     *("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "autoencoder_carla_cpu"),
-    *("few_images_16px", "few_images_forms", "cliff_norms_16px"),
+    *("few_images_16px", "few_images_forms", "cliff_norms_16px", "widths_16px"),
 )
 """Comparisons that have a page, as configs/compare/ names them."""
 NETWORKS = {
     "comparison": "few_images_networks",
     "resnet20": "few_images_networks+resnet20",
+    "resnet56": "few_images_networks+resnet56",
     "mobilenet": "few_images_networks+mobilenet",
     "carla": "few_images_networks+carla",
 }
@@ -78,6 +80,11 @@ def comparisons(folder: Path) -> Comparisons:
 def comparison_table(name: str, folder: Path) -> str:
     """Return the table of a comparison."""
     return compare_table.markdown(comparison(folder, name), ROOT).rstrip()
+
+
+def table_of(make: Callable[[Any], str], file: str, folder: Path) -> str:
+    """Return the table of a result that is one JSON file."""
+    return make(_json(folder / f"{file}.json"))
 
 
 def _lines(name: str) -> str:
@@ -120,6 +127,14 @@ PAGES: dict[str, dict[str, Table]] = {
             ("plan_speed.json",),
             lambda folder: plan_speed_table(_json(folder / "plan_speed.json")),
         ),
+    },
+    "scripts/results/targets.md": {
+        name: Table((f"{file}.json",), partial(table_of, make, file))
+        for name, (make, file) in {
+            "reach": (reach_table, "target_reach"),
+            "latency": (latency_table, "target_latency"),
+            "additivity": (additivity_table, "additivity"),
+        }.items()
     },
     "scripts/results/torture.md": {
         "torture": Table(
