@@ -13,19 +13,17 @@ Spearman's rank correlation.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from recorded_rows import RecordedRows
 from torch import Tensor
 
 import branchprune as bp
 from branchprune.benchmarks.options import options_parser
-from branchprune.experiments import environment
 from branchprune.experiments.run.config import parse
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.lightning.training_inputs import training_inputs
@@ -101,30 +99,14 @@ def main(args: Sequence[str] | None = None) -> int:
     if wrong:
         parser.error(f"networks (={wrong}) must be of {', '.join(NETWORKS)}")
     torch.set_num_threads(options.threads)
-    output = environment.recorded("additivity.json") if options.record else options.output
-    rows = _kept(output)
+    file = "additivity.json" if options.record else None
+    fixed = {key: getattr(options, key) for key in ("share", "drawn", "images", "seed")}
+    rows = RecordedRows(file, options.output, fixed, ("network",))
     for name in options.networks or NETWORKS:
-        rows[name] = asdict(measure(name, options))
-        Console().print(f"{name}: {rows[name]['spearman']:.3f} {rows[name]['compared']}")
-        if output is not None:
-            content = {
-                "hardware": environment.hardware(),
-                "commit": environment.commit(),
-                "versions": environment.versions(),
-                "options": {
-                    key: getattr(options, key) for key in ("share", "drawn", "images", "seed")
-                },
-                "rows": [rows[each] for each in NETWORKS if each in rows],
-            }
-            output.write_text(json.dumps(content, indent=1) + "\n")
+        row = asdict(measure(name, options))
+        rows.add(row)
+        print(f"{name}: {row['spearman']:.3f} {row['compared']}", flush=True)
     return 0
-
-
-def _kept(output: Path | None) -> dict[str, dict[str, object]]:
-    """Return the rows that a file holds, by network."""
-    if output is None or not output.exists():
-        return {}
-    return {row["network"]: row for row in json.loads(output.read_text())["rows"]}
 
 
 def measure(name: str, options: Options) -> Row:
@@ -167,7 +149,11 @@ def _network(comparison: str, options: Options) -> tuple[torch.nn.Module, Tensor
     load_weights(config.model, checkpoint)
     keys, found = keys_of(config.task(config.model)), list[Tensor]()
     while sum(map(len, found)) < options.images:
-        found = training_inputs(config.data, 2 * len(found) or 1, keys)
+        batches = training_inputs(config.data, 2 * len(found) or 1, keys)
+        if len(batches) == len(found):
+            least = sum(map(len, found))
+            raise bp.PruneError(f"images (={options.images}) is more than the {least} there are")
+        found = batches
     return config.model.eval(), torch.cat(found)[: options.images]
 
 

@@ -20,12 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from recorded_rows import RecordedRows
 from torchvision import models  # type: ignore[import-untyped]
 
 import branchprune as bp
 from branchprune.benchmarks.options import options_parser
-from branchprune.experiments import environment
 from branchprune.runtimes.named import runtime_of
 from branchprune.targets.layer_times import in_blocks, spread_of
 from branchprune.targets.target_plan import TargetPlan
@@ -94,30 +93,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """Measure, print a line a model, and write the result."""
     parser = options_parser("target_latency.py", Options, description=__doc__.split("\n", 1)[0])
     options = Options(**vars(parser.parse_args(args)))
-    output = environment.recorded("target_latency.json") if options.record else options.output
     torch.set_num_threads(options.threads)
-    rows = _kept(output)
-    for name in options.models or MODELS:
-        rows[name] = asdict(measure(name, options))
-        Console().print(json.dumps(rows[name]), markup=False, soft_wrap=True, highlight=False)
-        if output is not None:
-            fixed = ("share", "image_size", "images", "runtime", "threads", "seed")
-            content = {
-                "hardware": environment.hardware(),
-                "commit": environment.commit(),
-                "versions": environment.versions(),
-                "options": {key: getattr(options, key) for key in fixed},
-                "rows": [*rows.values()],
-            }
-            output.write_text(json.dumps(content, indent=1) + "\n")
+    name = "target_latency.json" if options.record else None
+    fixed = ("share", "image_size", "images", "runtime", "threads", "seed")
+    asked = {key: getattr(options, key) for key in fixed}
+    rows = RecordedRows(name, options.output, asked, ("model",))
+    for model in options.models or MODELS:
+        row = asdict(measure(model, options))
+        rows.add(row)
+        print(json.dumps(row), flush=True)
     return 0
-
-
-def _kept(output: Path | None) -> dict[str, dict[str, object]]:
-    """Return the rows that a file holds, by model."""
-    if output is None or not output.exists():
-        return {}
-    return {row["model"]: row for row in json.loads(output.read_text())["rows"]}
 
 
 def measure(name: str, options: Options) -> Row:

@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from recorded_rows import RecordedRows
 from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.benchmarks.options import options_parser
 from branchprune.benchmarks.zoo_child import all_macs
 from branchprune.benchmarks.zoo_models import torchvision_families, torchvision_model
-from branchprune.experiments import environment
 from branchprune.graph.inputs import tensors
 from branchprune.graph.structure import Structure
 from branchprune.planning.cost_model import params_and_macs
@@ -92,22 +91,16 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = options_parser("target_reach.py", Options, description=__doc__.split("\n", 1)[0])
     options = Options(**vars(parser.parse_args(args)))
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    console, rows = Console(), list[Row]()
-    for name in options.models or torchvision_families():
-        for row in measure(name, options):
-            rows.append(row)
-            console.print(json.dumps(asdict(row)), markup=False, soft_wrap=True, highlight=False)
-    output = environment.recorded("target_reach.json") if options.record else options.output
-    if output is not None:
-        content = {
-            "hardware": environment.hardware(),
-            "commit": environment.commit(),
-            "versions": environment.versions(),
-            "options": {"share": options.share, "seed": options.seed, "threads": options.threads},
-            "rows": [asdict(row) for row in rows],
-        }
-        output.write_text(json.dumps(content, indent=1) + "\n")
-    return int(any(row.used > 1 for row in rows))
+    name = "target_reach.json" if options.record else None
+    fixed = {key: getattr(options, key) for key in ("share", "seed", "threads")}
+    rows = RecordedRows(name, options.output, fixed, ("model", "what"))
+    found = []
+    for model in options.models or torchvision_families():
+        for row in measure(model, options):
+            found.append(row)
+            rows.add(asdict(row))
+            print(json.dumps(asdict(row)), flush=True)
+    return int(any(row.used > 1 for row in found))
 
 
 def measure(name: str, options: Options) -> list[Row]:

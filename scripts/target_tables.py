@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from recorded_rows import made
+
 from branchprune.experiments.markdown import folded, markdown_table
 
 Result = Mapping[str, Any]
@@ -42,7 +44,7 @@ def reach_table(result: Result) -> str:
     ]
     names = ", ".join(f"{row['model']} ({row['what']})" for row in below)
     return (
-        f"Models of torchvision, {_where(result)}. Asked is {_percent(result['options']['share'])} "
+        f"Models of torchvision, {made(result['rows'])}. Asked is {_percent(result['options']['share'])} "
         "of what the dense model has, or where more stays whatever the widths, half of what can "
         "go; what groups lose is drawn at random; used is what the model of these widths has, "
         f"built and counted by itself. Solving took {median(solving):.2f} s (median; the most "
@@ -71,7 +73,7 @@ def latency_table(result: Result) -> str:
     within = sum(row["used"] <= 1.03 for row in rows)
     return (
         f"{options['runtime']}, {options['threads']} thread(s), one image of "
-        f"{options['image_size']} px at a time, {_where(result)}. Asked is "
+        f"{options['image_size']} px at a time, {made(result['rows'])}. Asked is "
         f"{_percent(options['share'])} of the dense latency; predicted, "
         "planned and timed anew are shares of that, the last of the collapsed "
         f"model and the dense one in turns. {within} of {len(rows)} models are within 1.03 of it. "
@@ -95,18 +97,13 @@ def additivity_table(result: Result) -> str:
     ]
     return (
         f"{options['drawn']} choices of widths drawn at random with {_percent(options['share'])} "
-        f"of the multiply-adds, {options['images']} images, {_where(result)}: Spearman's rank "
-        "correlation of the change of the output that is predicted, each group's alone added up, "
+        f"of the multiply-adds, {options['images']} images, {made(result['rows'])}: Spearman's "
+        "rank correlation of the change of the output that is predicted, each group's alone added up, "
         "with that measured, all groups narrow at once, fitted and not trained. The other columns "
         "are measured changes: least and largest of the random ones, and of widths at one share of "
         "all channels, of the least predicted change, and of what `plan` chooses. Command: `python "
         f"scripts/additivity.py --record`.\n\n{markdown_table(lines, 'lrrrrr')}"
     )
-
-
-def _where(result: Result) -> str:
-    versions = result["versions"]
-    return f"{result['hardware']}, torch {versions['torch']}, commit {result['commit']}"
 
 
 def _percent(share: float) -> str:

@@ -17,7 +17,7 @@ from branchprune.blending.path_sampling import Mixing, Norms, PathMixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
 from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.named import CRITERIA
-from branchprune.criteria.scores import Criterion, group_weights, select
+from branchprune.criteria.scores import Criterion, group_weights, scored, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import spanned
@@ -148,13 +148,7 @@ def _choose(
     structure = blended.plan.structure
     group, planned = structure.groups[index], blended.plan.groups[index]
     weights = group_weights(blended.model, structure, index, model, readings, planned.kept)
-    scores = criterion(weights)
-    if not isinstance(scores, Tensor) or scores.shape != (group.width,):
-        shape = tuple(getattr(scores, "shape", ()))
-        raise PruneError(f"init returned scores of shape {shape} for {group.name} ({group.width},)")
-    if scores.isnan().any():
-        raise PruneError(f"init returned NaN scores for {group.name}")
-    return select(scores, planned.kept, group.blocks, group.strata)
+    return select(scored(criterion, weights, "init"), planned.kept, group.blocks, group.strata)
 
 
 class _Builder:

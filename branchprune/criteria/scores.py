@@ -167,6 +167,27 @@ def rows_by_output(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
     return rows.flatten(1)
 
 
+def scored(criterion: Criterion, weights: GroupWeights, argument: str) -> Tensor:
+    """Return the scores of the channels of a group, shape (C,).
+
+    Args:
+        criterion: The criterion.
+        weights: The group.
+        argument: What errors call the criterion.
+
+    Raises:
+        PruneError: What it returns are no such scores.
+    """
+    scores = criterion(weights)
+    name, width = weights.name, weights.width
+    if not isinstance(scores, Tensor) or scores.shape != (width,):
+        shape = tuple(getattr(scores, "shape", ()))
+        raise PruneError(f"{argument} returned scores of shape {shape} for {name} ({width},)")
+    if scores.isnan().any():
+        raise PruneError(f"{argument} returned NaN scores for {name}")
+    return scores
+
+
 def group_weights(
     model: nn.Module,
     structure: Structure,

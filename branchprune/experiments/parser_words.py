@@ -25,6 +25,7 @@ PLURALS = {
     "ClosedUnitInterval": ("a number from 0 to 1", "numbers from 0 to 1"),
 }
 """Names of types: one value of each, and several."""
+FRACTIONS = ("float", "PositiveFloat", "OpenUnitInterval", "ClosedUnitInterval")
 NULL = ("NoneType", "None")
 UNION = re.compile(
     r"(?P<key>[\w.]+): Does not validate against any of the Union subtypes "
@@ -40,6 +41,7 @@ OF_ARGPARSE = re.compile(
     r"argument --(?P<key>[\w.]+): invalid (?P<kinds>\w+) value: '(?P<value>.*)'"
 )
 PATTERNS = (UNION, ONE, RESTRICTED, OF_ARGPARSE)
+OPTION = re.compile(r"([\w.]+: )'([\w.]+)': (Option '\w+' is not accepted)")
 MISSING = re.compile(r"argument (--[\w.]+): expected (?:one|at least one) argument")
 NESTED = re.compile(r"NestedArg\(key='(.*?)', val=(.*)\)")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -54,6 +56,8 @@ def in_words(line: str, args: Sequence[str] = ()) -> str:
     """
     if missing := MISSING.fullmatch(line):
         return f"{missing[1]} needs a value"
+    if option := OPTION.fullmatch(line):
+        return option[1] + _with_known(option[3], _fields(f"<class '{option[2]}'>"))
     found = next(filter(None, (each.fullmatch(line) for each in PATTERNS)), None)
     if found is None:
         return line
@@ -88,7 +92,8 @@ def _said(key: str, value: str, kinds: list[str], errors: str, args: Sequence[st
 
 def _hint(key: str, value: str, kinds: list[str], args: Sequence[str]) -> str:
     """Say what to write instead, where that is clear."""
-    if value.endswith("%") and NUMBER.fullmatch(value[:-1].strip()):
+    fractions = any(_name(kind) in FRACTIONS for kind in kinds)
+    if fractions and value.endswith("%") and NUMBER.fullmatch(value[:-1].strip()):
         return f": write {float(value[:-1]) / 100:g}"
     if written := _as_list(value.replace(",", " ").split(), kinds):
         return f": {written}"
@@ -131,7 +136,11 @@ def _unknown_option(kinds: list[str], errors: str) -> str | None:
     """Say which option of a section is not known, and which there are."""
     found = re.search(r"Option '\w+' is not accepted", errors)
     known = [each for each in map(_fields, kinds) if each]
-    return f"{found[0]}: there are {', '.join(known[0])}" if found and known else None
+    return _with_known(found[0], known[0]) if found and known else None
+
+
+def _with_known(said: str, known: Sequence[str]) -> str:
+    return f"{said}: there are {', '.join(known)}" if known else said
 
 
 def _words(kind: str, several: bool = False) -> str | None:

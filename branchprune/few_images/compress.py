@@ -235,7 +235,8 @@ def compress(
 def _refuse_if_late(minutes: float | None, spent: float) -> None:
     if minutes is not None and spent > 60 * minutes:
         raise PruneError(
-            f"minutes (={minutes}) are too few: choosing channels alone took {spent:.1f} s"
+            f"minutes (={minutes}) are too few: choosing channels alone took {spent:.1f} s; give "
+            f"more than {(1 + AFTER) * spent / 60:.2g}"
         )
 
 

@@ -39,13 +39,10 @@ def warn_if_strange(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     finally:
         if hook:
             hook.remove()
-    said = [_if_unsure(outputs)]
-    if first and read:
-        name, norm = first
-        said.insert(0, _if_off(name, norm, read[0]))
-    found = tuple(each for each in said if each)
+    said = [_if_off(first[0], first[1], read[0])] if first and read else []
+    found = tuple(each for each in [*said, _if_unsure(outputs)] if each)
     for each in found:
-        warnings.warn(each, stacklevel=4)
+        warnings.warn(each, stacklevel=3)
     return found
 
 

@@ -29,7 +29,8 @@ HALVINGS = 18
 ROUNDS = 6
 """In which the prices of several costs are weighed against each other."""
 FEW = 4000
-"""Widths of all groups, up to which groups are changed two at a time."""
+"""Groups times the most widths of one, up to which groups are changed two at a time, and filling
+begins at the least widths, too: where there are more, both take seconds and gain nothing."""
 TRIALS = 500
 """Of two groups changed and the rest filled again, at most."""
 
@@ -44,6 +45,11 @@ class Limit:
     def holds(self, kept: Tensor) -> bool:
         """Return whether widths, float64, shape (G,), are within it."""
         return self.cost.total(kept) <= self.most
+
+
+def hold(limits: Sequence[Limit], kept: Tensor) -> bool:
+    """Return whether widths, float64, shape (G,), are within all limits."""
+    return all(limit.holds(kept) for limit in limits)
 
 
 class Solver:
@@ -91,9 +97,9 @@ class Solver:
             The widths, float64, shape (G,).
         """
         narrowest, widest = self.widths[:, 0].clone(), self.widths[:, -1].clone()
-        if all(limit.holds(widest) for limit in limits):
+        if hold(limits, widest):
             return widest
-        if not all(limit.holds(narrowest) for limit in limits):
+        if not hold(limits, narrowest):
             return None
         weights = [1.0] * len(limits)
         if not thorough:
@@ -164,7 +170,7 @@ class Solver:
             shares = self._shares(kept, limits)
             worth = torch.where((shares <= 1) & (gains > 0), gains / shares.clamp_min(1e-12), 0.0)
             wider = self._with_best(kept, worth)
-            if wider is None or not all(limit.holds(wider) for limit in limits):
+            if wider is None or not hold(limits, wider):
                 return kept
             kept = wider
 
@@ -187,7 +193,7 @@ class Solver:
                     worth = torch.where(self._shares(kept, limits) <= 1, worth, 0.0)
                     worth[g] = 0.0
                     found = self._with_best(kept, worth)
-                    if found is None or not all(limit.holds(found) for limit in limits):
+                    if found is None or not hold(limits, found):
                         continue
                     found = self._filled(found, limits)
                     if (error := self.error(found)) < least - 1e-12 * abs(least):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from branchprune.planning.traced import Traced
-from branchprune.planning.width_solver import Limit, Solver
+from branchprune.planning.width_solver import Limit, Solver, hold
 from branchprune.targets.choices import Choices
 from branchprune.targets.error_curves import MeasuredErrors
 from branchprune.targets.selection import Ways, selected
@@ -157,7 +157,7 @@ def _scaled_to(choices: Choices, shares: Tensor, limits: Sequence[Limit]) -> Ten
     for _ in range(STEPS):
         middle = (low + high) / 2
         kept = choices.nearest((middle * shares).clamp_max(1).tolist())
-        if all(limit.holds(kept) for limit in limits):
+        if hold(limits, kept):
             low, found = middle, kept
         else:
             high = middle

@@ -12,7 +12,7 @@ from torch import Tensor
 from branchprune.graph.structure import Structure
 from branchprune.planning.group_widths import PlannedGroup, plan_groups, step_of
 from branchprune.planning.paths import makers, within
-from branchprune.planning.width_solver import Limit
+from branchprune.planning.width_solver import Limit, hold
 
 LEFT_WHOLE = "the target leaves it whole"
 SHARES_TRIED = 200
@@ -107,7 +107,7 @@ class Choices:
         """Return the widths at the largest share of all channels that is within limits."""
         for place in range(SHARES_TRIED, -1, -1):
             found = self.nearest([place / SHARES_TRIED] * len(self.widths))
-            if all(limit.holds(found) for limit in limits):
+            if hold(limits, found):
                 break
         return found
 

@@ -20,7 +20,7 @@ from branchprune.planning.paths import paths_of
 from branchprune.planning.plan import Plan, planned
 from branchprune.planning.staying import short
 from branchprune.planning.traced import Traced
-from branchprune.planning.width_solver import Solver
+from branchprune.planning.width_solver import Limit, Solver
 from branchprune.targets.allocations import Allocation, Problem, by_selection
 from branchprune.targets.choices import Choices
 from branchprune.targets.correction import Timed, corrected
@@ -36,6 +36,7 @@ from branchprune.targets.goal import (
     goals,
     needing_runtime,
 )
+from branchprune.targets.latency_model import LatencyModel
 from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.selection import Ways
 from branchprune.targets.target_plan import Outcome, Reached, TargetPlan
@@ -123,6 +124,7 @@ class Chooser:
         self.errors, self.latency = errors, latency
         self.allocation, self.seed = allocation, seed
         self.outcome = Outcome()
+        self._solved: tuple[Solver, Choices, CostModel] | None = None
 
     def __call__(self, traced: Traced) -> tuple[tuple[PlannedGroup, ...], tuple[str, ...]]:
         """Return the widths; see `Choose`."""
@@ -140,10 +142,27 @@ class Chooser:
             choices.limited(found.kept),
             found.change,
             found.uniform,
-            self._trade_off(traced, choices, asked[0]),
+            ms=_ms(asked, choices.widest, found.kept),
         )
         groups = choices.planned(found.kept)
         return groups, (*too_narrow(groups, multiple), *self._notes(multiple))
+
+    def trade_off(self) -> tuple[tuple[float, float, float], ...]:
+        """Return what other shares of the first cost would change, as is predicted; see `Outcome`.
+
+        It is empty before widths were chosen, and where no errors are measured.
+        """
+        if self._solved is None:
+            return ()
+        solver, choices, cost = self._solved
+        found, whole = [], cost.total(choices.widest)
+        for share in SHARES:
+            limits = [Limit(cost, share * whole)]
+            kept = solver.solve(limits, thorough=False)
+            if kept is not None:
+                uniform = choices.at_one_share(limits)
+                found.append((share, solver.error(kept), solver.error(uniform)))
+        return tuple(found)
 
     def _notes(self, multiple: int) -> tuple[str, ...]:
         if self.latency is None:
@@ -186,30 +205,15 @@ class Chooser:
         else:
             found = self._timed(traced, choices, way, asked, timed)
             rival = self._as_fast(choices, asked, timed, found.kept)
-            if errors.change(rival) < errors.change(found.kept) and self.allocation is by_selection:
+            if self.allocation is by_selection and errors.change(rival) < errors.change(found.kept):
                 # What was off in the prediction has cost the better way its room.
                 other = self._timed(traced, choices, choices.at_one_share, asked, timed)
                 found = min(found, other, key=lambda each: errors.change(each.kept))
             kept, ms = found.kept, found.ms
-        by_group = tuple(problem.solver().errors_at(kept).tolist())
+        solver = problem.solver()
+        by_group = tuple(solver.errors_at(kept).tolist())
+        self._solved = solver, choices, asked[0].limit.cost
         return _Found(kept, rival, ms, by_group, errors.change(kept), errors.change(rival))
-
-    def _trade_off(
-        self, traced: Traced, choices: Choices, goal: Goal
-    ) -> tuple[tuple[float, float, float], ...]:
-        """Return what other shares of a cost would change, as is predicted; see `Outcome`."""
-        if self.errors is None:
-            return ()
-        curves = self.errors(traced.model, traced.structure, choices.widths)
-        solver, found = Solver(choices.widths, curves), []
-        whole = goal.limit.cost.total(choices.widest)
-        for share in SHARES:
-            limits = [replace(goal.limit, most=share * whole)]
-            kept = solver.solve(limits, thorough=False)
-            if kept is not None:
-                uniform = choices.at_one_share(limits)
-                found.append((share, solver.error(kept), solver.error(uniform)))
-        return tuple(found)
 
     def _as_fast(
         self, choices: Choices, asked: Sequence[Goal], timed: Goal, kept: Tensor
@@ -234,6 +238,15 @@ class Chooser:
                 f"{self.latency.runtime.name}, the dense model {timed.told(timed.before)}"
             )
         return found
+
+
+def _ms(asked: Sequence[Goal], widest: Tensor, kept: Tensor) -> tuple[tuple[float, float], ...]:
+    """Return what groups take of a latency, if one is asked for; see `Outcome`."""
+    for goal in asked:
+        if isinstance(goal.limit.cost, LatencyModel):
+            both = (goal.limit.cost.of_groups(each).tolist() for each in (widest, kept))
+            return tuple(zip(*both, strict=True))
+    return ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,22 +11,26 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from branchprune.criteria.column_selection import pick
 from branchprune.criteria.named import CRITERIA
-from branchprune.criteria.scores import Criterion, group_weights, select
+from branchprune.criteria.scores import Criterion, group_weights, scored, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example
 from branchprune.graph.structure import Structure
+from branchprune.targets import error_cache
+from branchprune.targets.error_cache import Curve
 from branchprune.targets.measurement import Measurement
 
 Init = str | Criterion
 RECONSTRUCTION = "reconstruction"
+KEPT = (RECONSTRUCTION, "l1", "l2", "bn_scale", "geometric_median")
+"""Criteria that see the weights and the batches alone, and draw nothing."""
 LEAST = 1e-9
 """What is left of a group that is explained wholly, and of an output that does not change."""
 TAIL = 1e-6
@@ -37,23 +41,6 @@ WORST = 10.0
 """Times the largest measured change, that is predicted of a narrower group at most."""
 MEASURED = (0.5, 0.25)
 """Shares of a group's channels at which the change of the output is measured."""
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """The change of the output over the width of one group.
-
-    Attributes:
-        group: Its index.
-        ranks: Of each channel, the greater the earlier it is kept, shape (C,).
-        errors: The change at each width from 0 to that of the group, shape (C + 1,), falling.
-        measured: Widths at which it was measured, with what was found.
-    """
-
-    group: int
-    ranks: Tensor
-    errors: Tensor
-    measured: tuple[tuple[int, float], ...]
 
 
 def error_curve(measurement: Measurement, group: int, criterion: Init = RECONSTRUCTION) -> Curve:
@@ -73,7 +60,8 @@ def error_curve(measurement: Measurement, group: int, criterion: Init = RECONSTR
         given = measurement.graded, here, found.width
         weights = group_weights(model, structure, group, *given)
         name = "l2" if criterion == RECONSTRUCTION else criterion
-        scores = (name if callable(name) else CRITERIA[name])(weights).double()
+        judge = name if callable(name) else CRITERIA[name]
+        scores = scored(judge, weights, "criterion").double().cpu()
         order = scores.argsort(descending=True, stable=True)
         if here:
             _, gains = pick(here, found.width, order)
@@ -99,6 +87,8 @@ class MeasuredErrors:
     Args:
         batches: Inputs of the model on which that is measured.
         criterion: By which channels are chosen, as `init` of `attach`.
+        cache: Folder that keeps curves, by the digest of the model, the batches and the name of the
+            criterion; None: none are kept.
 
     Attributes:
         curves: What was measured, by group.
@@ -108,7 +98,12 @@ class MeasuredErrors:
             criterion.
     """
 
-    def __init__(self, batches: Iterable[Example] | None, criterion: Init = RECONSTRUCTION) -> None:
+    def __init__(
+        self,
+        batches: Iterable[Example] | None,
+        criterion: Init = RECONSTRUCTION,
+        cache: str | Path | None = None,
+    ) -> None:
         if not callable(criterion) and criterion not in CRITERIA:
             known = ", ".join(map(repr, CRITERIA))
             raise PruneError(f"criterion (={criterion!r}) must be {known} or a function")
@@ -131,7 +126,9 @@ class MeasuredErrors:
             raise PruneError(
                 "target needs batches: some inputs of forward, on which errors are measured"
             )
-        self.criterion = criterion
+        if not isinstance(cache, str | Path | None):
+            raise PruneError(f"cache (={cache!r}) must be the path of a folder")
+        self.criterion, self.cache = criterion, None if cache is None else Path(cache)
         self.curves: dict[int, Curve] = {}
         self._changes: dict[tuple[float, ...], float] = {}
         self._measurement: Measurement | None = None
@@ -142,9 +139,18 @@ class MeasuredErrors:
         cls,
         batches: Iterable[Example] | MeasuredErrors | None,
         criterion: Init = RECONSTRUCTION,
+        cache: str | Path | None = None,
     ) -> MeasuredErrors:
-        """Return what is measured on batches; they may be such a measurement themselves."""
-        return batches if isinstance(batches, MeasuredErrors) else cls(batches, criterion)
+        """Return what is measured on batches; they may be such a measurement themselves.
+
+        Raises:
+            PruneError: That was made with another criterion or cache; see `MeasuredErrors`.
+        """
+        if not isinstance(batches, MeasuredErrors):
+            return cls(batches, criterion, cache)
+        if criterion not in (RECONSTRUCTION, batches.criterion) or cache is not None:
+            raise PruneError("batches hold what was measured: criterion and cache belong to that")
+        return batches
 
     def __call__(
         self, model: nn.Module, structure: Structure, choices: Sequence[Sequence[int]]
@@ -190,8 +196,19 @@ class MeasuredErrors:
             known = [*self.curves, *missing]
             self._measurement = Measurement(model, structure, self.batches, known)
             self._changes = {}
+            stored, key = self._stored(model, structure)
             for group in missing:
-                self.curves[group] = error_curve(self._measurement, group, self.criterion)
+                kept = stored.get(group)
+                self.curves[group] = kept or error_curve(self._measurement, group, self.criterion)
+            if self.cache is not None and key and not {*missing} <= stored.keys():
+                error_cache.write(self.cache, key, stored | self.curves)
+
+    def _stored(self, model: nn.Module, structure: Structure) -> tuple[dict[int, Curve], str]:
+        """Return what the cache has of a model, and its digest; "": nothing is kept."""
+        if self.cache is None or self.criterion not in KEPT:
+            return {}, ""
+        key = error_cache.digest(model, structure, self.batches, self.criterion)
+        return error_cache.read(self.cache, key), key
 
     @one_at_a_time
     def change(self, kept: Tensor) -> float:
@@ -206,8 +223,7 @@ class MeasuredErrors:
         return self._changes[key]
 
     def _changed(self, kept: Tensor) -> float:
-        if self._measurement is None:
-            return 0.0
+        assert self._measurement is not None, "curves are measured before whole models"
         groups, chosen = self._measurement.structure.groups, {}
         for i, width in enumerate(map(int, kept.tolist())):
             if i in self.curves and width < groups[i].width:

@@ -112,6 +112,21 @@ class LatencyModel:
         rows = torch.arange(len(self.seconds))
         return self._interpolated(rows, ins[:, None], outs[:, None])[:, 0]
 
+    def of_groups(self, kept: Tensor) -> Tensor:
+        """Return how many milliseconds go into making the channels of each group, shape (G,).
+
+        What weights beyond the cache take, and the constant, belong to none.
+
+        Args:
+            kept: The widths of all groups, float64, shape (G,).
+        """
+        makes = self.outputs.any(1)
+        made = torch.where(makes[:, None], self.outputs, self.inputs) * kept
+        beside = torch.where(makes, self.fixed_outputs, self.fixed_inputs)
+        shares = made / (made.sum(1) + beside).clamp_min(1e-300)[:, None]
+        of_times, of_numbers, _, _ = self.factors
+        return of_times * (self.layer_seconds(kept) @ shares) + of_numbers * self.elements * kept
+
     def scaled(self, widths: Sequence[Tensor], ms: Sequence[float]) -> LatencyModel:
         """Return it with the factors, none below 0, and the cache that fit measured times best.
 

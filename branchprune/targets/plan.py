@@ -35,6 +35,7 @@ def plan(
     target: Mapping[str, float] | None = None,
     batches: Iterable[Example] | None = None,
     criterion: Init = RECONSTRUCTION,
+    cache: str | Path | None = None,
     floor: float = FLOOR,
     exclude: Sequence[str] = (),
     multiple_of: int | Literal["auto"] = 1,
@@ -86,8 +87,11 @@ def plan(
         batches: Inputs for that, each a tensor, or a tuple or dictionary of arguments, as they are
             used, normalised: some hundred images. Labels are not needed. The same go to
             `attach(…, "reconstruction", batches=…)`.
-        criterion: By which channels are chosen where changes are measured; give `attach` the same
-            as `init`.
+        criterion: By which channels are chosen where changes are measured, as `init` of `attach`,
+            to which give the same: "reconstruction", "l1", …, "taylor" by the gradients in the
+            model, or a function.
+        cache: Folder that keeps what was measured of single groups, by the digest of model, batches
+            and criterion; that of a function, and of gradients, is not kept.
         floor: The least share of a group's channels that a target leaves, in (0, 1].
         exclude: Layers, or modules around them, whose channels stay; or names of groups, as
             "conv1#2".
@@ -121,6 +125,10 @@ def plan(
     check_asked(keep, target, multiple_of)
     if target is None:
         given = ["batches"] * (batches is not None) + [f"floor (={floor!r})"] * (floor != FLOOR)
+        if criterion != RECONSTRUCTION:
+            given.append(f"criterion (={criterion!r})")
+        if cache is not None:
+            given.append(f"cache (={str(cache)!r})")
         if runtime is not None:
             given.append(f"runtime (={getattr(runtime, 'name', runtime)})")
         if latency_table is not None:
@@ -144,7 +152,7 @@ def plan(
             check=check,
         )
     latency = measuring(target, multiple_of, runtime, latency_table)
-    errors = MeasuredErrors.on(batches, criterion)
+    errors = MeasuredErrors.on(batches, criterion, cache)
     chooser = Chooser(target, keep, floor, exclude, multiple_of, errors, latency)
     return planned_for(model, example, chooser, inside, opaque, check)
 
@@ -156,6 +164,7 @@ def plans(
     *,
     batches: Iterable[Example] | MeasuredErrors,
     criterion: Init = RECONSTRUCTION,
+    cache: str | Path | None = None,
     keep: Mapping[str, float] | None = None,
     floor: float = FLOOR,
     exclude: Sequence[str] = (),
@@ -178,6 +187,7 @@ def plans(
         targets: What to reach; see `target` of `plan`.
         batches: See `plan`; or what has been measured on some, as `sensitivity` shares it.
         criterion: See `plan`.
+        cache: See `plan`.
         keep: Layers and modules that keep a share, whatever the targets.
         floor: See `plan`.
         exclude: See `plan`.
@@ -197,7 +207,7 @@ def plans(
         check_asked(keep, check_target(target), multiple_of)
     every = {what: share for target in targets for what, share in target.items()}
     latency = measuring(every, multiple_of, runtime, latency_table)
-    errors = MeasuredErrors.on(batches, criterion)
+    errors = MeasuredErrors.on(batches, criterion, cache)
     asked = (keep, floor, exclude, multiple_of, errors, latency)
     choosers = [Chooser(each, *asked) for each in targets]
     return [planned_for(model, example, each, inside, opaque) for each in choosers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -69,6 +70,7 @@ def sensitivity(
     example: Example,
     batches: Iterable[Example] | MeasuredErrors,
     *,
+    cache: str | Path | None = None,
     exclude: Sequence[str] = (),
     inside: str = "",
     opaque: Sequence[str] = (),
@@ -88,6 +90,7 @@ def sensitivity(
         model: The model; it is not changed.
         example: See `plan`.
         batches: See `plan`; or what has been measured on some, which plans share.
+        cache: See `plan`.
         exclude: See `plan`.
         inside: See `plan`.
         opaque: See `plan`.
@@ -95,7 +98,7 @@ def sensitivity(
     Raises:
         PruneError: See `plan`.
     """
-    errors = MeasuredErrors.on(batches)
+    errors = MeasuredErrors.on(batches, cache=cache)
     found = plan(model, example, 0.5, exclude=exclude, inside=inside, opaque=opaque)
     errors.measure(copied(model, sharing=True), found.structure, found.pruned)
     groups = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,7 +70,10 @@ class Outcome:
         change: The change of the output with all groups narrow at once, fitted but not trained.
         uniform: That at one share of all widths within the target.
         trade_off: For shares of the first cost of the target that might be left: the share, the
-            predicted change of the output at the widths with the least, and at one share of all.
+            predicted change of the output at the widths with the least, and at one share of all;
+            where it was asked for, as the report of a run does.
+        ms: By group, the predicted milliseconds that go into its channels, at all of them and at
+            those that are kept; empty: no latency was asked for.
     """
 
     reached: tuple[Reached, ...] = ()
@@ -78,6 +82,32 @@ class Outcome:
     change: float = 0.0
     uniform: float = 0.0
     trade_off: tuple[tuple[float, float, float], ...] = ()
+    ms: tuple[tuple[float, float], ...] = ()
+
+    def as_numbers(self) -> dict[str, Any]:
+        """Return it as plain numbers and strings, ready for JSON."""
+        return {
+            "reached": [vars(each) for each in self.reached],
+            "errors": [*self.errors],
+            "limited": [*self.limited],
+            "change": self.change,
+            "uniform": self.uniform,
+            "trade_off": [[*each] for each in self.trade_off],
+            "ms": [[*each] for each in self.ms],
+        }
+
+    @staticmethod
+    def of_numbers(found: Mapping[str, Any]) -> Outcome:
+        """Return what `as_numbers` was made of."""
+        return Outcome(
+            tuple(Reached(**each) for each in found["reached"]),
+            tuple(found["errors"]),
+            tuple(found["limited"]),
+            found["change"],
+            found["uniform"],
+            tuple((share, chosen, uniform) for share, chosen, uniform in found["trade_off"]),
+            tuple((before, after) for before, after in found["ms"]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,26 +116,20 @@ class TargetPlan(Outcome, Plan):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain numbers and strings, ready for JSON."""
-        added = {
-            "reached": [vars(each) for each in self.reached],
-            "errors": [*self.errors],
-            "limited": [*self.limited],
-            "change": self.change,
-            "uniform": self.uniform,
-            "trade_off": [[*each] for each in self.trade_off],
-        }
-        return super().as_dict() | added
+        return super().as_dict() | self.as_numbers()
 
     def table(self) -> list[str]:
         """Return the groups as lines for people."""
         if not self.errors:
             return super().table()
         total = sum(self.errors) or 1.0
-        rows = [("group", "layers", "width", "MACs", "error share", "limited by")]
-        for group, error, limit in zip(self.groups, self.errors, self.limited, strict=True):
-            name, layers, width, macs, why = group.row()
+        timed = ("ms",) * bool(self.ms)
+        rows = [("group", "layers", "width", "MACs", *timed, "error share", "limited by")]
+        for i, (group, error) in enumerate(zip(self.groups, self.errors, strict=True)):
+            *cells, why = group.row()
+            cells += [f"{before:.3g} → {after:.3g}" for before, after in self.ms[i : i + 1]]
             share = f"{error / total:.1%}" if group.pruned else ""
-            rows.append((name, layers, width, macs, share, why or limit))
+            rows.append((*cells, share, why or self.limited[i]))
         return in_columns(rows)
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from branchprune.criteria.scores import group_weights, l1
 from branchprune.graph.structure import Pieces, Structure
 from branchprune.planning.traced import Traced
-from branchprune.planning.width_solver import Limit
+from branchprune.planning.width_solver import Limit, hold
 from branchprune.targets.selection import Ways
 
 SHARES = 200
@@ -37,11 +37,7 @@ def _least(
     """Return the widths at the least threshold that is within limits."""
     levels = sorted({value for each in values for value in each})
     tries = [partial(_at, widths, values, level) for level in levels]
-    return _first(tries, partial(_within, limits))
-
-
-def _within(limits: Sequence[Limit], kept: Tensor) -> bool:
-    return all(limit.holds(kept) for limit in limits)
+    return _first(tries, partial(hold, limits))
 
 
 def _first(tries: Sequence[Callable[[], Tensor]], holds: Callable[[Tensor], bool]) -> Tensor:
@@ -88,7 +84,8 @@ def isomorphic_l1(traced: Traced, widths: Sequence[Sequence[int]]) -> Ways:
     """
     kinds = defaultdict[tuple[str, ...], list[int]](list)
     for i, kind in enumerate(_kinds(traced.model, traced.structure)):
-        kinds[kind].append(i)
+        if len(widths[i]) > 1:
+            kinds[kind].append(i)
     return partial(_each_kind, widths, _norms_lost(traced, widths), [*kinds.values()])
 
 
@@ -99,7 +96,7 @@ def _each_kind(
     limits: Sequence[Limit],
 ) -> Tensor:
     def at(share: float) -> Tensor:
-        kept = torch.zeros(len(widths), dtype=torch.double)
+        kept = torch.tensor([row[-1] for row in widths], dtype=torch.double)
         for kind in kinds:
             rows, lost = [widths[i] for i in kind], [values[i] for i in kind]
             most = share * sum(row[-1] for row in rows)
@@ -109,7 +106,7 @@ def _each_kind(
         return kept
 
     shares = [place / SHARES for place in range(SHARES, -1, -1)]
-    return _first([partial(at, share) for share in shares], partial(_within, limits))
+    return _first([partial(at, share) for share in shares], partial(hold, limits))
 
 
 def _are_few(most: float, kept: Tensor) -> bool:

@@ -543,13 +543,13 @@ def test_a_target_is_shown_with_what_was_reached_and_what_others_would_change(
             }
         ],
         **{"errors": [0.3, 0.0], "limited": ["floor", ""], "change": 0.321, "uniform": 0.654},
-        "trade_off": [[0.5, 0.1, 0.2], [0.25, 0.3, 0.5]],
+        **{"trade_off": [[0.5, 0.1, 0.2], [0.25, 0.3, 0.5]], "ms": [[2.5, 0.75], [0.125, 0.125]]},
     }
     page = report()
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     assert ["macs", *map(short, (313e6, 40e6, 39.5e6, 39.5e6, 38.1e6))] in Page(page).rows
     assert "before any training: 0.321" in text and "within the target 0.654" in text
-    assert "64 → 22 12.3 % 100.0 % floor" in text
+    assert "64 → 22 12.3 % 2.5 → 0.75 100.0 % floor" in text
     assert "What other targets would change" in text and "one share of all" in text
 
     result["plan"]["reached"][0]["most"] = "half"

@@ -10,6 +10,8 @@ from clocked_runtime import Clocked, stopped_clock
 from models import scramble, vgg
 from torchvision import models
 
+import branchprune as bp
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -69,6 +71,9 @@ def test_changes_that_add_up_rank_widths_alike(script, tmp_path, monkeypatch):
     assert rows[0]["spearman"] == pytest.approx(1 - 6 * square / (8 * 63))
     assert rows[0]["compared"]["selected"] <= rows[0]["compared"]["one_share"]
     assert f"| autoencoder | {rows[1]['spearman']:.2f} |" in table(script, "additivity", path)
+    assert all(row["commit"] and row["hardware"] for row in rows)
+    with pytest.raises(bp.PruneError, match="holds rows of other options"):
+        additivity.main([*options, "--seed", "3"])
     with pytest.raises(SystemExit):
         additivity.main(["--networks", "[LeNet]"])
 

@@ -1,6 +1,8 @@
 """Each way to divide a budget, beside its definition carried out one channel at a time."""
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,12 +99,20 @@ def test_kinds_of_groups_keep_one_share_and_in_each_the_largest_norms(residual: 
     ]
     shares = [float(kept[each].sum() / widest[each].sum()) for each in (streams, inner)]
     assert abs(shares[0] - shares[1]) < 0.1
-    every = norms(residual)
-    for group in inner:
-        mine = sorted((norm for norm, i in every if i == group), reverse=True)
-        last = mine[int(kept[group]) - 1]
-        others = [norm for norm, i in every if i in inner and i != group]
-        assert sum(norm > last for norm in others) <= kept[inner].sum()
+    every = sorted(((norm, i) for norm, i in norms(residual) if i in inner), reverse=True)
+    best = Counter(i for _, i in every[: int(kept[inner].sum())])
+    assert best == {i: int(kept[i]) for i in inner}
+
+
+def test_kinds_are_of_groups_that_may_shrink(residual: Problem) -> None:
+    widths = [*residual.choices.widths]
+    inner = next(i for i, row in enumerate(residual.choices.rows) if len(row.layers) == 1)
+    widths[inner] = widths[inner][-1:]
+    fixed = replace(residual, choices=replace(residual.choices, widths=tuple(widths)))
+    kept, least = spent(fixed, "isomorphic_l1"), fixed.choices.narrowest
+    assert fixed.limits[0].cost.total(kept) > 0.75 * fixed.limits[0].most
+    free = [i for i, row in enumerate(widths) if len(row) > 1]
+    assert kept[inner] == widths[inner][0] and bool((kept[free] > least[free]).all())
 
 
 def test_no_lower_threshold_is_within_the_budget(plain: Problem) -> None:

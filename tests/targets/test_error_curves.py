@@ -1,5 +1,7 @@
 """How the output changes with a group's width, beside computations written out."""
 
+from math import nan
+
 import pytest
 import torch
 from models import resnet, scramble, vgg
@@ -83,6 +85,13 @@ def test_a_criterion_ranks_and_what_is_measured_makes_the_curve() -> None:
     )
     with pytest.raises(bp.PruneError, match=r"criterion \(='l3'\) must be 'random', 'l1'"):
         bp.plan(model, x[:1], target={"macs": 0.5}, batches=[x], criterion="l3")
+    for scores, said in ((lambda g: torch.ones(1), "shape"), (lambda g: norm(g) * nan, "NaN")):
+        with pytest.raises(bp.PruneError, match=f"criterion returned .*{said}"):
+            bp.plan(model, x[:1], target={"macs": 0.5}, batches=[x], criterion=scores)
+    with pytest.raises(bp.PruneError, match=r"criterion \(='l1'\) belongs to a target"):
+        bp.plan(model, x[:1], 0.5, criterion="l1")
+    with pytest.raises(bp.PruneError, match="batches hold what was measured: criterion"):
+        bp.plans(model, x[:1], [{"macs": 0.5}], batches=errors, criterion="l2")
 
 
 def norm(group: GroupWeights) -> torch.Tensor:

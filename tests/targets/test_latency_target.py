@@ -57,6 +57,8 @@ def test_latency_of_layers_adds_up_at_all_widths(now, kept):
     first, second, third = kept
     weights = 27 * first + 9 * first * second + 9 * second * third + 10 * third
     assert cost.total(widths) == pytest.approx(1000 * (OVERHEAD + 1e-6 * weights), rel=1e-3)
+    each = [27 * first, 9 * first * second, 9 * second * third, 10 * third]
+    assert cost.of_groups(widths).tolist() == pytest.approx([1e-3 * w for w in each], abs=2e-3)
 
 
 def test_changes_of_one_group_are_differences_of_totals(now):
@@ -130,6 +132,13 @@ def test_a_prediction_that_is_off_is_corrected(now):
 
 def test_both_limits_hold(now):
     plan = planned(now, {"latency": 0.6, "params": 0.3})
+    lines = str(plan).splitlines()
+    start = lines[0].index("ms")
+    for line, group, (before, after) in zip(lines[2:], plan.groups, plan.ms, strict=False):
+        assert line.startswith(group.name) and line[start:].startswith(
+            f"{before:.3g} → {after:.3g}"
+        )
+        assert after <= before
     assert all(each.after <= each.most for each in plan.reached)
 
 

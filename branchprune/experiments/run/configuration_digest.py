@@ -9,13 +9,16 @@ from typing import Any
 
 import yaml
 
-PLACES = ("output", "results", "accelerator", "dense.checkpoint")
-"""Settings that say where a run is made, and not what it does."""
 TARGET = "prune.widths.target"
+PLACES = (
+    *("output", "results", "accelerator", "dense.checkpoint"),
+    *(f"{TARGET}.latency_table", f"{TARGET}.cache"),
+)
+"""Settings that say where a run is made, and not what it does."""
 LATER: dict[str, Any] = {
     TARGET: None,
     **{f"{TARGET}.{what}": None for what in ("macs", "params", "memory", "latency", "latency_ms")},
-    **{f"{TARGET}.{key}": None for key in ("runtime", "threads", "latency_table")},
+    **{f"{TARGET}.{key}": None for key in ("runtime", "threads")},
     f"{TARGET}.floor": 0.1,
     f"{TARGET}.allocation": "selected",
 }

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from itertools import takewhile
-from pydoc import locate
 from textwrap import dedent
 from typing import Any
 
@@ -36,16 +34,7 @@ def explained(error: Exception, args: Sequence[str] = ()) -> str:
     known = _innermost(message) or _wrong_class(message) or _wrong_argument(message)
     found = known or _raised(error) or message
     line = " ".join(found.partition(". Got value: Namespace(")[0].split())
-    return in_words(_with_options(re.sub(r'^Parser key "(.+?)": ', r"\1: ", line)), args)
-
-
-def _with_options(line: str) -> str:
-    """Return a line that refuses an option of a section with those that the section has."""
-    found = re.search(r"'([\w.]+)': (Option '.+' is not accepted)$", line)
-    if found is None or not is_dataclass(section := locate(found[1])):
-        return line
-    known = ", ".join(each.name for each in fields(section))
-    return f"{line[: found.start()]}{found[2]}: there are {known}"
+    return in_words(re.sub(r'^Parser key "(.+?)": ', r"\1: ", line), args)
 
 
 def _raised(error: BaseException) -> str | None:

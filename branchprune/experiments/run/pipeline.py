@@ -26,6 +26,9 @@ from branchprune.planning.plan import Plan
 from branchprune.targets.plan import DEFAULT
 from branchprune.training.task import Task
 
+WIDTHS = "widths"
+"""The stage in which widths are chosen for a target."""
+
 
 class Pruning:
     """Prunes a trained model as a configuration says.
@@ -44,12 +47,12 @@ class Pruning:
         """Find every mistake that can be found before training, and return the first plan."""
         model, settings = self.config.model, self.settings
         self._check_features(student_task(self.config.prune_task, model, model))
-        planned = settings.widths.plan(model, self.example)  # nothing can be measured yet
         if settings.widths.target and not (settings.few_images or self.setup.criterion.calibration):
             raise PruneError(
                 f"widths.target (={settings.widths.target.asked}) needs criterion.calibration (=0) "
                 "batches, on which the change of the output is measured: set at least 1"
             )
+        planned = settings.widths.plan(model, self.example)  # nothing can be measured yet
         settings.algorithm.check(self.setup, planned)
         if settings.finetune is not None and settings.finetune.fresh:
             copied(model).apply(reset)
@@ -87,16 +90,26 @@ class Pruning:
         widths = self.settings.widths
         if widths.target is None:
             return widths.plan(dense, self.example)
-        seed_everything(self.config.seed, workers=True, verbose=False)  # the order of the data
-        seen = self.settings.algorithm.seen(self.setup, stages)
-        criterion, graded = self.setup.criterion.init(), dense
-        if callable(criterion) or criterion == "taylor":
-            graded = self._graded(dense, dense)
-        planned = widths.plan(graded, self.example, seen, criterion, self.config.seed)
+        found = stages.finished(WIDTHS)
+        if found is not None:  # times would differ
+            planned = widths.planned_again(dense, self.example, found)
+        else:
+            planned = self._measured(dense, stages)
+            stages.finish(WIDTHS, **widths.decision(planned))
         settled = widths.settled(planned)
         self.settings = replace(self.settings, widths=settled)
         self.setup = replace(self.setup, widths=settled)
         return planned
+
+    def _measured(self, dense: nn.Module, stages: Stages) -> Plan:
+        """Return the plan for a target, measured on what the algorithm sees."""
+        seed_everything(self.config.seed, workers=True, verbose=False)  # the order of the data
+        criterion, graded = self.setup.criterion.init(), dense
+        if callable(criterion) or criterion == "taylor":
+            graded = self._graded(dense, dense)  # before more batches are drawn, as in narrowing
+        seen = self.settings.algorithm.seen(self.setup, stages)
+        given = (graded, self.example, seen, criterion, self.config.seed)
+        return self.settings.widths.plan(*given)
 
     def _keep_to(self, cost: CostConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
         """Make the last stage as long as the cost allows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from branchprune.targets.allocations import ALLOCATIONS
 from branchprune.targets.chooser import Chooser
 from branchprune.targets.error_curves import Init, MeasuredErrors
 from branchprune.targets.goal import COSTS
+from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.plan import FLOOR, measuring
 
 
@@ -32,6 +34,7 @@ class TargetConfig:
         runtime: Where the latency is measured: pytorch, onnxruntime or openvino.
         threads: Its threads; null: one a core.
         latency_table: JSON file that keeps the times of layers.
+        cache: Folder that keeps how the output changes with single groups.
         allocation: How the widths are chosen: "selected", as `plan` does, or otherwise, to compare;
             see `branchprune.targets.allocations`.
     """
@@ -45,6 +48,7 @@ class TargetConfig:
     runtime: str | None = None
     threads: int | None = None
     latency_table: Path | None = None
+    cache: Path | None = None
     allocation: str = "selected"
 
     def __post_init__(self) -> None:
@@ -79,9 +83,28 @@ class TargetConfig:
             criterion: By which channels are chosen there.
             seed: Of what an allocation draws.
         """
-        runtime = runtime_of(self.runtime, self.threads)
-        latency = measuring(self.asked, multiple_of, runtime, self.latency_table)
-        errors = None if batches is None else MeasuredErrors.on(batches, criterion)
-        allocation = ALLOCATIONS[self.allocation]
-        asked = (self.asked, keep, self.floor, exclude, multiple_of)
-        return Chooser(*asked, errors, latency, allocation, seed)
+        latency = self._latency(multiple_of)
+        errors = None if batches is None else MeasuredErrors.on(batches, criterion, self.cache)
+        return Chooser(
+            self.asked,
+            keep,
+            self.floor,
+            exclude,
+            multiple_of,
+            errors=errors,
+            latency=latency,
+            allocation=ALLOCATIONS[self.allocation],
+            seed=seed,
+        )
+
+    def _latency(self, multiple_of: int | Literal["auto"]) -> MeasuredLatency | None:
+        """Return what measures the latency, the same in all calls: it does not know of weights."""
+        if "latency" not in self._measuring:
+            runtime = runtime_of(self.runtime, self.threads)
+            found = measuring(self.asked, multiple_of, runtime, self.latency_table)
+            self._measuring["latency"] = found
+        return self._measuring["latency"]
+
+    @cached_property
+    def _measuring(self) -> dict[str, MeasuredLatency | None]:
+        return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from branchprune.planning.plan import Plan
 from branchprune.targets.chooser import planned_for
 from branchprune.targets.error_curves import RECONSTRUCTION, Init
 from branchprune.targets.plan import DEFAULT, plan
+from branchprune.targets.target_plan import Outcome, TargetPlan
 
 
 @dataclass
@@ -56,10 +57,41 @@ class WidthsConfig:
             seed: Of what is drawn for a target.
         """
         if self.target is None:
-            return plan(model, example, self.keep, multiple_of=self.multiple_of, **self.where())
-        asked = (self.keep, self.exclude, self.multiple_of, batches, criterion, seed)
-        chooser = self.target.chooser(*asked)
-        return planned_for(model, example, chooser, self.inside, self.opaque)
+            return plan(model, example, **self.options())
+        chooser = self.target.chooser(
+            keep=self.keep,
+            exclude=self.exclude,
+            multiple_of=self.multiple_of,
+            batches=batches,
+            criterion=criterion,
+            seed=seed,
+        )
+        found = planned_for(model, example, chooser, self.inside, self.opaque)
+        return replace(found, trade_off=chooser.trade_off())
+
+    def planned_again(self, model: nn.Module, example: Tensor, found: Mapping[str, Any]) -> Plan:
+        """Return the plan that was made for a target, without measuring anything.
+
+        Args:
+            model: The model.
+            example: Input of one example.
+            found: What `decision` returned.
+        """
+        settled = replace(self, **found["widths"], target=None)
+        outcome = Outcome.of_numbers(found["outcome"])
+        return TargetPlan(**{**vars(settled.plan(model, example)), **vars(outcome)})
+
+    def decision(self, planned: Plan) -> dict[str, Any]:
+        """Return what a plan for a target has decided, as plain numbers and strings.
+
+        Args:
+            planned: What `plan` returned.
+        """
+        assert isinstance(planned, TargetPlan), "it was made for a target"
+        settled = self.settled(planned)
+        names = ("keep", "exclude", "multiple_of")
+        widths = {name: getattr(settled, name) for name in names}
+        return {"widths": widths, "outcome": planned.as_numbers()}
 
     def plan_shares(self, model: nn.Module, example: Tensor, shares: dict[str, float]) -> Plan:
         """Return the plan that keeps other fractions, by group, of what these widths reach."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.run.configuration_digest import digest
+from branchprune.experiments.run.pipeline import Pruning
 from branchprune.experiments.run.target import TargetConfig
 from branchprune.experiments.run.widths import WidthsConfig
 from branchprune.runtimes.named import RUNTIMES
@@ -88,15 +89,19 @@ def test_widths_are_measured_with_the_channels_that_the_gradients_choose(go):
     assert widths == {group.name: group.kept for group in expected.groups}
 
 
-def test_a_run_that_goes_on_has_the_same_widths(go):
+def test_a_run_that_goes_on_has_the_same_widths(go, monkeypatch):
     folder = go(f"{TARGET}, cut: {{}}, finetune: {{epochs: 1}}")
     weights, line = load_file(folder / "small.safetensors"), kept(folder)
     (folder / "result.json").unlink()
     (folder / "small.safetensors").unlink()
     (folder / "finetune" / "finished.json").unlink()
+    monkeypatch.setattr(Pruning, "_measured", lambda *_: pytest.fail("it is measured again"))
     go(f"{TARGET}, cut: {{}}, finetune: {{epochs: 1}}", "--resume")
+    before = json.loads((folder / "widths" / "finished.json").read_text())["outcome"]
     again = load_file(folder / "small.safetensors")
     assert kept(folder) == line
+    plan = json.loads((folder / "result.json").read_text())["plan"]
+    assert {key: plan[key] for key in before} == before and before["trade_off"]
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
