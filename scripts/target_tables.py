@@ -44,7 +44,7 @@ def reach_table(result: Result) -> str:
     ]
     names = ", ".join(f"{row['model']} ({row['what']})" for row in below)
     return (
-        f"Models of torchvision, {made(result['rows'])}. Asked is {_percent(result['options']['share'])} "
+        f"Models of torchvision, {made(rows)}. Asked is {_percent(result['options']['share'])} "
         "of what the dense model has, or where more stays whatever the widths, half of what can "
         "go; what groups lose is drawn at random; used is what the model of these widths has, "
         f"built and counted by itself. Solving took {median(solving):.2f} s (median; the most "
@@ -73,7 +73,7 @@ def latency_table(result: Result) -> str:
     within = sum(row["used"] <= 1.03 for row in rows)
     return (
         f"{options['runtime']}, {options['threads']} thread(s), one image of "
-        f"{options['image_size']} px at a time, {made(result['rows'])}. Asked is "
+        f"{options['image_size']} px at a time, {made(rows)}. Asked is "
         f"{_percent(options['share'])} of the dense latency; predicted, "
         "planned and timed anew are shares of that, the last of the collapsed "
         f"model and the dense one in turns. {within} of {len(rows)} models are within 1.03 of it. "
@@ -84,7 +84,7 @@ def latency_table(result: Result) -> str:
 
 def additivity_table(result: Result) -> str:
     """Return how predicted changes rank widths, of `scripts/additivity.py`."""
-    options = result["options"]
+    options, rows = result["options"], result["rows"]
     lines = [["network", "Spearman", "random", "one share", "added up", "the best of 30 ways"]]
     lines += [
         [
@@ -93,13 +93,13 @@ def additivity_table(result: Result) -> str:
             f"{min(row['measured']):.3g} to {max(row['measured']):.3g}",
             *(f"{row['compared'][key]:.3g}" for key in ("one_share", "additive", "selected")),
         ]
-        for row in result["rows"]
+        for row in rows
     ]
     return (
         f"{options['drawn']} choices of widths drawn at random with {_percent(options['share'])} "
-        f"of the multiply-adds, {options['images']} images, {made(result['rows'])}: Spearman's "
-        "rank correlation of the change of the output that is predicted, each group's alone added up, "
-        "with that measured, all groups narrow at once, fitted and not trained. The other columns "
+        f"of the multiply-adds, {options['images']} images, {made(rows)}: Spearman's "
+        "rank correlation of the change of the output that is predicted, each group's alone added "
+        "up, with that measured, all groups narrow at once, fitted and not trained. The other columns "
         "are measured changes: least and largest of the random ones, and of widths at one share of "
         "all channels, of the least predicted change, and of what `plan` chooses. Command: `python "
         f"scripts/additivity.py --record`.\n\n{markdown_table(lines, 'lrrrrr')}"

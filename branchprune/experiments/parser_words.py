@@ -56,8 +56,9 @@ def in_words(line: str, args: Sequence[str] = ()) -> str:
     """
     if missing := MISSING.fullmatch(line):
         return f"{missing[1]} needs a value"
-    if option := OPTION.fullmatch(line):
-        return option[1] + _with_known(option[3], _fields(f"<class '{option[2]}'>"))
+    option = OPTION.fullmatch(line)
+    if option and (known := _fields(f"<class '{option[2]}'>")):
+        return option[1] + _with_known(option[3], known)
     found = next(filter(None, (each.fullmatch(line) for each in PATTERNS)), None)
     if found is None:
         return line
@@ -140,7 +141,7 @@ def _unknown_option(kinds: list[str], errors: str) -> str | None:
 
 
 def _with_known(said: str, known: Sequence[str]) -> str:
-    return f"{said}: there are {', '.join(known)}" if known else said
+    return f"{said}: there are {', '.join(known)}"
 
 
 def _words(kind: str, several: bool = False) -> str | None:
