@@ -99,8 +99,8 @@ def additivity_table(result: Result) -> str:
         f"{options['drawn']} choices of widths drawn at random with {_percent(options['share'])} "
         f"of the multiply-adds, {options['images']} images, {made(rows)}: Spearman's "
         "rank correlation of the change of the output that is predicted, each group's alone added "
-        "up, with that measured, all groups narrow at once, fitted and not trained. The other columns "
-        "are measured changes: least and largest of the random ones, and of widths at one share of "
+        "up, with that measured, all groups narrow at once, fitted and not trained. The others are "
+        "measured changes: least and largest of the random ones, and of widths at one share of "
         "all channels, of the least predicted change, and of what `plan` chooses. Command: `python "
         f"scripts/additivity.py --record`.\n\n{markdown_table(lines, 'lrrrrr')}"
     )

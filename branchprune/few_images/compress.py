@@ -17,16 +17,8 @@ from branchprune.few_images.images import Images, Transform, divided, gather
 from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
 from branchprune.few_images.memory_format import put_channels_last
-from branchprune.few_images.pace import (
-    AFTER,
-    DTYPES,
-    SIZES,
-    fastest,
-    fewer,
-    largest_batch,
-    steps_within,
-)
-from branchprune.few_images.rate import best_rate, tried
+from branchprune.few_images.pace import AFTER, DTYPES, SIZES
+from branchprune.few_images.settling import Given, settled
 from branchprune.few_images.start import fitted_start, looked_at
 from branchprune.few_images.student import Student
 from branchprune.few_images.trial import check_weights, try_out
@@ -204,25 +196,8 @@ def compress(
         phase("choosing channels and fitting")
         student = Student(fitted_start(model, planned, known))
         put_channels_last([dense, student.model], known)
-        how, pace, spent = ways[0], 0.0, 0.0
-        if minutes is not None or len(ways) > 1:
-            how, pace = fastest(student, dense, known, ways)
-        if minutes is not None:
-            trials = () if learning_rate else (tried,)
-            if batch_size is None:
-                spent = time.perf_counter() - began
-                how, pace = largest_batch(student, dense, known, how, pace, minutes, spent, *trials)
-            spent = time.perf_counter() - began
-            how = replace(how, steps=steps_within(minutes, spent, pace, *trials))
-        if learning_rate is None:
-            before = time.perf_counter()
-            if tried(how.steps):
-                phase("trying learning rates")
-            how = replace(how, learning_rate=best_rate(student, dense, known, how))
-            if minutes is not None and (made := tried(how.steps)):
-                now = time.perf_counter()
-                left = 60 * minutes - (now - began) - AFTER * spent
-                how = replace(how, steps=fewer(how.steps, left, (now - before) / made))
+        given = Given(minutes, began, batch_size is not None, learning_rate is not None)
+        how = settled(student, dense, known, ways, given, phase)
         if how.steps:
             phase("learning")
         learn(student, dense, known, how, progress)

@@ -26,8 +26,10 @@ from branchprune.few_images.start import fitted_start
 from branchprune.few_images.student import Student
 from branchprune.models import VGG, UNet
 
-MODULES = ("compress", "pace", "start")
-COMPRESS, PACE, START = (import_module(f"branchprune.few_images.{name}") for name in MODULES)
+MODULES = ("compress", "pace", "start", "settling")
+COMPRESS, PACE, START, SETTLING = (
+    import_module(f"branchprune.few_images.{name}") for name in MODULES
+)
 LAYERS = [name for name, layer in vgg().named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
@@ -90,7 +92,7 @@ def test_without_steps_channels_are_chosen_and_ends_fitted(trained: Any) -> None
 def test_what_is_given_is_not_tried_out(trained: Any, monkeypatch: Any) -> None:
     model, x, _, _ = trained
     for name in ("fastest", "best_rate"):
-        monkeypatch.setattr(COMPRESS, name, lambda *_: pytest.fail("tried out"))
+        monkeypatch.setattr(SETTLING, name, lambda *_: pytest.fail("tried out"))
     given = {"dtype": torch.bfloat16, "learning_rate": 0.02, "seed": 3}
     how = bp.compress(model, x[:20], steps=2, **given).how
     assert {name: getattr(how, name) for name in given} == given
