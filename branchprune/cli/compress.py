@@ -58,7 +58,7 @@ def main(args: Sequence[str], console: Console) -> None:
             f"runtime (={options.runtime!r}) is where a latency is measured: give "
             "--target.latency_ms 5, --target.latency 0.5 or --multiple_of auto, or leave it out"
         )
-    output = new_file(options.output, ".safetensors", options.output.with_suffix(".md"))
+    output = new_file(options.output, ".safetensors", ".md")
     origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
     origin_fields(origin.made_by, origin.init_args)  # what cannot be written is told now
     model, known = trained(origin, checkpoint)

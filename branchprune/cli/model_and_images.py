@@ -53,20 +53,20 @@ def warnings_in_a_line() -> Iterator[None]:
         yield
 
 
-def new_file(path: Path, ending: str, *others: Path) -> Path:
-    """Return where to write; it and others must be new.
+def new_file(path: Path, ending: str, *others: str) -> Path:
+    """Return where to write; it, and files of its name with other endings, must be new.
 
     Args:
         path: The file, as the user named it with `--output`.
         ending: Of its name.
-        others: Files that are written beside it.
+        others: Endings of files that are written beside it.
 
     Raises:
         PruneError: A file is there already, or no folder for it, or it has another ending.
     """
     if path.suffix != ending:
         raise PruneError(f"output (={str(path)!r}) must end in {ending}")
-    for file in (path, *others):
+    for file in (path, *map(path.with_suffix, others)):
         if file.exists():
             raise PruneError(f"output (={str(path)!r}): {file} exists; move it, or name another")
     if not path.parent.is_dir():

@@ -84,5 +84,7 @@ def _one_too_many(options: Mapping[str, Action], before: list[str], words: list[
     if type(options[name]).__name__ == "_AppendAction":
         again = " ".join(f"{name} {each}" for each in given)
         return f"{name} takes one value: repeat it, {again}"
-    listed = ", ".join(given)
-    return f"{name} takes one value, not {' '.join(given)!r}: a list is written '[{listed}]'"
+    listed, kind = ", ".join(given), str(getattr(options[name], "_typehint", ""))
+    if "list[" in kind or "tuple[" in kind:
+        return f"{name} takes one value, not {' '.join(given)!r}: a list is written '[{listed}]'"
+    return f"{name} takes one value, and {words[0]!r} is one too many"

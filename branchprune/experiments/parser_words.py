@@ -42,6 +42,7 @@ OF_ARGPARSE = re.compile(
 )
 PATTERNS = (UNION, ONE, RESTRICTED, OF_ARGPARSE)
 OPTION = re.compile(r"([\w.]+: )'([\w.]+)': (Option '\w+' is not accepted)")
+OWN = re.compile(r"[\w.]+ (?:\(=.*?\) )?(?:must|needs|belongs?|sees) ")
 MISSING = re.compile(r"argument (--[\w.]+): expected (?:one|at least one) argument")
 NESTED = re.compile(r"NestedArg\(key='(.*?)', val=(.*)\)")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -79,6 +80,9 @@ def _said(key: str, value: str, kinds: list[str], errors: str, args: Sequence[st
         kinds = [each for kind in kinds for each in _within(kind, "dict")[-1:]]
     elif value[:1] == "{" and (unknown := _unknown_option(kinds, errors)):
         return f"{key}: {unknown}"
+    own = next(filter(OWN.match, re.split(r"(?:^| )- ", errors)), None)
+    if own is not None:  # what a section itself has said
+        return own
     null = bool({*map(_name, kinds)} & {*NULL}) and value.lower() in ("none", "nil", "")
     accepted = [each for each in kinds if _name(each) not in NULL]
     words = [_words(each) for each in accepted]

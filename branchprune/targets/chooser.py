@@ -232,10 +232,12 @@ class Chooser:
         ends = choices.narrowest, choices.widest
         found = corrected(way, limits, timed.limit, *ends, measured)
         if found.ms > timed.limit.most:
+            multiple = self._multiple(traced)
             raise PruneError(
                 f"target {timed.what} (={timed.asked:g}) cannot be reached: at floor="
-                f"{self.floor:g} the fastest that was tried takes {timed.told(found.ms)} in "
-                f"{self.latency.runtime.name}, the dense model {timed.told(timed.before)}"
+                f"{self.floor:g}, multiple_of={multiple} the fastest that was tried takes "
+                f"{timed.told(found.ms)} in {self.latency.runtime.name}, the dense model "
+                f"{timed.told(timed.before)}"
             )
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -110,6 +110,20 @@ class Outcome:
         )
 
 
+def with_outcome_of(target: Plan, found: Plan) -> Plan:
+    """Return a plan with what became of a target, if it has the widths that were chosen for one.
+
+    Args:
+        target: What was planned.
+        found: A plan of the same model.
+    """
+    same = [each.kept for each in target.groups] == [each.kept for each in found.groups]
+    if not same or not isinstance(target, TargetPlan):
+        return found
+    names = [field.name for field in fields(Outcome)]
+    return TargetPlan(**{**vars(found), **{name: getattr(target, name) for name in names}})
+
+
 @dataclass(frozen=True, eq=False)
 class TargetPlan(Outcome, Plan):
     """A plan whose widths were chosen for a target."""
@@ -134,7 +148,9 @@ class TargetPlan(Outcome, Plan):
 
     def __str__(self) -> str:
         lines = [*map(str, self.reached)]
-        if self.errors:
+        if not self.errors:
+            lines.append("widths are one share of all channels: nothing was measured yet")
+        else:
             lines.append(
                 f"change of the output before training: {self.change:.3g}; at one share of all "
                 f"channels {self.uniform:.3g}; of groups alone it adds up to {sum(self.errors):.3g}"

@@ -121,7 +121,8 @@ def _norms_lost(traced: Traced, widths: Sequence[Sequence[int]]) -> list[list[fl
             found.append([0.0])
             continue
         norms = l1(group_weights(traced.model, traced.structure, i, traced.model)).double()
-        falling = [*(norms / norms.mean()).sort(descending=True).values.tolist(), 0.0]
+        mean = norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)  # a group may be dead
+        falling = [*(norms / mean).sort(descending=True).values.tolist(), 0.0]
         found.append([falling[width] for width in row])
     return found
 

@@ -46,6 +46,7 @@ MAPPING = "target (=0.5) must be a mapping of names to numbers: write --target.N
 SAID = {
     "f|--keep|half": f"keep (='half') {NUMBERS}",
     "f|--keep|50%": f"keep (='50%') {NUMBERS}: write 0.5",
+    "f|--minutes|5|min": "--minutes takes one value, and 'min' is one too many",
     "f|--keep|None": "keep (='None') must be a number, a mapping of names to numbers or null",
     "f|--keep.conv|half": "keep.conv (='half') must be a number",
     "f|--keep": "--keep needs a value",

@@ -104,6 +104,15 @@ def test_kinds_of_groups_keep_one_share_and_in_each_the_largest_norms(residual: 
     assert best == {i: int(kept[i]) for i in inner}
 
 
+@pytest.mark.parametrize("name", ["global_l1", "isomorphic_l1"])
+def test_a_group_without_weights_goes_first(name: str) -> None:
+    problem = problem_of(lambda: vgg((16, 24, 32)))
+    place = next(i for i, row in enumerate(problem.choices.rows) if row.name == "4")
+    nn.init.zeros_(problem.traced.model[4].weight)
+    kept = spent(problem, name)
+    assert kept[place] == problem.choices.narrowest[place] and problem.limits[0].holds(kept)
+
+
 def test_kinds_are_of_groups_that_may_shrink(residual: Problem) -> None:
     widths = [*residual.choices.widths]
     inner = next(i for i, row in enumerate(residual.choices.rows) if len(row.layers) == 1)

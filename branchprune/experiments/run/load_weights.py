@@ -57,8 +57,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise _unread(path, error) from error
     state = _unwrapped(content, path)
     if not isinstance(state, dict) or not all(map(_is, state.values())):
-        entries = state.items() if isinstance(state, dict) else {"": state}.items()
-        others = [(key, type(value).__name__) for key, value in entries if not _is(value)]
+        entries = state if isinstance(state, dict) else {}
+        others = [(key, type(each).__name__) for key, each in entries.items() if not _is(each)]
+        others = others or [("", type(state).__name__)]
         keys = [f"{key!r} (a {kind})" if key else f"a {kind}" for key, kind in others]
         raise PruneError(
             f"checkpoint {path} holds no state_dict but {', '.join(keys[:NAMED])}"

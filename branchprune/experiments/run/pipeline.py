@@ -24,6 +24,7 @@ from branchprune.experiments.run.student import student_task
 from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan
 from branchprune.targets.plan import DEFAULT
+from branchprune.targets.target_plan import with_outcome_of
 from branchprune.training.task import Task
 
 WIDTHS = "widths"
@@ -80,7 +81,8 @@ class Pruning:
         if self.settings.sparsify is not None:
             wide = sparsify(self.settings.sparsify, dense, planned, stages)
         if self.settings.rounds is not None:
-            return self._prune_in_rounds(self.settings.rounds, dense, wide, stages, score)
+            found = self._prune_in_rounds(self.settings.rounds, dense, wide, stages, score)
+            return replace(found, plan=with_outcome_of(planned, found.plan))
         narrowed = self._narrow("prune", dense, wide, planned, stages)
         small = self._finetune("finetune", dense, narrowed.small, stages)
         return replace(narrowed, small=small)
@@ -96,6 +98,7 @@ class Pruning:
         else:
             planned = self._measured(dense, stages)
             stages.finish(WIDTHS, **widths.decision(planned))
+        stages.say(f"widths for {widths.target.asked}:\n{planned}")
         settled = widths.settled(planned)
         self.settings = replace(self.settings, widths=settled)
         self.setup = replace(self.setup, widths=settled)

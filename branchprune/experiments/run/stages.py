@@ -69,7 +69,7 @@ class Stages:
         folder, cost = self.config.output / stage, TrainingCost()
         checkpoint, note = find_checkpoint(folder)
         if note:
-            self._say(note)
+            self.say(note)
         place = None if checkpoint is None else _place(checkpoint)
         epoch = "the start" if place is None else f"epoch {place[0] + 1} of {epochs}"
         self.tell(f"{stage} from {epoch}", place is not None)
@@ -121,10 +121,11 @@ class Stages:
         if not self.told and (self.done or begun):
             verb = "is" if len(self.done) == 1 else "are"
             done = f"{', '.join(self.done)} {verb} done; " if self.done else ""
-            self._say(f"goes on: {done}{left}")
+            self.say(f"goes on: {done}{left}")
         self.told = True
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print lines as they are."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _loggers(self, stage: str, place: tuple[int, int] | None) -> list[Logger]:
@@ -149,7 +150,7 @@ class Stages:
         if rows:
             kept.replace(table)
             writer.metrics_keys = names
-        return [csv_logger, EventsLogger(output, stage, purge, self._say)]
+        return [csv_logger, EventsLogger(output, stage, purge, self.say)]
 
     @property
     def device(self) -> torch.device:

@@ -52,7 +52,7 @@ def kept(folder):
         "cut: {}, finetune: {epochs: 1}, rounds: {gradual: true, count: 2, max_drop: null}",
     ],
 )
-def test_the_target_is_reached_however_channels_go(how, go):
+def test_the_target_is_reached_however_channels_go(how, go, capsys):
     folder = go(f"{TARGET}, {how}")
     widths, cost = kept(folder)
     assert 0.8 * cost["dense params"] < 2 * cost["small params"] <= cost["dense params"]
@@ -62,6 +62,14 @@ def test_the_target_is_reached_however_channels_go(how, go):
     batches = [x for x, _ in loader()][:2]
     expected = bp.plan(model, batches[0][:1], target={"params": 0.5}, batches=batches)
     assert widths == {group.name: group.kept for group in expected.groups}
+    plan = json.loads((folder / "result.json").read_text())["plan"]
+    assert plan["errors"] == [*expected.errors] and plan["reached"][0]["what"] == "params"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "one share of all channels: nothing was measured yet" in said
+    assert (
+        "widths for {'params': 0.5}: group layers width" in said
+        and str(expected.reached[0]) in said
+    )
     assert widths["features.0"] != widths["features.3"]  # not one share
 
 
