@@ -38,8 +38,8 @@ from branchprune.planning.width_solver import Limit, Solver
 from branchprune.targets.choices import Choices
 from branchprune.targets.plan import FLOOR
 
-SIZE = 64
-"""Height and width of images, where a model takes any."""
+SIZES = (64, 224)
+"""Height and width of images: the first that a model takes, else its own."""
 
 
 @dataclass
@@ -106,10 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def measure(name: str, options: Options) -> list[Row]:
     """Return what both targets came to on a model."""
     torch.manual_seed(options.seed)
-    try:
-        model, example, structure = _planned(name, SIZE)
-    except bp.PruneError:  # it needs larger images
-        model, example, structure = _planned(name, None)
+    model, example, structure = _planned(name)
     traced = Traced(model, structure, example)
     choices = Choices.of(structure, FLOOR, {}, (), 1)
     solver = Solver(choices.widths, drawn_losses(choices, options.seed))
@@ -130,10 +127,15 @@ def measure(name: str, options: Options) -> list[Row]:
     return rows
 
 
-def _planned(name: str, size: int | None) -> tuple[nn.Module, Tensor, Structure]:
-    model, shape = torchvision_model(name, size)
-    example = torch.randn(1, *shape)
-    return model, example, bp.plan(model.eval(), example, keep=0.5).structure
+def _planned(name: str, sizes: Sequence[int] = SIZES) -> tuple[nn.Module, Tensor, Structure]:
+    try:
+        model, shape = torchvision_model(name, sizes[0] if sizes else None)
+        example = torch.randn(1, *shape)
+        return model, example, bp.plan(model.eval(), example, keep=0.5).structure
+    except (bp.PruneError, AssertionError):  # it takes no images of that size
+        if not sizes:
+            raise
+        return _planned(name, sizes[1:])
 
 
 def drawn_losses(choices: Choices, seed: int) -> list[list[float]]:

@@ -35,7 +35,7 @@ def test_budgets_are_used_and_counted_by_the_built_model(script, tmp_path):
     text = table(script, "reach", path)
     assert "| params | 1 | 0 | " in text and "Less than 98 %" not in text
     model = models.squeezenet1_1(weights=None).eval()
-    _, example, structure = reach._planned("squeezenet1_1", 64)
+    _, example, structure = reach._planned("squeezenet1_1")
     kept = torch.tensor([group.width for group in structure.groups], dtype=torch.double)
     traced = reach.Traced(model, structure, example)
     assert reach.counted(traced, "params", kept) == sum(p.numel() for p in model.parameters())
