@@ -41,7 +41,7 @@ def data_of(entry, folders):
     if "images" in entry.variants:  # a folder of the user's
         folder = folders["vgg16_cifar10"]["init_args"]["root"]
         return {"init_args": {"root": folder, "image_size": 16, "limit_train": 64}}
-    if own.endswith(("Digits", "Photographs")):
+    if own.endswith(("Digits", "Photographs")) or entry.settings["name"].startswith("digits"):
         return {}
     return folders[entry.settings["name"]]
 

@@ -249,7 +249,7 @@ def test_a_run_understands_the_command(world):
     from branchprune.experiments.run.config import make_parser
 
     assert world.go("--seeds", "0") == 0
-    digits = Path(__file__).parents[3] / "configs" / "digits.yaml"
+    digits = Path(__file__).parents[3] / "configs" / "digits_unet.yaml"
     for command in map(world.args, RUNS[:3]):
         options = command[command.index("--name") :]
         config = make_parser().parse_args(["--config", str(digits), *options])
