@@ -167,7 +167,9 @@ def test_files_that_hold_no_origin_say_what_to_give(tmp_path: Path, capsys: Any)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:DeprecationWarning", "ignore:The given buffer:UserWarning"
+)
 def test_models_and_programs_say_how_to_get_the_weights_out_of_them(
     tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
