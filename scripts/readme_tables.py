@@ -21,7 +21,7 @@ from marked_tables import fill
 from measurement_tables import bench_table, cost_table, plan_speed_table
 from paper_tables import FILES, paper_table, read_results
 from reproduce import todays_command
-from target_tables import additivity_table, reach_table
+from target_tables import additivity_table, latency_table, reach_table
 from torture_table import table as torture_table
 from yolo_table import table as yolo_table
 
@@ -132,6 +132,7 @@ PAGES: dict[str, dict[str, Table]] = {
         name: Table((f"{file}.json",), partial(table_of, make, file))
         for name, (make, file) in {
             "reach": (reach_table, "target_reach"),
+            "latency": (latency_table, "target_latency"),
             "additivity": (additivity_table, "additivity"),
         }.items()
     },

@@ -9,8 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "scripts" / "results"
 FRAMES = "--data.init_args.root FRAMES"
-TABLES = """headlines coverage reproduction zoo paper cost bench plan_speed torture yolo reach
-additivity""".split()
+TABLES = (
+    *"headlines coverage reproduction zoo paper cost bench plan_speed torture yolo".split(),
+    *("reach", "latency", "additivity"),
+)
 
 
 @pytest.fixture
