@@ -99,9 +99,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if wrong:
         parser.error(f"networks (={wrong}) must be of {', '.join(NETWORKS)}")
     torch.set_num_threads(options.threads)
-    file = "additivity.json" if options.record else None
-    fixed = {key: getattr(options, key) for key in ("share", "drawn", "images", "seed")}
-    rows = RecordedRows(file, options.output, fixed, ("network",))
+    fixed = ("share", "drawn", "images", "seed")
+    rows = RecordedRows("additivity.json", options, fixed, ("network",))
     for name in options.networks or NETWORKS:
         row = asdict(measure(name, options))
         rows.add(row)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import branchprune as bp
 from branchprune.experiments import environment
 from branchprune.experiments.files import write_whole
 
 
+class Written(Protocol):
+    """Options of a script that say where its result is written."""
+
+    output: Path | None
+    record: bool
+
+
 class RecordedRows:
     """Rows of a file; those that are there already stay, unless they are measured again.
 
     Args:
-        name: Name of the file in the committed results; None: it is not one of them.
-        output: The file otherwise; None: nothing is written.
-        options: What was measured with, the same for all rows.
+        name: Name of the file in the committed results.
+        options: Those of the script: with `record` that file is written, else `output`, if any.
+        fixed: Names of those that are the same for all rows.
         keys: Of each row, what tells it from others.
 
     Raises:
@@ -26,14 +33,10 @@ class RecordedRows:
     """
 
     def __init__(
-        self,
-        name: str | None,
-        output: Path | None,
-        options: Mapping[str, Any],
-        keys: Sequence[str],
+        self, name: str, options: Written, fixed: Sequence[str], keys: Sequence[str]
     ) -> None:
-        self.path = output if name is None else environment.recorded(name)
-        self.options, self.keys = dict(options), keys
+        self.path = environment.recorded(name) if options.record else options.output
+        self.options, self.keys = {key: getattr(options, key) for key in fixed}, keys
         self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
         if self.path is not None and self.path.exists():
             found = json.loads(self.path.read_text())

@@ -94,10 +94,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = options_parser("target_latency.py", Options, description=__doc__.split("\n", 1)[0])
     options = Options(**vars(parser.parse_args(args)))
     torch.set_num_threads(options.threads)
-    name = "target_latency.json" if options.record else None
     fixed = ("share", "image_size", "images", "runtime", "threads", "seed")
-    asked = {key: getattr(options, key) for key in fixed}
-    rows = RecordedRows(name, options.output, asked, ("model",))
+    rows = RecordedRows("target_latency.json", options, fixed, ("model",))
     for model in options.models or MODELS:
         row = asdict(measure(model, options))
         rows.add(row)

@@ -91,9 +91,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = options_parser("target_reach.py", Options, description=__doc__.split("\n", 1)[0])
     options = Options(**vars(parser.parse_args(args)))
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    name = "target_reach.json" if options.record else None
-    fixed = {key: getattr(options, key) for key in ("share", "seed", "threads")}
-    rows = RecordedRows(name, options.output, fixed, ("model", "what"))
+    fixed = ("share", "seed", "threads")
+    rows = RecordedRows("target_reach.json", options, fixed, ("model", "what"))
     found = []
     for model in options.models or torchvision_families():
         for row in measure(model, options):

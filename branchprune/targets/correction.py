@@ -62,7 +62,8 @@ def corrected(
     for _ in range(ROUNDS):
         found = way([*limits, replace(asked, most=min(most, below))])
         kept = narrowest if found is None else found
-        if kept.equal(widest) or any(each.kept.equal(kept) for each in tried):
+        # Where nothing may shrink, the widest are all there is, and timed to say so.
+        if any(each.kept.equal(kept) for each in tried) or (tried and kept.equal(widest)):
             break
         tried.append(Timed(kept, measured_ms(kept)))
         share = tried[-1].ms / asked.most

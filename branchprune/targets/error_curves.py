@@ -217,19 +217,20 @@ class MeasuredErrors:
         Args:
             kept: The widths of all groups, shape (G,); those that are less than all were measured.
         """
+        if self._measurement is None:  # no group may shrink, so none was measured
+            return 0.0
         key = tuple(kept.tolist())
         if key not in self._changes:
-            self._changes[key] = self._changed(kept)
+            self._changes[key] = self._changed(self._measurement, kept)
         return self._changes[key]
 
-    def _changed(self, kept: Tensor) -> float:
-        assert self._measurement is not None, "curves are measured before whole models"
-        groups, chosen = self._measurement.structure.groups, {}
+    def _changed(self, measurement: Measurement, kept: Tensor) -> float:
+        groups, chosen = measurement.structure.groups, {}
         for i, width in enumerate(map(int, kept.tolist())):
             if i in self.curves and width < groups[i].width:
                 ranks = self.curves[i].ranks
                 chosen[i] = select(ranks, width, groups[i].blocks, groups[i].strata)
-        return self._measurement.change(chosen)
+        return measurement.change(chosen)
 
 
 def _multiple(width: float, blocks: int) -> int:

@@ -311,6 +311,7 @@ def test_several_targets_share_what_is_measured(now):
         ({"latency": 0.5}, {"latency_table": "no/such/a.json"}, "there is no folder no/such"),
         ({"latency": 0.5}, {"multiple_of": "8"}, "multiple_of (='8') must be a whole number"),
         ({"latency": 0.0001}, {}, "the fastest that was tried takes"),
+        ({"latency": 0.5}, {"floor": 1.0}, "at floor=1, multiple_of=1 the fastest"),
         ({"latency_ms": 5000}, {}, "is within the target already: latency_ms (=5000): it has"),
     ],
 )
