@@ -22,3 +22,8 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": taylor,
     "reconstruction": reconstruction,
 }
+
+GRADED = ("taylor",)
+"""Those that need gradients of a loss."""
+CALIBRATED = (*GRADED, "reconstruction")
+"""Those that score channels by some batches."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from branchprune.blending.attach import Init
-from branchprune.criteria.named import CRITERIA
+from branchprune.criteria.named import CALIBRATED, CRITERIA
 from branchprune.errors import PruneError, whole
 from branchprune.training.import_path import function_at
 
@@ -29,10 +29,9 @@ class CriterionConfig:
     def __post_init__(self) -> None:
         for name in ("calibration", "fit"):
             whole(f"criterion.{name}", getattr(self, name))
-        if self.name == "reconstruction" and not self.calibration:
+        if self.name in CALIBRATED and not self.calibration:
             raise PruneError(
-                "criterion.name (='reconstruction') sees criterion.calibration (=0) batches: "
-                "set some"
+                f"criterion.name (={self.name!r}) sees criterion.calibration (=0) batches: set some"
             )
 
     def init(self) -> Init:

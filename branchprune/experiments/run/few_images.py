@@ -16,6 +16,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
+from branchprune.criteria.named import CRITERIA, GRADED
 from branchprune.errors import PruneError, positive, whole
 from branchprune.experiments.run.few_images_form import Form
 from branchprune.experiments.run.finetune import reset
@@ -73,6 +74,12 @@ class FewImagesConfig(Untrained):
     def check(self, setup: Setup, planned: Plan) -> None:
         """Look for the criterion, and at the precision; see `Algorithm`."""
         setup.criterion.init()
+        if setup.criterion.name in GRADED:
+            others = ", ".join(name for name in CRITERIA if name not in GRADED)
+            raise PruneError(
+                f"criterion.name (={setup.criterion.name!r}) needs gradients of a loss, and "
+                f"few_images has no labels: choose one of {others}"
+            )
         if setup.settings.precision == "16-mixed":
             raise PruneError(
                 "precision (='16-mixed') is not one of few_images: set 'bf16-mixed' or '32-true'"

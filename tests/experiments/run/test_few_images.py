@@ -96,6 +96,12 @@ def test_a_view_that_is_none_is_told(tmp_path: Path, capsys: Any) -> None:
     assert told in capsys.readouterr().err
 
 
+def test_a_criterion_that_needs_labels_is_told(tmp_path: Path, capsys: Any) -> None:
+    text = "prune: {criterion: {name: taylor, calibration: 2}, few_images: {}}\n"
+    assert run(tmp_path, text) == 2
+    assert "(='taylor') needs gradients of a loss" in capsys.readouterr().err
+
+
 FORMS = {
     "form: {match: head, mixing: mixup, views: [crops, colours, noise]}": -1,
     "form: {match: maps, error: mean, optimizer: sgd, weight_decay: 0.1}": -1,
