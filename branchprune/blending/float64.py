@@ -73,8 +73,8 @@ def widened(modules: Collection[nn.Module]) -> Iterator[None]:
 class KeepsFloat64(TorchDispatchMode):
     """Within it, what is computed from float64 is float64, whatever forward casts it to.
 
-    Constants that forward makes stay in their own type, with its rounding, until they meet
-    something in float64: the traced graph holds them as they were rounded, too.
+    Constants that forward makes keep the rounding of their own type: the traced graph holds them as
+    they were rounded, too. What forward writes into keeps its memory.
     """
 
     def __init__(self) -> None:
@@ -84,8 +84,18 @@ class KeepsFloat64(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
-        if any(tensor.dtype == WIDE for tensor in _operands((*args, *named.values()))):
-            args, named = _all_joined(args), {n: _all_joined(v) for n, v in named.items()}
+        operands = [*_operands((*args, *named.values()))]
+        if not operands:
+            return _all_joined(func(*args, **named))
+        if any(tensor.dtype == WIDE for tensor in operands):
+            written = {
+                a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write
+            }
+            names = [argument.name for argument in func._schema.arguments]
+            args = [
+                x if n in written else _all_joined(x) for n, x in zip(names, args, strict=False)
+            ]
+            named = {n: x if n in written else _all_joined(x) for n, x in named.items()}
             if isinstance(named.get("dtype"), torch.dtype) and named["dtype"].is_floating_point:
                 named["dtype"] = WIDE
         return func(*args, **named)

@@ -348,6 +348,12 @@ class Constants(nn.Module):
             x = x + torch.arange(4).float() / 7
         elif self.how == "of a size":
             x = x + (torch.arange(x.shape[3]).float() / 7).to(torch.float32)
+        elif self.how == "spaced":
+            x = x + torch.linspace(0, 1, 4) / 7 + (torch.zeros(4) + 0.1)
+        elif self.how == "table":
+            table = torch.zeros(2, 4)
+            table[0], table[1:] = torch.arange(4.0), torch.linspace(0, 1, 4) / 7
+            x = x * table[0] + table[1]
         elif self.how == "cast":
             x = x.half().float() + (x.mean() > 0).float() / 3
         y = self.a(x).relu()
@@ -356,7 +362,7 @@ class Constants(nn.Module):
         return self.b(y)
 
 
-@pytest.mark.parametrize("how", ["coordinates", "of a size", "cast", "embedded"])
+@pytest.mark.parametrize("how", ["coordinates", "of a size", "spaced", "table", "cast", "embedded"])
 def test_constants_keep_their_rounding(how: str) -> None:
     model, x = scramble(Constants(how)).eval(), torch.randn(2, 3, 4, 4)
     blended = bp.attach(model, bp.plan(model, x))
