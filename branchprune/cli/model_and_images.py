@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor, nn
 
-from branchprune.cli.named_model import CHECKPOINT, MODEL
+from branchprune.cli.named_model import CHECKPOINT, MODEL, named
+from branchprune.cli.trained import trained
 from branchprune.errors import PruneError
+from branchprune.few_images.compress import CHECKED
+from branchprune.few_images.fitness import warn_if_strange
+from branchprune.few_images.start import looked_at
 
 WEIGHTS = f"{CHECKPOINT}; of a model of torchvision or timm, without this, those that it has there"
 SIZE = """height and width of the images, '[96, 128]', or one number for both: they are resized
@@ -22,6 +27,9 @@ nor mean or std is given"""
 MEAN = """mean of each channel (R, G, B), in images of [0, 1], that the model was trained with:
 '[0.5, 0.4, 0.3]'"""
 
+PREPARATION = ("image_size", "grey", "mean", "std")
+"""The options that say what images a model wants."""
+
 
 def add_model_and_images(parser: ArgumentParser) -> None:
     """Add the arguments that name a model and its weights, and say what images it wants."""
@@ -30,11 +38,34 @@ def add_model_and_images(parser: ArgumentParser) -> None:
     add("images", type=Path, help="folder of images without labels, nested in any way")
     add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=WEIGHTS)
     add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
+    add_preparation(parser)
+    add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
+
+
+def add_preparation(parser: ArgumentParser) -> None:
+    """Add the options that say what images a model wants."""
+    add = parser.add_argument
     add("--image_size", type=int | tuple[int, int] | None, default=None, help=SIZE)
     add("--grey", type=bool, default=False, help="give the model images of one channel")
     add("--mean", type=list[float] | None, default=None, help=MEAN)
     add("--std", type=list[float] | None, default=None, help="standard deviation, likewise")
-    add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
+
+
+def trained_with_images(options: Namespace) -> tuple[nn.Module, Tensor]:
+    """Return the model with its weights, and as many of the images as choices are made on.
+
+    Args:
+        options: Those of a command.
+
+    Raises:
+        PruneError: The model cannot be built, or an image cannot be read.
+    """
+    model, known = trained(*named(options.model, options.init_args, options.checkpoint))
+    wanted = known.but(options.image_size, options.mean, options.std)
+    images = looked_at(wanted.read(options.images, options.grey))
+    with warnings_in_a_line(), suppress(Exception):  # what the model does not take is told later
+        warn_if_strange(model, images[:CHECKED])
+    return model, images
 
 
 @contextmanager

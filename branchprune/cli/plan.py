@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
+from branchprune.cli.model_and_images import PREPARATION, add_preparation, trained_with_images
 from branchprune.cli.named_model import CHECKPOINT, MODEL, build, named
+from branchprune.cli.target_options import add_target, asked
 from branchprune.errors import PruneError
 from branchprune.experiments.parsed import parsed, parser_of
+from branchprune.graph.inputs import Example
 from branchprune.planning.module_tree import ModuleRow, module_tree, tree_lines
-from branchprune.planning.plan import Plan, plan
+from branchprune.planning.plan import Plan
+from branchprune.targets.plan import plan
 
 EXAMPLE = """shape and, if it is not float32, dtype of an input: 1x3x224x224, 1x128:int64; once for
 each argument of forward; a model by name has one of its own"""
-KEEP = """fraction of the channels to keep, in (0, 1], or one a layer: '{"": 0.5, "head": 1.0}'"""
+IMAGES = """folder of images without labels, on which the widths are chosen for --target; of a model
+of torchvision or timm its own weights are taken then, if there is no --checkpoint"""
 ABOUT = """Show which channels of a model would shrink, which would stay and why, and what that
 saves; nothing is trained or written, and it runs on the CPU."""
 
@@ -35,16 +40,46 @@ def main(args: Sequence[str], console: Console) -> None:
         PruneError: An argument is wrong, or the model cannot be built or planned.
     """
     options = parsed(_parser(), args)
-    model, shape = build(*named(options.model, options.init_args, options.checkpoint))
-    examples = tuple(map(example_of, options.example)) or (shape and (torch.randn(1, *shape),))
-    if not examples:
-        raise PruneError("example is missing: give the shape of an input, --example 1x3x224x224")
-    example = examples[0] if len(examples) == 1 else examples
-    names = ("keep", "exclude", "multiple_of", "inside", "opaque", "check")
-    planned = plan(model, example, **{name: options[name] for name in names})
+    widths = asked(options)
+    model, example, batches = _model_and_inputs(options)
+    names = ("exclude", "inside", "opaque", "check")
+    given = widths | {name: options[name] for name in names}
+    planned = plan(model, example, batches=batches, **given)
     tree = module_tree(model, planned)
     text = _as_json(planned, tree) if options.json else _as_text(planned, tree, options.depth)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _model_and_inputs(options: Namespace) -> tuple[nn.Module, Example, list[Tensor] | None]:
+    """Return the model, an example, and the images on which its widths are chosen."""
+    origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
+    examples = tuple(map(example_of, options.example))
+    if options.images is None:
+        if options.target is not None:
+            raise PruneError(
+                f"target (={options.target}): widths are chosen by how the output changes on some "
+                "images: give a folder of them, --images FOLDER"
+            )
+        of_images = [name for name in PREPARATION if options[name]]
+        if of_images:
+            raise PruneError(
+                f"{of_images[0]} (={options[of_images[0]]}) says how images are read: give --images"
+            )
+        model, shape = build(origin, checkpoint)
+        if shape and not examples:
+            examples = (torch.randn(1, *shape),)
+        if not examples:
+            raise PruneError(
+                "example is missing: give the shape of an input, --example 1x3x224x224"
+            )
+        return model, examples[0] if len(examples) == 1 else examples, None
+    if options.target is None:
+        raise PruneError(
+            f"images (={str(options.images)!r}) are there to choose widths on: give a target, "
+            "--target.macs 0.5, or leave them out"
+        )
+    model, images = trained_with_images(options)
+    return model, examples[0] if examples else images[:1], [images]
 
 
 def _parser() -> ArgumentParser:
@@ -54,11 +89,12 @@ def _parser() -> ArgumentParser:
     add("--example", action="append", default=[], metavar="SHAPE", help=EXAMPLE)
     add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
     add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=CHECKPOINT)
-    add("--keep", type=float | dict[str, float], default=0.5, help=KEEP)
+    add_target(parser, "the example", "the example", "chosen on --images")
+    add("--images", type=Path | None, default=None, metavar="FOLDER", help=IMAGES)
+    add_preparation(parser)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
     add("--opaque", action="append", default=[], metavar="PATH", help="module not looked into")
     add("--inside", type=str, default="", metavar="PATH", help="plan this module alone")
-    add("--multiple_of", type=PositiveInt, default=1, help="round the kept widths to it")
     add("--check", action="store_true", help="try the widths, as attach does")
     add("--depth", type=NonNegativeInt, default=2, help="levels of the tree of modules")
     add("--json", action="store_true", help="print JSON")

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune.cli.model_and_images import add_model_and_images, new_file, warnings_in_a_line
-from branchprune.cli.named_model import named
-from branchprune.cli.trained import trained
+from branchprune.cli.model_and_images import add_model_and_images, new_file, trained_with_images
 from branchprune.errors import PruneError
 from branchprune.experiments.parsed import parsed, parser_of
-from branchprune.few_images.compress import CHECKED
-from branchprune.few_images.fitness import warn_if_strange
-from branchprune.few_images.start import looked_at
 from branchprune.reports.sensitivity_plot import draw
 from branchprune.targets.error_curves import MeasuredErrors
 from branchprune.targets.plan import plans
@@ -38,11 +32,7 @@ def main(args: Sequence[str], console: Console) -> None:
     """
     options = parsed(_parser(), args)
     output = new_file(options.output, ".png")
-    model, known = trained(*named(options.model, options.init_args, options.checkpoint))
-    wanted = known.but(options.image_size, options.mean, options.std)
-    images = looked_at(wanted.read(options.images, options.grey))
-    with warnings_in_a_line(), suppress(Exception):  # what the model does not take is told below
-        warn_if_strange(model, images[:CHECKED])
+    model, images = trained_with_images(options)
     errors = MeasuredErrors([images])
     with console.status("making one group after another narrow"):
         found = sensitivity(model, images[:1], errors, exclude=options.exclude)

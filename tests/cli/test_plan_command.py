@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
 import branchprune as bp
@@ -87,6 +89,17 @@ def nested() -> nn.Module:
     return nn.Sequential(nn.ReLU(), body)
 
 
+def test_widths_are_chosen_for_a_target_on_images(tmp_path: Path, capsys: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 9, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    options = ["--images", str(tmp_path), "--mean", "[0.5, 0.5, 0.5]", "--std", "[0.2, 0.2, 0.2]"]
+    text = run(capsys, f"{HERE}:network", "--target.macs", "0.5", *options)
+    images = (torch.from_numpy(pixels).movedim(3, 1).div(255) - 0.5) / 0.2
+    plan = bp.plan(network.eval(), images[:1], target={"macs": 0.5}, batches=[images])
+    assert text.endswith(f"\n\n{plan}\n") and "error share" in text
+
+
 def test_a_model_of_torchvision_by_name_has_an_example_of_its_own(capsys: Any) -> None:
     read = json.loads(run(capsys, "squeezenet1_1", "--json"))
     model = torchvision.models.squeezenet1_1()
@@ -132,6 +145,23 @@ BAD = {
     "no batch": ([f"{HERE}:made", "--example", "3x9x9"], "has no batch dimension"),
     "does not fit": ([f"{HERE}:made", "--example", "1x4x9x9"], "it fails at 0"),
     "keep": ([f"{HERE}:made", "--example", "1x3x9x9", "--keep", "2"], "keep (=2.0)"),
+    "target without images": (
+        [f"{HERE}:made", "--example", "1x3x9x9", "--target.macs", "0.5"],
+        "target (={'macs': 0.5}): widths are chosen by how the output changes on some images",
+    ),
+    "images without target": (
+        [f"{HERE}:made", "--images", "."],
+        "images (='.') are there to choose widths on: give a target, --target.macs 0.5",
+    ),
+    "mean without images": ([f"{HERE}:made", "--mean", "[0.5]"], "mean (=[0.5]) says how images"),
+    "keep and target": (
+        [f"{HERE}:made", "--keep", "0.5", "--target.macs", "0.5"],
+        "keep (=0.5) and target (={'macs': 0.5}): give one",
+    ),
+    "latency without runtime": (
+        [f"{HERE}:made", "--target.latency", "0.5"],
+        "latency is measured in a runtime",
+    ),
     "unknown option": ([f"{HERE}:made", "--kep", "2"], "--kep"),
 }
 
