@@ -26,13 +26,12 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.benchmarks.options import options_parser
-from branchprune.benchmarks.zoo_child import all_macs
 from branchprune.benchmarks.zoo_models import torchvision_families, torchvision_model
 from branchprune.graph.inputs import tensors
 from branchprune.graph.structure import Structure
 from branchprune.planning.cost_model import params_and_macs
 from branchprune.planning.costs import amounts
-from branchprune.planning.profiling import count_params
+from branchprune.planning.profiling import count_macs, count_params
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit, Solver
 from branchprune.targets.choices import Choices
@@ -150,7 +149,9 @@ def drawn_losses(choices: Choices, seed: int) -> list[list[float]]:
 def counted(traced: Traced, what: str, kept: Tensor) -> int:
     """Return what a model of some widths has, counted by itself."""
     small = traced.narrowed([int(width) for width in kept])
-    return count_params(small) if what == "params" else all_macs(small, tensors(traced.example)[0])
+    return (
+        count_params(small) if what == "params" else count_macs(small, tensors(traced.example)[0])
+    )
 
 
 if __name__ == "__main__":

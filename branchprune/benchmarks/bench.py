@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.benchmarks.options import options_parser
 from branchprune.blending.attach import attach
@@ -27,6 +26,7 @@ from branchprune.collapsing.collapse import collapse
 from branchprune.experiments import environment
 from branchprune.experiments.files import refusals_named, write_whole
 from branchprune.experiments.parsed import parsed
+from branchprune.graph.macs_counter import MacsCounter
 from branchprune.models import VGG
 from branchprune.planning.plan import plan
 from branchprune.runtimes.latency import Step, in_turns, quartiles
@@ -156,17 +156,17 @@ def _training_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[
         cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    with FlopCounterMode(display=False) as counter:
+    with MacsCounter() as counter:
         step()
-    return step, counter.get_total_flops() // 2
+    return step, counter.macs
 
 
 def _macs_as_defined(blended: Blended, x: torch.Tensor, y: torch.Tensor) -> int:
     """Return the multiply-adds of a training step in which no linear end is folded."""
     program = blended.program(training=True, fold=False)
-    with FlopCounterMode(display=False) as counter:
+    with MacsCounter() as counter:
         cross_entropy(program(blended, x), y).backward()
-    return int(counter.get_total_flops()) // 2
+    return counter.macs
 
 
 def ratios(first: Step, second: Step, repeats: int, device: torch.device) -> list[float]:

@@ -15,7 +15,6 @@ from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from branchprune.benchmarks.child import give_memory_back, one_line, resident
 from branchprune.benchmarks.zoo_models import LIBRARIES
@@ -67,7 +66,7 @@ def measure(row: Row, report: Callable[[Row], None]) -> None:
     model, shape = LIBRARIES[row.library][1](row.model, row.image_size)
     disturb(model, row.seed, only_constant=True)
     row.input_shape, example, batch = [*shape], torch.randn(1, *shape), torch.randn(2, *shape)
-    row.params_before, row.macs_before = count_params(model), all_macs(model, example)
+    row.params_before, row.macs_before = count_params(model), count_macs(model, example)
     stages.enter("plan")
     planned = whole = plan(model, example, row.keep)
     row.describe(whole)
@@ -91,7 +90,7 @@ def measure(row: Row, report: Callable[[Row], None]) -> None:
         row.collapse_error = max(error, row.collapse_error or 0.0)
         del blended
     stages.enter("result")
-    row.params_after, row.macs_after = count_params(model), all_macs(model, example)
+    row.params_after, row.macs_after = count_params(model), count_macs(model, example)
     if row.params_after != whole.after.params:
         raise PruneError(f"{row.params_after} parameters, planned were {whole.after.params}")
     stages.enter("done")
@@ -128,17 +127,6 @@ def _compare(row: Row, model: nn.Module, blended: Blended, batch: Tensor) -> Non
     )
     if row.difference_eval or row.difference_train:
         raise PruneError("the outputs of the blended model are not those of the model")
-
-
-def all_macs(model: nn.Module, example: Tensor) -> int:
-    """Count with attention as matrix products: PyTorch does not look into fused kernels."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            return count_macs(model, example)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _difference(model: nn.Module, blended: Blended, x: Tensor, training: bool, seed: int) -> float:

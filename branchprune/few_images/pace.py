@@ -11,11 +11,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
 from branchprune.few_images.learning import Learning, learn
 from branchprune.few_images.student import Student
+from branchprune.graph.macs_counter import MacsCounter
 
 DTYPES = (torch.float32, torch.bfloat16)
 WARM_UP, TIMED = 2, 4
@@ -152,6 +152,6 @@ def macs_a_step(run: Callable[[Learning], object], how: Learning, steps: int = 1
         how: How the steps will be made.
         steps: Of how many to take the mean.
     """
-    with FlopCounterMode(display=False) as counter:
+    with MacsCounter() as counter:
         run(replace(how, steps=steps))
-    return int(counter.get_total_flops()) // (2 * steps)
+    return counter.macs // steps

@@ -10,7 +10,7 @@ from torch import fx, nn
 from branchprune.graph.fixed_layers import find_obstacles, find_opaque, find_readable
 from branchprune.graph.inputs import Example
 from branchprune.graph.layers import describe
-from branchprune.graph.nodes import WHERE, Storage
+from branchprune.graph.nodes import Storage
 from branchprune.graph.numbering import (
     Numbering,
     channel_parameters,
@@ -21,9 +21,8 @@ from branchprune.graph.numbering import (
     twin_layers,
     width_numbers,
 )
+from branchprune.graph.other_work import is_counted, other_work
 from branchprune.graph.reasons import Reason
-from branchprune.graph.rules.elementwise import opaque as not_looked_into
-from branchprune.graph.rules.registry import module_rule
 from branchprune.graph.state import Analysis
 from branchprune.graph.structure import Structure
 from branchprune.graph.tracing.trace import Traced, trace
@@ -45,7 +44,7 @@ def analyse(
         PruneError: The model cannot be traced, or does not accept the example.
     """
     left_out = find_opaque(model, opaque)
-    traced = trace(model, example, inside, left_out, _is_counted)
+    traced = trace(model, example, inside, left_out, is_counted)
     graphs = traced.graphs
     obstacles = find_obstacles(model, graphs.values())
     readable = frozenset(find_readable(model, graphs.values()))
@@ -66,38 +65,6 @@ def analyse(
     return _structure(analysis, traced, inside)
 
 
-def _is_counted(module: nn.Module) -> bool:
-    """Return whether the multiply-adds of a called module are not known from its widths."""
-    return any(True for _ in module.parameters())
-
-
-def _unseen_macs(analysis: Analysis, graph: fx.Graph) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the multiply-adds, for one example, of what is no layer whose widths are known.
-
-    Returns:
-        Those of the modules that the user leaves out, by path, and those of all others, by the path
-        of the module or, of functions, of the one whose forward calls them.
-    """
-    macs: dict[str, int] = {}
-    others: dict[str, int] = {}
-    for node, work in analysis.recorded.macs.items():
-        read = [analysis.batches[n] for n in node.all_input_nodes if n in analysis.batches]
-        counts = work // (read[0] if read else 1) if node.graph is graph else 0
-        module = analysis.module(node) if node.op == "call_module" else None
-        name = str(node.target)
-        if module is not None and _is_left_out(analysis, module):
-            macs[name] = macs.get(name, 0) + counts
-        elif not any(name in k for k in (analysis.linears, analysis.channelwise, analysis.twins)):
-            owner = name if module is not None else str(node.meta.get(WHERE, ""))
-            others[owner] = others.get(owner, 0) + counts
-    return macs, others
-
-
-def _is_left_out(analysis: Analysis, module: nn.Module) -> bool:
-    left_out = module in analysis.opaque or module_rule(module) is not_looked_into
-    return left_out and _is_counted(module)
-
-
 def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
     """Return what the walk has found, with groups by number in place of the union-find."""
     graphs, model = traced.graphs, analysis.model
@@ -109,7 +76,7 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
     twins = twin_layers(analysis, graphs[False], numbering)
     ending = contractions(analysis, graphs, numbering)
     numbers = width_numbers(analysis, numbering)
-    unseen, other_macs = _unseen_macs(analysis, graphs[False])
+    unseen, others = other_work(analysis, graphs[False], numbering)
     effects = {
         training: frozenset(node.name for node in graph.nodes if has_effect(analysis, node))
         for training, graph in graphs.items()
@@ -134,7 +101,7 @@ def _structure(analysis: Analysis, traced: Traced, inside: str) -> Structure:
         twins=twins,
         contractions=ending,
         unseen=unseen,
-        other_macs=other_macs,
+        other_work=others,
         inplace=frozenset(name for name, m in called.items() if getattr(m, "inplace", False)),
         modules={name: describe(module) for name, module in (called | owners).items()},
         constants=traced.constants,

@@ -164,6 +164,23 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Multiply-adds, for one example, that are no layer's.
+
+    Attributes:
+        module: Path of the module, or of the one whose forward calls the function.
+        macs: How many; of a part of a function they need not be whole.
+        summed: The channels, along each axis, that it sums over.
+        made: Those of its outputs.
+    """
+
+    module: str
+    macs: float
+    summed: tuple[Pieces, ...] = ()
+    made: tuple[Pieces, ...] = ()
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that must keep the same width.
 
@@ -212,8 +229,7 @@ class Structure:
         twins: The layers whose twin is a layer of its own, by path.
         contractions: For each graph, the nodes at which channels end, by node name.
         unseen: Modules that the user leaves out, by path: their multiply-adds for one example.
-        other_macs: Multiply-adds of modules without a rule, by path, and of functions, such as
-            matmul, by the path of the module whose forward calls them.
+        other_work: Multiply-adds of modules without a rule, and of functions, such as matmul.
         inplace: Paths of modules that work in place.
         modules: Kind and widths of every module that is called or has parameters, by path.
         constants: Tensors that forward makes from plain numbers, by their names in the graphs.
@@ -237,7 +253,7 @@ class Structure:
     twins: dict[str, TwinLayer]
     contractions: dict[bool, dict[str, Contraction]]
     unseen: dict[str, int]
-    other_macs: dict[str, int]
+    other_work: tuple[Work, ...]
     inplace: frozenset[str]
     modules: dict[str, str]
     constants: dict[str, Tensor]

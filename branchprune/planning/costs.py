@@ -88,8 +88,8 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
             yield from _work_of_twin(name, module, twin)
         else:
             yield Amount(name, 0, macs, _axes(structure, name))
-    for name, macs in structure.other_macs.items():
-        yield Amount(name or inside, 0, macs)
+    for work in structure.other_work:
+        yield Amount(work.module or inside, 0, work.macs, (*work.summed, *work.made)[:2])
 
 
 def weight_bytes(
@@ -196,14 +196,17 @@ def _output_channels(module: nn.Module) -> int:
 
 def macs_shares(structure: Structure) -> list[float]:
     """Return for each group the share of all multiply-adds that make its channels."""
-    layers = [(layer.outputs, layer.macs) for layer in structure.linears.values()]
+    layers: list[tuple[Pieces, float]] = [
+        (layer.outputs, layer.macs) for layer in structure.linears.values()
+    ]
     layers += [(layer.pieces, layer.macs) for layer in structure.channelwise.values()]
     layers += [(layer.outputs, layer.macs) for layer in structure.twins.values()]
+    layers += [(made, work.macs) for work in structure.other_work for made in work.made[:1]]
     macs = [0.0] * len(structure.groups)
     for pieces, work in layers:
         size = size_of(pieces)
         for piece in pieces:
             macs[piece.group] += work * piece.size / size
     total = sum(work for _, work in layers) + sum(structure.unseen.values())
-    total += sum(structure.other_macs.values())
+    total += sum(work.macs for work in structure.other_work if not work.made)
     return [work / max(total, 1) for work in macs]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from branchprune.graph.fast_path import without_fast_path
 from branchprune.graph.inputs import Example, call, tensors, training_mode
+from branchprune.graph.macs_counter import MacsCounter
 
 
 def count_macs(
@@ -26,9 +27,9 @@ def count_macs(
         forward: What to call; None: the model.
     """
     modes = _without_gradients(model), training_mode(model, False)
-    with modes[0], modes[1], FlopCounterMode(display=False) as counter:
+    with modes[0], modes[1], without_fast_path(), MacsCounter() as counter:
         call(model, example, forward)
-    return int(counter.get_total_flops()) // 2
+    return counter.macs
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from branchprune.planning.costs import amounts
 from branchprune.planning.group_widths import PlannedGroup, too_narrow
 from branchprune.planning.memory_model import memory_of
 from branchprune.planning.paths import paths_of
-from branchprune.planning.plan import Plan, planned
-from branchprune.planning.staying import short
+from branchprune.planning.plan import planned
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit, Solver
 from branchprune.targets.allocations import Allocation, Problem, by_selection
@@ -43,8 +42,6 @@ from branchprune.targets.target_plan import Outcome, Reached, TargetPlan
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Of a cost, for which the predicted change is shown."""
-NOTED = 0.01
-"""Share of the multiply-adds that functions must have to be spoken of."""
 
 
 def planned_for(
@@ -67,19 +64,7 @@ def planned_for(
     """
     named = {"exclude": chooser.exclude, "keep": [*chooser.fixed]}
     found = planned(model, example, chooser, named, inside, opaque, check)
-    notes = found.notes + _note(found, chooser.target)
-    return TargetPlan(**{**vars(found), **vars(chooser.outcome), "notes": notes})
-
-
-def _note(found: Plan, target: Mapping[str, float]) -> tuple[str, ...]:
-    """Say what of the multiply-adds is counted as if it stayed, if that is much."""
-    work = sum(found.structure.other_macs.values())
-    if "macs" not in target or work < NOTED * found.before.macs:
-        return ()
-    return (
-        f"MACs of products that forward computes itself ({short(work)}) count as if they stayed: "
-        "there may be fewer than are planned",
-    )
+    return TargetPlan(**{**vars(found), **vars(chooser.outcome)})
 
 
 class Chooser:

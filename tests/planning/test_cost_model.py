@@ -4,8 +4,10 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from models import counted_macs, resnet, vgg
+from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.graph.exclusive import one_at_a_time
@@ -13,7 +15,28 @@ from branchprune.planning.cost_model import params_and_macs
 from branchprune.planning.costs import amounts
 from branchprune.planning.narrowed import narrowed
 
+
+class Products(nn.Module):
+    """Multiplies in `forward`: with its own weights, and by attention of two heads, in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.qkv, self.out = nn.Parameter(torch.randn(48, 16)), nn.Linear(16, 16)
+        self.keys, self.values = nn.Linear(16, 12), nn.Linear(16, 20)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        q, k, v = F.linear(x, self.qkv).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        keys = self.keys(x)
+        y = F.scaled_dot_product_attention(keys, keys, self.values(x))
+        return self.head(torch.einsum("bnc->bc", y))
+
+
 NETWORKS = {
+    "products of forward": (Products, 16),
     "vgg": (vgg, 8),
     "resnet": (resnet, 16),
     "shufflenet_v2_x0_5": (torchvision.models.shufflenet_v2_x0_5, 64),

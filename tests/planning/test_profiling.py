@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from branchprune.benchmarks.bench import main as bench
+from branchprune.graph.macs_counter import MacsCounter
 from branchprune.models import VGG
 from branchprune.planning.profiling import count_macs, count_params, peak_memory
 
@@ -29,6 +30,20 @@ def test_a_parameter_that_is_given_to_a_layer_is_counted():
     model = Token()
     assert count_macs(model, torch.zeros(2, 4)) == 2 * 2 * 4 * 3
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_is_counted_as_its_products(training):
+    """Whatever computes it: torch leaves out the kernel of the CPU, and the fast path."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(3, 5, 8)
+    forward = 3 * (5 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 5 * 5 * 8)
+    if not training:
+        assert count_macs(layer, x) == forward
+        return
+    with MacsCounter() as counter:
+        layer(x.requires_grad_()).sum().backward()
+    assert counter.macs == 3 * forward + 3 * 5 * 5 * 8
 
 
 def test_vgg16_has_the_known_size():

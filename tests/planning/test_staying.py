@@ -168,10 +168,12 @@ def test_entries_between_a_width_that_stays_and_one_that_shrinks_can_be_reached(
 def test_matrix_products_and_what_belongs_to_no_channel() -> None:
     model = Net(attention, a=conv(3, 8), b=nn.Linear(64, 4), free=conv(3, 8), scale=nn.PReLU())
     run = model.run
-    model.run = lambda m, x: run(m, x) + m.scale(m.b2(m.free(x).mean((2, 3))))
+    model.run = lambda m, x: (
+        run(m, x) + m.scale(m.b2(m.free(x).mean((2, 3)))) + (x.flatten(2) @ x.flatten(2).mT).mean()
+    )
     model.b2 = nn.Linear(8, 4)
     stay = amounts(bp.plan(model, torch.randn(IMAGE)))
-    assert stay["products of tensors that forward computes itself"] == (0, 8 * 64 * 8)
+    assert stay["products of tensors that forward computes itself"] == (0, 3 * 64 * 3)
     assert stay["parameters that belong to no channel of a layer"] == (1, 0)
 
 

@@ -402,7 +402,7 @@ def test_batches_that_are_none_are_named(batches: Any, said: str) -> None:
         bp.plan(network(), X[:1], target={"macs": 0.5}, batches=batches)
 
 
-def test_products_of_forward_are_spoken_of() -> None:
+def test_products_of_forward_shrink_with_the_widths() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -416,10 +416,7 @@ def test_products_of_forward_are_spoken_of() -> None:
     torch.manual_seed(0)
     model, x = Attention().eval(), torch.randn(16, 12, 16)
     plan = bp.plan(model, x[:1], target={"macs": 0.7}, batches=[x])
-    assert "MACs of products that forward computes itself" in str(plan)
     blended = bp.attach(model, plan)
     blended.alpha = 0.0
-    assert counted_macs(bp.collapse(blended), x[:1]) <= plan.after.macs
-    assert "forward computes itself" not in str(
-        bp.plan(model, x[:1], target={"params": 0.7}, batches=[x]).notes
-    )
+    assert counted_macs(bp.collapse(blended), x[:1]) == plan.after.macs
+    assert 0.6 * plan.before.macs < plan.after.macs <= 0.7 * plan.before.macs

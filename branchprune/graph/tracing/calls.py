@@ -12,12 +12,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
-from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
 from branchprune.graph.fast_path import without_fast_path, without_looking_at_masks
 from branchprune.graph.held import leaves, tensors_in
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED, has_own_forward
+from branchprune.graph.macs_counter import MacsCounter
 from branchprune.graph.rules.registry import is_layer
 from branchprune.graph.rules.teach import TAUGHT
 from branchprune.graph.tracing.arguments import unseen
@@ -179,7 +179,7 @@ class Calls:
         self.wholes.update(module.modules())
         nodes = recorder.nodes_of(args), recorder.node_of(kwargs)
         before = {id(t): t._version for t in args if isinstance(t, Tensor)}
-        counter = FlopCounterMode(display=False) if self._is_counted(module) else None
+        counter = MacsCounter() if self._is_counted(module) else None
         plain = recorder.plain(args), recorder.plain(kwargs)
         with self._inside(path), counter or nullcontext():
             result = run_whole(module, original, *plain)

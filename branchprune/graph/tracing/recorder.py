@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.errors import PruneError
 from branchprune.graph.held import leaves, tensors_in
+from branchprune.graph.macs_counter import MacsCounter
 from branchprune.graph.module_numbers import numbers_in
 from branchprune.graph.tracing.aliases import set_item, written
 from branchprune.graph.tracing.factories import CONSTANT_FACTORIES, FACTORIES
@@ -88,7 +88,7 @@ class Recorder(Measurements, TorchFunctionMode):
         self._refuse_changed_parameter(call.changed)
         nodes = self.nodes_of(call.args), self.node_of(call.kwargs)
         name = getattr(func, "__name__", "")
-        counter = FlopCounterMode(display=False) if name in MULTIPLYING else None
+        counter = MacsCounter() if name in MULTIPLYING else None
         with counter or nullcontext():
             result = self._run(func, self.plain(args), self.plain(kwargs))
         if not any(True for _ in tensors_in(result)):

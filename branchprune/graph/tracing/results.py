@@ -7,9 +7,9 @@ from operator import getitem
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from branchprune.graph.held import tensors_in
+from branchprune.graph.macs_counter import MacsCounter
 from branchprune.graph.nodes import IN_PLACE
 from branchprune.graph.tracing.aliases import DERIVED
 from branchprune.graph.tracing.arguments import Arguments, like, unseen
@@ -30,7 +30,7 @@ class Results(Arguments):
         call: Call,
         nodes: tuple[Any, Any],
         result: Any,
-        counter: FlopCounterMode | None = None,
+        counter: MacsCounter | None = None,
     ) -> Any:
         """Add the node of a call; return its result, its tensors known by their nodes.
 
@@ -50,7 +50,7 @@ class Results(Arguments):
         if call.in_place:
             node.meta[IN_PLACE] = True
         if counter is not None:
-            self.recorded.macs[node] = counter.get_total_flops() // 2
+            self.recorded.macs[node] = counter.macs
         return self.bind(result, node, call.changed, [*tensors_in((call.args, call.kwargs))])
 
     @unseen

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch.utils.flop_counter import FlopCounterMode
+
+from branchprune.graph.macs_counter import MacsCounter
 
 
 class TrainingCost(Callback):
@@ -35,7 +36,7 @@ class TrainingCost(Callback):
         """Note how long the batch took to come; count in the first step."""
         self._lap(waiting=True)
         if batch_idx == 0:
-            self.counter = FlopCounterMode(display=False)
+            self.counter = MacsCounter()
             self.counter.__enter__()
 
     def on_train_batch_end(
@@ -49,7 +50,7 @@ class TrainingCost(Callback):
         """Add the step."""
         if batch_idx == 0:
             self.counter.__exit__(None, None, None)
-            self.step_macs = int(self.counter.get_total_flops()) // 2
+            self.step_macs = self.counter.macs
         self.macs += self.step_macs
         self._lap(waiting=False)
 
