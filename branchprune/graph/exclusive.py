@@ -8,6 +8,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from branchprune.graph.fast_path import without_fast_path
+from branchprune.graph.inference_mode import ordinary, outside_inference_mode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,12 +18,13 @@ _LOCK = threading.RLock()
 def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function wait while another thread is in one of those that are marked so.
 
-    Attention is computed in it as it is traced.
+    Attention is computed in it as it is traced, and tensors are ordinary ones.
     """
 
     @wraps(function)
     def wait(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _LOCK, without_fast_path():
-            return function(*args, **kwargs)
+        with _LOCK, without_fast_path(), outside_inference_mode():
+            some, named = ordinary((args, kwargs))
+            return function(*some, **named)
 
     return wait

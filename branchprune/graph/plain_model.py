@@ -19,6 +19,12 @@ def check_model(model: nn.Module) -> None:
     refuse_wrapped(model)
     refuse_sharded(model)
     refuse_lazy(model)
+    for name, weight in model.named_parameters():
+        if weight.is_inference():
+            raise PruneError(
+                f"model: {name} was made under torch.inference_mode, so it cannot learn: make or "
+                "load the model outside of it"
+            )
 
 
 def refuse_wrapped(model: nn.Module) -> None:
