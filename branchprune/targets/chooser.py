@@ -122,7 +122,10 @@ class Chooser:
         if self.errors is not None:
             found = self._chosen(traced, choices, asked, self.errors)
         self.outcome = Outcome(
-            tuple(Reached.of(goal, found.kept, found.one_share, found.ms) for goal in asked),
+            tuple(
+                Reached.of(goal, (found.kept, found.ms), (found.one_share, found.uniform_ms))
+                for goal in asked
+            ),
             found.errors,
             choices.limited(found.kept),
             found.change,
@@ -185,8 +188,9 @@ class Chooser:
         way = self.allocation(problem)
         timed = next((goal for goal in asked if goal.is_timed), None)
         if timed is None:
-            kept, ms, rival = way(limits), None, choices.at_one_share(limits)
+            kept, rival = way(limits), choices.at_one_share(limits)
             kept = rival if kept is None else kept
+            ms = uniform_ms = None
         else:
             found = self._timed(traced, choices, way, asked, timed)
             rival = self._as_fast(choices, asked, timed, found.kept)
@@ -194,11 +198,16 @@ class Chooser:
                 # What was off in the prediction has cost the better way its room.
                 other = self._timed(traced, choices, choices.at_one_share, asked, timed)
                 found = min(found, other, key=lambda each: errors.change(each.kept))
-            kept, ms = found.kept, found.ms
+            kept, ms, uniform_ms = found.kept, found.ms, self._measured_ms(traced, rival)
         solver = problem.solver()
         by_group = tuple(solver.errors_at(kept).tolist())
         self._solved = solver, choices, asked[0].limit.cost
-        return _Found(kept, rival, ms, by_group, errors.change(kept), errors.change(rival))
+        changes = errors.change(kept), errors.change(rival)
+        return _Found(kept, rival, ms, uniform_ms, by_group, *changes)
+
+    def _measured_ms(self, traced: Traced, kept: Tensor) -> float:
+        assert self.latency is not None, "it was checked that there is a runtime"
+        return self.latency.measured_ms(traced, kept)
 
     def _as_fast(
         self, choices: Choices, asked: Sequence[Goal], timed: Goal, kept: Tensor
@@ -211,12 +220,12 @@ class Chooser:
         self, traced: Traced, choices: Choices, way: Ways, asked: Sequence[Goal], timed: Goal
     ) -> Timed:
         """Return widths whose measured latency is within what is asked, and that."""
-        assert self.latency is not None, "it was checked that there is a runtime"
         limits = [goal.limit for goal in asked if goal is not timed]
-        measured = partial(self.latency.measured_ms, traced)
+        measured = partial(self._measured_ms, traced)
         ends = choices.narrowest, choices.widest
         found = corrected(way, limits, timed.limit, *ends, measured)
         if found.ms > timed.limit.most:
+            assert self.latency is not None
             multiple = self._multiple(traced)
             raise PruneError(
                 f"target {timed.what} (={timed.asked:g}) cannot be reached: at floor="
@@ -243,7 +252,8 @@ class _Found:
     Attributes:
         kept: The widths, float64, shape (G,).
         one_share: Those at one share of all.
-        ms: The latency, measured.
+        ms: The latency, measured; None: none is asked for.
+        uniform_ms: That at one share of all, measured, too.
         errors: The predicted change of each group alone.
         change: The measured change of all at once.
         uniform: That at one share of all.
@@ -252,6 +262,7 @@ class _Found:
     kept: Tensor
     one_share: Tensor
     ms: float | None = None
+    uniform_ms: float | None = None
     errors: tuple[float, ...] = ()
     change: float = 0.0
     uniform: float = 0.0

@@ -13,6 +13,9 @@ from branchprune.planning.columns import in_columns
 from branchprune.planning.plan import Plan
 from branchprune.targets.goal import Goal, amount_of
 
+Widths = tuple[Tensor, float | None]
+"""Widths of all groups, and the latency at them."""
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -24,7 +27,8 @@ class Reached:
         before: What the dense model has.
         after: What the plan has; of a latency what was measured.
         predicted: What was predicted of it.
-        uniform: What the plan of one share for all groups has that is within the target.
+        uniform: What the plan of one share for all groups has that is within the target, or that is
+            predicted to be as fast; of a latency what was measured.
     """
 
     what: str
@@ -35,17 +39,20 @@ class Reached:
     uniform: float
 
     @classmethod
-    def of(cls, goal: Goal, kept: Tensor, one_share: Tensor, ms: float | None = None) -> Reached:
+    def of(cls, goal: Goal, chosen: Widths, one_share: Widths) -> Reached:
         """Return what became of a goal.
 
         Args:
             goal: The goal.
-            kept: The widths that were chosen, float64, shape (G,).
-            one_share: Those at one share of all.
-            ms: What was measured, if that is a goal.
+            chosen: The widths that were chosen, float64, shape (G,), and the latency that was
+                measured of them, if that is a goal.
+            one_share: Those at one share of all, likewise.
         """
-        predicted, uniform = map(goal.limit.cost.total, (kept, one_share))
-        after = predicted if ms is None or not goal.is_timed else ms
+        predicted = goal.limit.cost.total(chosen[0])
+        after, uniform = (
+            goal.limit.cost.total(kept) if ms is None or not goal.is_timed else ms
+            for kept, ms in (chosen, one_share)
+        )
         return cls(goal.what, goal.limit.most, goal.before, after, predicted, uniform)
 
     def __str__(self) -> str:

@@ -130,6 +130,21 @@ def test_a_prediction_that_is_off_is_corrected(now):
     assert 0.9 * 0.4 * dense <= reached.after <= 0.4 * dense
 
 
+def test_what_one_share_of_all_takes_is_measured_too(now, monkeypatch):
+    timed, measured_ms = [], MeasuredLatency.measured_ms
+
+    def noted(self, found, kept):
+        timed.append((kept, measured_ms(self, found, kept)))
+        return timed[-1][1]
+
+    monkeypatch.setattr(MeasuredLatency, "measured_ms", noted)
+    (reached,) = planned(now, {"latency": 0.4}).reached
+    kept, ms = timed[-1]
+    shares = kept / torch.tensor([64, 96, 48, 10])
+    assert shares[3] == 1 and shares[:3].max() - shares[:3].min() < 1 / 48
+    assert reached.uniform == ms != reached.after
+
+
 def test_both_limits_hold(now):
     plan = planned(now, {"latency": 0.6, "params": 0.3})
     lines = str(plan).splitlines()
