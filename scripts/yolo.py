@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 from yolo_table import DENSE, FURTHER, METHODS, table
 
 import branchprune as bp
@@ -38,6 +37,7 @@ from branchprune.data import draw_shapes
 from branchprune.experiments import environment
 from branchprune.experiments.arguments import files_as_options
 from branchprune.experiments.files import append_line
+from branchprune.planning.profiling import count_macs
 from branchprune.runtimes.latency import compare_latency
 from branchprune.ultralytics import BranchPruning
 
@@ -183,18 +183,11 @@ def measured(yolo: YOLO, options: Options, data: Path) -> dict[str, Any]:
         "map50": float(found.map50),
         "map50_95": float(found.map),
         "params": sum(p.numel() for p in model.parameters()),
-        "macs": macs(model, image),
+        "macs": count_macs(model, image),
         "latency_s": {"dense": before.median_s, "this": after.median_s},
         "speed_up": None if faster is None else asdict(faster),
         "onnx_difference": onnx_difference(yolo, image),
     }
-
-
-def macs(model: nn.Module, image: Tensor) -> int:
-    """Return the multiply-adds of a pass, as torch counts them."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return int(counter.get_total_flops() // 2)
 
 
 def onnx_difference(yolo: YOLO, image: Tensor) -> float:

@@ -73,8 +73,8 @@ def widened(modules: Collection[nn.Module]) -> Iterator[None]:
 class KeepsFloat64(TorchDispatchMode):
     """Within it, what is computed from float64 is float64, whatever forward casts it to.
 
-    Constants that forward makes keep the rounding of their own type: the traced graph holds them as
-    they were rounded, too. What forward writes into keeps its memory.
+    Constants that forward makes are float64, too, with the rounding of their own type: the traced
+    graph holds them so. What forward writes into keeps its memory.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class KeepsFloat64(TorchDispatchMode):
     ) -> Any:
         named = dict(kwargs or {})
         operands = [*_operands((*args, *named.values()))]
-        if not operands:
+        if not any(tensor.is_floating_point() for tensor in operands):
             return _all_joined(func(*args, **named))
         if any(tensor.dtype == WIDE for tensor in operands):
             written = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune.cli.model_and_images import PREPARATION, add_preparation, trained_with_images
+from branchprune.cli.model_and_images import (
+    PREPARATION,
+    add_preparation,
+    trained_with_images,
+    warnings_in_a_line,
+)
 from branchprune.cli.named_model import CHECKPOINT, MODEL, build, named
 from branchprune.cli.target_options import add_target, asked
 from branchprune.errors import PruneError
@@ -41,45 +47,51 @@ def main(args: Sequence[str], console: Console) -> None:
     """
     options = parsed(_parser(), args)
     widths = asked(options)
+    _check_images(options)
     model, example, batches = _model_and_inputs(options)
     names = ("exclude", "inside", "opaque", "check")
     given = widths | {name: options[name] for name in names}
-    planned = plan(model, example, batches=batches, **given)
+    with console.status("choosing widths") if batches else nullcontext(), warnings_in_a_line():
+        planned = plan(model, example, batches=batches, **given)
     tree = module_tree(model, planned)
     text = _as_json(planned, tree) if options.json else _as_text(planned, tree, options.depth)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _model_and_inputs(options: Namespace) -> tuple[nn.Module, Example, list[Tensor] | None]:
-    """Return the model, an example, and the images on which its widths are chosen."""
-    origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
-    examples = tuple(map(example_of, options.example))
-    if options.images is None:
-        if options.target is not None:
-            raise PruneError(
-                f"target (={options.target}): widths are chosen by how the output changes on some "
-                "images: give a folder of them, --images FOLDER"
-            )
-        of_images = [name for name in PREPARATION if options[name]]
-        if of_images:
-            raise PruneError(
-                f"{of_images[0]} (={options[of_images[0]]}) says how images are read: give --images"
-            )
-        model, shape = build(origin, checkpoint)
-        if shape and not examples:
-            examples = (torch.randn(1, *shape),)
-        if not examples:
-            raise PruneError(
-                "example is missing: give the shape of an input, --example 1x3x224x224"
-            )
-        return model, examples[0] if len(examples) == 1 else examples, None
-    if options.target is None:
+def _check_images(options: Namespace) -> None:
+    """Raise PruneError for options that need images, and for images that need a target."""
+    folder, target = options.images, options.target
+    given = [x for x in PREPARATION if options[x] is not None and options[x] is not False]
+    if folder is None and target is not None:
         raise PruneError(
-            f"images (={str(options.images)!r}) are there to choose widths on: give a target, "
+            f"target (={target}): widths are chosen by how the output changes on some images: give "
+            "a folder of them, --images FOLDER"
+        )
+    if folder is None and given:
+        raise PruneError(
+            f"{given[0]} (={options[given[0]]}) says how images are read: give --images"
+        )
+    if folder is not None and target is None:
+        raise PruneError(
+            f"images (={str(folder)!r}) are there to choose widths on: give a target, "
             "--target.macs 0.5, or leave them out"
         )
-    model, images = trained_with_images(options)
-    return model, examples[0] if examples else images[:1], [images]
+    if folder is not None and options.example:
+        raise PruneError(
+            f"example (={options.example[0]!r}): an image of --images is the example: leave it out"
+        )
+
+
+def _model_and_inputs(options: Namespace) -> tuple[nn.Module, Example, list[Tensor] | None]:
+    """Return the model, an example, and the images on which its widths are chosen."""
+    if options.images is not None:
+        model, images = trained_with_images(options)
+        return model, images[:1], [images]
+    model, shape = build(*named(options.model, options.init_args, options.checkpoint))
+    examples = tuple(map(example_of, options.example)) or (shape and (torch.randn(1, *shape),))
+    if not examples:
+        raise PruneError("example is missing: give the shape of an input, --example 1x3x224x224")
+    return model, examples[0] if len(examples) == 1 else examples, None
 
 
 def _parser() -> ArgumentParser:

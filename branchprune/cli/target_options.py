@@ -21,7 +21,7 @@ RUNTIME = """where the latency is measured, for --target.latency, --target.laten
 
 
 def add_target(parser: ArgumentParser, memory: str, latency: str, chosen: str) -> None:
-    """Add the options.
+    """Add --keep, --target, --multiple_of, --runtime and --threads.
 
     Args:
         parser: The command's.
@@ -48,7 +48,7 @@ def asked(options: Namespace) -> dict[str, Any]:
     """Return `keep`, `target`, `multiple_of` and `runtime`, as `plan` takes them.
 
     Raises:
-        PruneError: They say nothing, or two things, or a runtime is missing.
+        PruneError: They say two things, or a runtime is missing.
     """
     keep, target, multiple_of = options.keep, options.target, options.multiple_of
     check_asked(keep, target, multiple_of)

@@ -1,4 +1,7 @@
-"""One thread at a time: a trace replaces parts of torch, and a check puts generators back."""
+"""One thread at a time: a trace replaces parts of torch, and a check puts generators back.
+
+What a trace cannot follow is off meanwhile: the fast path of attention, and inference mode.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from branchprune.graph.fast_path import without_fast_path
-from branchprune.graph.inference_mode import ordinary, outside_inference_mode
+from branchprune.graph.inference_mode import outside_inference_mode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,7 +27,6 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def wait(*args: P.args, **kwargs: P.kwargs) -> R:
         with _LOCK, without_fast_path(), outside_inference_mode():
-            some, named = ordinary((args, kwargs))
-            return function(*some, **named)
+            return function(*args, **kwargs)
 
     return wait

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
-
-T = TypeVar("T")
 
 
 @contextmanager
@@ -21,13 +16,3 @@ def outside_inference_mode() -> Iterator[None]:
         return
     with torch.inference_mode(False), torch.no_grad():
         yield
-
-
-def ordinary(values: T) -> T:
-    """Return tensors, in any nest, with copies of those that were made in inference mode."""
-
-    def copy(tensor: Tensor) -> Tensor:
-        return tensor.clone() if tensor.is_inference() else tensor
-
-    found: T = tree_map_only(Tensor, copy, values)
-    return found

@@ -66,3 +66,18 @@ class Twin(_Reader):
     made: Layout
     stays: bool = False
     products: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Multiply-adds of a function, as many as the product of the sizes of some dimensions.
+
+    Attributes:
+        share: Of all multiply-adds of the function.
+        summed: The channels that it sums over.
+        made: Those of its output; None: nothing is known of them.
+    """
+
+    share: float
+    summed: tuple[Layout, ...] = ()
+    made: Layout | None = None

@@ -8,11 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
-def _attention(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+def _attention(*shapes: Any, **_: Any) -> int:
     return int(sdpa_flop_count(*shapes[:3]))
 
 
-def _attention_backward(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+def _attention_backward(*shapes: Any, **_: Any) -> int:
     return int(sdpa_backward_flop_count(*shapes[:4]))
 
 
@@ -21,11 +21,11 @@ class MacsCounter(FlopCounterMode):
 
     def __init__(self) -> None:
         aten, attention = torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"
-        left_out = {
+        on_cpu = {
             getattr(aten, attention): _attention,
             getattr(aten, f"{attention}_backward"): _attention_backward,
         }
-        super().__init__(display=False, custom_mapping=left_out)
+        super().__init__(display=False, custom_mapping=on_cpu)
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]

@@ -22,8 +22,8 @@ def check_model(model: nn.Module) -> None:
     for name, weight in model.named_parameters():
         if weight.is_inference():
             raise PruneError(
-                f"model: {name} was made under torch.inference_mode, so it cannot learn: make or "
-                "load the model outside of it"
+                f"model: {name} was made, moved or cast under torch.inference_mode, so it cannot "
+                "learn: do that outside of it"
             )
 
 

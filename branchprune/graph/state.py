@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Known, Layout, Segment, layouts_in, unify
-from branchprune.graph.layer_records import Linear, Twin
+from branchprune.graph.layer_records import Linear, Product, Twin
 from branchprune.graph.layers import TRANSPOSED
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import WHERE, Recorded, asked_for_its_type
@@ -54,6 +54,7 @@ class Analysis:
             such axis), outputs for each input channel, multiply-adds.
         twins: Layers whose twin is a layer of its own, by path.
         contractions: For the nodes at which channels end, those channels.
+        products: For functions that multiply, with which channels their work grows.
         blocks: Channels of several layers that fall into equally wide blocks, as the groups of a
             norm: how many blocks, and of what.
         readers: Parameters and what reads them by a rule that knows of their channels.
@@ -80,6 +81,7 @@ class Analysis:
     channelwise: dict[str, tuple[Layout, int | None, int, int]] = field(default_factory=dict)
     twins: dict[str, Twin] = field(default_factory=dict)
     contractions: dict[fx.Node, list[Layout]] = field(default_factory=dict)
+    products: dict[fx.Node, tuple[Product, ...]] = field(default_factory=dict)
     blocks: list[tuple[Layout, int, str]] = field(default_factory=list)
     readers: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
     parameters: dict[str, dict[int, Layout]] = field(default_factory=dict)

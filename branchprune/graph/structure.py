@@ -172,12 +172,14 @@ class Work:
         macs: How many; of a part of a function they need not be whole.
         summed: The channels, along each axis, that it sums over.
         made: Those of its outputs.
+        is_known: Whether it is known how it grows with the channels that it reads.
     """
 
     module: str
     macs: float
     summed: tuple[Pieces, ...] = ()
-    made: tuple[Pieces, ...] = ()
+    made: Pieces = ()
+    is_known: bool = True
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor, nn
 
 from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
-from branchprune.graph.structure import Pieces, Structure, TwinLayer, size_of
+from branchprune.graph.structure import Pieces, Structure, TwinLayer, Work, size_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,12 @@ def amounts(model: nn.Module, structure: Structure) -> Iterator[Amount]:
         else:
             yield Amount(name, 0, macs, _axes(structure, name))
     for work in structure.other_work:
-        yield Amount(work.module or inside, 0, work.macs, (*work.summed, *work.made)[:2])
+        yield Amount(work.module or inside, 0, work.macs, _axes_of(work))
+
+
+def _axes_of(work: Work) -> tuple[Pieces, ...]:
+    """Return with which channels a function's work shrinks: costs are products of two widths."""
+    return (*filter(None, [work.made]), *work.summed)[:2]
 
 
 def weight_bytes(
@@ -201,7 +206,7 @@ def macs_shares(structure: Structure) -> list[float]:
     ]
     layers += [(layer.pieces, layer.macs) for layer in structure.channelwise.values()]
     layers += [(layer.outputs, layer.macs) for layer in structure.twins.values()]
-    layers += [(made, work.macs) for work in structure.other_work for made in work.made[:1]]
+    layers += [(work.made, work.macs) for work in structure.other_work if work.made]
     macs = [0.0] * len(structure.groups)
     for pieces, work in layers:
         size = size_of(pieces)

@@ -17,7 +17,8 @@ from branchprune.planning.costs import amounts
 from branchprune.planning.group_widths import PlannedGroup, too_narrow
 from branchprune.planning.memory_model import memory_of
 from branchprune.planning.paths import paths_of
-from branchprune.planning.plan import planned
+from branchprune.planning.plan import Plan, planned
+from branchprune.planning.staying import short
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit, Solver
 from branchprune.targets.allocations import Allocation, Problem, by_selection
@@ -42,6 +43,8 @@ from branchprune.targets.target_plan import Outcome, Reached, TargetPlan
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Of a cost, for which the predicted change is shown."""
+NOTED = 0.01
+"""Of all multiply-adds, from which on it is said that they may be fewer."""
 
 
 def planned_for(
@@ -64,7 +67,19 @@ def planned_for(
     """
     named = {"exclude": chooser.exclude, "keep": [*chooser.fixed]}
     found = planned(model, example, chooser, named, inside, opaque, check)
-    return TargetPlan(**{**vars(found), **vars(chooser.outcome)})
+    notes = found.notes + _note(found, chooser.target)
+    return TargetPlan(**{**vars(found), **vars(chooser.outcome), "notes": notes})
+
+
+def _note(found: Plan, target: Mapping[str, float]) -> tuple[str, ...]:
+    """Say what of the multiply-adds is counted as if it stayed, if that is much."""
+    work = sum(each.macs for each in found.structure.other_work if not each.is_known)
+    if "macs" not in target or work < NOTED * found.before.macs:
+        return ()
+    return (
+        f"MACs of functions of which no rule is known ({short(work)}) count as if they stayed: "
+        "there may be fewer than are planned",
+    )
 
 
 class Chooser:
@@ -123,7 +138,7 @@ class Chooser:
             found = self._chosen(traced, choices, asked, self.errors)
         self.outcome = Outcome(
             tuple(
-                Reached.of(goal, (found.kept, found.ms), (found.one_share, found.uniform_ms))
+                Reached.of(goal, (found.kept, found.ms), (found.one_share, found.one_share_ms))
                 for goal in asked
             ),
             found.errors,
@@ -190,7 +205,7 @@ class Chooser:
         if timed is None:
             kept, rival = way(limits), choices.at_one_share(limits)
             kept = rival if kept is None else kept
-            ms = uniform_ms = None
+            ms = one_share_ms = None
         else:
             found = self._timed(traced, choices, way, asked, timed)
             rival = self._as_fast(choices, asked, timed, found.kept)
@@ -198,12 +213,13 @@ class Chooser:
                 # What was off in the prediction has cost the better way its room.
                 other = self._timed(traced, choices, choices.at_one_share, asked, timed)
                 found = min(found, other, key=lambda each: errors.change(each.kept))
-            kept, ms, uniform_ms = found.kept, found.ms, self._measured_ms(traced, rival)
+            kept, ms = found.kept, found.ms
+            one_share_ms = ms if rival.equal(kept) else self._measured_ms(traced, rival)
         solver = problem.solver()
         by_group = tuple(solver.errors_at(kept).tolist())
         self._solved = solver, choices, asked[0].limit.cost
         changes = errors.change(kept), errors.change(rival)
-        return _Found(kept, rival, ms, uniform_ms, by_group, *changes)
+        return _Found(kept, rival, ms, one_share_ms, by_group, *changes)
 
     def _measured_ms(self, traced: Traced, kept: Tensor) -> float:
         assert self.latency is not None, "it was checked that there is a runtime"
@@ -253,7 +269,7 @@ class _Found:
         kept: The widths, float64, shape (G,).
         one_share: Those at one share of all.
         ms: The latency, measured; None: none is asked for.
-        uniform_ms: That at one share of all, measured, too.
+        one_share_ms: That at one share of all, measured, too.
         errors: The predicted change of each group alone.
         change: The measured change of all at once.
         uniform: That at one share of all.
@@ -262,7 +278,7 @@ class _Found:
     kept: Tensor
     one_share: Tensor
     ms: float | None = None
-    uniform_ms: float | None = None
+    one_share_ms: float | None = None
     errors: tuple[float, ...] = ()
     change: float = 0.0
     uniform: float = 0.0

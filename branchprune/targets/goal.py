@@ -103,7 +103,7 @@ def check_runtime(needing: Sequence[str], is_there: bool) -> None:
     if needing and not is_there:
         raise PruneError(
             f"{needing[0]} is measured in a runtime: give one, runtime=bp.OnnxRuntime(threads=1) "
-            "or bp.PyTorch(threads=1); to `branchprune compress` --runtime onnxruntime; in "
+            "or bp.PyTorch(threads=1); on the command line --runtime onnxruntime; in "
             "configurations prune.widths.target.runtime"
         )
 

@@ -113,8 +113,8 @@ def plan(
 
     Returns:
         The plan; `print` shows it as a table, of a target what was reached, too. Its multiply-adds
-        are those of convolutions and fully connected layers that the trace sees, and of
-        convolutions and matrix products in parts that `opaque` or `teach` leaves out.
+        are those of convolutions and matrix products: of layers and functions that the trace sees,
+        and in parts that `opaque` or `teach` leaves out.
 
     Raises:
         PruneError: An argument is wrong, the model cannot be traced or does not accept the

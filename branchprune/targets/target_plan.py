@@ -13,8 +13,8 @@ from branchprune.planning.columns import in_columns
 from branchprune.planning.plan import Plan
 from branchprune.targets.goal import Goal, amount_of
 
-Widths = tuple[Tensor, float | None]
-"""Widths of all groups, and the latency at them."""
+TimedWidths = tuple[Tensor, float | None]
+"""Widths of all groups, float64, shape (G,), and the latency that was measured of them, if any."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,13 @@ class Reached:
     uniform: float
 
     @classmethod
-    def of(cls, goal: Goal, chosen: Widths, one_share: Widths) -> Reached:
+    def of(cls, goal: Goal, chosen: TimedWidths, one_share: TimedWidths) -> Reached:
         """Return what became of a goal.
 
         Args:
             goal: The goal.
-            chosen: The widths that were chosen, float64, shape (G,), and the latency that was
-                measured of them, if that is a goal.
-            one_share: Those at one share of all, likewise.
+            chosen: The widths that were chosen.
+            one_share: Those at one share of all.
         """
         predicted = goal.limit.cost.total(chosen[0])
         after, uniform = (

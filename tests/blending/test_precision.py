@@ -354,6 +354,10 @@ class Constants(nn.Module):
             table = torch.zeros(2, 4)
             table[0], table[1:] = torch.arange(4.0), torch.linspace(0, 1, 4) / 7
             x = x * table[0] + table[1]
+        elif self.how == "numbered":
+            table = torch.zeros_like(torch.arange(4), dtype=torch.float32)
+            table[torch.tensor([0, 2])] = x.mean((1, 2, 3))
+            x = x + table + torch.arange(4).float().mul_(x.mean())
         elif self.how == "cast":
             x = x.half().float() + (x.mean() > 0).float() / 3
         y = self.a(x).relu()
@@ -362,7 +366,9 @@ class Constants(nn.Module):
         return self.b(y)
 
 
-@pytest.mark.parametrize("how", ["coordinates", "of a size", "spaced", "table", "cast", "embedded"])
+@pytest.mark.parametrize(
+    "how", ["coordinates", "of a size", "spaced", "table", "numbered", "cast", "embedded"]
+)
 def test_constants_keep_their_rounding(how: str) -> None:
     model, x = scramble(Constants(how)).eval(), torch.randn(2, 3, 4, 4)
     blended = bp.attach(model, bp.plan(model, x))

@@ -153,6 +153,11 @@ BAD = {
         [f"{HERE}:made", "--images", "."],
         "images (='.') are there to choose widths on: give a target, --target.macs 0.5",
     ),
+    "example beside images": (
+        [f"{HERE}:made", "--images", ".", "--target.macs", "0.5", "--example", "1x3x9x9"],
+        "example (='1x3x9x9'): an image of --images is the example: leave it out",
+    ),
+    "size without images": ([f"{HERE}:made", "--image_size", "0"], "image_size (=0) says how"),
     "mean without images": ([f"{HERE}:made", "--mean", "[0.5]"], "mean (=[0.5]) says how images"),
     "keep and target": (
         [f"{HERE}:made", "--keep", "0.5", "--target.macs", "0.5"],
@@ -160,7 +165,7 @@ BAD = {
     ),
     "latency without runtime": (
         [f"{HERE}:made", "--target.latency", "0.5"],
-        "latency is measured in a runtime",
+        "on the command line --runtime onnxruntime",
     ),
     "unknown option": ([f"{HERE}:made", "--kep", "2"], "--kep"),
 }

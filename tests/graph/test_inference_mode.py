@@ -40,5 +40,5 @@ def test_it_is_what_is_done_outside():
 def test_a_model_that_was_made_there_is_told():
     with torch.inference_mode():
         model = vgg()
-    with pytest.raises(bp.PruneError, match=r"was made under torch\.inference_mode"):
+    with pytest.raises(bp.PruneError, match=r"was made, moved or cast under torch\.inference_mode"):
         bp.plan(model, torch.zeros(1, 3, 8, 8))

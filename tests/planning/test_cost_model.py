@@ -17,26 +17,65 @@ from branchprune.planning.narrowed import narrowed
 
 
 class Products(nn.Module):
-    """Multiplies in `forward`: with its own weights, and by attention of two heads, in two ways."""
+    """Multiplies in `forward`: attention, with heads of which each shrinks or that all go; weights.
+
+    A product of three and a sum before a product, of which less is known, are left out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, 16, 4, 4)
-        self.qkv, self.out = nn.Parameter(torch.randn(48, 16)), nn.Linear(16, 16)
+        self.patch, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(10, 5)
         self.keys, self.values = nn.Linear(16, 12), nn.Linear(16, 20)
-        self.head = nn.Linear(20, 5)
+        self.mix = nn.Parameter(torch.randn(10, 20))
+        self.square = nn.Parameter(torch.randn(14, 20))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
-        q, k, v = F.linear(x, self.qkv).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
-        keys = self.keys(x)
-        y = F.scaled_dot_product_attention(keys, keys, self.values(x))
-        return self.head(torch.einsum("bnc->bc", y))
+        keys, values = (
+            each.unflatten(2, (2, -1)).transpose(1, 2) for each in (self.keys(x), self.values(x))
+        )
+        by_hand = ((keys @ keys.mT).softmax(-1) @ values).transpose(1, 2).flatten(2)
+        heads = keys.reshape(*keys.shape[:2], -1, keys.shape[3])
+        fused = F.scaled_dot_product_attention(heads, heads, values).transpose(1, 2).flatten(2)
+        made = F.linear(by_hand + fused, self.square).sum(2, keepdim=True)
+        return self.head(F.linear(by_hand + made, self.mix).mean(1))
+
+
+class Heads(nn.Module):
+    """Attention with heads of four channels: as many heads go as channels do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.out = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 5)
+        self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        q, k, v = (f(x).unflatten(2, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v) + (q @ k.mT).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2).mean(1))
+
+
+class Einsums(nn.Module):
+    """A product of two, one of three, and one of which a factor is summed first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 4, 4), nn.Conv2d(3, 8, 4, 4)
+        self.w, self.v = nn.Parameter(torch.randn(12, 6)), nn.Parameter(torch.randn(6, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = (f(x).flatten(2) for f in (self.a, self.b))
+        two = torch.einsum("bcn,bdn->bcd", a, b).mean((1, 2))
+        first = torch.einsum("bcn,bdn->bd", a, b).mean(1)
+        three = torch.einsum("bcn,cd,de->bne", a, self.w, self.v).mean((1, 2))
+        return two + first + three
 
 
 NETWORKS = {
     "products of forward": (Products, 16),
+    "heads": (Heads, 16),
+    "einsums": (Einsums, 16),
     "vgg": (vgg, 8),
     "resnet": (resnet, 16),
     "shufflenet_v2_x0_5": (torchvision.models.shufflenet_v2_x0_5, 64),

@@ -29,6 +29,9 @@ class CriterionConfig:
     def __post_init__(self) -> None:
         for name in ("calibration", "fit"):
             whole(f"criterion.{name}", getattr(self, name))
+
+    def check_batches(self) -> None:
+        """Raise PruneError for a criterion that sees batches, and has none."""
         if self.name in CALIBRATED and not self.calibration:
             raise PruneError(
                 f"criterion.name (={self.name!r}) sees criterion.calibration (=0) batches: set some"

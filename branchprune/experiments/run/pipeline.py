@@ -10,6 +10,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, seed_everything
 from torch import Tensor, nn
 
+from branchprune.criteria.named import GRADED
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import CostConfig, Epoch, longest_last_stage
 from branchprune.experiments.run.calibration_gradients import accumulate_gradients
@@ -55,6 +56,8 @@ class Pruning:
             )
         planned = settings.widths.plan(model, self.example)  # nothing can be measured yet
         settings.algorithm.check(self.setup, planned)
+        if settings.few_images is None:
+            self.setup.criterion.check_batches()
         if settings.finetune is not None and settings.finetune.fresh:
             copied(model).apply(reset)
         if settings.sparsify is not None:
@@ -108,7 +111,7 @@ class Pruning:
         """Return the plan for a target, measured on what the algorithm sees."""
         seed_everything(self.config.seed, workers=True, verbose=False)  # the order of the data
         criterion, graded = self.setup.criterion.init(), dense
-        if callable(criterion) or criterion == "taylor":
+        if callable(criterion) or criterion in GRADED:
             graded = self._graded(dense, dense)  # before more batches are drawn, as in narrowing
         seen = self.settings.algorithm.seen(self.setup, stages)
         given = (graded, self.example, seen, criterion, self.config.seed)

@@ -7,16 +7,20 @@ product of both, those of the values are handed on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from string import ascii_letters
 
 from torch import fx
 
 from branchprune.graph.channels import Layout, unify
+from branchprune.graph.layer_records import Product
 from branchprune.graph.nodes import argument
 from branchprune.graph.state import Analysis
 
 Labelled = list[tuple[fx.Node, str]]
 """Operands, each with a label a dimension."""
+Products = Sequence[tuple[float, tuple[str, str], str]]
+"""Products of two: the share of the multiply-adds, the labels of both, those of the result."""
 
 
 def matmul(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -29,7 +33,8 @@ def matmul(analysis: Analysis, node: fx.Node) -> Layout | None:
     first = (batch + "YX")[-left:] if left > 1 else "X"
     second = (batch + "XZ")[-right:] if right > 1 else "X"
     output = batch + "Y" * (left > 1) + "Z" * (right > 1)
-    return _product(analysis, node, [(operands[0], first), (operands[1], second)], output)
+    labelled = [(operands[0], first), (operands[1], second)]
+    return _product(analysis, node, labelled, output, [(1.0, (first, second), output)])
 
 
 def einsum(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -42,7 +47,8 @@ def einsum(analysis: Analysis, node: fx.Node) -> Layout | None:
     terms = inputs.split(",")
     if not arrow or "." in equation or any(len(set(term)) != len(term) for term in terms):
         return analysis.unknown(node, f"it names no output, or dimensions twice: {equation!r}")
-    return _product(analysis, node, [*zip(operands, terms, strict=True)], output)
+    products = [(1.0, (terms[0], terms[1]), output)] if len(terms) == 2 else []
+    return _product(analysis, node, [*zip(operands, terms, strict=True)], output, products)
 
 
 def attention(analysis: Analysis, node: fx.Node) -> Layout | None:
@@ -55,27 +61,55 @@ def attention(analysis: Analysis, node: fx.Node) -> Layout | None:
     mask = argument(node, 3, "attn_mask")
     if isinstance(mask, fx.Node):
         operands.append((mask, (batch + "QK")[-len(analysis.shape(mask)) :]))
-    return _product(analysis, node, operands, batch + "QZ")
+    ends = [analysis.shape(operand)[-1] for operand in (query, value)]
+    looked_up = ends[0] / sum(ends), (batch + "QX", batch + "KX"), batch + "QK"
+    handed_on = ends[1] / sum(ends), (batch + "QK", batch + "KZ"), batch + "QZ"
+    return _product(analysis, node, operands, batch + "QZ", [looked_up, handed_on])
 
 
-def _product(analysis: Analysis, node: fx.Node, operands: Labelled, output: str) -> Layout | None:
-    """Tie what has one label; return where the channels are that the output still has."""
+def _product(
+    analysis: Analysis, node: fx.Node, operands: Labelled, output: str, products: Products = ()
+) -> Layout | None:
+    """Tie what has one label; return where the channels are that the output still has.
+
+    Args:
+        analysis: What is known.
+        node: The product.
+        operands: What is multiplied.
+        output: The labels of its output.
+        products: The products of two operands that it is made of.
+    """
     labels = {
         label[layout.dim]: None
         for operand, label in operands
         if (layout := analysis.layout(operand)) is not None and not layout.free
     }
-    handed_on: dict[str, Layout] = {}
-    for label in labels:
-        tied = _in_line(analysis, node, operands, label)
-        if label in output:
-            handed_on[label] = tied
-        else:
-            analysis.contract(node, tied)
-    *others, last = sorted(handed_on, key=output.index) or (None,)
+    tied = {label: _in_line(analysis, node, operands, label) for label in labels}
+    for label, layout in tied.items():
+        if label not in output:
+            analysis.contract(node, layout)
+    analysis.products[node] = tuple(
+        Product(share, *_axes(tied, *factors, result)) for share, factors, result in products
+    )
+    *others, last = sorted((label for label in tied if label in output), key=output.index) or (
+        None,
+    )
     for label in others:
-        handed_on[str(label)].freeze(f"its channels meet others in {analysis.describe(node)}")
-    return None if last is None else handed_on[last].at(output.index(last))
+        tied[str(label)].freeze(f"its channels meet others in {analysis.describe(node)}")
+    return None if last is None else tied[last].at(output.index(last))
+
+
+def _axes(
+    tied: dict[str, Layout], first: str, second: str, output: str
+) -> tuple[tuple[Layout, ...], Layout | None]:
+    """Return the channels with which a product of two operands grows.
+
+    What one of them alone has, and the output lacks, is summed before they are multiplied. Of those
+    of the output all but the last stay.
+    """
+    summed = tuple(tied[x] for x in tied if x in first and x in second and x not in output)
+    last = max((label for label in tied if label in output), key=output.index, default=None)
+    return summed, None if last is None else tied[last]
 
 
 def _in_line(analysis: Analysis, node: fx.Node, operands: Labelled, label: str) -> Layout:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from branchprune.graph.channels import Channels, Known, Layout, Segment, unify
+from branchprune.graph.layer_records import Product
 from branchprune.graph.nodes import argument
 from branchprune.graph.rules.unlisted import unlisted
 from branchprune.graph.state import Analysis
@@ -41,6 +42,7 @@ def functional(analysis: Analysis, node: fx.Node) -> Known:
     else:
         unify(layout.segments, inputs.segments, node.name)
         analysis.contract(node, layout)
+    analysis.products[node] = (Product(1.0, (inputs,), outputs),)
     _tie_bias(analysis, node, outputs)
     return outputs.at(dim)
 
