@@ -22,6 +22,7 @@ from branchprune.artifacts.same_model import Content, class_name, differences, s
 from branchprune.blending.blended import Blended
 from branchprune.errors import Failed, PruneError, optional
 from branchprune.graph.full_shapes import full_shapes, remember_full_shapes, shapes
+from branchprune.graph.inference_mode import outside_inference_mode
 from branchprune.graph.layers import memory_format, put_parameters, set_sizes, sizes
 from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
 from branchprune.graph.saved_numbers import followed_numbers, kept_numbers, take_over
@@ -112,6 +113,7 @@ def _header(model: nn.Module) -> dict[str, str]:
     return header if full is None else header | {"full": json.dumps(full)}
 
 
+@outside_inference_mode()
 def load(model: nn.Module, path: str | Path) -> nn.Module:
     """Read a file written by `save` into a copy of a model, narrowed to the widths in the file.
 

@@ -52,6 +52,8 @@ def asked(options: Namespace) -> dict[str, Any]:
     """
     keep, target, multiple_of = options.keep, options.target, options.multiple_of
     check_asked(keep, target, multiple_of)
+    if multiple_of == "auto" and target is None:
+        raise PruneError("multiple_of (='auto') belongs to a target: give one, --target.macs 0.5")
     if options.threads is not None and options.runtime is None:
         raise PruneError(f"threads (={options.threads}) are those of a runtime: give --runtime")
     runtime = runtime_of(options.runtime, options.threads)

@@ -33,8 +33,7 @@ def other_work(
         if node.graph is not graph:
             continue
         name = str(node.target)
-        read = [analysis.batches[n] for n in node.all_input_nodes if n in analysis.batches]
-        macs = work // (read[0] if read else 1)
+        macs = work // analysis.batches.get(node, 1)
         if node.op != "call_module":
             others += _of_function(analysis, node, macs, numbering)
         elif _is_left_out(analysis, analysis.module(node)):

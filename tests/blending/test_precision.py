@@ -357,7 +357,9 @@ class Constants(nn.Module):
         elif self.how == "numbered":
             table = torch.zeros_like(torch.arange(4), dtype=torch.float32)
             table[torch.tensor([0, 2])] = x.mean((1, 2, 3))
-            x = x + table + torch.arange(4).float().mul_(x.mean())
+            given = torch.tensor([0.1, 0.2, 0.3, 0.4])
+            given[torch.arange(4) > 2] = x[0, 0, 0, :1]
+            x = x + table + given + torch.arange(4).float().mul_(x.mean())
         elif self.how == "cast":
             x = x.half().float() + (x.mean() > 0).float() / 3
         y = self.a(x).relu()

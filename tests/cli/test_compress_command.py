@@ -117,7 +117,7 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_runs(
         ((net, tmp_path / "none", "--target.mac", 0.5), "target names 'mac'"),
         ((net, tmp_path / "none", "--target", "{macs: 0.5}", "--keep", 0.5), "give one"),
         ((net, images, "--target.latency_ms", 5), "latency_ms is measured in a runtime"),
-        ((net, images, "--multiple_of", "auto"), "multiple_of='auto' is measured in a runtime"),
+        ((net, images, "--multiple_of", "auto"), "multiple_of (='auto') belongs to a target"),
         ((net, images, "--multiple_of", "some"), "multiple_of"),
         ((net, images, "--threads", 2), "threads (=2) are those of a runtime"),
         ((net, images, "--runtime", "tensorrt"), "onnxruntime"),

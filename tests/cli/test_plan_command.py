@@ -163,6 +163,10 @@ BAD = {
         [f"{HERE}:made", "--keep", "0.5", "--target.macs", "0.5"],
         "keep (=0.5) and target (={'macs': 0.5}): give one",
     ),
+    "auto without target": (
+        [f"{HERE}:made", "--multiple_of", "auto", "--runtime", "pytorch"],
+        "multiple_of (='auto') belongs to a target: give one, --target.macs 0.5",
+    ),
     "latency without runtime": (
         [f"{HERE}:made", "--target.latency", "0.5"],
         "on the command line --runtime onnxruntime",

@@ -1,6 +1,7 @@
 """All that prepares a branch, under `torch.inference_mode`, on tensors that were made there."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 import branchprune as bp
 
 
-def small_under(mode: torch.inference_mode | torch.no_grad) -> tuple[str, dict[str, Tensor]]:
+def small_under(
+    mode: torch.inference_mode | torch.no_grad, file: Path
+) -> tuple[str, dict[str, Tensor]]:
     torch.manual_seed(0)
     model, x = vgg().eval(), torch.randn(20, 3, 8, 8)
 
@@ -26,13 +29,16 @@ def small_under(mode: torch.inference_mode | torch.no_grad) -> tuple[str, dict[s
         bp.fit_expand(blended, [images])
         blended.alpha = 0.0
         small = bp.collapse(blended)
+        bp.save(small, file)
+        loaded = bp.load(model, file)
+    loaded(x).sum().backward()
     small(x).sum().backward()
     return str(found), small.state_dict()
 
 
-def test_it_is_what_is_done_outside():
-    wanted, weights = small_under(torch.no_grad())
-    found, others = small_under(torch.inference_mode())
+def test_it_is_what_is_done_outside(tmp_path):
+    wanted, weights = small_under(torch.no_grad(), tmp_path / "small.safetensors")
+    found, others = small_under(torch.inference_mode(), tmp_path / "other.safetensors")
     assert found == wanted
     torch.testing.assert_close(others, weights)
 

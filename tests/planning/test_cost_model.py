@@ -72,6 +72,17 @@ class Einsums(nn.Module):
         return two + first + three
 
 
+class Prompted(nn.Module):
+    """Attention weights of words, (N, 9, 6), for a prompt that all examples share, (1, 4, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+        return self.out((self.k(prompt) @ self.q(x).mT).mT)
+
+
 NETWORKS = {
     "products of forward": (Products, 16),
     "heads": (Heads, 16),
@@ -106,6 +117,13 @@ def test_it_is_that_of_the_model_at_any_widths(name):
             sum(p.numel() for p in net.parameters()), abs=0.01
         )
         assert macs.total(widths) == pytest.approx(counted_macs(net, x), abs=0.01)
+
+
+def test_costs_are_of_one_example_where_an_operand_has_no_batch():
+    """As keys that are a constant prompt."""
+    model = Prompted().eval()
+    plan = bp.plan(model, (torch.randn(3, 9, 6), torch.randn(1, 4, 6)), keep=0.5)
+    assert plan.before.macs == 9 * 6 * 8 + 4 * 6 * 8 + 4 * 9 * 8 + 9 * 4 * 5
 
 
 def test_changes_are_differences_of_totals():
