@@ -16,13 +16,13 @@ from branchprune.few_images.fitness import warn_if_strange
 from branchprune.few_images.images import Images, Transform, divided, gather
 from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
-from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.pace import AFTER, DTYPES, SIZES
 from branchprune.few_images.settling import Given, settled
 from branchprune.few_images.start import fitted_start, looked_at
 from branchprune.few_images.student import Student
 from branchprune.few_images.trial import check_weights, try_out
 from branchprune.graph.inputs import copied
+from branchprune.graph.memory_format import put_channels_last
 from branchprune.graph.plain_model import check_model
 from branchprune.graph.random_generators import seeded
 from branchprune.planning.plan import Plan

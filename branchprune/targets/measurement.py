@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map_only
 from branchprune.blending.bn_recalibration import batch_norms
 from branchprune.criteria.input_statistics import Reader, listening, readers
 from branchprune.errors import PruneError, first_line
-from branchprune.graph.inputs import Example, call, copied, tensors
+from branchprune.graph.inputs import Example, call, copied, on_device, tensors
+from branchprune.graph.memory_format import put_channels_last
 from branchprune.graph.structure import Structure
 from branchprune.targets.group_alone import narrow_alone
 from branchprune.targets.output_change import OutputChange
@@ -59,6 +60,9 @@ class Measurement:
             self.listeners.append(readers(structure, groups))
             with listening(self.model, self.listeners[-1]):
                 self._outputs(half)
+        some = on_device(batches[0], self.model)
+        if isinstance(some, Tensor):
+            put_channels_last([self.model], some)
         self.norms = [*batch_norms(self.model)]
         self.dense = [each for half in self.halves for each in self._outputs(half)]
         found = [each for outputs in self.dense for each in outputs]

@@ -28,10 +28,10 @@ from branchprune.few_images.blended_start import Order, blended_start, robust_fi
 from branchprune.few_images.finishing import Averaging, recalibrate, refit
 from branchprune.few_images.folder import read_folder
 from branchprune.few_images.learning import Learning, batches, learn
-from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.pace import macs_a_step, macs_of_learning
 from branchprune.few_images.student import Student
 from branchprune.graph.inputs import copied
+from branchprune.graph.memory_format import put_channels_last
 from branchprune.lightning.training_inputs import training_inputs
 from branchprune.planning.plan import Plan
 

@@ -18,8 +18,8 @@ import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.run.results_file import read_lines
 from branchprune.few_images.learning import Learning, learn
-from branchprune.few_images.memory_format import put_channels_last
 from branchprune.few_images.student import Student
+from branchprune.graph.memory_format import put_channels_last
 from branchprune.reports.summary import Summary
 
 pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")

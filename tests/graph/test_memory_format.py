@@ -10,7 +10,7 @@ from models import Net, vgg
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.few_images.memory_format import put_channels_last
+from branchprune.graph.memory_format import put_channels_last
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
