@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.graph.inputs import copied, tensors, training_mode
+from branchprune.graph.inputs import call, copied, tensors, training_mode
 
 SAME = 1e-6
 """Relative squared error of outputs up to which a model computes the same in either order."""
@@ -37,11 +37,11 @@ def put_channels_last(models: list[nn.Module], images: Tensor) -> bool:
 
 def _takes(model: nn.Module, images: Tensor) -> bool:
     with torch.no_grad(), training_mode(model, False):
-        wanted = _floats(model(images))
+        wanted = _floats(call(model, images))
     try:
         other = copied(model).to(memory_format=torch.channels_last)
         with torch.no_grad(), training_mode(other, False):
-            found = _floats(other(images))
+            found = _floats(call(other, images))
     except Exception:  # of whatever kind a forward of users raises
         return False
     return float((found - wanted).square().sum()) <= SAME * float(wanted.square().sum())
