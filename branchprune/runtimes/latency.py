@@ -65,7 +65,22 @@ def measure_latency(model: nn.Module, x: Tensor, seconds: float = 1.0) -> Latenc
         x: A batch on the model's device.
         seconds: How long to measure, five passes at least; 0: a single pass.
     """
-    return _latency([time for (time,) in _times([model], x, seconds)], x)
+    return _latency([time for (time,) in _times([model], x, seconds)], len(x), x.device)
+
+
+def step_latency(step: Step, batch_size: int, seconds: float = 1.0) -> Latency:
+    """Time what runs a model, on the processor and after a warm-up.
+
+    Args:
+        step: What to time.
+        batch_size: Examples in a run.
+        seconds: How long to measure, five runs at least.
+    """
+    step()
+    cpu = torch.device("cpu")
+    count = _block_size(step, cpu)
+    turns = in_turns([partial(_passes, step, count)], cpu, LEAST, seconds)
+    return _latency([time / count for (time,) in turns], batch_size, cpu)
 
 
 def compare_latency(
@@ -83,7 +98,7 @@ def compare_latency(
         The latency of each, and how many times as fast `small` is; None after a single pass.
     """
     pairs = _times([dense, small], x, seconds)
-    first, second = (_latency(times, x) for times in zip(*pairs, strict=True))
+    first, second = (_latency(times, len(x), x.device) for times in zip(*pairs, strict=True))
     found = [before / after for before, after in pairs]
     if len(found) == 1:
         return first, second, None
@@ -125,21 +140,22 @@ def _times(models: Sequence[nn.Module], x: Tensor, seconds: float) -> list[list[
         for model in models:
             stack.enter_context(training_mode(model, False))
             model(x)
-        sizes = [_block_size(model, x) if seconds else 1 for model in models]
-        steps = [partial(_passes, *each, x) for each in zip(models, sizes, strict=True)]
+        runs: list[Step] = [partial(model, x) for model in models]
+        sizes = [_block_size(run, x.device) if seconds else 1 for run in runs]
+        steps = [partial(_passes, *each) for each in zip(runs, sizes, strict=True)]
         turns = in_turns(steps, x.device, LEAST if seconds else 1, seconds)
     return [[s / size for s, size in zip(turn, sizes, strict=True)] for turn in turns]
 
 
-def _block_size(model: nn.Module, x: Tensor) -> int:
-    """Return how many passes of a model that is warm to time together."""
-    ((pass_s,),) = in_turns([partial(model, x)], x.device, 1)
+def _block_size(step: Step, device: torch.device) -> int:
+    """Return how many runs of what is warm to time together."""
+    ((pass_s,),) = in_turns([step], device, 1)
     return max(1, math.ceil(BLOCK_S / max(pass_s, 1e-6)))
 
 
-def _passes(model: nn.Module, count: int, x: Tensor) -> None:
+def _passes(step: Step, count: int) -> None:
     for _ in range(count):
-        model(x)
+        step()
 
 
 def _seconds(step: Step, device: torch.device) -> float:
@@ -155,8 +171,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _latency(times: Sequence[float], x: Tensor) -> Latency:
+def _latency(times: Sequence[float], batch_size: int, device: torch.device) -> Latency:
     if len(times) == 1:
-        return Latency(times[0], None, len(x), x.device.type, 1)
+        return Latency(times[0], None, batch_size, device.type, 1)
     low, median, high = quartiles(times)
-    return Latency(median, high - low, len(x), x.device.type, len(times))
+    return Latency(median, high - low, batch_size, device.type, len(times))

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from branchprune.errors import PruneError, first_line
-from branchprune.graph.inputs import Example, call, copied, example_inputs, on_device
+from branchprune.graph.inputs import Example, call
 from branchprune.graph.layers import has_own_forward
+from branchprune.runtimes.captured import captured, quiet
 from branchprune.runtimes.runtime import needed
 
 OPSET = 20
+OLDEST = 18
+"""The least opset that torch's exporter writes; of an earlier one it makes this in silence."""
 IR_VERSION = 9
 """Of ONNX files: the one that came with the opset, which runtimes of some age read."""
 FLOAT = 1
 """ONNX's number of float32."""
+LARGEST = 2**31 - 1
+"""Bytes that one file of protocol buffers holds."""
+OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='(.+?)'")
 
 
 def onnx_model(model: nn.Module, example: Example) -> bytes:
@@ -35,50 +39,89 @@ def onnx_model(model: nn.Module, example: Example) -> bytes:
         PruneError: It cannot be exported, or a package is missing.
     """
     needed("onnx", "ONNX", "onnx")
+    check_float32(model)
+    layer = _layer(model, example)
+    if layer is not None:
+        return layer
+    return onnx_of(captured(model, example), type(model).__name__)
+
+
+def check_float32(model: nn.Module) -> None:
+    """Raise PruneError for a model with parameters of another type than float32."""
     types = {str(each.dtype) for each in model.parameters() if each.is_floating_point()}
     if others := sorted(types - {"torch.float32"}):
         kind = type(model).__name__
         raise PruneError(
-            f"{kind} has parameters of {', '.join(others)}, to ONNX go float32: .float()"
+            f"{kind} has parameters of {', '.join(others)}, and files have float32: .float()"
         )
-    layer = _layer(model, example)
-    return _traced(model, example) if layer is None else layer
 
 
-def _traced(model: nn.Module, example: Example) -> bytes:
-    """Return what torch's exporter makes of a model."""
+def onnx_of(
+    program: ExportedProgram,
+    kind: str,
+    opset: int = OPSET,
+    outputs: Sequence[str] | None = None,
+    header: Mapping[str, str] | None = None,
+) -> bytes:
+    """Return a graph of torch.export as an ONNX file, without traces of where it was made.
+
+    Args:
+        program: The graph.
+        kind: What it is of, for messages.
+        opset: Version of ONNX's operators.
+        outputs: Names of its outputs; None: those of operators.
+        header: What the file says of itself, as `metadata_props`.
+
+    Raises:
+        PruneError: An operator is not known, there is no such opset, or it is above 2 GB.
+    """
     needed("onnxscript", "ONNX", "onnx")
-    args, kwargs = example_inputs(on_device(example, model))
-    with warnings.catch_warnings(), _silent():
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
-            program = torch.onnx.export(
-                copied(model, sharing=True).eval(),
-                args,
-                kwargs=kwargs,
+            made = torch.onnx.export(
+                program,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
+                output_names=outputs,
+                external_data=False,
                 verbose=False,
             )
-            assert program is not None
-            found: bytes = program.model_proto.SerializeToString()
+            assert made is not None
+            proto = made.model_proto
         except Exception as error:  # the exporter raises whatever its parts do
-            raise PruneError(
-                f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}"
-            ) from error
+            raise PruneError(f"{kind} cannot be exported to ONNX: {_reason(error)}") from error
+    written = {each.domain: each.version for each in proto.opset_import}.get("")
+    if written != opset:
+        raise PruneError(
+            f"opset (={opset}) is none that the installed onnx knows: torch made {written} of it"
+        )
+    if proto.ByteSize() > LARGEST:
+        raise PruneError(f"{kind} takes {proto.ByteSize()} bytes, and an ONNX file holds 2 GB")
+    without_traces(proto)
+    for key, value in (header or {}).items():
+        proto.metadata_props.add(key=key, value=value)
+    found: bytes = proto.SerializeToString()
     return found
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep what the exporter prints and logs to itself, for a `with` block."""
-    log = logging.getLogger("torch.onnx")
-    before, log.disabled = log.disabled, True
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        log.disabled = before
+def without_traces(message: Any) -> None:
+    """Take lines of code, paths and names of modules out of all that a message contains."""
+    for name in ("metadata_props", "doc_string"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                without_traces(each)
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a line what an error of the exporter comes from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if operator := OPERATOR.search(str(error)):
+        return f"ONNX has nothing for the operator {operator[1]}"
+    return first_line(error)
 
 
 def _layer(model: nn.Module, example: Example) -> bytes | None:

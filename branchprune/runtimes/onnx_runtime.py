@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
 from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import Example, tensors
 from branchprune.runtimes.onnx_model import onnx_model
-from branchprune.runtimes.runtime import Step, needed, threads_of
+from branchprune.runtimes.runtime import Opened, Step, needed, threads_of
 
 ERRORS_ONLY = 3
 """ONNX Runtime's level of what it logs."""
@@ -42,22 +45,42 @@ class OnnxRuntime:
 
     def prepared(self, model: nn.Module, example: Example) -> Step:
         """Return what runs a model on an example; see `Runtime`."""
+        return self.opened(onnx_model(model, example), type(model).__name__)(example)
+
+    def opened(self, file: bytes | Path, what: str) -> Opened:
+        """Read an ONNX file.
+
+        Args:
+            file: Its path, or what is in it.
+            what: What it is called in messages.
+
+        Raises:
+            PruneError: The runtime cannot read it, or later, cannot run it.
+        """
         options = self.package.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = ERRORS_ONLY
-        file = onnx_model(model, example)
-        try:
+        content = file if isinstance(file, bytes) else str(file)
+        with _named(what):
             session = self.package.InferenceSession(
-                file, options, providers=["CPUExecutionProvider"]
+                content, options, providers=["CPUExecutionProvider"]
             )
-            names = [each.name for each in session.get_inputs()]
-            arrays = [each.detach().cpu().numpy() for each in tensors(example)]
-            feeds = dict(zip(names, arrays, strict=True))
-            session.run(None, feeds)
-        except Exception as error:  # of the runtime's own classes
-            raise PruneError(
-                f"ONNX Runtime cannot run {type(model).__name__}: {first_line(error)}"
-            ) from error
-        step: Step = partial(session.run, None, feeds)
-        return step
+
+        def on(example: Example) -> Step:
+            with _named(what):
+                names = [each.name for each in session.get_inputs()]
+                arrays = [each.detach().cpu().numpy() for each in tensors(example)]
+                feeds = dict(zip(names, arrays, strict=True))
+                session.run(None, feeds)
+            return partial(session.run, None, feeds)
+
+        return on
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the runtime's own classes
+        raise PruneError(f"ONNX Runtime cannot run {what}: {first_line(error)}") from error

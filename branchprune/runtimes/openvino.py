@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
 from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import Example, tensors
 from branchprune.runtimes.onnx_model import onnx_model
-from branchprune.runtimes.runtime import Step, needed, threads_of
+from branchprune.runtimes.runtime import Opened, Step, needed, threads_of
+
+PRECISION = "INFERENCE_PRECISION_HINT"
+"""OpenVINO's property for what a processor computes in."""
+PLACES = ("Exception from", "Check '", "FrontEnd API", "Model wasn't", "While validating", "--")
+"""How lines of its errors begin that say where something failed."""
 
 
 class OpenVino:
@@ -39,22 +47,57 @@ class OpenVino:
         """Return the version of OpenVINO."""
         return str(self.package.__version__)
 
+    def own_precision(self) -> str:
+        """Return what it computes in on this processor by itself: "f32", "bf16" or "f16"."""
+        found = self.core.get_property("CPU", PRECISION)
+        name: str = found.get_type_name()
+        return name
+
     def prepared(self, model: nn.Module, example: Example) -> Step:
         """Return what runs a model on an example; see `Runtime`."""
-        file = onnx_model(model, example)
+        return self.opened(onnx_model(model, example), type(model).__name__)(example)
+
+    def opened(self, file: bytes | Path, what: str, precision: str | None = None) -> Opened:
+        """Read a file of OpenVINO or ONNX.
+
+        Args:
+            file: Its path, or what is in an ONNX file.
+            what: What it is called in messages.
+            precision: What to compute in, "f32"; None: what it chooses by itself.
+
+        Raises:
+            PruneError: The runtime cannot read it, or later, cannot run it.
+        """
         settings = {"INFERENCE_NUM_THREADS": self.threads, "PERFORMANCE_HINT": "LATENCY"}
-        try:
-            read = self.core.read_model(file)
+        if precision is not None:
+            settings[PRECISION] = precision
+        with _named(what):
+            read = self.core.read_model(file if isinstance(file, bytes) else str(file))
             names = [each.any_name for each in read.inputs]
             compiled = self.core.compile_model(read, "CPU", settings)
             request = compiled.create_infer_request()
-            arrays = [each.detach().cpu().numpy() for each in tensors(example)]
             used = {each.any_name for each in compiled.inputs}
-            feeds = {n: x for n, x in zip(names, arrays, strict=True) if n in used}
-            request.infer(feeds)
-        except Exception as error:  # of the runtime's own classes
-            raise PruneError(
-                f"OpenVINO cannot run {type(model).__name__}: {first_line(error)}"
-            ) from error
-        step: Step = partial(request.infer, feeds)
-        return step
+
+        def on(example: Example) -> Step:
+            with _named(what):
+                arrays = [each.detach().cpu().numpy() for each in tensors(example)]
+                feeds = {n: x for n, x in zip(names, arrays, strict=True) if n in used}
+                request.infer(feeds)
+            return partial(request.infer, feeds)
+
+        return on
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the runtime's own classes
+        raise PruneError(f"OpenVINO cannot run {what}: {telling_line(error)}") from error
+
+
+def telling_line(error: Exception) -> str:
+    """Return what an error of OpenVINO says, without the places in its source that come first."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(PLACES)]
+    return told[0] if told else first_line(error)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import (
     Example,
     copied,
@@ -17,7 +19,7 @@ from branchprune.graph.inputs import (
     put,
     tensors,
 )
-from branchprune.runtimes.runtime import Step, threads_of
+from branchprune.runtimes.runtime import Opened, Step, threads_of
 
 
 class PyTorch:
@@ -48,7 +50,30 @@ class PyTorch:
                 module._buffers,
                 {n: b if b is None else b.clone() for n, b in module._buffers.items()},
             )
-        own = tree_map_only(Tensor, lambda x: x.detach().clone(), on_device(example, model))
+        return self._step(ready, on_device(example, model))
+
+    def opened(self, file: Path, what: str) -> Opened:
+        """Read a file of torch.export, which runs pickles in it: read none of a stranger.
+
+        Args:
+            file: Its path.
+            what: What it is called in messages.
+
+        Raises:
+            PruneError: PyTorch cannot read it, or later, cannot run it.
+        """
+        with _named(what):
+            ready = torch.export.load(file).module()
+
+        def on(example: Example) -> Step:
+            with _named(what):
+                return self._step(ready, example)
+
+        return on
+
+    def _step(self, ready: nn.Module, example: Example) -> Step:
+        """Return what runs a model on a copy of an example, or on a new one if it changes it."""
+        own = tree_map_only(Tensor, lambda x: x.detach().clone(), example)
         args, kwargs = example_inputs(own)
         tried, named = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
         before = [each._version for each in tensors((tried, named))]
@@ -64,6 +89,14 @@ class PyTorch:
                 return ready(*args_now, **kwargs_now)
 
         return step
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of torch's parts
+        raise PruneError(f"PyTorch cannot run {what}: {first_line(error)}") from error
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -14,7 +15,9 @@ from branchprune.errors import PruneError, whole
 from branchprune.graph.inputs import Example
 
 Step = Callable[[], object]
-"""Runs a model once."""
+"""Runs a model once, and returns its outputs as the runtime has them."""
+Opened = Callable[[Example], Step]
+"""A file that a runtime has read: what runs it, for an example."""
 
 
 class Runtime(Protocol):
@@ -40,6 +43,32 @@ class Runtime(Protocol):
 
         Raises:
             PruneError: The runtime cannot run it.
+        """
+
+
+class FileRuntime(Protocol):
+    """A runtime that reads files.
+
+    Attributes:
+        name: What it is called in tables and files.
+        threads: How many threads it uses.
+    """
+
+    name: str
+    threads: int
+
+    def version(self) -> str:
+        """Return the version of its package."""
+
+    def opened(self, file: Path, what: str) -> Opened:
+        """Read a file.
+
+        Args:
+            file: Its path.
+            what: What it is called in messages.
+
+        Raises:
+            PruneError: The runtime cannot read it, or later, cannot run it.
         """
 
 
