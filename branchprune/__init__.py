@@ -10,6 +10,8 @@ small   = bp.collapse(blended)
 """
 
 from branchprune import rules
+from branchprune.artifacts.export import export
+from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.serialization import load, save
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
@@ -28,12 +30,12 @@ from branchprune.runtimes.openvino import OpenVino
 from branchprune.runtimes.pytorch import PyTorch
 from branchprune.targets.plan import plan, plans
 from branchprune.targets.sensitivity import sensitivity
-
-__version__ = "0.1.0"
+from branchprune.version import __version__
 
 __all__ = [
     "Blended",
     "Compressed",
+    "Exported",
     "GroupWeights",
     "OnnxRuntime",
     "OpenVino",
@@ -42,10 +44,12 @@ __all__ = [
     "PruneError",
     "PyTorch",
     "Schedule",
+    "__version__",
     "attach",
     "collapse",
     "compress",
     "cosine",
+    "export",
     "fit_expand",
     "forget",
     "linear",

@@ -162,6 +162,13 @@ def _compress(args: Sequence[str], console: Console) -> None:
     compress(args, console)
 
 
+def _export(args: Sequence[str], console: Console) -> None:
+    from branchprune.cli.export import main as export
+
+    _find_modules_here()
+    export(args, console)
+
+
 def _sensitivity(args: Sequence[str], console: Console) -> None:
     from branchprune.cli.sensitivity import main as sensitivity
 
@@ -189,7 +196,7 @@ def _zoo(args: Sequence[str], console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     **{"run": _run, "dense": _dense, "compare": _compare, "search": _search, "report": _report},
-    **{"plan": _plan, "compress": _compress, "sensitivity": _sensitivity},
+    **{"plan": _plan, "compress": _compress, "export": _export, "sensitivity": _sensitivity},
     **{"bench": _bench, "cost": _cost, "zoo": _zoo},
 }
 

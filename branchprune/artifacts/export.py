@@ -1,0 +1,245 @@
+"""A model in a file that runs where branchprune and the class of the model are not installed."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from branchprune.artifacts.export_formats import FORMATS, format_of
+from branchprune.artifacts.export_header import export_header
+from branchprune.artifacts.exported import Exported
+from branchprune.artifacts.file_format import FileFormat, Source
+from branchprune.artifacts.parity import outputs_of, parity
+from branchprune.blending.blended import Blended
+from branchprune.errors import Failed, PruneError, positive, whole
+from branchprune.graph.inference_mode import outside_inference_mode
+from branchprune.graph.inputs import Example, copied, example_inputs
+from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
+from branchprune.graph.sharding import refuse_sharded
+from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch, of_batch
+from branchprune.runtimes.captured import captured
+from branchprune.runtimes.onnx_model import OLDEST, check_float32
+
+TOLERANCE = 1e-5
+"""max |Δ| / max |model's|: a few roundings of float32, and far below what a wrong operator does."""
+FAILED = ".failed"
+
+
+@outside_inference_mode()
+def export(
+    model: nn.Module,
+    example: Example,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    batch: Batch = DYNAMIC,
+    opset: int | None = None,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    made_by: str | None = None,
+    init_args: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write a model as ONNX, for OpenVINO, or as torch.export does, and compare what it computes.
+
+    The file is opened in its runtime and compared with the model in evaluation mode: on the
+    example and on noise that is like it, at batches of 1, 3 and 7 where it takes any. Only where
+    it computes the same it gets its name. It runs without branchprune and without the source of
+    the model, and says what it is: as `metadata_props` of ONNX, `rt_info` of OpenVINO, or in
+    `branchprune.json` of torch.export's `extra_files`.
+
+    ```python
+    print(bp.export(small, images[:1], "small.onnx"))
+    ```
+
+    Args:
+        model: A dense or collapsed model, with parameters of float32. It is exported in evaluation
+            mode and for the processor; itself it stays as it is, and where it is.
+        example: An input, or several as a tuple or dictionary. Its first size is the batch, also
+            in those of its other tensors that begin with the same size; other sizes are fixed.
+        path: Where to write: NAME.onnx, NAME.xml (OpenVINO, with weights in NAME.bin) or NAME.pt2
+            (torch.export).
+        format: "onnx", "openvino" or "torch-export"; None: as the path ends.
+        batch: The batch that the file takes: "dynamic" for any, or a number of examples.
+        opset: Version of ONNX's operators, 18 or above; None: 20. For ONNX alone.
+        tolerance: The largest max |Δ| / max |model's| of an output; None: 1e-5. Whole numbers must
+            be equal.
+        overwrite: Whether to replace files that exist, once the new ones are right.
+        made_by: What makes the wide model, as in `bp.save`; it is written down.
+        init_args: Arguments of the class or function there.
+
+    Returns:
+        What was written, how large it is, and how well it agrees; it can be printed.
+
+    Raises:
+        PruneError: An argument is wrong, a package is missing, or the model cannot be exported or
+            run in the runtime. `Failed`, a PruneError too: the file cannot be written, or it
+            computes something else, and is kept as NAME.failed.
+    """
+    start = time.perf_counter()
+    path = Path(path)
+    kind = format_of(path, format)
+    options = checked_options(kind, opset=opset)
+    check_batch(batch)
+    limit = TOLERANCE if tolerance is None else tolerance
+    positive("tolerance", limit)
+    _check_model(model)
+    header = export_header(model, made_by, init_args or {})
+    kind.check_installed()
+    check_free(path, kind, overwrite)
+    name = type(model).__name__
+    ready, given = _on_cpu(model, example)
+    output = outputs_of(ready, given)
+    _check_batch_of(ready, given, batch)
+    with _folder_beside(path) as folder:
+        part = folder / path.name
+        program = captured(ready, given, batch, kind.title)
+        kind.write(Source(name, program, output, header, options), part)
+        found = parity(ready, kind.exactly(part, name), given, batch)
+        if not max(found.values()) <= limit:
+            raise _missed(found, limit, kind, path, part)
+        size = sum(each.stat().st_size for each in kind.files(part))
+        _put(kind.files(part), kind.files(path))
+    runtime = kind.runtime(1)
+    return Exported(
+        path=path,
+        files=kind.files(path),
+        format=kind.name,
+        runtime=f"{runtime.name} {runtime.version().partition('-')[0]}",
+        batch=batch,
+        parity=found,
+        tolerance=limit,
+        bytes=size,
+        seconds=time.perf_counter() - start,
+        precision=kind.precision(),
+        set_by=kind.set_by,
+    )
+
+
+def checked_options(kind: FileFormat, **options: Any) -> dict[str, Any]:
+    """Return the options that are given, of those that not every format takes.
+
+    Args:
+        kind: The format.
+        options: Their values by name; None: not given.
+
+    Raises:
+        PruneError: One is of another format, or its value is wrong.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if name not in kind.takes:
+            others = " or ".join(repr(f.name) for f in FORMATS.values() if name in f.takes)
+            raise PruneError(
+                f"{name} (={value!r}) is for format {others}, and format is {kind.name!r}"
+            )
+    if "opset" in given:
+        whole("opset", opset := given["opset"], 1)
+        if opset < OLDEST:
+            raise PruneError(
+                f"opset (={opset}) must be {OLDEST} or above: torch's exporter would make {OLDEST} "
+                "of it in silence"
+            )
+    return given
+
+
+def _check_model(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if isinstance(model, Blended):
+        raise PruneError("model is blended: collapse it before it is exported, bp.collapse(model)")
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise PruneError(f"model (a {kind}) must be a torch.nn.Module with a Python forward")
+    refuse_wrapped(model)
+    refuse_sharded(model)
+    refuse_lazy(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise PruneError(f"{name} is on the device meta: it has no numbers to export")
+    check_float32(model)
+
+
+def check_free(path: Path, kind: FileFormat, overwrite: bool) -> None:
+    """Raise PruneError for a file that is there and may not be replaced, or cannot be."""
+    for file in kind.files(path):
+        if file.exists() and not file.is_file():
+            raise PruneError(f"path (={str(path)!r}): {file} is no regular file")
+        if file.exists() and not overwrite:
+            raise PruneError(
+                f"path (={str(path)!r}): {file} exists; move it, name another, or set overwrite"
+            )
+    if not path.parent.is_dir():
+        raise PruneError(f"path (={str(path)!r}): there is no folder {path.parent}")
+
+
+def _on_cpu(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
+    """Return a model in evaluation mode and an example that belongs to no computation."""
+    tensors = (*model.parameters(), *model.buffers())
+    here = all(each.device.type == "cpu" for each in tensors)
+    ready = copied(model, sharing=here).eval().cpu()
+    example_inputs(example)  # says of what else it may be
+    batch_of(example)
+    moved: Example = tree_map_only(
+        Tensor, lambda tensor: tensor.detach().as_subclass(Tensor).cpu(), example
+    )
+    return ready, moved
+
+
+def _check_batch_of(model: nn.Module, example: Example, batch: Batch) -> None:
+    """Raise PruneError for a model that does not take the batch that the file shall take."""
+    now = batch_of(example)
+    size = max(2, now) if batch == DYNAMIC else batch
+    if size == now:
+        return
+    try:
+        outputs_of(model, of_batch(example, size))
+    except PruneError as error:
+        raise PruneError(
+            f"batch (={batch!r}): {error}, but a batch of {now} does. Where some inputs have no "
+            f"batch, give an example of 2 or more; where forward takes no other, batch={now}"
+        ) from error
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """Make a folder in which files are written before they get their names."""
+    try:
+        folder = Path(mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise Failed(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise Failed(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(parts: tuple[Path, ...], files: tuple[Path, ...]) -> None:
+    """Give files their names, the first one last: without it, the others are of no file."""
+    if len(files) > 1:
+        files[0].unlink(missing_ok=True)
+    for part, file in reversed([*zip(parts, files, strict=True)]):
+        part.replace(file)
+
+
+def _missed(
+    found: Mapping[int, float], limit: float, kind: FileFormat, path: Path, part: Path
+) -> Failed:
+    """Keep files that compute something else under other names; return what is to be raised."""
+    files = tuple(file.with_name(file.name + FAILED) for file in kind.files(path))
+    _put(kind.files(part), files)
+    size, worst = max(found.items(), key=lambda item: (item[1], -item[0]))
+    by = f"by {worst:.2g} of the largest" if worst < math.inf else "in shape, or in whole numbers"
+    return Failed(
+        f"{files[0]}: in {kind.runs_in} its outputs differ from the model's {by} at a batch of "
+        f"{size}, and tolerance is {limit:g}"
+    )

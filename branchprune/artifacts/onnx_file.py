@@ -1,0 +1,79 @@
+"""ONNX files, which ONNX Runtime and many others run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from branchprune.artifacts.file_format import FileFormat, Source
+from branchprune.errors import PruneError
+from branchprune.runtimes.onnx_model import OPSET, onnx_of
+from branchprune.runtimes.onnx_runtime import OnnxRuntime
+from branchprune.runtimes.runtime import Opened
+
+
+def as_onnx(source: Source) -> bytes:
+    """Return a model as an ONNX file, which names its outputs as forward does.
+
+    Raises:
+        PruneError: ONNX cannot hold it.
+    """
+    names = output_names(source.output, source.program)
+    opset = source.options.get("opset", OPSET)
+    return onnx_of(source.program, source.kind, opset, names, source.header)
+
+
+def output_names(output: Any, program: ExportedProgram) -> list[str]:
+    """Return names for the tensors that forward returns.
+
+    Args:
+        output: What it returned: one is called "output", those of a dictionary by their keys, and
+            others "output_0", "output_1", …
+        program: The graph, in which some names are taken.
+
+    Raises:
+        PruneError: Something in it is no tensor.
+    """
+    leaves = [leaf for leaf in tree_leaves(output) if leaf is not None]
+    for leaf in leaves:
+        if isinstance(leaf, bool | int | float | str | complex):
+            raise PruneError(
+                f"forward returns {leaf!r}, which is no tensor, and an ONNX file holds none but "
+                "these: leave it out, or make a tensor of it"
+            )
+    names = [f"output_{i}" for i in range(len(leaves))]
+    if isinstance(output, Tensor):
+        names = ["output"]
+    elif isinstance(output, Mapping):
+        keys = [str(key) for key, value in output.items() if value is not None]
+        names = keys if len(keys) == len(leaves) else names
+    nodes = {node.name for node in program.graph.nodes if node.op != "output"}
+    taken = {*program.state_dict, *program.constants, *nodes}
+    return [f"{name}_out" if name in taken else name for name in names]
+
+
+def _write(source: Source, path: Path) -> None:
+    path.write_bytes(as_onnx(source))
+
+
+def _exactly(path: Path, kind: str) -> Opened:
+    return OnnxRuntime(threads=1).opened(path, kind)
+
+
+ONNX = FileFormat(
+    name="onnx",
+    title="ONNX",
+    suffix=".onnx",
+    runs_in=OnnxRuntime.name,
+    extra="onnx",
+    packages=("onnx", "onnxscript", "onnxruntime"),
+    takes=("opset",),
+    write=_write,
+    runtime=OnnxRuntime,
+    exactly=_exactly,
+)
