@@ -64,8 +64,8 @@ def export(
     Args:
         model: A dense or collapsed model, with parameters of float32. It is exported in evaluation
             mode and for the processor; itself it stays as it is, and where it is.
-        example: An input, or several as a tuple or dictionary. Its first size is the batch, also
-            in those of its other tensors that begin with the same size; other sizes are fixed.
+        example: An input, or several as a tuple or dictionary. The first size of the tensor with
+            most sizes is the batch, also of others that begin with it; other sizes are fixed.
         path: Where to write: NAME.onnx, NAME.xml (OpenVINO, with weights in NAME.bin) or NAME.pt2
             (torch.export).
         format: "onnx", "openvino" or "torch-export"; None: as the path ends.

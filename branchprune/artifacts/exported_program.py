@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from branchprune.artifacts.file_format import FileFormat, Source
-from branchprune.errors import Failed, PruneError, first_line
+from branchprune.errors import PruneError, first_line
 from branchprune.runtimes.captured import quiet
 from branchprune.runtimes.pytorch import PyTorch
 from branchprune.runtimes.runtime import Opened
@@ -28,14 +29,14 @@ def _write(source: Source, path: Path) -> None:
     with quiet():
         program.example_inputs = None  # which are the user's, and not needed to run it
         extra = {HEADER: json.dumps(dict(source.header))}
+        content = io.BytesIO()  # torch's own way into a file ends the process on a full disk
         try:
-            torch.export.save(program, path, extra_files=extra)
-        except OSError as error:
-            raise Failed(f"cannot write {path.name}: {error.strerror or error}") from error
+            torch.export.save(program, content, extra_files=extra)
         except Exception as error:  # whatever its parts raise
             raise PruneError(
                 f"{source.kind} cannot be exported to torch.export: {first_line(error)}"
             ) from error
+    path.write_bytes(content.getbuffer())
 
 
 def _clear(module: nn.Module) -> None:

@@ -51,7 +51,7 @@ class FileFormat:
         extra: What installs all that it needs, "branchprune[…]"; None: nothing is.
         packages: What has to be imported.
         takes: Names of options that others lack.
-        write: Writes a file and those beside it.
+        write: Writes a file and those beside it; raises OSError where that fails.
         runtime: What runs a file, with so many threads.
         exactly: Opens a file so that it is run in float32.
         precision: Tells what its runtime computes in on this machine by itself.

@@ -7,7 +7,7 @@ from typing import Any
 
 from branchprune.artifacts.file_format import FLOAT32, FileFormat, Source
 from branchprune.artifacts.onnx_file import as_onnx
-from branchprune.errors import Failed, PruneError
+from branchprune.errors import PruneError
 from branchprune.runtimes.openvino import PRECISION, OpenVino, telling_line
 from branchprune.runtimes.runtime import Opened, needed
 
@@ -30,7 +30,7 @@ def _write(source: Source, path: Path) -> None:
     try:
         openvino.save_model(read, str(path), compress_to_fp16=False)
     except Exception as error:
-        raise Failed(f"cannot write {path.name}: {telling_line(error)}") from error
+        raise OSError(telling_line(error)) from error
 
 
 def _check_inputs(read: Any, content: bytes) -> None:

@@ -26,17 +26,17 @@ def check_batch(batch: object) -> None:
 
 
 def batch_of(example: Example) -> int:
-    """Return how many examples an example holds: the first size of its first tensor.
+    """Return how many examples an example holds: the first size of the tensor with most sizes.
 
     Raises:
         PruneError: It has no tensor with a size.
     """
-    sizes = [len(each) for each in tensors(example) if each.dim()]
-    if not sizes:
+    widest = max(tensors(example), key=Tensor.dim, default=torch.tensor(0))
+    if not widest.dim():
         raise PruneError("example has no tensor with a batch dimension")
-    if not sizes[0]:
+    if not len(widest):
         raise PruneError("example has a batch of 0: give one with an input in it")
-    return sizes[0]
+    return len(widest)
 
 
 def has_batch(tensor: object, size: int) -> bool:

@@ -1,0 +1,39 @@
+"""Runs an exported file on an image, in a process where branchprune cannot be imported.
+
+Its arguments are the file and a tensor of torch.save. It prints the output as JSON. What runs ONNX
+and OpenVINO files imports neither PyTorch.
+"""
+
+import json
+import sys
+
+from refusing import refuse
+
+
+def run(file, image):
+    if file.endswith(".pt2"):
+        import torch
+
+        return torch.export.load(file).module()(image).tolist()
+    if file.endswith(".onnx"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        (name,) = [each.name for each in session.get_inputs()]
+        return session.run(None, {name: image.numpy()})[0].tolist()
+    import openvino
+
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.Core().compile_model(file, "CPU", exact)([image.numpy()])[0].tolist()
+
+
+if __name__ == "__main__":
+    import torch
+
+    refuse(["branchprune"])
+    try:
+        import branchprune
+    except ImportError:
+        print(json.dumps(run(sys.argv[1], torch.load(sys.argv[2]))))
+    else:
+        raise AssertionError(f"{branchprune} could be imported")
