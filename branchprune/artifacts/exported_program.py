@@ -36,7 +36,7 @@ def _write(source: Source, path: Path) -> None:
             raise PruneError(
                 f"{source.kind} cannot be exported to torch.export: {first_line(error)}"
             ) from error
-    path.write_bytes(content.getbuffer())
+    path.write_bytes(content.getvalue())
 
 
 def _clear(module: nn.Module) -> None:
