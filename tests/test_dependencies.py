@@ -46,6 +46,19 @@ def distributions(packages):
     return {canonicalize_name(DISTRIBUTIONS[package][0]) for package in packages}
 
 
+def brought(extra):
+    """Return the distributions of an extra, and of those of ours that it contains."""
+    listed = [*map(Requirement, PROJECT["optional-dependencies"][extra])]
+    ours = [each for each in listed if each.name == PROJECT["name"]]
+    inner = [brought(name) for each in ours for name in each.extras]
+    return names(map(str, listed)).union(*inner)
+
+
+def test_an_extra_brings_what_those_in_it_bring():
+    assert {"onnx", "onnxscript", "onnxruntime", "openvino"} <= brought("export")
+    assert "openvino" not in brought("onnx") and "optuna" not in brought("export")
+
+
 def test_dependencies_are_those_that_are_imported():
     extras = PROJECT["optional-dependencies"]
     by_name = [each for extra in ("compare", "search", "zoo") for each in extras[extra]]
@@ -53,7 +66,7 @@ def test_dependencies_are_those_that_are_imported():
     assert distributions(imported("branchprune") | BY_NAME) == declared
     allowed = declared | names(extras["yolo"])
     assert distributions(imported("scripts")) <= allowed | {"hypothesis"}  # of torture_networks
-    assert distributions(imported("tests", "scripts")) <= allowed | names(extras["dev"])
+    assert distributions(imported("tests", "scripts")) <= allowed | brought("dev")
 
 
 def test_every_package_but_those_of_the_core_can_be_named_when_it_is_missing():
