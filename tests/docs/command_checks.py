@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import torch
 import yaml
 from pages import PAGES, ROOT, blocks
@@ -161,6 +162,16 @@ def check_compress(command, world):
     assert "left" in (world.folder / "small.md").read_text()
 
 
+def check_export(command, world):
+    """A network of torchvision, whose weights are random, and said to be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "squeezenet1_1")
+        words = command.replace("MODEL", "squeezenet1_1 --example 1x3x64x64")
+        assert main(shlex.split(words)[1:]) == 0
+    onnx.checker.check_model(onnx.load(world.folder / "squeezenet1_1.onnx"))
+    assert "squeezenet1_1.onnx" in world.printed()
+
+
 def check_cost(command, world):
     """Time and memory of the paper's models, below runs/."""
     options = cost.parse_options(shlex.split(command)[2:])
@@ -240,6 +251,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune bench": check_bench,
     r"branchprune plan \S+( --example \S+)?": check_plan,
     r"branchprune compress .*": check_compress,
+    r"branchprune export MODEL --format onnx": check_export,
     r"branchprune zoo( --\w+ \S+)*": check_zoo,
     r"branchprune (run|compare|cost)": check_verb,
     r"tensorboard --logdir runs/digits": check_tensorboard,
