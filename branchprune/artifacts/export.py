@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,12 @@ from branchprune.artifacts.parity import outputs_of, parity
 from branchprune.blending.blended import Blended
 from branchprune.errors import Failed, PruneError, positive, whole
 from branchprune.graph.inference_mode import outside_inference_mode
-from branchprune.graph.inputs import Example, copied, example_inputs
+from branchprune.graph.inputs import Example, copied, evaluating, example_inputs, tensors
 from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
+from branchprune.graph.random_generators import own_generators
 from branchprune.graph.sharding import refuse_sharded
 from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch, of_batch
-from branchprune.runtimes.captured import captured
+from branchprune.runtimes.captured import captured, changed_buffer
 from branchprune.runtimes.onnx_model import OLDEST, check_float32
 
 TOLERANCE = 1e-5
@@ -86,7 +88,9 @@ def export(
             computes something else, and is kept as NAME.failed.
     """
     start = time.perf_counter()
-    path = Path(path)
+    if not isinstance(path, str | os.PathLike):
+        raise PruneError(f"path (a {type(path).__name__}) must be the path of a file")
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     kind = format_of(path, format)
     options = checked_options(kind, opset=opset)
     check_batch(batch)
@@ -99,14 +103,22 @@ def export(
     name = type(model).__name__
     ready, given = _on_cpu(model, example)
     output = outputs_of(ready, given)
+    if not tensors(output):
+        raise PruneError(f"{name}: forward returns no tensor")
     _check_batch_of(ready, given, batch)
-    with _folder_beside(path) as folder:
+    with _folder_beside(path) as folder, own_generators([]):
         part = folder / path.name
         program = captured(ready, given, batch, kind.title)
+        if changed := changed_buffer(program):
+            raise PruneError(
+                f"{name}: forward changes {changed}, and what a file computes stays as it is: "
+                "leave that out in evaluation"
+            )
         kind.write(Source(name, program, output, header, options), part)
         found = parity(ready, kind.exactly(part, name), given, batch)
         if not max(found.values()) <= limit:
             raise _missed(found, limit, kind, path, part)
+        check_free(path, kind, overwrite)  # others may have written meanwhile
         size = sum(each.stat().st_size for each in kind.files(part))
         _put(kind.files(part), kind.files(path))
     runtime = kind.runtime(1)
@@ -182,11 +194,16 @@ def check_free(path: Path, kind: FileFormat, overwrite: bool) -> None:
 
 def _on_cpu(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
     """Return a model in evaluation mode and an example that belongs to no computation."""
-    tensors = (*model.parameters(), *model.buffers())
-    here = all(each.device.type == "cpu" for each in tensors)
-    ready = copied(model, sharing=here).eval().cpu()
     example_inputs(example)  # says of what else it may be
+    for each in tensors(example):
+        if each.is_meta or each.layout != torch.strided:
+            raise PruneError(
+                f"example (a tensor on {each.device}, {each.layout}) must hold dense numbers"
+            )
     batch_of(example)
+    weights = (*model.parameters(), *model.buffers())
+    here = all(each.device.type == "cpu" for each in weights)
+    ready = evaluating(model) if here else copied(model).eval().cpu()
     moved: Example = tree_map_only(
         Tensor, lambda tensor: tensor.detach().as_subclass(Tensor).cpu(), example
     )

@@ -22,10 +22,11 @@ def format_named(name: str) -> FileFormat:
     Raises:
         PruneError: There is none of that name; the known ones are listed.
     """
-    if name in FORMATS:
+    if isinstance(name, str) and name in FORMATS:
         return FORMATS[name]
-    near = get_close_matches(str(name), FORMATS, 1, 0.0)
-    nearest = f"; the nearest is {near[0]!r}" if near else ""
+    called = {name: name for name in FORMATS} | {s[1:]: f.name for s, f in SUFFIXES.items()}
+    near = get_close_matches(str(name).lstrip("."), called, 1, 0.0)
+    nearest = f"; the nearest is {called[near[0]]!r}" if near else ""
     raise PruneError(f"format (={name!r}) must be one of {', '.join(FORMATS)}{nearest}")
 
 

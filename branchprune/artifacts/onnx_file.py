@@ -50,11 +50,12 @@ def output_names(output: Any, program: ExportedProgram) -> list[str]:
     if isinstance(output, Tensor):
         names = ["output"]
     elif isinstance(output, Mapping):
-        keys = [str(key) for key, value in output.items() if value is not None]
-        names = keys if len(keys) == len(leaves) else names
+        keys = [str(key) for key, value in output.items() if isinstance(value, Tensor)]
+        names = keys if len({*keys} - {""}) == len(leaves) else names
     nodes = {node.name for node in program.graph.nodes if node.op != "output"}
     taken = {*program.state_dict, *program.constants, *nodes}
-    return [f"{name}_out" if name in taken else name for name in names]
+    called = [f"{name}_out" if name in taken else name for name in names]
+    return called if len({*called}) == len(called) else [f"output_{i}" for i in range(len(leaves))]
 
 
 def _write(source: Source, path: Path) -> None:

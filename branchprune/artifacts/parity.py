@@ -26,8 +26,8 @@ def parity(model: nn.Module, opened: Opened, example: Example, batch: Batch) -> 
     """Return how far a file's outputs are from the model's, for each size of a batch.
 
     Inputs are the example and noise of its mean and standard deviation, the same in every call;
-    whole numbers and truth values are drawn from those in the example, and tensors without the
-    batch stay as they are.
+    whole numbers and truth values are drawn from those in the example, whole examples of tensors
+    with infinite ones, and tensors without the batch stay as they are.
 
     Args:
         model: The model, in evaluation mode and on the CPU.
@@ -45,6 +45,12 @@ def parity(model: nn.Module, opened: Opened, example: Example, batch: Batch) -> 
     found: dict[int, float] = {}
     for inputs in _inputs(example, batch):
         wanted = tensors(outputs_of(model, inputs))
+        for each in wanted:
+            if each.is_floating_point() and each.numel() and not each.isfinite().any():
+                raise PruneError(
+                    f"{type(model).__name__}: an output has no finite number on the example, or on "
+                    "noise that is like it, so that nothing can be compared"
+                )
         size, error = batch_of(inputs), difference(in_tensors(opened(inputs)()), wanted)
         found[size] = max(found.get(size, 0.0), error)
     return dict(sorted(found.items()))
@@ -118,5 +124,7 @@ def _like(tensor: Tensor, size: int, noise: torch.Generator) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.flatten()[torch.randint(tensor.numel(), shape, generator=noise)]
     deviation = float(tensor.std()) if tensor.numel() > 1 else 0.0
+    if not math.isfinite(deviation) or not tensor.mean().isfinite():  # as of a mask: -inf
+        return tensor[torch.randint(len(tensor), (size,), generator=noise)]
     drawn = torch.randn(shape, generator=noise)
     return (drawn * (deviation or 1.0) + tensor.mean()).to(tensor.dtype)

@@ -258,6 +258,17 @@ def copied(model: nn.Module, sharing: bool = False) -> nn.Module:
         return made
 
 
+def evaluating(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode, which has the parameters of a model in that mode.
+
+    Of one that trains it has its own: some layers add to a weight as they change the mode.
+
+    Raises:
+        PruneError: The model holds something that cannot be copied.
+    """
+    return copied(model, sharing=not any(each.training for each in model.modules())).eval()
+
+
 def _refuse_shared_modules(model: nn.Module, made: nn.Module) -> None:
     """Raise if a copy has a module of the model itself, which would be changed with the copy."""
     own = {id(module) for module in made.modules()}

@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from branchprune.errors import PruneError, first_line
-from branchprune.graph.inputs import Example, copied, example_inputs, on_device, own_buffers
+from branchprune.graph.inputs import Example, evaluating, example_inputs, on_device, own_buffers
 from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, dynamic_dimensions, of_batch
 
 CODE = re.compile(r'raised this error:\n(?:.*\n)*? *File "(.+)", line (\d+), in .+\n *(.+)')
@@ -40,7 +40,7 @@ def captured(
     Raises:
         PruneError: torch.export cannot follow forward, or the batch is fixed there.
     """
-    ready = copied(model, sharing=True).eval()
+    ready = evaluating(model)
     own = on_device(example, model)
     given = own
     if batch is not None:  # one of 1 would be a constant
@@ -57,6 +57,24 @@ def captured(
             raise PruneError(
                 f"{type(model).__name__} cannot be exported to {to}: {_reason(error)}"
             ) from error
+
+
+def changed_buffer(program: ExportedProgram) -> str | None:
+    """Return a buffer that forward changes, as one that counts calls; None: there is none."""
+    signature = program.graph_signature
+    for node in program.graph.find_nodes(op="placeholder"):
+        name = signature.inputs_to_buffers.get(node.name)
+        if name is not None and any(_writes(user, node) for user in node.users):
+            return str(name)
+    changed = [*signature.buffers_to_mutate.values()]
+    return str(changed[0]) if changed else None
+
+
+def _writes(call: torch.fx.Node, tensor: torch.fx.Node) -> bool:
+    """Return whether an operation changes a tensor."""
+    schema = getattr(call.target, "_schema", None)
+    given = {} if schema is None else dict(zip(schema.arguments, call.args, strict=False))
+    return any(x is tensor and a.alias_info and a.alias_info.is_write for a, x in given.items())
 
 
 def _exported(
@@ -82,6 +100,10 @@ def _reason(error: Exception) -> str:
         return (
             f"forward takes no other batch than {size}, and the batch is dynamic: give "
             f"batch={size}, or take it from the input there, x.shape[0]"
+        )
+    if text.startswith("Constraints violated"):
+        return (
+            "forward does something else for some batches, and the batch is dynamic: give batch=1"
         )
     if isinstance(error, torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
         code = CODE.search(text)

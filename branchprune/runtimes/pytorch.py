@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import (
     Example,
-    copied,
+    evaluating,
     example_inputs,
     on_device,
     put,
@@ -44,7 +44,7 @@ class PyTorch:
 
     def prepared(self, model: nn.Module, example: Example) -> Step:
         """Return what runs a model on an example; see `Runtime`."""
-        ready = copied(model, sharing=True).eval()
+        ready = evaluating(model)
         for module in ready.modules():  # which forward may change
             put(
                 module._buffers,

@@ -83,6 +83,63 @@ class Unused(Net):
         return self.layer(x)
 
 
+class Endless(Net):
+    """Computes no numbers."""
+
+    def then(self, y: Tensor) -> Any:
+        return y * float("nan")
+
+
+class Nothing(Net):
+    """Returns nothing."""
+
+    def then(self, y: Tensor) -> Any:
+        return None
+
+
+class Counting(Net):
+    """Counts its calls, and computes with that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def then(self, y: Tensor) -> Any:
+        self.calls += 1
+        return y * self.calls
+
+
+class ByBatch(Net):
+    """Goes a way that depends on the batch."""
+
+    def then(self, y: Tensor) -> Any:
+        return y * 2 if y.shape[0] > 8 else y
+
+
+class Masked(nn.Module):
+    """Attention with a mask; for a batch of 1 a file holds something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        y = self.layer(x) * 2 if x.shape[0] == 1 else self.layer(x)
+        return (y[:, None] + mask).softmax(-1)
+
+
+class Merging(nn.Linear):
+    """Adds to its weight for evaluation, as adapters do, and takes it back for training."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Any:
+        if mode == self.merged:
+            self.weight.data += -1 if mode else 1
+            self.merged = not mode
+        return super().train(mode)
+
+
 def blended() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     return bp.attach(model, bp.plan(model, torch.randn(1, 1, 8, 8), keep=0.5))
@@ -119,7 +176,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "other example": (
         Net,
         {"example": torch.zeros(2, 5)},
-        "an example of shape (2, 5) does not pass through Net: mat1 and mat2",
+        "an example of shape (2, 5) does not pass through Net: ",
     ),
     "fixed batch": (
         TwoRows,
@@ -145,6 +202,18 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"path": "a.xml", "example": (X, X)},
         "forward does not use other, and OpenVINO keeps no such input",
     ),
+    "no numbers": (Endless, {}, "Endless: an output has no finite number"),
+    "nothing": (Nothing, {}, "Nothing: forward returns no tensor"),
+    "counting": (Counting, {"path": "a.pt2"}, "Counting: forward changes calls"),
+    "way by batch": (
+        ByBatch,
+        {},
+        "for some batches, and the batch is dynamic: give batch=1",
+    ),
+    "no path": (Net, {"path": None}, "path (a NoneType) must be the path of a file"),
+    "meta example": (Net, {"example": X.to("meta")}, "example (a tensor on meta, torch.strided)"),
+    "format as a suffix": (Net, {"format": "pt2"}, "the nearest is 'torch-export'"),
+    "format in a list": (Net, {"format": ["onnx"]}, "format (=['onnx']) must be one of"),
     "made_by": (Net, {"made_by": "a b"}, "made_by (='a b') must be a name"),
 }
 
@@ -160,6 +229,33 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_written(
         bp.export(make(), **arguments)
     assert "\n" not in str(caught.value) and not isinstance(caught.value, Failed)
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("low", [-torch.inf, torch.finfo(torch.float32).min])
+def test_a_mask_is_no_way_past_the_comparison(low: float, tmp_path: Path) -> None:
+    mask = torch.zeros(2, 4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), low)
+    with pytest.raises(Failed, match="at a batch of 1"):
+        bp.export(Masked(), (X, mask), tmp_path / "a.pt2")
+
+
+def test_weights_that_change_with_the_mode_are_left_alone(tmp_path: Path) -> None:
+    model = Merging(4, 3)
+    before = model.weight.detach().clone()
+    bp.export(model, X, tmp_path / "a.pt2")
+    assert torch.equal(model.weight, before) and model.training and not model.merged
+
+
+def test_a_link_leads_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.pt2").symlink_to("b.pt2")
+    bp.export(Net(), X, tmp_path / "a.pt2")
+    assert (tmp_path / "a.pt2").is_symlink() and (tmp_path / "b.pt2").is_file()
+
+
+def test_the_generator_of_a_forward_that_draws_is_left_alone(tmp_path: Path) -> None:
+    model, before = Drawing(), torch.get_rng_state()
+    with pytest.raises(Failed):
+        bp.export(model, X, tmp_path / "a.pt2")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_takes_one_batch_is_exported_for_that(tmp_path: Path) -> None:
