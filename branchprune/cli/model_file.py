@@ -76,8 +76,9 @@ def _no_model(path: Path) -> str:
 def _is_of_library(origin: Origin) -> bool:
     """Return whether a model is made by the code of a library alone, from sizes and switches."""
     name, init_args = origin.made_by, dict(origin.init_args)
-    if name.rpartition(".")[0] == models.__name__:
-        return name.rpartition(".")[2] in models.__all__ and _is_plain(init_args)
+    module, _, own = name.replace(":", ".").rpartition(".")
+    if module == models.__name__:
+        return own in models.__all__ and _is_plain(init_args)
     builder = BUILDER.fullmatch(name)
     if builder:
         from branchprune.benchmarks.zoo_models import torchvision_families  # imports torchvision
@@ -85,9 +86,9 @@ def _is_of_library(origin: Origin) -> bool:
         return builder[1] in torchvision_families() and _is_plain(init_args)
     if name in ("timm.create_model", "timm:create_model"):
         timm = optional("timm", f"model (={name!r})")
-        own = init_args.pop("model_name", None)
-        known = isinstance(own, str) and own.partition(".")[0] in timm.list_models()
-        return known and re.fullmatch(r"[\w.]+", own) is not None and _is_plain(init_args)
+        given = init_args.pop("model_name", None)
+        known = isinstance(given, str) and given.partition(".")[0] in timm.list_models()
+        return known and re.fullmatch(r"[\w.]+", given) is not None and _is_plain(init_args)
     return not init_args and not re.search("[.:]", name.partition("/")[0])
 
 

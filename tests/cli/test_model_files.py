@@ -71,6 +71,7 @@ def test_an_import_path_in_a_file_is_not_followed_but_told(small: Path, capsys: 
         ("torchvision.models:squeezenet1_1", {"num_classes": 3, "weights": None}),
         ("squeezenet1_1", {}),
         ("branchprune.models.VGG", {"widths": [[4], [8]], "num_classes": 3}),
+        ("branchprune.models:VGG", {"stages": [[4], [8]]}),
     ],
 )
 def test_a_model_of_a_library_is_made_of_its_file_alone(
@@ -92,6 +93,8 @@ def test_a_model_of_a_library_is_made_of_its_file_alone(
         ("torchvision.models._utils.resnet18", {}),
         ("branchprune.models.vgg.nn", {}),
         ("branchprune.models.nn", {}),
+        ("branchprune.models:nn", {}),
+        ("branchprune:models.nn.VGG", {}),
         ("os:system", {"command": "true"}),
         ("os.path/system", {}),
     ],
