@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import Example, tensors
 from branchprune.runtimes.onnx_model import onnx_model
-from branchprune.runtimes.runtime import Opened, Step, needed, threads_of
+from branchprune.runtimes.runtime import Opened, Step, needed, running, threads_of
 
 ERRORS_ONLY = 3
 """ONNX Runtime's level of what it logs."""
@@ -62,13 +59,13 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.log_severity_level = ERRORS_ONLY
         content = file if isinstance(file, bytes) else str(file)
-        with _named(what):
+        with running(what, self.name):
             session = self.package.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
 
         def on(example: Example) -> Step:
-            with _named(what):
+            with running(what, self.name):
                 names = [each.name for each in session.get_inputs()]
                 arrays = [each.detach().cpu().numpy() for each in tensors(example)]
                 feeds = dict(zip(names, arrays, strict=True))
@@ -76,11 +73,3 @@ class OnnxRuntime:
             return partial(session.run, None, feeds)
 
         return on
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of the runtime's own classes
-        raise PruneError(f"ONNX Runtime cannot run {what}: {first_line(error)}") from error

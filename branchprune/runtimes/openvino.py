@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from branchprune.errors import PruneError, first_line
+from branchprune.errors import first_line
 from branchprune.graph.inputs import Example, tensors
 from branchprune.runtimes.onnx_model import onnx_model
-from branchprune.runtimes.runtime import Opened, Step, needed, threads_of
+from branchprune.runtimes.runtime import Opened, Step, needed, running, threads_of
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 """OpenVINO's property for what a processor computes in."""
@@ -71,7 +69,7 @@ class OpenVino:
         settings = {"INFERENCE_NUM_THREADS": self.threads, "PERFORMANCE_HINT": "LATENCY"}
         if precision is not None:
             settings[PRECISION] = precision
-        with _named(what):
+        with running(what, self.name, telling_line):
             read = self.core.read_model(file if isinstance(file, bytes) else str(file))
             names = [each.any_name for each in read.inputs]
             compiled = self.core.compile_model(read, "CPU", settings)
@@ -79,21 +77,13 @@ class OpenVino:
             used = {each.any_name for each in compiled.inputs}
 
         def on(example: Example) -> Step:
-            with _named(what):
+            with running(what, self.name, telling_line):
                 arrays = [each.detach().cpu().numpy() for each in tensors(example)]
                 feeds = {n: x for n, x in zip(names, arrays, strict=True) if n in used}
                 request.infer(feeds)
             return partial(request.infer, feeds)
 
         return on
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of the runtime's own classes
-        raise PruneError(f"OpenVINO cannot run {what}: {telling_line(error)}") from error
 
 
 def telling_line(error: Exception) -> str:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import (
     Example,
     evaluating,
@@ -19,7 +18,7 @@ from branchprune.graph.inputs import (
     put,
     tensors,
 )
-from branchprune.runtimes.runtime import Opened, Step, threads_of
+from branchprune.runtimes.runtime import Opened, Step, running, threads_of
 
 
 class PyTorch:
@@ -62,11 +61,11 @@ class PyTorch:
         Raises:
             PruneError: PyTorch cannot read it, or later, cannot run it.
         """
-        with _named(what):
+        with running(what, self.name):
             ready = torch.export.load(file).module()
 
         def on(example: Example) -> Step:
-            with _named(what):
+            with running(what, self.name):
                 return self._step(ready, example)
 
         return on
@@ -89,14 +88,6 @@ class PyTorch:
                 return ready(*args_now, **kwargs_now)
 
         return step
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of torch's parts
-        raise PruneError(f"PyTorch cannot run {what}: {first_line(error)}") from error
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Protocol
 
 from torch import nn
 
-from branchprune.errors import PruneError, whole
+from branchprune.errors import PruneError, first_line, whole
 from branchprune.graph.inputs import Example
 
 Step = Callable[[], object]
@@ -20,8 +21,8 @@ Opened = Callable[[Example], Step]
 """A file that a runtime has read: what runs it, for an example."""
 
 
-class Runtime(Protocol):
-    """A runtime with its settings.
+class _Package(Protocol):
+    """What runs models, with its settings.
 
     Attributes:
         name: What it is called in tables and files.
@@ -33,6 +34,10 @@ class Runtime(Protocol):
 
     def version(self) -> str:
         """Return the version of its package."""
+
+
+class Runtime(_Package, Protocol):
+    """A runtime that takes models."""
 
     def prepared(self, model: nn.Module, example: Example) -> Step:
         """Return what runs a model on an example, in evaluation mode.
@@ -46,19 +51,8 @@ class Runtime(Protocol):
         """
 
 
-class FileRuntime(Protocol):
-    """A runtime that reads files.
-
-    Attributes:
-        name: What it is called in tables and files.
-        threads: How many threads it uses.
-    """
-
-    name: str
-    threads: int
-
-    def version(self) -> str:
-        """Return the version of its package."""
+class FileRuntime(_Package, Protocol):
+    """A runtime that reads files."""
 
     def opened(self, file: Path, what: str) -> Opened:
         """Read a file.
@@ -70,6 +64,24 @@ class FileRuntime(Protocol):
         Raises:
             PruneError: The runtime cannot read it, or later, cannot run it.
         """
+
+
+@contextmanager
+def running(what: str, name: str, told: Callable[[Exception], str] = first_line) -> Iterator[None]:
+    """Say of any error that a runtime raises what it cannot run, for a `with` block.
+
+    Args:
+        what: What it runs.
+        name: The runtime's.
+        told: Returns in a line what an error of its own classes says.
+
+    Raises:
+        PruneError: It has raised one.
+    """
+    try:
+        yield
+    except Exception as error:  # of the runtime's own classes
+        raise PruneError(f"{name} cannot run {what}: {told(error)}") from error
 
 
 def threads_of(threads: int | None) -> int:
