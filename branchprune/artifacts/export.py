@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -19,9 +20,19 @@ from torch.utils._pytree import tree_map_only
 from branchprune.artifacts.export_formats import FORMATS, format_of
 from branchprune.artifacts.export_header import export_header
 from branchprune.artifacts.exported import Exported
-from branchprune.artifacts.file_format import FileFormat, Source
+from branchprune.artifacts.file_format import HALF, INT8, FileFormat, Source
+from branchprune.artifacts.onnx_file import as_onnx
 from branchprune.artifacts.parity import outputs_of, parity
+from branchprune.artifacts.quantization import (
+    BITS,
+    SAMPLES,
+    Quantization,
+    Quantized,
+    Score,
+    quantized,
+)
 from branchprune.blending.blended import Blended
+from branchprune.data.unlabelled import Images, gather
 from branchprune.errors import Failed, PruneError, positive, whole
 from branchprune.graph.inference_mode import outside_inference_mode
 from branchprune.graph.inputs import Example, copied, evaluating, example_inputs, tensors
@@ -31,9 +42,12 @@ from branchprune.graph.sharding import refuse_sharded
 from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch, of_batch
 from branchprune.runtimes.captured import captured, changed_buffer
 from branchprune.runtimes.onnx_model import OLDEST, check_float32
+from branchprune.runtimes.runtime import Opened
 
 TOLERANCE = 1e-5
 """max |Δ| / max |model's|: a few roundings of float32, and far below what a wrong operator does."""
+HALF_TOLERANCE = 1e-3
+"""The same with weights of float16."""
 FAILED = ".failed"
 
 
@@ -46,6 +60,11 @@ def export(
     format: str | None = None,
     batch: Batch = DYNAMIC,
     opset: int | None = None,
+    quantize: int | None = None,
+    calibration: Images | None = None,
+    samples: int = SAMPLES,
+    max_drop: float | None = None,
+    score: Score | None = None,
     tolerance: float | None = None,
     overwrite: bool = False,
     made_by: str | None = None,
@@ -73,8 +92,19 @@ def export(
         format: "onnx", "openvino" or "torch-export"; None: as the path ends.
         batch: The batch that the file takes: "dynamic" for any, or a number of examples.
         opset: Version of ONNX's operators, 18 or above; None: 20. For ONNX alone.
-        tolerance: The largest max |Δ| / max |model's| of an output; None: 1e-5. Whole numbers must
-            be equal.
+        quantize: Bits of the numbers in files of ONNX and OpenVINO; None: 32. 16: weights in half
+            precision, computed in what the runtime computes in. 8: weights and activations in whole
+            numbers. Such a file is compared in float32 first, and then judged on images.
+        calibration: Images for 8 bits, without labels: a tensor (N, …), or batches of such, as the
+            model wants them. Some of them set the ranges, up to 1000 others judge: 800 are good.
+        samples: How many images set ranges, at most; never more than half.
+        max_drop: Points that may be lost in 8 bits; None: any. Where more are, the layers that cost
+            most stay float32. Points are those of `score`; without it, percent of images whose
+            class is another, or the relative error of outputs in percent.
+        score: Takes a module that computes as the file does, and returns how good it is, in
+            points, of which more are better, such as the accuracy in percent.
+        tolerance: The largest max |Δ| / max |model's| of an output; None: 1e-5, and 1e-3 with
+            weights in half precision. Whole numbers must be equal.
         overwrite: Whether to replace files that exist, once the new ones are right.
         made_by: What makes the wide model, as in `bp.save`; it is written down.
         init_args: Arguments of the class or function there.
@@ -92,10 +122,11 @@ def export(
         raise PruneError(f"path (a {type(path).__name__}) must be the path of a file")
     path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     kind = format_of(path, format)
-    options = checked_options(kind, opset=opset)
+    options = checked_options(kind, opset=opset, quantize=quantize)
+    wanted = _wanted(quantize, calibration, samples, max_drop, score)
     check_batch(batch)
-    limit = TOLERANCE if tolerance is None else tolerance
-    positive("tolerance", limit)
+    limit = tolerance or (HALF_TOLERANCE if quantize == HALF else TOLERANCE)
+    positive("tolerance", limit if tolerance is None else tolerance)
     _check_model(model)
     header = export_header(model, made_by, init_args or {})
     kind.check_installed()
@@ -114,10 +145,13 @@ def export(
                 f"{name}: forward changes {changed}, and what a file computes stays as it is: "
                 "leave that out in evaluation"
             )
-        kind.write(Source(name, program, output, header, options), part)
-        found = parity(ready, kind.exactly(part, name), given, batch)
+        source = Source(name, program, output, header, options)
+        kind.write(source, part)
+        found, judged = parity(ready, kind.exactly(part, name), given, batch), None
         if not max(found.values()) <= limit:
             raise _missed(found, limit, kind, path, part)
+        if wanted is not None:
+            judged = _rounded(ready, source, kind, part, batch, wanted)
         check_free(path, kind, overwrite)  # others may have written meanwhile
         size = sum(each.stat().st_size for each in kind.files(part))
         _put(kind.files(part), kind.files(path))
@@ -134,7 +168,52 @@ def export(
         seconds=time.perf_counter() - start,
         precision=kind.precision(),
         set_by=kind.set_by,
+        quantized=judged,
     )
+
+
+def _wanted(
+    bits: int | None,
+    calibration: Images | None,
+    samples: int,
+    max_drop: float | None,
+    score: Score | None,
+) -> Quantization | None:
+    """Return what is asked of 8 bits; None: nothing is."""
+    if bits == INT8:
+        if calibration is None:
+            raise PruneError(
+                "quantize (=8) needs calibration: images as the model wants them, some of which "
+                "set the ranges, and others judge"
+            )
+        try:
+            images = gather(calibration)
+        except PruneError as error:
+            raise PruneError(f"calibration: {error}") from error
+        return Quantization(images, samples, max_drop, score)
+    given = {"calibration": calibration, "max_drop": max_drop, "score": score}
+    if named := [name for name, value in given.items() if value is not None]:
+        raise PruneError(f"{named[0]} is for quantize=8, and quantize is {bits}")
+    return None
+
+
+def _rounded(
+    model: nn.Module,
+    source: Source,
+    kind: FileFormat,
+    part: Path,
+    batch: Batch,
+    wanted: Quantization,
+) -> Quantized:
+    """Write a file of 8 bits in place of one of float32."""
+
+    def opened(content: bytes) -> Opened:
+        kind.write(replace(source, onnx=content), part)
+        return kind.exactly(part, source.kind)
+
+    content, found = quantized(model, as_onnx(source), opened, source.output, batch, wanted)
+    kind.write(replace(source, onnx=content), part)
+    return found
 
 
 def checked_options(kind: FileFormat, **options: Any) -> dict[str, Any]:
@@ -154,6 +233,8 @@ def checked_options(kind: FileFormat, **options: Any) -> dict[str, Any]:
             raise PruneError(
                 f"{name} (={value!r}) is for format {others}, and format is {kind.name!r}"
             )
+    if "quantize" in given and given["quantize"] not in BITS:
+        raise PruneError(f"quantize (={given['quantize']!r}) must be 8 or 16")
     if "opset" in given:
         whole("opset", opset := given["opset"], 1)
         if opset < OLDEST:

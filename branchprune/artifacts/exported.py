@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from branchprune.artifacts.file_format import FLOAT32
+from branchprune.artifacts.quantization import Quantized
 from branchprune.runtimes.batch import DYNAMIC, Batch
 
 UNITS = ("bytes", "kB", "MB", "GB")
@@ -28,6 +29,7 @@ class Exported:
         seconds: How long exporting and comparing took.
         precision: What the runtime computes in on this machine by itself: "f32", or "bf16".
         set_by: What makes it compute in float32, as it was compared; empty: it does.
+        quantized: What 8 bits cost, where they were asked for; `parity` is that of float32 before.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Exported:
     seconds: float
     precision: str = FLOAT32
     set_by: str = ""
+    quantized: Quantized | None = None
 
     def __str__(self) -> str:
         beside = "".join(f" and {each.name}" for each in self.files[1:])
@@ -53,6 +56,9 @@ class Exported:
             f"parity: in {self.runtime}, outputs differ by at most {worst:.2g} of the largest, at "
             f"{tried} (tolerance {self.tolerance:g})",
         ]
+        if self.quantized is not None:
+            lines[-1] = f"before it was rounded, {lines[-1]}"
+            lines.append(str(self.quantized))
         if self.precision != FLOAT32:
             lines.append(
                 f"note: on this processor it computes in {self.precision} by itself; it was "

@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 from branchprune.runtimes.runtime import FileRuntime, Opened, needed
 
 FLOAT32 = "f32"
+INT8, HALF = 8, 16
+"""Bits of the numbers in files that are quantised."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Source:
         output: What forward returned, of which outputs have their names.
         header: What the file says of itself.
         options: Those that the format takes and the user has given.
+        onnx: It as ONNX, where that is made already, as in 8 bits.
     """
 
     kind: str
@@ -31,6 +34,12 @@ class Source:
     output: Any
     header: Mapping[str, str]
     options: Mapping[str, Any]
+    onnx: bytes | None = None
+
+    @property
+    def half(self) -> bool:
+        """Whether weights are written in half precision."""
+        return self.options.get("quantize") == HALF
 
 
 def float32() -> str:

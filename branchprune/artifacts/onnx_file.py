@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from branchprune.artifacts.file_format import FileFormat, Source
 from branchprune.errors import PruneError
+from branchprune.runtimes.onnx_fp16 import with_half_weights
 from branchprune.runtimes.onnx_model import OPSET, onnx_of
 from branchprune.runtimes.onnx_runtime import OnnxRuntime
 from branchprune.runtimes.runtime import Opened
@@ -23,6 +24,8 @@ def as_onnx(source: Source) -> bytes:
     Raises:
         PruneError: ONNX cannot hold it.
     """
+    if source.onnx is not None:
+        return source.onnx
     names = output_names(source.output, source.program)
     opset = source.options.get("opset", OPSET)
     return onnx_of(source.program, source.kind, opset, names, source.header)
@@ -59,7 +62,8 @@ def output_names(output: Any, program: ExportedProgram) -> list[str]:
 
 
 def _write(source: Source, path: Path) -> None:
-    path.write_bytes(as_onnx(source))
+    content = as_onnx(source)
+    path.write_bytes(with_half_weights(content) if source.half else content)
 
 
 def _exactly(path: Path, kind: str) -> Opened:
@@ -73,7 +77,7 @@ ONNX = FileFormat(
     runs_in=OnnxRuntime.name,
     extra="onnx",
     packages=("onnx", "onnxscript", "onnxruntime"),
-    takes=("opset",),
+    takes=("opset", "quantize"),
     write=_write,
     runtime=OnnxRuntime,
     exactly=_exactly,

@@ -28,7 +28,7 @@ def _write(source: Source, path: Path) -> None:
     for key, value in source.header.items():
         read.set_rt_info(value, [SECTION, key])
     try:
-        openvino.save_model(read, str(path), compress_to_fp16=False)
+        openvino.save_model(read, str(path), compress_to_fp16=source.half)
     except Exception as error:
         raise OSError(telling_line(error)) from error
 
@@ -61,6 +61,7 @@ OPENVINO = FileFormat(
     extra="openvino",
     packages=("onnx", "onnxscript", "openvino"),
     write=_write,
+    takes=("quantize",),
     runtime=OpenVino,
     exactly=_exactly,
     precision=_precision,

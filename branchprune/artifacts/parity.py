@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import Example, call, own_buffers, tensors
 from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, has_batch, of_batch
+from branchprune.runtimes.in_runtime import in_tensors
 from branchprune.runtimes.runtime import Opened
 
 SIZES = (1, 3, 7)
@@ -70,15 +71,6 @@ def outputs_of(model: nn.Module, example: Example) -> Any:
         raise PruneError(
             f"an example of shape {shapes} does not pass through {kind}: {first_line(error)}"
         ) from error
-
-
-def in_tensors(outputs: Any) -> list[Tensor]:
-    """Return the outputs of a runtime, in PyTorch's tensors."""
-    if isinstance(outputs, Mapping) and not all(isinstance(key, str) for key in outputs):
-        outputs = [*outputs.values()]  # of OpenVINO, by its own objects
-    if isinstance(outputs, list) and not any(isinstance(each, Tensor) for each in outputs):
-        return [torch.as_tensor(each) for each in outputs]
-    return tensors(outputs)
 
 
 def difference(found: list[Tensor], wanted: list[Tensor]) -> float:

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from branchprune.artifacts.agreement import Agreement, agreement
+from branchprune.data.unlabelled import Images, gather
 from branchprune.errors import PruneError, positive
-from branchprune.few_images.agreement import Agreement, agreement
 from branchprune.few_images.fitness import warn_if_strange
-from branchprune.few_images.images import Images, Transform, divided, gather
+from branchprune.few_images.images import Transform, divided
 from branchprune.few_images.learning import Learning, Progress, learn
 from branchprune.few_images.matching import Distance
 from branchprune.few_images.pace import AFTER, DTYPES, SIZES

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from branchprune.few_images.matching import are_logits, floats
 from branchprune.graph.inputs import training_mode
+from branchprune.graph.outputs import are_logits, floats
 
 FAR = 1.0
 """Root mean square over channels of how far a mean is off, in standard deviations."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from branchprune.few_images.head import Read
-from branchprune.graph.inputs import tensors
+from branchprune.graph.outputs import are_logits, floats
 
 Match = Literal["head", "maps", "junctions", "outputs"]
 Error = Literal["relative", "mean"]
@@ -106,14 +106,3 @@ def mismatch(
     if not logits or not terms or not covered:
         terms.append(outputs_error(*outputs))
     return torch.stack(terms).sum()
-
-
-def floats(outputs: Any) -> list[Tensor]:
-    """Return the tensors of outputs that are floats, however nested."""
-    return [tensor for tensor in tensors(outputs) if tensor.is_floating_point()]
-
-
-def are_logits(outputs: Any) -> bool:
-    """Return whether all outputs are vectors (N, classes), of which the largest entry counts."""
-    scores = floats(outputs)
-    return bool(scores) and all(each.dim() == 2 and each.shape[1] > 1 for each in scores)

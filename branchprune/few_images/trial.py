@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from branchprune.errors import PruneError, first_line
 from branchprune.few_images.images import Transform
-from branchprune.few_images.matching import Distance, floats
+from branchprune.few_images.matching import Distance
 from branchprune.graph.inputs import training_mode
+from branchprune.graph.outputs import floats
 
 COARSE = (torch.float16, torch.bfloat16)
 

@@ -10,7 +10,7 @@ from models import Net
 from scipy import stats
 from torch import Tensor, nn
 
-from branchprune.few_images.agreement import agreement
+from branchprune.artifacts.agreement import agreement
 
 
 def adds(change: Tensor) -> nn.Module:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.few_images.matching import are_logits, floats
 from branchprune.graph.inputs import training_mode
+from branchprune.graph.outputs import are_logits, floats
 
 Z = 1.959964
 """Of the normal distribution, for 95 %."""
