@@ -13,7 +13,7 @@ from branchprune.errors import PruneError
 
 FORMATS = {each.name: each for each in (ONNX, OPENVINO, TORCH_EXPORT)}
 SUFFIXES = {each.suffix: each for each in FORMATS.values()}
-COLUMNS = ("format", "suffix", "extra to install", "runtime", "dynamic batch")
+COLUMNS = ("format", "suffix", "extra to install", "runtime", "fp16", "INT8", "dynamic batch")
 
 
 def format_named(name: str) -> FileFormat:
@@ -59,9 +59,10 @@ def format_of(path: Path, name: str | None, argument: str = "path") -> FileForma
 def table() -> str:
     """Return a table of all formats as text."""
     extras = [f"branchprune[{each.extra}]" if each.extra else "–" for each in FORMATS.values()]
+    quantized = ["yes" if "quantize" in each.takes else "–" for each in FORMATS.values()]
     rows = [
-        (each.name, each.suffix, extra, each.runs_in, "yes")
-        for each, extra in zip(FORMATS.values(), extras, strict=True)
+        (each.name, each.suffix, extra, each.runs_in, bits, bits, "yes")
+        for each, extra, bits in zip(FORMATS.values(), extras, quantized, strict=True)
     ]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     lines = [

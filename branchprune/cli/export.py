@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,27 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune.artifacts.export import TOLERANCE, check_free, checked_options, export
+from branchprune.artifacts.export import (
+    HALF_TOLERANCE,
+    TOLERANCE,
+    check_free,
+    checked_options,
+    export,
+)
 from branchprune.artifacts.export_formats import FORMATS, format_named, format_of, table
 from branchprune.artifacts.exported import Exported
-from branchprune.artifacts.file_format import FileFormat
+from branchprune.artifacts.file_format import INT8, FileFormat
 from branchprune.artifacts.origin import Origin
-from branchprune.cli.model_and_images import warnings_in_a_line
+from branchprune.artifacts.quantization import SAMPLES
+from branchprune.cli.model_and_images import PREPARATION, add_preparation, warnings_in_a_line
 from branchprune.cli.model_file import is_file
 from branchprune.cli.named_model import CHECKPOINT, MODEL, build, named
 from branchprune.cli.plan import EXAMPLE, example_of
+from branchprune.cli.trained import trained
 from branchprune.errors import PruneError
 from branchprune.experiments.parsed import parsed, parser_of
+from branchprune.few_images.compress import CHECKED
+from branchprune.few_images.fitness import warn_if_strange
 from branchprune.graph.inputs import Example
 from branchprune.runtimes.batch import DYNAMIC, batch_of, of_batch
 from branchprune.runtimes.latency import step_latency
@@ -36,6 +47,11 @@ named FILE.failed, and the exit status is 1."""
 OUTPUT = """file to write; without it, MODEL.suffix in this folder, or beside a file that is
 exported"""
 BATCH = "'dynamic' for any batch, or a number of examples"
+CALIBRATION = """folder of images for --quantize 8, without labels: some set ranges, others, up to
+1000, judge what it costs; of a model of torchvision or timm its own weights are taken then, if there
+is no --checkpoint"""
+MAX_DROP = """percent of images whose class may be another in 8 bits, or relative error of outputs,
+in percent: where more are lost, the layers that cost most stay float32; else any"""
 
 
 def main(args: Sequence[str], console: Console) -> None:
@@ -47,10 +63,12 @@ def main(args: Sequence[str], console: Console) -> None:
     options = parsed(_parser(), args)
     threads = threads_of(options.threads)
     kind, output = _target(options)
-    checked_options(kind, opset=options.opset)  # what is wrong is told before a model is made
+    # What is wrong is told before a model is made.
+    checked_options(kind, opset=options.opset, quantize=options.quantize)
+    _check_calibration(options)
     check_free(output, kind, options.overwrite)
     origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
-    model, example = _model_and_example(options, origin, checkpoint)
+    model, example, calibration = _model_and_inputs(options, origin, checkpoint)
     with console.status(f"exporting to {kind.title}"), warnings_in_a_line():
         written = export(
             model,
@@ -59,6 +77,10 @@ def main(args: Sequence[str], console: Console) -> None:
             format=kind.name,
             batch=options.batch,
             opset=options.opset,
+            quantize=options.quantize,
+            calibration=calibration,
+            samples=options.samples,
+            max_drop=options.max_drop,
             tolerance=options.tolerance,
             overwrite=options.overwrite,
             made_by=origin.made_by,
@@ -86,9 +108,38 @@ def _target(options: Namespace) -> tuple[FileFormat, Path]:
     return kind, Path(f"{name}{kind.suffix}")
 
 
-def _model_and_example(
+def _check_calibration(options: Namespace) -> None:
+    """Raise PruneError for options of images without a folder of them, and the other way round."""
+    folder, bits = options.calibration, options.quantize
+    if bits == INT8 and folder is None:
+        raise PruneError(
+            "quantize (=8): ranges are set on images: give a folder of them, --calibration FOLDER"
+        )
+    if bits != INT8 and folder is not None:
+        raise PruneError(f"calibration (={str(folder)!r}) is for --quantize 8")
+    given = [x for x in PREPARATION if options[x] is not None and options[x] is not False]
+    if folder is None and given:
+        raise PruneError(
+            f"{given[0]} (={options[given[0]]}) says how images are read: give --calibration"
+        )
+    if folder is not None and options.example:
+        raise PruneError(
+            f"example (={options.example[0]!r}): an image of --calibration is the example: leave "
+            "it out"
+        )
+
+
+def _model_and_inputs(
     options: Namespace, origin: Origin, checkpoint: Path | None
-) -> tuple[nn.Module, Example]:
+) -> tuple[nn.Module, Example, Tensor | None]:
+    """Return the model, an example, and the images on which it is rounded."""
+    if options.calibration is not None:
+        model, known = trained(origin, checkpoint)
+        wanted = known.but(options.image_size, options.mean, options.std)
+        images = wanted.read(options.calibration, options.grey)
+        with warnings_in_a_line(), suppress(Exception):  # what it does not take is told later
+            warn_if_strange(model, images[:CHECKED])
+        return model, images[:1], images
     model, shape = build(origin, checkpoint)
     if checkpoint is None and shape is not None:
         print(
@@ -101,7 +152,7 @@ def _model_and_example(
         raise PruneError("example is missing: give the shape of an input, --example 1x3x224x224")
     if not given and shape is not None:
         given = [torch.randn(1, *shape)]
-    return model, given[0] if len(given) == 1 else tuple(given)
+    return model, given[0] if len(given) == 1 else tuple(given), None
 
 
 def _latency(written: Exported, kind: FileFormat, example: Example, threads: int) -> str:
@@ -132,12 +183,18 @@ def _parser() -> ArgumentParser:
     add("--output", type=Path | None, default=None, metavar="FILE", help=OUTPUT)
     add("--batch", type=int | str, default=DYNAMIC, help=BATCH)
     add("--opset", type=int | None, default=None, help=f"of ONNX, {OLDEST} or above; else {OPSET}")
+    add("--quantize", type=int | None, default=None, help="bits of numbers in the file, 8 or 16")
+    add("--calibration", type=Path | None, default=None, metavar="FOLDER", help=CALIBRATION)
+    add("--samples", type=int, default=SAMPLES, help="images that set ranges; at most half")
+    add("--max_drop", type=float | None, default=None, help=MAX_DROP)
     add(
         "--tolerance",
         type=float | None,
         default=None,
-        help=f"largest difference of an output, as part of the largest; else {TOLERANCE:g}",
+        help=f"largest difference of an output, as part of the largest; else {TOLERANCE:g}, with "
+        f"weights of 16 bits {HALF_TOLERANCE:g}",
     )
+    add_preparation(parser)
     add("--threads", type=int, default=1, help="of the processor, for the latency")
     add("--example", action="append", default=[], metavar="SHAPE", help=EXAMPLE)
     add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")

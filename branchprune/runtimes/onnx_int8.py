@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from branchprune.errors import PruneError, first_line
-from branchprune.runtimes.batch import DYNAMIC, Batch
+from branchprune.runtimes.batch import DYNAMIC, Batch, of_batch
 from branchprune.runtimes.captured import quiet
 from branchprune.runtimes.runtime import needed
 
@@ -47,7 +48,9 @@ class Int8:
     def __init__(self, content: bytes, images: Tensor, batch: Batch, folder: Path) -> None:
         self.onnx = needed("onnx", "INT8", "onnx")
         prepare = needed("onnxruntime.quantization.shape_inference", "INT8", "onnx")
-        self.images, self.batch = images, AT_ONCE if batch == DYNAMIC else batch
+        self.batches = images.split(AT_ONCE)
+        if batch != DYNAMIC:
+            self.batches = tuple(of_batch(part, batch) for part in images.split(batch))
         self.prepared, self.made = folder / "prepared.onnx", folder / "int8.onnx"
         self.ranges = folder / "ranges.json"
         model = self.onnx.load_model_from_string(content)
@@ -78,7 +81,7 @@ class Int8:
             quantize.quantize_static(
                 str(self.prepared),
                 str(self.made),
-                self._reader(quantize.CalibrationDataReader),
+                _Shown(self.inputs[0], iter(self.batches)),
                 quant_format=quantize.QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=quantize.QuantType.QUInt8,
@@ -101,21 +104,18 @@ class Int8:
         found: bytes = model.SerializeToString()
         return found
 
-    def _reader(self, base: type) -> Any:
-        """Return what gives the quantiser one batch after the other."""
-        (name,), whole = self.inputs, len(self.images) // self.batch * self.batch
-        images = self.images[: whole or None] if self.batch != AT_ONCE else self.images
-        batches = iter(images.split(self.batch))
 
-        class Reader(base):
-            """Batches by the name of the input."""
+@dataclass
+class _Shown:
+    """Gives the quantiser one batch after the other, by the name of the input."""
 
-            def get_next(self) -> Mapping[str, Any] | None:
-                """Return the next batch; None: there are no more."""
-                batch = next(batches, None)
-                return None if batch is None else {name: batch.numpy()}
+    name: str
+    batches: Iterator[Tensor]
 
-        return Reader()
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next batch; None: there are no more."""
+        batch = next(self.batches, None)
+        return None if batch is None else {self.name: batch.numpy()}
 
 
 def rounded_operators(content: bytes) -> tuple[int, int]:
