@@ -48,8 +48,8 @@ OUTPUT = """file to write; without it, MODEL.suffix in this folder, or beside a 
 exported"""
 BATCH = "'dynamic' for any batch, or a number of examples"
 CALIBRATION = """folder of images for --quantize 8, without labels: some set ranges, others, up to
-1000, judge what it costs; of a model of torchvision or timm its own weights are taken then, if there
-is no --checkpoint"""
+1000, judge what it costs; of a model of torchvision or timm its own weights are taken, if there is
+no --checkpoint"""
 MAX_DROP = """percent of images whose class may be another in 8 bits, or relative error of outputs,
 in percent: where more are lost, the layers that cost most stay float32; else any"""
 
