@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from branchprune.graph.inputs import training_mode
 
 Step = Callable[[], object]
+CPU = torch.device("cpu")
 LEAST = 5
 """So often a latency is measured, however long it takes."""
 BLOCK_S = 0.01
@@ -65,22 +66,23 @@ def measure_latency(model: nn.Module, x: Tensor, seconds: float = 1.0) -> Latenc
         x: A batch on the model's device.
         seconds: How long to measure, five passes at least; 0: a single pass.
     """
-    return _latency([time for (time,) in _times([model], x, seconds)], len(x), x.device)
+    with _passes_of([model], x) as (step,):
+        return step_latency(step, len(x), seconds, x.device)
 
 
-def step_latency(step: Step, batch_size: int, seconds: float = 1.0) -> Latency:
-    """Time what runs a model, on the processor and after a warm-up.
+def step_latency(
+    step: Step, batch_size: int, seconds: float = 1.0, device: torch.device = CPU
+) -> Latency:
+    """Time what runs a model, after a warm-up.
 
     Args:
         step: What to time.
         batch_size: Examples in a run.
-        seconds: How long to measure, five runs at least.
+        seconds: How long to measure, five runs at least; 0: a single run.
+        device: Where it computes.
     """
-    step()
-    cpu = torch.device("cpu")
-    count = _block_size(step, cpu)
-    turns = in_turns([partial(_passes, step, count)], cpu, LEAST, seconds)
-    return _latency([time / count for (time,) in turns], batch_size, cpu)
+    times = [time for (time,) in _times([step], device, seconds)]
+    return _latency(times, batch_size, device)
 
 
 def compare_latency(
@@ -97,8 +99,27 @@ def compare_latency(
     Returns:
         The latency of each, and how many times as fast `small` is; None after a single pass.
     """
-    pairs = _times([dense, small], x, seconds)
-    first, second = (_latency(times, len(x), x.device) for times in zip(*pairs, strict=True))
+    with _passes_of([dense, small], x) as (first, second):
+        return compare_steps(first, second, len(x), seconds, x.device)
+
+
+def compare_steps(
+    dense: Step, small: Step, batch_size: int, seconds: float = 2.0, device: torch.device = CPU
+) -> tuple[Latency, Latency, SpeedUp | None]:
+    """Time what runs two models in turns, whatever runs them; see `compare_latency`.
+
+    Args:
+        dense: Runs a model.
+        small: Runs another.
+        batch_size: Examples in a run of either.
+        seconds: How long to measure, five runs of each at least; 0: a single run of each.
+        device: Where they compute.
+
+    Returns:
+        The latency of each, and how many times as fast `small` is; None after a single run.
+    """
+    pairs = _times([dense, small], device, seconds)
+    first, second = (_latency(times, batch_size, device) for times in zip(*pairs, strict=True))
     found = [before / after for before, after in pairs]
     if len(found) == 1:
         return first, second, None
@@ -134,16 +155,22 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
-def _times(models: Sequence[nn.Module], x: Tensor, seconds: float) -> list[list[float]]:
-    """Return the seconds of a forward pass of each of some models, turn by turn."""
+@contextmanager
+def _passes_of(models: Sequence[nn.Module], x: Tensor) -> Iterator[list[Step]]:
+    """Return a forward pass of each of some models, in evaluation mode for a `with` block."""
     with torch.inference_mode(), ExitStack() as stack:
         for model in models:
             stack.enter_context(training_mode(model, False))
-            model(x)
-        runs: list[Step] = [partial(model, x) for model in models]
-        sizes = [_block_size(run, x.device) if seconds else 1 for run in runs]
-        steps = [partial(_passes, *each) for each in zip(runs, sizes, strict=True)]
-        turns = in_turns(steps, x.device, LEAST if seconds else 1, seconds)
+        yield [partial(model, x) for model in models]
+
+
+def _times(steps: Sequence[Step], device: torch.device, seconds: float) -> list[list[float]]:
+    """Return the seconds of a run of each step after a warm-up, turn by turn."""
+    for step in steps:
+        step()
+    sizes = [_block_size(step, device) if seconds else 1 for step in steps]
+    blocks = [partial(_passes, *each) for each in zip(steps, sizes, strict=True)]
+    turns = in_turns(blocks, device, LEAST if seconds else 1, seconds)
     return [[s / size for s, size in zip(turn, sizes, strict=True)] for turn in turns]
 
 

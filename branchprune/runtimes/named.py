@@ -9,11 +9,13 @@ from branchprune.runtimes.onnx_runtime import OnnxRuntime
 from branchprune.runtimes.openvino import OpenVino
 from branchprune.runtimes.pytorch import PyTorch
 from branchprune.runtimes.runtime import Runtime
+from branchprune.runtimes.torch_compile import TorchCompile
 
 RUNTIMES: dict[str, Callable[[int | None], Runtime]] = {
     "pytorch": PyTorch,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
+    "torch-compile": TorchCompile,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,13 +43,7 @@ class PyTorch:
 
     def prepared(self, model: nn.Module, example: Example) -> Step:
         """Return what runs a model on an example; see `Runtime`."""
-        ready = evaluating(model)
-        for module in ready.modules():  # which forward may change
-            put(
-                module._buffers,
-                {n: b if b is None else b.clone() for n, b in module._buffers.items()},
-            )
-        return self._step(ready, on_device(example, model))
+        return self._step(self._ready(model), on_device(example, model))
 
     def opened(self, file: Path, what: str) -> Opened:
         """Read a file of torch.export, which runs pickles in it: read none of a stranger.
@@ -70,8 +64,27 @@ class PyTorch:
 
         return on
 
-    def _step(self, ready: nn.Module, example: Example) -> Step:
-        """Return what runs a model on a copy of an example, or on a new one if it changes it."""
+    def _ready(self, model: nn.Module) -> nn.Module:
+        """Return a model in evaluation mode, with buffers of its own."""
+        ready = evaluating(model)
+        for module in ready.modules():  # which forward may change
+            put(
+                module._buffers,
+                {n: b if b is None else b.clone() for n, b in module._buffers.items()},
+            )
+        return ready
+
+    def _step(
+        self, ready: nn.Module, example: Example, run: Callable[..., object] | None = None
+    ) -> Step:
+        """Return what runs a model on a copy of an example, or on a new one if it changes it.
+
+        Args:
+            ready: The model, which is run once.
+            example: Its inputs.
+            run: What to call in a step; None: the model.
+        """
+        forward = run or ready
         own = tree_map_only(Tensor, lambda x: x.detach().clone(), example)
         args, kwargs = example_inputs(own)
         tried, named = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
@@ -83,9 +96,9 @@ class PyTorch:
         def step() -> object:
             with torch.inference_mode(), _threads(self.threads):
                 if not changes:
-                    return ready(*args, **kwargs)
+                    return forward(*args, **kwargs)
                 args_now, kwargs_now = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
-                return ready(*args_now, **kwargs_now)
+                return forward(*args_now, **kwargs_now)
 
         return step
 

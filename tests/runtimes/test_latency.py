@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from branchprune.benchmarks.bench import ratios
-from branchprune.runtimes.latency import compare_latency, in_turns, measure_latency
+from branchprune.runtimes.latency import (
+    compare_latency,
+    compare_steps,
+    in_turns,
+    measure_latency,
+    step_latency,
+)
 
 CPU = torch.device("cpu")
 X = torch.zeros(7, 4)
@@ -106,3 +112,29 @@ def test_ratios_divide(clock):
 
     found = ratios(lambda: wait(3.0), lambda: wait(1.0), 4, CPU)
     assert found == [3.0] * 4
+
+
+def test_steps_of_any_runtime_take_turns_too(clock):
+    def dense():
+        log.append("dense")
+        clock[0] += 3.0
+
+    def small():
+        log.append("small")
+        clock[0] += 2.0
+
+    log = []
+    before, after, faster = compare_steps(dense, small, 8, seconds=0.5)
+    assert (before.median_s, after.median_s, faster.median) == (3.0, 2.0, 1.5)
+    assert (before.batch_size, after.count, before.device) == (8, 5, "cpu")
+    assert log[4:8] == ["dense", "small", "small", "dense"]
+    *_, faster = compare_steps(dense, small, 8, seconds=0)
+    assert faster is None and log[14:] == ["dense", "small"] * 2
+
+
+def test_a_step_is_timed_like_a_model(clock):
+    def step():
+        clock[0] += 2.0
+
+    found = step_latency(step, 3, seconds=0.5)
+    assert (found.median_s, found.iqr_s, found.batch_size, found.count) == (2.0, 0.0, 3, 5)
