@@ -18,6 +18,7 @@ from branchprune.experiments.files import unsealed, write_whole
 from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.reports import plots, quantities
 from branchprune.reports.before_after import compare, dry, headline
+from branchprune.reports.in_runtime import in_runtime
 from branchprune.reports.summary import Summary
 from branchprune.targets.goal import amount_of
 
@@ -34,6 +35,11 @@ _TARGET = {
     "reached": [{"what": str, **dict.fromkeys(REACHED, _NUMBER)}],
     **dict.fromkeys(("change", "uniform"), _NUMBER),
     **{"errors": [_NUMBER], "limited": [str], "trade_off": [[_NUMBER]]},
+}
+_EXPORT = {
+    **dict.fromkeys(("runtime", "precision"), str),
+    "threads": int,
+    "files": [{"model": str, "bits": int}],
 }
 _SPEED_UP = dict.fromkeys(("median", "low", "high"), _NUMBER)
 _STAGE = {"seconds": _NUMBER, "loader_share": _NUMBER}
@@ -101,6 +107,7 @@ def write_report(folder: Path) -> Path:
         **_charts(folder, result),
         rows=compare(result),
         headline=headline(result),
+        exported=in_runtime(result),
         dry=dry(result),
         summary=Summary(result),
         waited=_waited(result["stages"]),
@@ -185,6 +192,8 @@ def _read_result(path: Path) -> dict[str, Any]:
     _check(result["stages"], dict.fromkeys(result["stages"], _STAGE), "stages", path)
     if "trade_off" in result["plan"]:  # the plan has a target
         _check(result["plan"], _TARGET, "plan", path)
+    if result.get("export") is not None:
+        _check(result["export"], _EXPORT, "export", path)
     if result["cost"].get("speed_up") is not None:  # older runs and dry ones have none
         _check(result["cost"]["speed_up"], _SPEED_UP, "cost.speed_up", path)
     dense, small = (result["cost"][model]["latency"] for model in ("dense", "small"))

@@ -32,8 +32,9 @@ class InRuntime(nn.Module):
         """Return the outputs on images (N, …)."""
         size = len(images) if self.batch == DYNAMIC else self.batch
         parts = [in_tensors(self.opened(of_batch(part, size))()) for part in images.split(size)]
-        whole = iter([torch.cat(each)[: len(images)] for each in zip(*parts, strict=True)])
-        return tree_map_only(Tensor, lambda _: next(whole), self.output)
+        whole = [torch.cat(each)[: len(images)] for each in zip(*parts, strict=True)]
+        left = iter([each.to(images.device) for each in whole])
+        return tree_map_only(Tensor, lambda _: next(left), self.output)
 
 
 def in_tensors(outputs: Any) -> list[Tensor]:

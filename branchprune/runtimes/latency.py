@@ -70,6 +70,14 @@ def measure_latency(model: nn.Module, x: Tensor, seconds: float = 1.0) -> Latenc
         return step_latency(step, len(x), seconds, x.device)
 
 
+def step_latencies(
+    steps: Sequence[Step], batch_size: int, seconds: float = 1.0, device: torch.device = CPU
+) -> list[Latency]:
+    """Time what runs models in turns, after a warm-up; see `step_latency`."""
+    turns = _times(steps, device, seconds)
+    return [_latency(times, batch_size, device) for times in zip(*turns, strict=True)]
+
+
 def step_latency(
     step: Step, batch_size: int, seconds: float = 1.0, device: torch.device = CPU
 ) -> Latency:
@@ -81,8 +89,8 @@ def step_latency(
         seconds: How long to measure, five runs at least; 0: a single run.
         device: Where it computes.
     """
-    times = [time for (time,) in _times([step], device, seconds)]
-    return _latency(times, batch_size, device)
+    (found,) = step_latencies([step], batch_size, seconds, device)
+    return found
 
 
 def compare_latency(

@@ -9,6 +9,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 
 from branchprune.errors import PruneError
 from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.exporting import check_export
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.one_line import told_in_one_line
 from branchprune.experiments.run.pipeline import Pruning
@@ -47,6 +48,7 @@ def check(config: RunConfig, stages: Stages) -> tuple[Pruning, Plan]:
     with told_in_one_line("model, or prune"):
         planned = method.check()
     _check_teaching(config, task)
+    check_export(config, task)
     with told_in_one_line("task"):
         logged = stages.judge(task, batches=1)["val"]
         prune_task = config.prune_task(config.model)

@@ -23,6 +23,7 @@ from branchprune.experiments.run.parser_errors import UNMADE, explained
 from branchprune.experiments.run.prune_config import PruneConfig, algorithms, prune_sections
 from branchprune.experiments.run.settings import (
     DenseConfig,
+    ExportConfig,
     MetricConfig,
     Precision,
     RunSettings,
@@ -34,6 +35,7 @@ COMMANDS = {
     "dense": "Train the dense model of a run alone.",
 }
 SWITCH = "{}: set, with the defaults below; null: not set"
+EXPORT = "Files of both models for a runtime, judged and timed there: {format: onnx, quantize: 8}"
 ONE = f"Exactly one of {', '.join(algorithms())} must be set in prune."
 OTHERS = {
     **dict.fromkeys(algorithms(), ONE),
@@ -146,17 +148,18 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
 def _add_parts(parser: ArgumentParser) -> None:
     """Add what a run is put together from."""
     for name, base, text in (
-        ("model", nn.Module, "The network"),
-        ("data", LightningDataModule, "The data"),
+        ("model", nn.Module, "The network; --model.help CLASS lists its arguments"),
+        ("data", LightningDataModule, "The data; likewise --data.help"),
     ):
         parser.add_subclass_arguments(base, name, as_group=False, required=True, help=text)
     _add_task(parser)
     for name, kind in (("metric", MetricConfig), ("dense", DenseConfig)):
         parser.add_class_arguments(kind, name)
+    parser.add_argument("--export", type=ExportConfig | None, default=None, help=EXPORT)
 
 
 def _add_task(parser: ArgumentParser) -> None:
-    text = "The LightningModule around the network"
+    text = "The LightningModule around the network; likewise --task.help"
     parser.add_argument("--task", type=TaskFactory, required=True, help=text)
 
 
@@ -166,7 +169,7 @@ def help_text(command: str) -> str:
     text = re.sub(
         r"  --[\w.]+ CONFIG\s+Path to a configuration file\.\n", "", text
     )  # --config takes it
-    return re.sub(r"  --prune\S+\.help\n.*\n", "", text)
+    return re.sub(r"^  --\S+\.help\b.*\n(   .*\n)*", "", text, flags=re.MULTILINE)
 
 
 @cache

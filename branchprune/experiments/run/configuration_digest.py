@@ -16,6 +16,7 @@ PLACES = (
 )
 """Settings that say where a run is made, and not what it does."""
 LATER: dict[str, Any] = {
+    "export": None,
     TARGET: None,
     **{f"{TARGET}.{what}": None for what in ("macs", "params", "memory", "latency", "latency_ms")},
     **{f"{TARGET}.{key}": None for key in ("runtime", "threads")},

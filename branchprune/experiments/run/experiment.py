@@ -18,6 +18,7 @@ from branchprune.experiments.files import read_object, sealed, unwritable_named,
 from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.checks import check, first_batch
 from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.exporting import export_models
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.model_origin import model_origin
@@ -28,6 +29,7 @@ from branchprune.experiments.run.result import make_result
 from branchprune.experiments.run.results_file import add_line
 from branchprune.experiments.run.shrinking import Pruned
 from branchprune.experiments.run.stages import Stages
+from branchprune.graph.inputs import copied
 from branchprune.lightning import LossGuard
 
 
@@ -142,8 +144,14 @@ class _Run:
         dense = self._train_dense()
         pruned = self._prune(dense, method)
         self.stages.tell("no training is left")
+        exported = export_models(
+            self.config,
+            self.stages,
+            {"dense": copied(dense), "small": copied(pruned.small)},
+            method.example,
+        )
         with self.console.status("measuring the dense and the small model"):
-            return make_result(
+            result = make_result(
                 self.config,
                 self.command,
                 self.commit,
@@ -154,6 +162,7 @@ class _Run:
                 pruned,
                 self.stages.keys.input_of(first_batch(self.config.data, "test")),
             )
+        return result if exported is None else result | {"export": exported}
 
     def _train_dense(self) -> nn.Module:
         config, path = self.config, self.config.output / "dense.safetensors"

@@ -96,7 +96,7 @@ def make_line(result: Mapping[str, Any]) -> dict[str, Any]:
         "metric": result["metric"]["label"],
         "dense": scores["dense"]["test"],
         "final": scores["small"]["test"],
-        **{key: result[key] for key in ("test",) if key in result},
+        **{key: result[key] for key in ("test", "export") if key in result},
         "val": {name: score["val"] for name, score in scores.items()},
         **{f"{key}_removed": 1 - small[key] / dense[key] for key in REMOVED},
         "collapse_error": result["collapse"]["relative_error"],

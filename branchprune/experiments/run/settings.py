@@ -10,7 +10,10 @@ from typing import Literal
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
 
-from branchprune.errors import PruneError, whole
+from branchprune.artifacts.export import checked_options
+from branchprune.artifacts.export_formats import format_named
+from branchprune.artifacts.quantization import SAMPLES
+from branchprune.errors import PruneError, not_negative, whole
 
 TaskFactory = Callable[[nn.Module], LightningModule]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -53,6 +56,33 @@ class DenseConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Write the dense and the small model as files for a runtime, and judge and time them there.
+
+    Args:
+        format: As `branchprune export` has them: "onnx", "openvino", "torch-export".
+        quantize: Bits of the numbers in files beside those of float32, 8 or 16; null: none are.
+        samples: Training images that set the ranges of 8 bits.
+        max_drop: Points that 8 bits may lose in validation: of a metric in percent, or percent of
+            another; null: any. Layers that would cost more stay float32.
+        threads: Of the processor, for the times.
+    """
+
+    format: str = "onnx"
+    quantize: int | None = None
+    samples: int = SAMPLES
+    max_drop: float | None = 0.5
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        checked_options(format_named(self.format), quantize=self.quantize)
+        whole("export.samples", self.samples, 1)
+        whole("export.threads", self.threads, 1)
+        if self.max_drop is not None:
+            not_negative("export.max_drop", self.max_drop)
+
+
+@dataclass
 class RunSettings:
     """All of a run's configuration but the pruning, checked and built.
 
@@ -75,6 +105,7 @@ class RunSettings:
         prune_task: Makes the task of the pruning.
         metric: What the run is judged by.
         dense: The dense training.
+        export: Files for a runtime, at the end; None: none.
         text: The configuration as YAML.
     """
 
@@ -96,6 +127,7 @@ class RunSettings:
     prune_task: TaskFactory
     metric: MetricConfig
     dense: DenseConfig
+    export: ExportConfig | None
     text: str
 
     def __post_init__(self) -> None:
