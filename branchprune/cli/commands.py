@@ -213,18 +213,36 @@ def show_summary(result: dict[str, Any], console: Console) -> None:
     rows = [(row.label, row.before, row.after, row.change) for row in compare(result)]
     error = f"{result['collapse']['relative_error']:.1e}"
     rows.append(("Error of the collapse, float64", "", error, ""))
-    table = Table(title=escape(title))
-    table.add_column()
-    for column in ("dense", "small", "change"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*map(escape, row))
+    table = _table(title, ("dense", "small", "change"), rows)
     wide = console.options.update(width=1000)
     if console.measure(table, options=wide).minimum <= console.width:
         console.print(table)
+        _show_files(result, console)
         return
     console.print(title, style="bold", highlight=False, markup=False)
     for label, before, after, change in rows:
         values = f"{before} → {after}" if before else after
         text = f"{label}\n  {values}{change and f' ({change})'}"
         console.print(text, highlight=False, markup=False)
+    _show_files(result, console)
+
+
+def _show_files(result: dict[str, Any], console: Console) -> None:
+    """Print the table of the files of a run in their runtime, if it wrote some."""
+    from branchprune.reports.in_runtime import in_runtime
+
+    found = in_runtime(result)
+    if found is not None:
+        rows = [(label, *texts) for label, _, texts in found.rows]
+        console.print(_table(f"In {found.title}", found.columns, rows))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table whose first column holds labels."""
+    table = Table(title=escape(title))
+    table.add_column()
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table

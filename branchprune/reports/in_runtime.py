@@ -52,7 +52,7 @@ def in_runtime(result: Mapping[str, Any]) -> InRuntime | None:
     rows += [
         ("File size", "", [size(file["bytes"]) for file in files]),
         ("Latency, batch 1", "median", [*map(duration, times)]),
-        ("Faster than the first", "", [f"{times[0] / time:.2f}×" for time in times]),
+        ("Speed-up", "over the first", [f"{times[0] / time:.2f}×" for time in times]),
         ("In whole numbers", "convolutions, fully connected layers", [*map(_rounded, files)]),
         (
             "Same class as in PyTorch" if classes else "Relative error of outputs",

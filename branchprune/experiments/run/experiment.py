@@ -144,12 +144,8 @@ class _Run:
         dense = self._train_dense()
         pruned = self._prune(dense, method)
         self.stages.tell("no training is left")
-        exported = export_models(
-            self.config,
-            self.stages,
-            {"dense": copied(dense), "small": copied(pruned.small)},
-            method.example,
-        )
+        models = {"dense": copied(dense), "small": copied(pruned.small)}  # not compiled
+        exported = export_models(self.config, self.stages, models, method.example)
         with self.console.status("measuring the dense and the small model"):
             result = make_result(
                 self.config,
