@@ -137,6 +137,8 @@ def export(
     if not tensors(output):
         raise PruneError(f"{name}: forward returns no tensor")
     _check_batch_of(ready, given, batch)
+    if wanted is not None:
+        _check_images(wanted.calibration, given)
     with _folder_beside(path) as folder, own_generators([]):
         part = folder / path.name
         program = captured(ready, given, batch, kind.title)
@@ -195,6 +197,15 @@ def _wanted(
     if named := [name for name, value in given.items() if value is not None]:
         raise PruneError(f"{named[0]} is for quantize=8, and quantize is {bits}")
     return None
+
+
+def _check_images(images: Tensor, example: Example) -> None:
+    """Raise PruneError for images of another shape than the example's."""
+    if isinstance(example, Tensor) and images.shape[1:] != example.shape[1:]:
+        wanted = ", ".join(["N", *map(str, example.shape[1:])])
+        raise PruneError(
+            f"calibration (of shape {tuple(images.shape)}) must be like the example, ({wanted})"
+        )
 
 
 def _rounded(
