@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
+from PIL import Image
 from torch import Tensor, nn
 
 import branchprune as bp
@@ -99,6 +102,30 @@ def test_a_model_of_a_library_has_an_example_and_its_random_weights_are_told(cap
     assert line.startswith("branchprune: warning: the weights of squeezenet1_1 are random")
 
 
+def test_a_folder_of_images_sets_ranges_and_judges(tmp_path: Path, capsys: Any) -> None:
+    torch.manual_seed(0)
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    pixels = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8).numpy()
+    for i, each in enumerate(pixels):
+        Image.fromarray(each).save(tmp_path / "images" / ("more" if i % 2 else "") / f"{i}.png")
+    torch.save(Net().state_dict(), "mine.pt")
+    given = ("--checkpoint", "mine.pt", "--quantize", "8", "--calibration", "images")
+    prepared = ("--image_size", "8", "--mean", "[0.5, 0.5, 0.5]", "--std", "[0.2, 0.2, 0.2]")
+    output = ("--output", "a.onnx", "--samples", "10")
+    assert main(["export", f"{HERE}:Net", *given, *prepared, *output]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "INT8: 2 of 2 products in whole numbers, ranges from 10 images"
+    assert lines[3].startswith("on 30 others the class is the same for ")
+    assert lines[-1].startswith("latency: ")
+    scale = next(
+        numpy_helper.to_array(each)
+        for each in onnx.load("a.onnx").graph.initializer
+        if each.name == "image_scale"
+    )
+    widest = (1 - 0.5) / 0.2 - (0 - 0.5) / 0.2  # of pixels from 0 to 255, in 255 steps
+    assert float(scale) == pytest.approx(widest / 255, rel=0.02)
+
+
 def test_another_output_ends_with_1_and_another_name(tmp_path: Path, capsys: Any) -> None:
     assert main(["export", f"{HERE}:Drawing", "--format", "onnx", *EXAMPLE]) == 1
     [line] = capsys.readouterr().err.splitlines()
@@ -119,6 +146,21 @@ BAD = {
     "threads": (["--output", "a.onnx", "--threads", "0"], "threads (=0) must be a whole number"),
     "exists": (["--output", "old.onnx"], "old.onnx exists; move it, name another, or set overwr"),
     "no folder": (["--output", "none/a.onnx"], "there is no folder none"),
+    "bits": (["--output", "a.onnx", "--quantize", "4"], "quantize (=4) must be 8 or 16"),
+    "bits of torch": (
+        ["--output", "a.pt2", "--quantize", "8"],
+        "quantize (=8) is for format 'onnx'",
+    ),
+    "8 bits": (["--output", "a.onnx", "--quantize", "8"], "give a folder of them, --calibration"),
+    "images": (
+        ["--output", "a.onnx", "--calibration", "b"],
+        "calibration (='b') is for --quantize",
+    ),
+    "size": (["--output", "a.onnx", "--image_size", "8"], "image_size (=8) says how images are"),
+    "both inputs": (
+        ["--output", "a.onnx", "--quantize", "8", "--calibration", "b"],
+        "an image of --calibration is the example: leave it out",
+    ),
     "unknown option": (["--quantise", "8"], "--quantise is no option"),
 }
 
@@ -152,8 +194,8 @@ def test_help_has_a_table_of_formats(capsys: Any) -> None:
     assert end.value.code == 0 and "usage: branchprune export" in text
     rows = [re.split(r"  +", line.strip()) for line in text.partition("formats:\n")[2].splitlines()]
     assert rows == [
-        ["format", "suffix", "extra to install", "runtime", "dynamic batch"],
-        ["onnx", ".onnx", "branchprune[onnx]", "ONNX Runtime", "yes"],
-        ["openvino", ".xml", "branchprune[openvino]", "OpenVINO", "yes"],
-        ["torch-export", ".pt2", "–", "PyTorch", "yes"],
+        ["format", "suffix", "extra to install", "runtime", "fp16", "INT8", "dynamic batch"],
+        ["onnx", ".onnx", "branchprune[onnx]", "ONNX Runtime", "yes", "yes", "yes"],
+        ["openvino", ".xml", "branchprune[openvino]", "OpenVINO", "yes", "yes", "yes"],
+        ["torch-export", ".pt2", "–", "PyTorch", "–", "–", "yes"],
     ]
