@@ -46,8 +46,8 @@ def exports_table(result: Mapping[str, Any]) -> str:
     spread = max((each for row in rows for each in row["spread"].values()), default=0.0)
     return (
         f"Files of one image at a time, {options['threads']} thread(s), "
-        f"{options['keep']:.0%} of the channels kept in multiples of 8, {made(rows)}. Parity is the "
-        "largest difference of outputs in float32, as a share of the largest output; the error in 8 "
+        f"{options['keep']:.0%} of the channels kept in multiples of 8, {made(rows)}. Parity is "
+        "the largest difference of outputs in float32, as a share of the largest; the error in 8 "
         "bits is the mean relative error on images that set no ranges, of networks with random "
         "weights. Ms are medians, of files that took turns, whose interquartile range is at most "
         f"{spread:.0%} of them; the last column is how many times as fast the small file is, as a "

@@ -119,7 +119,9 @@ class MeasuredLatency:
             layer = model.get_submodule(each.layer)
             pairs = [sized_like(layer, each, multiple) for multiple in MULTIPLES]
             steps = [self.runtime.prepared(*small) for _, small in pairs]
-            times = [*map(min, in_blocks(steps))]
+            blocks = in_blocks(steps, SECONDS)  # longer than layers are: all widths depend on it
+            self._note_spread("layers", max(map(spread_of, blocks)))
+            times = [*map(min, blocks)]
             each_cost = torch.tensor(
                 [s / macs for s, (macs, _) in zip(times, pairs, strict=True)], dtype=torch.double
             )

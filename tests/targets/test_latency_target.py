@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 import torch
@@ -192,6 +193,22 @@ def test_a_table_of_another_runtime_is_refused(now, tmp_path):
     file.write_text("{")
     with pytest.raises(bp.PruneError, match="cannot be read"):
         planned(now, {"latency": 0.5}, latency_table=file)
+
+
+def test_times_that_vary_are_told_where_they_choose_the_multiple(now):
+    class Shared(Clocked):
+        def prepared(self, model, example):
+            seconds, turns = self.seconds(model), cycle([1.0, 1.5])
+
+            def step():
+                now[0] += seconds * next(turns)
+
+            return step
+
+    given = {"target": {"macs": 0.5}, "multiple_of": "auto", "batches": [images()]}
+    plan = bp.plan(network(), X, runtime=Shared(now, block=8), **given)
+    assert "times of layers vary by more than 10%" in str(plan)
+    assert "vary" not in str(bp.plan(network(), X, runtime=Clocked(now, block=8), **given))
 
 
 @pytest.mark.parametrize(
