@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from recorded_rows import made
 
-from branchprune.experiments.markdown import markdown_table
-from branchprune.reports.quantities import size
+from branchprune.artifacts.file_format import INT8
+from branchprune.experiments.markdown import folded, markdown_table
+from branchprune.reports.quantities import duration, size
 
 HEADS = ("dense", "small", "dense_int8", "small_int8")
 NAMES = ("dense", "small", "dense INT8", "small INT8")
+
+SHOWN: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "test": lambda file: f"{100 * file['test']:.2f} %",
+    "validation": lambda file: f"{100 * file['val']:.2f} %",
+    "size": lambda file: size(file["bytes"]),
+    "one image": lambda file: duration(file["latency"]["median_s"]),
+    "in whole numbers": lambda file: (
+        f"{file['rounded']} of {file['products']}" if "rounded" in file else "–"
+    ),
+}
 
 
 def exports_table(result: Mapping[str, Any]) -> str:
@@ -72,3 +83,22 @@ def _of_limit(row: Mapping[str, Any]) -> str:
     if "dense" not in times or "small" not in times:
         return "–"
     return f"{times['dense'] / times['small'] * row['macs']:.2f}"
+
+
+def trained_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return what runs with `export` have found of their files, from their result lines."""
+    rows = [["run", "runtime", "", *NAMES]]
+    for line in lines:
+        found = line["export"]
+        files = {f"{f['model']}{'_int8' * (f['bits'] == INT8)}": f for f in found["files"]}
+        runtime = f"{found['runtime']}, {found['threads']} thread(s), {found['precision']}"
+        for label, show in SHOWN.items():
+            cells = ["fails" if "failed" in files[each] else show(files[each]) for each in HEADS]
+            rows.append([f"{line['experiment']}, seed {line['seed']}", runtime, label, *cells])
+    commands = "\n".join(dict.fromkeys(line["command"] for line in lines))
+    return (
+        f"{', '.join(sorted({line['metric'] for line in lines}))} in the runtime, "
+        f"{made([{**line, 'torch': line['versions']['torch']} for line in lines])}; times are "
+        f"medians of files that took turns.\n\n{markdown_table(rows, 'lllrrrr')}\n\n"
+        + folded("Commands", f"```sh\n{commands}\n```")
+    )

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from export_tables import exports_table, trained_table
 from headline_tables import Comparisons, coverage, headlines, reproduction
 from marked_tables import fill
 from measurement_tables import bench_table, cost_table, plan_speed_table
@@ -135,6 +136,15 @@ PAGES: dict[str, dict[str, Table]] = {
             "latency": (latency_table, "target_latency"),
             "additivity": (additivity_table, "additivity"),
         }.items()
+    },
+    "scripts/results/exports.md": {
+        "networks": Table(
+            ("exports.json",), lambda folder: exports_table(_json(folder / "exports.json"))
+        ),
+        "trained": Table(
+            ("exports_trained.jsonl",),
+            lambda folder: trained_table(read_lines(folder / "exports_trained.jsonl")),
+        ),
     },
     "scripts/results/torture.md": {
         "torture": Table(
