@@ -96,7 +96,9 @@ def _check_trusted(name: str, place: str, trusted: Sequence[str], path: Path) ->
     """Raise PruneError where what makes a model is in no package that the user trusts."""
     module = place.partition(":")[0] if ":" in place else place.rpartition(".")[0]
     if not any(module == each or module.startswith(f"{each}.") for each in trusted):
+        needed = [*trusted, package_of(module)]
+        told = repr(needed if trusted else needed[0])
         raise PruneError(
             f"{path} was made by {name}, and to import that is to run it: where you trust both, "
-            f"bp.load({str(path)!r}, trust={package_of(module)!r})"
+            f"bp.load({str(path)!r}, trust={told})"
         )

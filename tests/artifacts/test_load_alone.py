@@ -110,7 +110,8 @@ def test_an_import_path_is_followed_where_it_is_trusted_alone(
     bp.save(small, path, made_by, init_args)
     called.clear()
     for trust in ((), "os", HERE[:-1], ("torch", f"{HERE}.inner")):
-        with pytest.raises(bp.PruneError, match=rf"trust='{HERE}'\); or make .* bp\.load\(model, "):
+        message = rf"trust=.*'{HERE}'\]?\); or make .* bp\.load\(model, "
+        with pytest.raises(bp.PruneError, match=message):
             bp.load(path, trust=trust)
     assert not called
     for trust in (HERE, ["os", HERE]):
