@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from branchprune.artifacts.origin import origin_fields
+from branchprune.artifacts.digest import model_digest
+from branchprune.artifacts.facts import Facts, remembered
+from branchprune.artifacts.header import DIGEST, params_of
+from branchprune.artifacts.origin import Origin, origin_fields
 from branchprune.artifacts.same_model import class_name
-from branchprune.graph.full_shapes import full_shapes
 from branchprune.graph.layers import sizes
 from branchprune.version import __version__
 
@@ -26,7 +27,9 @@ def export_header(
 
     It has the class of the model, the widths of its layers as JSON, the number of its parameters
     and of those of the dense model that it comes from, as far as that is known, the versions of
-    branchprune and torch, and what makes the wide model, if that is said.
+    branchprune and torch, the digest of the weights in PyTorch (SHA-256), and what makes the wide
+    model, if that is said. Of a model that was loaded and has the weights of its file, it has what
+    that says, too: `keep`, `metric`, `license`, and how the model was made.
 
     Args:
         model: The model.
@@ -37,17 +40,17 @@ def export_header(
         PruneError: `made_by` is no name, or JSON cannot hold `init_args`.
     """
     widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
-    named = dict(model.named_parameters())
-    header = {
+    digest = model_digest(model)
+    origin = None if made_by is None else Origin(made_by, dict(init_args))
+    facts = Facts(origin).over(remembered(model, digest))
+    return {
         "format": FORMAT,
         "class": class_name(model),
         "widths": json.dumps(widths),
-        "params": str(sum(each.numel() for each in named.values())),
+        **params_of(model),
+        DIGEST: digest,
         "branchprune": __version__,
         "torch": str(torch.__version__),
+        **origin_fields(made_by, init_args),
+        **facts.as_fields(),
     }
-    full = full_shapes(model)
-    if full is not None:
-        dense = [math.prod(shape) for name, shape in full.items() if name in named]
-        header["dense_params"] = str(sum(dense))
-    return header | origin_fields(made_by, init_args)

@@ -73,6 +73,19 @@ def read_origin(path: Path) -> Origin | None:
     """
     with opened(path) as file:
         header: dict[str, str] = file.metadata() or {}
+    return origin_in(header, path)
+
+
+def origin_in(header: Mapping[str, str], path: object) -> Origin | None:
+    """Return what a header says that makes the wide model; None: it does not say.
+
+    Args:
+        header: The header of a file.
+        path: The file, for the message of an error.
+
+    Raises:
+        PruneError: The header is damaged.
+    """
     if MADE_BY not in header:
         return None
     try:
@@ -82,3 +95,8 @@ def read_origin(path: Path) -> Origin | None:
     if not NAME.fullmatch(header[MADE_BY]) or not isinstance(init_args, dict):
         raise PruneError(f"{path} is damaged: its header does not say what made the model")
     return Origin(header[MADE_BY], init_args)
+
+
+def package_of(made_by: str) -> str:
+    """Return the package that an import path leads into."""
+    return made_by.partition(":")[0].partition(".")[0]

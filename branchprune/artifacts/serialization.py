@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
@@ -16,21 +16,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from branchprune.artifacts import checksum
-from branchprune.artifacts.opened import opened
-from branchprune.artifacts.origin import origin_fields
-from branchprune.artifacts.same_model import Content, class_name, differences, settings
+from branchprune.artifacts.digest import weights_digest
+from branchprune.artifacts.facts import Facts, Keep, Metric, facts_in, remember, remembered
+from branchprune.artifacts.header import header_of
+from branchprune.artifacts.hub_folder import check_folder, is_folder, write_beside
+from branchprune.artifacts.origin import Origin, origin_fields
+from branchprune.artifacts.rebuild import Trusted, wide_model
+from branchprune.artifacts.same_model import Content, differences
+from branchprune.artifacts.saved_file import IN_FOLDER, file_of, read
 from branchprune.blending.blended import Blended
 from branchprune.errors import Failed, PruneError, optional
-from branchprune.graph.full_shapes import full_shapes, remember_full_shapes, shapes
+from branchprune.graph.full_shapes import remember_full_shapes, shapes
 from branchprune.graph.inference_mode import outside_inference_mode
-from branchprune.graph.layers import memory_format, put_parameters, set_sizes, sizes
+from branchprune.graph.layers import memory_format, put_parameters, set_sizes
 from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
-from branchprune.graph.saved_numbers import followed_numbers, kept_numbers, take_over
+from branchprune.graph.saved_numbers import take_over
 
-FORMAT, EARLIER = "branchprune/2", "branchprune/1"
-"""What the header of a file says it is; an earlier one has neither checksum nor settings."""
-AS_JSON = ("widths", "numbers", "followed", "settings", "full")
-"""What else it holds, as JSON."""
 OF_TORCH = (".pt", ".pth", ".ckpt", ".bin")
 """How names of files of torch.save end, as which others would read it."""
 
@@ -40,49 +41,97 @@ def save(
     path: str | Path,
     made_by: str | None = None,
     init_args: Mapping[str, Any] | None = None,
+    *,
+    keep: Keep | None = None,
+    metric: Metric | None = None,
+    license: str | None = None,
 ) -> None:
     """Write a model's weights and widths to a safetensors file, whole or not at all.
 
     The header also holds the settings of all layers of torch.nn, the shapes of the dense model as
-    far as they are known, and a checksum.
+    far as they are known, the import path of the class, versions, a digest of the weights, and a
+    checksum of the file. What a model that was loaded knows of itself is written again, where its
+    weights are still those of its file; `made_by` in any case.
+
+    A folder, "name/", is made as the Hugging Face Hub expects one: `model.safetensors`,
+    `config.json`, and a model card `README.md`, which is left alone once its comment is deleted.
 
     ```python
-    bp.save(small, "small.safetensors", "my_package:MyNet", {"classes": 5})
+    bp.save(small, "small.safetensors", "my_package:MyNet", {"classes": 5}, metric={"top1": 0.76})
     ```
 
     Args:
         model: A dense or collapsed model.
-        path: Where to write, NAME.safetensors; an existing file is replaced.
+        path: Where to write, NAME.safetensors; an existing file is replaced. Or a folder: one that
+            is there, or a text that ends in "/".
         made_by: What makes the wide model, as `branchprune plan` takes it: "resnet18",
-            "timm/mixnet_s", "torchvision.models.resnet18", "my_package:MyNet". Commands then take
-            the file alone. It is only written down: `load` does not look at it.
+            "timm/mixnet_s", "torchvision.models.resnet18", "my_package:MyNet". Then `load` and
+            commands take the file alone.
         init_args: Arguments of the class or function there: numbers, texts, lists of them.
+        keep: What was asked to stay of the channels; see `plan`.
+        metric: How good the model is: numbers by name, or dictionaries with a "value", and perhaps
+            an "interval" of two numbers, and others.
+        license: Of the weights, as the Hub names it: "mit".
 
     Raises:
         PruneError: The file cannot be written, its name is that of one of torch.save, the model is
-            blended or has tensors on `meta`, a module's extra state is no tensor, or JSON cannot
-            hold `init_args`.
+            blended or has tensors on `meta`, a module's extra state is no tensor, JSON cannot hold
+            `init_args`, another argument is wrong, or a folder has files of another program.
     """
-    made = origin_fields(made_by, init_args or {})
+    origin_fields(made_by, init_args or {})
+    origin = None if made_by is None else Origin(made_by, {**(init_args or {})})
+    write_model(model, path, Facts(origin, keep, metric or {}, license))
+
+
+def write_model(model: nn.Module, path: str | Path, facts: Facts) -> None:
+    """Write a model with what is known of it; see `save`.
+
+    Args:
+        model: See `save`.
+        path: See `save`.
+        facts: What is known of it.
+
+    Raises:
+        PruneError: See `save`.
+    """
+    facts.check()
     if Path(path).suffix.lower() in OF_TORCH:
         raise PruneError(
             f"path (={str(path)!r}) ends as a file of torch.save, and this is one of safetensors: "
             "take .safetensors"
         )
+    folder = Path(path).resolve() if is_folder(path) else None
     path = Path(path).resolve()  # what a link stands for is replaced, not the link
     optional("numpy", "safetensors")
     _check_module(model)
-    if path.exists() and not path.is_file():
-        raise PruneError(f"cannot write {path}: it is no regular file")
     if isinstance(model, Blended):
         raise PruneError("model is blended: collapse it before it is saved")
     state = {name: tensor.detach() for name, tensor in _tensors(model).items()}
     state = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    digest = weights_digest(state)
+    header = header_of(model, facts.over(remembered(model, digest)), digest)
+    if folder is None:
+        _write(state, header, path)
+        return
+    made = check_folder(folder)
+    try:
+        _write(state, header, folder / IN_FOLDER)
+        write_beside(folder, header)
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing is in it
+        raise
+
+
+def _write(state: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise PruneError(f"cannot write {path}: it is no regular file")
     part = path.with_name(f".{path.name}.{token_hex(4)}.part")
     try:
         part.touch()
         mode = part.stat().st_mode
-        save_file(state, part, metadata=_header(model) | made)
+        save_file({**state}, part, metadata={**header})
         checksum.stamp(part)
         part.chmod(mode)  # that of any new file, of which safetensors makes a private one
         part.replace(path)
@@ -90,52 +139,63 @@ def save(
         reason = getattr(error, "strerror", None) or error
         raise Failed(f"cannot write {path}: {reason}") from error
     finally:
-        _remove(part)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
-def _remove(part: Path) -> None:
-    with suppress(OSError):
-        part.unlink(missing_ok=True)
-
-
-def _header(model: nn.Module) -> dict[str, str]:
-    widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
-    full = full_shapes(model)
-    header = {
-        "format": FORMAT,
-        "class": class_name(model),
-        "widths": json.dumps(widths),
-        "numbers": json.dumps(kept_numbers(model)),
-        "followed": json.dumps(followed_numbers(model)),
-        "settings": json.dumps(settings(model)),
-        checksum.KEY: checksum.EMPTY,
-    }
-    return header if full is None else header | {"full": json.dumps(full)}
-
-
+@overload
+def load(model: nn.Module, path: str | Path) -> nn.Module: ...
+@overload
+def load(model: str | Path, *, trust: Trusted = ()) -> nn.Module: ...
 @outside_inference_mode()
-def load(model: nn.Module, path: str | Path) -> nn.Module:
+def load(
+    model: nn.Module | str | Path, path: str | Path | None = None, *, trust: Trusted = ()
+) -> nn.Module:
     """Read a file written by `save` into a copy of a model, narrowed to the widths in the file.
 
     ```python
     small = bp.load(make_model(), "small.safetensors")
+    small = bp.load("small.safetensors")
     ```
+
+    Of the file alone, the wide model is made by what was named as `made_by` when it was saved:
+    models of torchvision, timm and `branchprune.models` without being asked, any other where you
+    trust the package that it is from, since that is imported, and called with the arguments in the
+    file. Where nothing was named, the class is called without arguments.
 
     Args:
         model: The model at its full widths; it is not changed. What is on the device `meta` gets
-            its weights on the CPU.
-        path: The file. Only tensors and numbers are read from it; nothing in it is executed.
+            its weights on the CPU. Or the file alone.
+        path: The file, or the folder with it. Only tensors, numbers and names are read from it;
+            nothing in it is executed.
+        trust: Packages or modules whose code may make the model, such as "my_package".
 
     Returns:
-        A model of the same class with the file's widths and weights.
+        A model of the same class with the file's widths and weights; of a file alone in evaluation
+        mode.
 
     Raises:
-        PruneError: The file is missing, damaged, not safetensors or of another model, whose first
-            differences are named; or something that no file holds is on `meta`.
+        PruneError: The file is missing, damaged, of a newer version, not safetensors or of another
+            model, whose first differences are named; something that no file holds is on `meta`; or
+            the model is not made of the file alone, and what to write instead is said.
     """
-    path = Path(path)
-    _check_module(model)
-    content = read(path)
+    alone = path is None and isinstance(model, str | os.PathLike)
+    if isinstance(path, nn.Module) and isinstance(model, str | os.PathLike):
+        raise PruneError(f"the model comes first: bp.load(model, {str(model)!r})")
+    if path is None and not alone:
+        raise PruneError("path is missing: give the file, bp.load(model, 'small.safetensors')")
+    file = file_of(model if alone else path)  # type: ignore[arg-type]
+    if not alone:
+        _check_module(model)
+    header, content = read(file)
+    wide: Any = wide_model(header, file, trust).eval() if alone else model
+    narrow = _narrowed(wide, content, file)
+    remember(narrow, facts_in(header, file), weights_digest(content.state))
+    return narrow
+
+
+def _narrowed(model: nn.Module, content: Content, path: Path) -> nn.Module:
+    """Return a copy of a model with the widths and weights of a file."""
     found = differences(model, content)
     if found:
         raise PruneError(f"{path} is of another model: {found}")
@@ -189,59 +249,6 @@ def _check_meta(model: nn.Module, state: dict[str, Tensor]) -> None:
                     f"{full} is on the device meta and in no file: make the model on the CPU, or "
                     "give it its numbers first"
                 )
-
-
-def read(path: Path) -> Content:
-    """Read a file written by `save`, and check that it is whole.
-
-    Raises:
-        PruneError: The file is missing, damaged, or not of branchprune.
-    """
-    header, state = read_tensors(path)
-    if header.get("format") not in (FORMAT, EARLIER):
-        raise PruneError(f"{path} was not written by branchprune: its header lacks {FORMAT!r}")
-    try:
-        fields = {key: json.loads(header[key]) for key in AS_JSON if key in header}
-    except ValueError:
-        raise PruneError(f"{path} is not complete: its header has no whole 'widths'") from None
-    if "widths" not in fields:
-        raise PruneError(f"{path} is not complete: its header has no 'widths'")
-    for key, field in fields.items():
-        if not _is_mapping(field, list if key == "full" else dict):
-            raise PruneError(f"{path} is not complete: its header has damaged {key!r}")
-    return Content(state, kind=header.get("class"), **fields)
-
-
-def _is_mapping(value: Any, kind: type) -> bool:
-    """Return whether a value is a mapping whose values are of a kind."""
-    return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
-
-
-def was_saved(path: Path) -> bool:
-    """Return whether `save` wrote a file; another may be of any kind.
-
-    Raises:
-        PruneError: The file ends in .safetensors, and is none.
-    """
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    with opened(path) as file:
-        return (file.metadata() or {}).get("format") in (FORMAT, EARLIER)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read the header and the tensors of any safetensors file; check one of `save` to be whole.
-
-    Raises:
-        PruneError: The file is missing or damaged.
-    """
-    with opened(path) as file:
-        header: dict[str, str] = file.metadata() or {}
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    stamped = header.get("format") == FORMAT
-    if stamped and not checksum.is_whole(path, header.get(checksum.KEY, "")):
-        raise PruneError(f"{path} is damaged: its checksum is not that of its content")
-    return header, state
 
 
 def _resize(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -21,6 +21,8 @@ USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option val
        branchprune plan MODEL [--example 1x3x224x224] [--option value ...]
        branchprune compress MODEL IMAGES/ [--keep 0.34] [--minutes 5] [--option value ...]
        branchprune export MODEL --format onnx [--output small.onnx] [--option value ...]
+       branchprune collapse CHECKPOINT MODEL [--output small.safetensors] [--option value ...]
+       branchprune show FILE
        branchprune sensitivity MODEL IMAGES/ [--option value ...]
        branchprune bench [--option value ...]
        branchprune cost [CONFIG.yaml ...] [--option value ...]
@@ -35,6 +37,8 @@ report       write the report of a finished run again
 plan         what would shrink in a model, what would stay, and why
 compress     make a trained model small with a folder of unlabelled images
 export       write a model as ONNX, for OpenVINO or for torch.export, and check it
+collapse     make the small model of a checkpoint that a training with BranchPruning has left
+show         what a file says of its model: class, sizes, scores, layers
 sensitivity  how much the output needs the channels of each layer, by images
 bench        measure what blending costs and what the collapse saves
 cost         measure time and memory of the paper's models, dense and small

@@ -169,6 +169,19 @@ def _export(args: Sequence[str], console: Console) -> None:
     export(args, console)
 
 
+def _show(args: Sequence[str], console: Console) -> None:
+    from branchprune.cli.show import main as show
+
+    show(args, console)
+
+
+def _collapse(args: Sequence[str], console: Console) -> None:
+    from branchprune.cli.collapse import main as collapse
+
+    _find_modules_here()
+    collapse(args, console)
+
+
 def _sensitivity(args: Sequence[str], console: Console) -> None:
     from branchprune.cli.sensitivity import main as sensitivity
 
@@ -197,6 +210,7 @@ def _zoo(args: Sequence[str], console: Console) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     **{"run": _run, "dense": _dense, "compare": _compare, "search": _search, "report": _report},
     **{"plan": _plan, "compress": _compress, "export": _export, "sensitivity": _sensitivity},
+    **{"collapse": _collapse, "show": _show},
     **{"bench": _bench, "cost": _cost, "zoo": _zoo},
 }
 

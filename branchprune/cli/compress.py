@@ -9,8 +9,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor
 
+from branchprune.artifacts.card import write_card
 from branchprune.artifacts.origin import origin_fields
-from branchprune.artifacts.serialization import save
+from branchprune.artifacts.serialization import write_model
 from branchprune.cli.model_and_images import add_model_and_images, new_file, warnings_in_a_line
 from branchprune.cli.named_model import named
 from branchprune.cli.progress import progress
@@ -18,7 +19,7 @@ from branchprune.cli.target_options import add_target, asked
 from branchprune.cli.trained import trained
 from branchprune.data.files import read_frames
 from branchprune.experiments.parsed import parsed, parser_of
-from branchprune.few_images.card import card
+from branchprune.few_images.card import facts_of
 from branchprune.few_images.compress import STEPS, compress, counted
 from branchprune.graph.inputs import tensors
 
@@ -55,12 +56,9 @@ def main(args: Sequence[str], console: Console) -> None:
         found = compress(  # which looks at images once all else is checked
             model, images(), **chosen, progress=shown.step, phase=shown.begin
         )
-    save(found.model, output, origin.made_by, origin.init_args)
-    text = card(
-        found, options.model, tensors(found.plan.whole)[0].shape[-2:], wanted.mean, wanted.std
-    )
-    beside = output.with_suffix(".md")
-    beside.write_text(text, encoding="utf-8")
+    size, keep = tensors(found.plan.whole)[0].shape[-2:], widths["keep"]
+    write_model(found.model, output, facts_of(found, size, wanted.mean, wanted.std, origin, keep))
+    beside = write_card(output, options.model)
     console.print(f"{found}\n{output}\n{beside}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
-from typing import Any
 
-from branchprune import models
+from branchprune.artifacts.library_models import is_of_library
 from branchprune.artifacts.origin import Origin, read_origin
 from branchprune.artifacts.torch_checkpoint import not_weights
-from branchprune.errors import PruneError, optional
+from branchprune.errors import PruneError
 
 SAVED = ".safetensors"
 OF_TORCH = (".pt", ".pth", ".ckpt", ".pt2")
 OTHERS = (".yaml", ".yml", ".onnx")
-BUILDER = re.compile(r"torchvision\.models(?:\.segmentation|\.video)?[.:](\w+)")
 
 
 def is_file(name: str) -> bool:
@@ -43,7 +40,7 @@ def origin_of(path: Path) -> Origin:
             f"model (={str(path)!r}) does not say what makes its model: name that, and give "
             f"--checkpoint {shlex.quote(str(path))}"
         )
-    if not _is_of_library(origin):
+    if not is_of_library(origin):
         raise PruneError(
             f"model (={str(path)!r}) was made by {origin.made_by}, which could run anything: where "
             f"you trust that, give {command(origin)} --checkpoint {shlex.quote(str(path))} instead"
@@ -71,37 +68,3 @@ def _no_model(path: Path) -> str:
         "your own by the import path of its class or of a function that loads it, such as "
         "package.module:load"
     )
-
-
-def _is_of_library(origin: Origin) -> bool:
-    """Return whether a model is made by the code of a library alone, from sizes and switches."""
-    name, init_args = origin.made_by, dict(origin.init_args)
-    module, _, own = name.replace(":", ".").rpartition(".")
-    if module == models.__name__:
-        return own in models.__all__ and _is_plain(init_args)
-    builder = BUILDER.fullmatch(name)
-    if builder:
-        from branchprune.benchmarks.zoo_models import torchvision_families  # imports torchvision
-
-        return builder[1] in torchvision_families() and _is_plain(init_args)
-    if name in ("timm.create_model", "timm:create_model"):
-        timm = optional("timm", f"model (={name!r})")
-        given = init_args.pop("model_name", None)
-        known = isinstance(given, str) and given.partition(".")[0] in timm.list_models()
-        return known and re.fullmatch(r"[\w.]+", given) is not None and _is_plain(init_args)
-    return not init_args and not re.search("[.:]", name.partition("/")[0])
-
-
-def _is_plain(init_args: dict[str, Any]) -> bool:
-    """Return whether arguments are numbers, and none asks for weights from elsewhere."""
-    return all(
-        _are_numbers(value) and not (value and re.match("pretrained|weights|checkpoint", key))
-        for key, value in init_args.items()
-    )
-
-
-def _are_numbers(value: Any) -> bool:
-    """Return whether a value is a number or switch, None, or a list of them."""
-    if isinstance(value, list):
-        return all(map(_are_numbers, value))
-    return value is None or isinstance(value, int | float)

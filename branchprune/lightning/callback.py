@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer
@@ -21,6 +22,7 @@ from branchprune.lightning.best_weights import BestWeights
 from branchprune.lightning.blended_macs import blended_macs
 from branchprune.lightning.branch_validation import last_shares, validate_branch
 from branchprune.lightning.callback_checks import check_options, check_order, plateaus
+from branchprune.lightning.collapsed_checkpoint import KEY, blending_state, collapse_checkpoint
 from branchprune.lightning.freezing import Freezing
 from branchprune.lightning.loss_guard import LossGuard
 from branchprune.lightning.lr_restart import LearningRates
@@ -288,9 +290,13 @@ class BranchPruning(LossGuard):
         self._swap.restore(self.small)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the schedule, and the best weights of the level."""
+        """Return the state of the schedule, the best weights of the level, how it is blended."""
         best = self.best.state_dict() if self.best else None
-        return {"schedule": self.schedule.state_dict(), "new_level": self.new_level, "best": best}
+        state = {"schedule": self.schedule.state_dict(), "new_level": self.new_level, "best": best}
+        if self.plan is None:
+            return state
+        made = self.plan, self.keep, self.planning, self.training, self._swap.target
+        return state | {KEY: blending_state(*made)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue inside a level."""
@@ -298,3 +304,28 @@ class BranchPruning(LossGuard):
         self.new_level = state_dict["new_level"]
         if self.best is not None:
             self.best.load_state_dict(state_dict["best"])
+
+    @staticmethod
+    def load_collapsed(
+        path: str | Path, model: nn.Module, example: Example | None = None
+    ) -> nn.Module:
+        """Return the small network of a checkpoint that was written before the collapse.
+
+        ```python
+        best = trainer.checkpoint_callback.best_model_path
+        small = BranchPruning.load_collapsed(best, make_network())
+        ```
+
+        Args:
+            path: See `collapse_checkpoint`.
+            model: See `collapse_checkpoint`.
+            example: See `collapse_checkpoint`.
+
+        Returns:
+            The network at α = 0, collapsed, in evaluation mode. Where the checkpoint's α is not 0,
+            a warning says so.
+
+        Raises:
+            PruneError: See `collapse_checkpoint`.
+        """
+        return collapse_checkpoint(path, model, example).model

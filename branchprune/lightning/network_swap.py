@@ -91,7 +91,8 @@ def _refuse_blended(
         levels = ", ".join(f"{level:.4g}" for level in sorted(set(alphas.tolist())))
         raise PruneError(
             f"the checkpoint holds {owner} with a blended network in `{place}` (alpha {levels}), "
-            "which is collapsed now: test what was collapsed, with ckpt_path=None"
+            "which is collapsed now: test what was collapsed, with ckpt_path=None, or make a small "
+            "model of it by BranchPruning.load_collapsed(path, model)"
         )
 
 

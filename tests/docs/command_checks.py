@@ -14,6 +14,8 @@ import onnx
 import torch
 import yaml
 from pages import PAGES, ROOT, blocks
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from run_checks import (
     ENTRIES,
     FRAMES,
@@ -28,11 +30,13 @@ from run_checks import (
     check_tensorboard,
     write_own,
 )
+from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
 from branchprune.benchmarks import cost
 from branchprune.cli import main
 from branchprune.experiments.compare import config as comparison
+from branchprune.lightning import BranchPruning, ClassificationTask
 from branchprune.models import VGG
 
 
@@ -172,6 +176,32 @@ def check_export(command, world):
     assert "squeezenet1_1.onnx" in world.printed()
 
 
+def check_show(command, world):
+    """A file of ours: what it says, and a line for each layer."""
+    bp.save(VGG([[8], [16]]), world.folder / "small.safetensors", license="mit")
+    assert main(shlex.split(command)[1:]) == 0
+    said = world.printed()
+    assert re.search(r"^license +mit$", said, re.M)
+    assert re.search(r"^features\.4 +Conv2d +16×8×3×3 +1,168$", said, re.M)
+
+
+def check_collapse(command, world):
+    """The best checkpoint of a network of ours that a callback of ours has blended."""
+    net, images = VGG([[8, 8], [16]], in_channels=1), torch.randn(8, 1, 8, 8)
+    data = DataLoader(TensorDataset(images, torch.arange(8)), 4)
+    keeper = ModelCheckpoint(world.folder, "best", monitor="metric/val_acc_branch")
+    pruning = BranchPruning(bp.Schedule([0.0]), keep=0.5, example=images[:1])
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=1, callbacks=[pruning, keeper], accelerator="cpu", **options)
+    trainer.fit(ClassificationTask(net), data, data)
+    made = "branchprune.models:VGG --init_args '{stages: [[8, 8], [16]], in_channels: 1}'"
+    assert main(shlex.split(command.replace("my_package:MyNet", made))[1:]) == 0
+    small = bp.load(world.folder / "small.safetensors")
+    assert torch.allclose(small(images), pruning.small.eval()(images), atol=1e-5)
+    for name in ("small.safetensors", "small.md"):  # other commands write files of these names
+        (world.folder / name).unlink()
+
+
 def check_cost(command, world):
     """Time and memory of the paper's models, below runs/."""
     options = cost.parse_options(shlex.split(command)[2:])
@@ -252,6 +282,8 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune plan \S+( --example \S+)?": check_plan,
     r"branchprune compress .*": check_compress,
     r"branchprune export MODEL --format onnx": check_export,
+    r"branchprune show small\.safetensors": check_show,
+    r"branchprune collapse best\.ckpt my_package:MyNet": check_collapse,
     r"branchprune zoo( --\w+ \S+)*": check_zoo,
     r"branchprune (run|compare|cost)": check_verb,
     r"tensorboard --logdir runs/digits": check_tensorboard,

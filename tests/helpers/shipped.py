@@ -10,7 +10,8 @@ from branchprune.cli import main
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-FILES = {"config.yaml", "dense.safetensors", "small.safetensors", "result.json", "report.html"}
+MODELS = {"dense.safetensors", "small.safetensors", "small.md"}
+FILES = {"config.yaml", "result.json", "report.html"} | MODELS
 SMALL = {  # networks of the same shape with few channels
     "vgg16": "[[8, 8], [8, 8], [16, 16, 16], [16, 16, 16], [16, 16, 16]]",
     "vgg7": "[[16, 16], [32, 32], [64, 64, 64]]",

@@ -11,7 +11,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune.artifacts.serialization import save
+from branchprune.artifacts.card import card
+from branchprune.artifacts.saved_file import read_header
+from branchprune.artifacts.serialization import write_model
 from branchprune.errors import optional
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, sealed, unwritable_named, write_whole
@@ -21,7 +23,7 @@ from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.exporting import export_models
 from branchprune.experiments.run.folder import check_folder, make_folder
 from branchprune.experiments.run.load_weights import load_weights
-from branchprune.experiments.run.model_origin import model_origin
+from branchprune.experiments.run.model_facts import dense_facts, small_facts
 from branchprune.experiments.run.one_line import told_in_one_line
 from branchprune.experiments.run.pipeline import Pruning
 from branchprune.experiments.run.rehearsal import rehearsal
@@ -36,9 +38,9 @@ from branchprune.lightning import LossGuard
 def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
     """Carry out a run and write its folder, or finish one that was broken off.
 
-    The folder holds config.yaml, dense.safetensors, small.safetensors, result.json and, for each
-    stage of training, metrics.csv, TensorBoard events and last.ckpt. A line is added to the file of
-    results.
+    The folder holds config.yaml, dense.safetensors, small.safetensors and its card small.md,
+    result.json and, for each stage of training, metrics.csv, TensorBoard events and last.ckpt. A
+    line is added to the file of results.
 
     Args:
         config: What to do.
@@ -178,7 +180,7 @@ class _Run:
             self.stages.fit("dense", task, epochs, LossGuard())
         self._judge("dense", task)
         dense.cpu()
-        save(dense, path, *model_origin(config.text))
+        write_model(dense, path, dense_facts(config, self.scores["dense"]))
         self.stages.finish("dense", scores=self.scores["dense"], test=self.tested["dense"])
         return dense
 
@@ -193,7 +195,8 @@ class _Run:
         self._judge("small", self.config.prune_task(pruned.small))
         self._log_hyperparameters(pruned.loggers)
         small = self.config.output / "small.safetensors"
-        save(pruned.small.cpu(), small, *model_origin(self.config.text))
+        write_model(pruned.small.cpu(), small, small_facts(self.config, self.scores, pruned))
+        write_whole(small.with_suffix(".md"), card(read_header(small), small.name))
         return pruned
 
     def _log_hyperparameters(self, loggers: list[Any]) -> None:

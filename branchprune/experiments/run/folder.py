@@ -23,6 +23,7 @@ STAGE = (
 STAGES = ("dense", "sparsify", "prune", "finetune", "round_[0-9]*")
 CONTENT = (
     *("config.yaml", "result.json", "report.html", "dense.safetensors", "small.safetensors"),
+    "small.md",
     *(f"{stage}/{name}" for stage in STAGES for name in STAGE),
     *("tmp????????/*.safetensors", *(f"{stage}/tmp????????/*.safetensors" for stage in STAGES)),
 )

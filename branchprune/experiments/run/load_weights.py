@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchprune.artifacts.serialization import read_tensors
+from branchprune.artifacts.saved_file import read_tensors
 from branchprune.artifacts.torch_checkpoint import begins_as_none, damage, not_weights
 from branchprune.errors import PruneError, first_line
 

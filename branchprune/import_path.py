@@ -1,4 +1,4 @@
-"""Functions and classes that a configuration names by their import path."""
+"""Functions and classes that a configuration or a file names by their import path."""
 
 from __future__ import annotations
 
