@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,7 +43,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "U-Net": (UNet, (1, 64, 64)),
     "autoencoder": (Autoencoder, SHAPE),
     **{
-        name: (lambda name=name: models.get_model(name, weights=None), SHAPE)
+        name: (partial(models.get_model, name, weights=None), SHAPE)
         for name in (
             *("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0"),
             *("densenet121", "convnext_tiny", "squeezenet1_1", "regnet_y_400mf"),

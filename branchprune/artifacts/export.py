@@ -46,6 +46,8 @@ from branchprune.runtimes.runtime import Opened
 
 TOLERANCE = 1e-5
 """max |Δ| / max |model's|: a few roundings of float32, and far below what a wrong operator does."""
+NUMBERS = {None: "float32", HALF: "float16 weights", INT8: "int8"}
+"""What headers say of the numbers in a file."""
 HALF_TOLERANCE = 1e-3
 """The same with weights of float16."""
 FAILED = ".failed"
@@ -128,7 +130,7 @@ def export(
     limit = tolerance or (HALF_TOLERANCE if quantize == HALF else TOLERANCE)
     positive("tolerance", limit if tolerance is None else tolerance)
     _check_model(model)
-    header = export_header(model, made_by, init_args or {})
+    header = export_header(model, made_by, init_args or {}) | {"numbers": NUMBERS[quantize]}
     kind.check_installed()
     check_free(path, kind, overwrite)
     name = type(model).__name__

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from branchprune.artifacts.agreement import Agreement
 from branchprune.artifacts.card import card as card_of
 from branchprune.artifacts.facts import Facts
 from branchprune.artifacts.header import header_of
 from branchprune.artifacts.origin import Origin
-from branchprune.few_images.agreement import Agreement
 from branchprune.few_images.compress import Compressed, counted
 
 

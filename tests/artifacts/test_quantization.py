@@ -261,9 +261,9 @@ def test_half_precision_halves_the_numbers_in_the_file_and_keeps_its_header(
     types = Counter(each.data_type for each in made.graph.initializer)
     assert onnx.TensorProto.FLOAT not in types and types[onnx.TensorProto.FLOAT16] >= 8
     header = {each.key: each.value for each in made.metadata_props}
-    assert header["made_by"] == "mine:Net" and header["class"] == "Mixed"
+    assert header["made_by"] == "mine:Net" and header["numbers"] == "float16 weights"
     kept = {each.key: each.value for each in onnx.load(written["int8.onnx"].path).metadata_props}
-    assert kept["class"] == "Mixed" and kept.keys() >= {"widths", "params", "branchprune"}
+    assert kept["numbers"] == "int8" and kept.keys() >= {"widths", "params", "branchprune"}
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
