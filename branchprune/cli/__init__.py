@@ -22,7 +22,7 @@ USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option val
        branchprune compress MODEL IMAGES/ [--keep 0.34] [--minutes 5] [--option value ...]
        branchprune export MODEL --format onnx [--output small.onnx] [--option value ...]
        branchprune sensitivity MODEL IMAGES/ [--option value ...]
-       branchprune bench [--option value ...]
+       branchprune bench [MODEL] [--runtime onnxruntime] [--threads 1] [--option value ...]
        branchprune cost [CONFIG.yaml ...] [--option value ...]
        branchprune zoo [--option value ...]
        branchprune --version
@@ -36,7 +36,7 @@ plan         what would shrink in a model, what would stay, and why
 compress     make a trained model small with a folder of unlabelled images
 export       write a model as ONNX, for OpenVINO or for torch.export, and check it
 sensitivity  how much the output needs the channels of each layer, by images
-bench        measure what blending costs and what the collapse saves
+bench        time a small model beside its dense one in a runtime; without, what blending costs
 cost         measure time and memory of the paper's models, dense and small
 zoo          plan, blend and collapse every model of torchvision, timm and others
 

@@ -132,7 +132,7 @@ def check_install(command, world):
 
 def check_bench(command, world):
     """What blending costs, with images of one size and as few of them as can be."""
-    assert main([*shlex.split(command)[1:], *"--batch_size 1 --repeats 2".split()]) == 0
+    assert main([*shlex.split(command)[1:], *"--batch 1 --repeats 2".split()]) == 0
     assert "dense / collapsed, inference" in " ".join(world.printed().split())
 
 
