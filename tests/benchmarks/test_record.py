@@ -41,7 +41,7 @@ def written(folder):
         ),
         (
             cost.main,
-            ["--models=[vgg16]", "--devices=[cpu]", "--modes=[eager]", "--cpu_batches=[1]"],
+            ["--models=[vgg16]", "--devices=[cpu]", "--runtime=pytorch", "--cpu_batches=[1]"],
             {"runs/cost.json", "runs/cost.jsonl"},
             {"cost.json", "cost.jsonl"},
         ),
