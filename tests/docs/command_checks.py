@@ -136,6 +136,16 @@ def check_bench(command, world):
     assert "dense / collapsed, inference" in " ".join(world.printed().split())
 
 
+def check_bench_model(command, world):
+    """A small network of torchvision, beside what is left of its channels, for a moment."""
+    small = "squeezenet1_1 --example 1x3x64x64 --seconds 0.01"
+    words = re.sub("MODEL|resnet18", small, command)
+    keep = "" if "--keep" in words else " --keep 0.5"
+    assert main(shlex.split(words + keep)[1:]) == 0
+    printed = " ".join(world.printed().split())
+    assert "1×3×64×64 in ONNX Runtime" in printed and "times as fast" in printed
+
+
 def check_verb(command, world):
     """A command as such, without its arguments."""
     assert main(["--help"]) == 0
@@ -249,6 +259,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune compare configs/compare/\w+\.yaml --jobs \d": check_compare,
     r"branchprune search my\.yaml.*": check_search,
     r"branchprune bench": check_bench,
+    r"branchprune bench \S+ .*": check_bench_model,
     r"branchprune plan \S+( --example \S+)?": check_plan,
     r"branchprune compress .*": check_compress,
     r"branchprune export MODEL --format onnx": check_export,
