@@ -5,10 +5,11 @@ python scripts/layer_latency.py --output runs/layer_latency.json
 ```
 
 If each multiply-add took as long in the small model as in the dense one, it would be as many times
-as fast as it has fewer. How much of that it is, is timed in turns; where the rest goes, is read
-from the profiler of ONNX Runtime, the least time of each node of the graph in many runs: `lost` is
-what a layer takes more than its multiply-adds would at the dense layer's rate. Nodes without
-weights are summed up by what they do. On a machine that others use, times are of no account.
+as fast as it has fewer. How much of that it is, is timed in turns; it can be more, where layers of
+the dense model wait for their weights. Where the rest goes, is read from the profiler of ONNX
+Runtime, the least time of each node of the graph in many runs: `lost` is what a layer takes more
+than its multiply-adds would at the dense layer's rate. Nodes without weights are summed up by what
+they do. On a machine that others use, times are of no account.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Options:
     Args:
         multiples: What kept widths are rounded to, one after the other.
         batches: Images a batch.
-        threads: Threads, within an operator.
+        threads: Numbers of threads within an operator, one after the other.
         keep: Fraction of the channels to keep.
         image_size: Height and width of an image.
         runs: Runs of each model that are profiled.
@@ -62,10 +63,10 @@ class Options:
 
     multiples: list[int] = field(default_factory=lambda: [1, 8, 16])
     batches: list[int] = field(default_factory=lambda: [1, 64])
-    threads: int = 1
+    threads: list[int] = field(default_factory=lambda: [1, 2])
     keep: float = 22 / 64
     image_size: int = 32
-    runs: int = 100
+    runs: int = 50
     seconds: float = 5.0
     seed: int = 0
     output: Path | None = None
@@ -103,29 +104,30 @@ def main(args: Sequence[str] | None = None) -> int:
     """Measure, print a line for each width and batch, and write the result."""
     parser = options_parser("layer_latency.py", Options, description=__doc__.split("\n", 1)[0])
     options = Options(**vars(parser.parse_args(args)))
-    torch.set_num_threads(options.threads)
-    fixed = ("keep", "image_size", "threads", "runs", "seed")
-    rows = RecordedRows("layer_latency.json", options, fixed, ("multiple_of", "batch"))
-    for multiple, batch in product(options.multiples, options.batches):
-        row = measure(options, multiple, batch)
+    torch.set_num_threads(1)
+    fixed, keys = ("keep", "image_size", "runs", "seed"), ("threads", "multiple_of", "batch")
+    rows = RecordedRows("layer_latency.json", options, fixed, keys)
+    for threads, multiple, batch in product(options.threads, options.multiples, options.batches):
+        row = measure(options, threads, multiple, batch)
         rows.add(row)
         shown = {key: value for key, value in row.items() if key not in ("layers", "widths")}
         print(json.dumps(shown), flush=True)
     return 0
 
 
-def measure(options: Options, multiple_of: int, batch: int) -> dict[str, Any]:
-    """Return what was found of one rounding and one batch: both models as a whole, and layers."""
+def measure(options: Options, threads: int, multiple_of: int, batch: int) -> dict[str, Any]:
+    """Return what was found of threads, a rounding and a batch: models as a whole, and layers."""
     torch.manual_seed(options.seed)
     dense, x = VGG().eval(), torch.randn(2, 3, options.image_size, options.image_size)
     small = cut(dense, x, options.keep, multiple_of)
     images = torch.randn(batch, *x.shape[1:])
-    runtime = OnnxRuntime(options.threads)
+    runtime = OnnxRuntime(threads)
     steps = (runtime.prepared(dense, images), runtime.prepared(small, images))
     sizes = (size_of(dense, images), size_of(small, images))
     found = beside_dense(steps, sizes, batch, options.seconds)
-    lines = layers(dense, small, images, options)
+    lines = layers(dense, small, images, threads, options.runs)
     return {
+        "threads": threads,
         "multiple_of": multiple_of,
         "batch": batch,
         "widths": [each.out_channels for each in small.modules() if isinstance(each, nn.Conv2d)],
@@ -139,18 +141,27 @@ def measure(options: Options, multiple_of: int, batch: int) -> dict[str, Any]:
     }
 
 
-def layers(dense: nn.Module, small: nn.Module, images: Tensor, options: Options) -> list[Line]:
+def layers(
+    dense: nn.Module, small: nn.Module, images: Tensor, threads: int, runs: int
+) -> list[Line]:
     """Return how long both models take for each layer, and for all else by its operator.
+
+    Args:
+        dense: A model.
+        small: The model made small.
+        images: Inputs of both.
+        threads: Threads, within an operator.
+        runs: Runs of each.
 
     Raises:
         PruneError: ONNX Runtime has made other nodes of the layers, so that none is known again.
     """
     counts = [layer_macs(model, images) for model in (dense, small)]
     with TemporaryDirectory() as folder:
-        profiled = [Profiled(model, images, Path(folder), options) for model in (dense, small)]
+        profiled = [Profiled(model, images, Path(folder), threads) for model in (dense, small)]
         for turn in range(TURNS):
             for each in profiled[:: -1 if turn % 2 else 1]:
-                each.run(max(1, options.runs // TURNS))
+                each.run(max(1, runs // TURNS))
         nodes = [least_times(each.events()) for each in profiled]
     heavy = [[n for n in each if n.has_weights] for each in nodes]
     if {len(each) for each in heavy} != {len(counts[0])}:
@@ -192,13 +203,13 @@ class Profiled:
         model: The model.
         images: Its inputs.
         folder: Where the profiler may write.
-        options: Those of the script.
+        threads: Threads, within an operator.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, folder: Path, options: Options) -> None:
-        package = OnnxRuntime(options.threads).package
+    def __init__(self, model: nn.Module, images: Tensor, folder: Path, threads: int) -> None:
+        package = OnnxRuntime(threads).package
         settings = package.SessionOptions()
-        settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
+        settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
         settings.enable_profiling = True
         settings.profile_file_prefix = str(folder / f"profile_{id(self)}")
         content = onnx_model(model, images)

@@ -91,6 +91,7 @@ def layer_latency_table(result: Result) -> str:
     lines += [
         [
             _rounding(row),
+            f"{row['threads']}",
             f"{row['batch']}",
             *(f"{row[key]:.2f} ms" for key in ("dense_ms", "small_ms")),
             "{1:.2f} ({0:.2f}–{2:.2f})".format(*row["faster"]),
@@ -101,18 +102,21 @@ def layer_latency_table(result: Result) -> str:
         for row in rows
     ]
     layers = "\n\n".join(
-        folded(f"Layer by layer: {_rounding(row)}, batch {row['batch']}", _layers(row))
+        folded(
+            f"Layer by layer: {_rounding(row)}, {row['threads']} thread(s), batch {row['batch']}",
+            _layers(row),
+        )
         for row in rows
     )
     versions = " and ".join(sorted({row["onnxruntime"] for row in rows}))
     return (
         f"VGG-16, {options['image_size']} px, keep {options['keep']:g}, ONNX Runtime {versions}, "
-        f"{options['threads']} thread(s), {made(rows)}. Both are timed in turns; fewer MACs: how "
+        f"{made(rows)}. Both are timed in turns; fewer MACs: how "
         "many times as fast it would be if each multiply-add took as long as in the dense model. "
         f"Layers, and their sums in the last column: the least of {options['runs']} profiled runs, "
         "which what else the machine does changes least. Lost: what a layer takes more than at the "
         "dense layer's rate. Command: `python scripts/layer_latency.py --record`.\n\n"
-        f"{markdown_table(lines, 'lrrrrrrr')}\n\n{layers}"
+        f"{markdown_table(lines, 'lrrrrrrrr')}\n\n{layers}"
     )
 
 

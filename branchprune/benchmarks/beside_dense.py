@@ -1,4 +1,4 @@
-"""A small model beside its dense one: how much faster it is, of what its multiply-adds allow."""
+"""A small model beside its dense one: how much faster it is, of what its multiply-adds promise."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class BesideDense:
 
     @property
     def of_limit(self) -> float:
-        """The speed-up, as a share of that."""
+        """The speed-up, as a share of that; above 1 where the dense model waits for its weights."""
         return self.faster.median / self.fewer
 
     def __str__(self) -> str:

@@ -11,6 +11,7 @@ import branchprune as bp
 from branchprune.models import VGG
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+KEYS = ("threads", "multiple_of", "batch")
 STAGES = [[32, 64], [32]]
 
 
@@ -56,7 +57,7 @@ def test_layers_are_told_apart_by_their_place(script, monkeypatch):
     narrow += [("y", "FusedConv", 20), ("z", "Conv", 10), ("l", "Gemm", 3)]
     found = {64: [*wide, ("l", "Gemm", 6)], 8: narrow}
 
-    def profile(model, images, folder, options):
+    def profile(model, images, folder, threads):
         width = model.features[3].out_channels
 
         class Stub:
@@ -72,7 +73,7 @@ def test_layers_are_told_apart_by_their_place(script, monkeypatch):
     monkeypatch.setattr(script, "Profiled", profile)
     models = VGG(STAGES).eval(), VGG([[4, 8], [4]]).eval()
     images = torch.randn(2, 3, 8, 8)
-    lines = {each.what: each for each in script.layers(*models, images, script.Options(runs=50))}
+    lines = {each.what: each for each in script.layers(*models, images, 3, 50)}
     names = ["features.0", "features.3", "features.7", "classifier"]
     assert [*lines] == [*names, "MaxPool", "ReorderInput"]
     assert [(lines[n].dense_us, lines[n].small_us) for n in names] == [
@@ -89,17 +90,22 @@ def test_layers_are_told_apart_by_their_place(script, monkeypatch):
     assert runs == [(64, 10), (8, 10), (8, 10), (64, 10)] * 2 + [(64, 10), (8, 10)]
     found[8] = narrow[:-1]
     with pytest.raises(bp.PruneError, match=r"4 layers, and nodes of \[4, 3\]"):
-        script.layers(*models, images, script.Options())
+        script.layers(*models, images, 3, 50)
 
 
 def test_a_small_network_in_the_runtime_itself(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "VGG", lambda: VGG(STAGES))
     path = tmp_path / "layers.json"
-    given = "--multiples [16] --batches [2] --keep 0.5 --image_size 8 --runs 5 --seconds 0.01"
-    assert script.main([*given.split(), "--output", str(path)]) == 0
+    cells = "--threads [1] --multiples [16] --batches [2]".split()
+    given = "--keep 0.5 --image_size 8 --runs 5 --seconds 0.01".split()
+    assert script.main([*cells, *given, "--output", str(path)]) == 0
     result = json.loads(path.read_text())
     [row] = result["rows"]
-    assert row["widths"] == [16, 32, 16] and (row["multiple_of"], row["batch"]) == (16, 2)
+    assert row["widths"] == [16, 32, 16] and (row["multiple_of"], row["batch"], row["threads"]) == (
+        16,
+        2,
+        1,
+    )
     layers = row["layers"][:4]
     by_hand = [9 * 3 * 16 * 64, 9 * 16 * 32 * 64, 9 * 32 * 16 * 16, 16 * 10]
     assert [each["small_macs"] for each in layers] == [2 * macs for macs in by_hand]
@@ -108,5 +114,5 @@ def test_a_small_network_in_the_runtime_itself(script, monkeypatch, tmp_path):
     assert row["fewer"] == pytest.approx(sum(dense) / sum(by_hand))
     assert row["of_limit"] == pytest.approx(row["faster"][1] / row["fewer"])
     text = importlib.import_module("target_tables").layer_latency_table(result)
-    assert f"| multiples of 16 | 2 | {row['dense_ms']:.2f} ms" in text
+    assert f"| multiples of 16 | 1 | 2 | {row['dense_ms']:.2f} ms" in text
     assert "| features.3 |" in text and f"| {9 * 32 * 64 / (9 * 16 * 32):.2f} |" in text
