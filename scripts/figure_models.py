@@ -13,6 +13,7 @@ import yaml
 from figure_parts import BLUE, INK, RED, Data, Missing, finish
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from measurement_tables import runtime_of
 from paper_tables import AUTOENCODER
 from torch import Tensor, nn
 
@@ -123,4 +124,4 @@ def cost(data: Data) -> Figure:
 
 
 def _case(each: Mapping[str, Any]) -> str:
-    return f"{each['device']}, batch {each['batch']}, {each['mode']}"
+    return f"{each['device']}, batch {each['batch']}, {runtime_of(each)}"

@@ -96,11 +96,21 @@ def quotients(
         f"batch {each['batch']}: {name if each['device'] == 'cpu' else ''}{ratio(each[key])}"
         for each in summary
         if (each["model"], each["device"]) == (row["model"], row["device"])
-        and (each["variant"], each["mode"]) == ("small", "eager")
+        and (each["variant"], runtime_of(each)) == ("small", "pytorch")
         for key, name in keys
         if each[key]
     ]
     return "<br>".join(found) or NOTHING
+
+
+EARLIER = {"eager": "pytorch", "compile": "torch-compile", "graphs": "cuda-graphs"}
+"""What older results call a runtime, as `mode`."""
+
+
+def runtime_of(line: Mapping[str, Any]) -> str:
+    """Return what ran the model of a line of a summary."""
+    found: str = line["runtime"] if "runtime" in line else EARLIER[line["mode"]]
+    return found
 
 
 def ratio(quartiles: Sequence[float] | None) -> str:
@@ -113,7 +123,7 @@ def ratio(quartiles: Sequence[float] | None) -> str:
 
 def measurements(summary: Sequence[dict[str, Any]]) -> str:
     """Return a table of everything that `branchprune cost` measured: medians, with quartiles."""
-    header = "model, variant, device, batch, mode, ms an image, dense / this, weights in MiB, "
+    header = "model, variant, device, batch, runtime, ms an image, dense / this, weights in MiB, "
     header += "activations in MiB, peak in MiB, growth in MiB, dense / this"
     lines = [header.split(", ")]
     for each in summary:
@@ -123,7 +133,8 @@ def measurements(summary: Sequence[dict[str, Any]]) -> str:
         weights = each["weights_bytes"]
         lines.append(
             [
-                *(each["model"], each["variant"], each["device"], str(each["batch"]), each["mode"]),
+                *(each["model"], each["variant"], each["device"], str(each["batch"])),
+                runtime_of(each),
                 (each["error"] or NOTHING)[:60]
                 if each["image_s"] is None
                 else quantity(each["image_s"], 1e3, "#.3g"),
@@ -135,9 +146,9 @@ def measurements(summary: Sequence[dict[str, Any]]) -> str:
         )
     notes = (
         "Peak: of the allocator (cuda), of the process's resident memory (cpu). Growth: that peak "
-        "without what the process held before it built the model. The last column compares the "
-        "peaks (cuda), or the growths (cpu). Activations: the allocator's peak without weights and "
-        "input."
+        "without what the process held before it built the model, or opened its file. The last "
+        "column compares the peaks (cuda), or the growths (cpu). Activations: the allocator's peak "
+        "without weights and input."
     )
     return f"{markdown_table(lines, 'lllrl' + 7 * 'r')}\n\n{notes}"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from recorded_rows import made
 
-from branchprune.experiments.markdown import folded, markdown_table
+from branchprune.experiments.markdown import NOTHING, folded, markdown_table
 
 Result = Mapping[str, Any]
 
@@ -80,6 +80,74 @@ def latency_table(result: Result) -> str:
         "Command: `python scripts/target_latency.py --record`.\n\n"
         + markdown_table(lines, "lrrrrrrr")
     )
+
+
+def layer_latency_table(result: Result) -> str:
+    """Return where the rest of the speed-up is, of `scripts/layer_latency.py`."""
+    options, rows = result["options"], result["rows"]
+    lines = [
+        ["widths", "batch", "dense", "small", "times as fast", "fewer MACs", "of that", "least"]
+    ]
+    lines += [
+        [
+            _rounding(row),
+            f"{row['threads']}",
+            f"{row['batch']}",
+            *(f"{row[key]:.2f} ms" for key in ("dense_ms", "small_ms")),
+            "{1:.2f} ({0:.2f}–{2:.2f})".format(*row["faster"]),
+            f"{row['fewer']:.2f}",
+            f"{row['of_limit']:.0%}",
+            f"{_least(row):.2f}",
+        ]
+        for row in rows
+    ]
+    layers = "\n\n".join(
+        folded(
+            f"Layer by layer: {_rounding(row)}, {row['threads']} thread(s), batch {row['batch']}",
+            _layers(row),
+        )
+        for row in rows
+    )
+    versions = " and ".join(sorted({row["onnxruntime"] for row in rows}))
+    return (
+        f"VGG-16, {options['image_size']} px, keep {options['keep']:g}, ONNX Runtime {versions}, "
+        f"{made(rows)}. Both are timed in turns; fewer MACs: how "
+        "many times as fast it would be if each multiply-add took as long as in the dense model. "
+        f"Layers, and their sums in the last column: the least of {options['runs']} profiled runs, "
+        "which what else the machine does changes least. Lost: what a layer takes more than at the "
+        "dense layer's rate. Command: `python scripts/layer_latency.py --record`.\n\n"
+        f"{markdown_table(lines, 'lrrrrrrrr')}\n\n{layers}"
+    )
+
+
+def _least(row: Mapping[str, Any]) -> float:
+    """Return how many times as fast the layers of a small model are, all together."""
+    dense, small = (sum(each[key] for each in row["layers"]) for key in ("dense_us", "small_us"))
+    return float(dense / small)
+
+
+def _rounding(row: Mapping[str, Any]) -> str:
+    multiple = row["multiple_of"]
+    return "as they come" if multiple == 1 else f"multiples of {multiple}"
+
+
+def _layers(row: Mapping[str, Any]) -> str:
+    """Return the layers of a row, and what each takes more than its multiply-adds would."""
+    lines = [["", "dense", "small", "times as fast", "fewer MACs", "lost", "of the small model"]]
+    whole = sum(each["small_us"] for each in row["layers"])
+    for each in row["layers"]:
+        small_us, macs = each["small_us"], each["small_macs"]
+        lines.append(
+            [
+                each["what"],
+                *(f"{each[key]:.0f} µs" for key in ("dense_us", "small_us")),
+                f"{each['dense_us'] / small_us:.2f}" if small_us else NOTHING,
+                f"{each['dense_macs'] / macs:.2f}" if macs else NOTHING,
+                f"{each['lost_us']:.0f} µs",
+                _percent(each["lost_us"] / whole),
+            ]
+        )
+    return markdown_table(lines, "lrrrrrr")
 
 
 def additivity_table(result: Result) -> str:

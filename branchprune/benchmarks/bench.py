@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,19 +20,15 @@ from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from branchprune.benchmarks.options import options_parser
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.collapsing.collapse import collapse
 from branchprune.experiments import environment
 from branchprune.experiments.files import refusals_named, write_whole
-from branchprune.experiments.parsed import parsed
 from branchprune.graph.macs_counter import MacsCounter
 from branchprune.models import VGG
 from branchprune.planning.plan import plan
 from branchprune.runtimes.latency import Step, in_turns, quartiles
-
-ABOUT = "Measure on this machine what blending costs and what the collapse saves, on VGG-16."
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Row:
 
 @dataclass
 class Options:
-    """Options of `branchprune bench`.
+    """What `branchprune bench` measures without a model of the user's.
 
     Args:
         batch_size: Images a batch.
@@ -76,17 +73,15 @@ class Options:
     record: bool = False
 
 
-def main(args: Sequence[str], console: Console) -> None:
-    """Measure VGG-16 on the CPU, or on the GPU if there is one, and print a table."""
-    parser = options_parser(
-        "branchprune bench", Options, description=ABOUT, exit_on_error=False, allow_abbrev=False
-    )
-    options = Options(**vars(parsed(parser, args)))
+def bench(options: Options, console: Console) -> None:
+    """Measure VGG-16 on the CPU, or on the GPU if there is one, and print a table.
+
+    Raises:
+        PruneError: The result cannot be written.
+    """
     output = environment.recorded("bench.json") if options.record else options.output
     if output is not None:
-        with refusals_named():
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.open("a").close()  # not found out after minutes
+        check_writable(output)  # not found out after minutes
     if options.threads:
         torch.set_num_threads(options.threads)
     rows = measure(options, console)
@@ -97,16 +92,36 @@ def main(args: Sequence[str], console: Console) -> None:
         table.add_row(row.what, f"{row.value:.3f}", f"{row.low:.3f}–{row.high:.3f}", row.target)
     console.print(table)
     if output is not None:
-        content = {
-            "hardware": environment.hardware(),
-            "versions": environment.versions(),
-            "commit": environment.commit(),
-            "threads": torch.get_num_threads(),
-            "options": {k: v for k, v in asdict(options).items() if k not in ("output", "record")},
-            "rows": [asdict(row) for row in rows],
-        }
-        with refusals_named():
-            write_whole(output, json.dumps(content, indent=1) + "\n")
+        given = {k: v for k, v in asdict(options).items() if k not in ("output", "record")}
+        threads = {"threads": torch.get_num_threads()}
+        write_result(output, threads | {"options": given, "rows": [asdict(row) for row in rows]})
+
+
+def check_writable(output: Path) -> None:
+    """Make the folder of a result and the file in it, if they are not there.
+
+    Raises:
+        PruneError: They cannot be made.
+    """
+    with refusals_named():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.open("a").close()
+
+
+def write_result(output: Path, found: Mapping[str, Any]) -> None:
+    """Write what was found as JSON, with what it was found with.
+
+    Raises:
+        PruneError: The file cannot be written.
+    """
+    content = {
+        "hardware": environment.hardware(),
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+        **found,
+    }
+    with refusals_named():
+        write_whole(output, json.dumps(content, indent=1) + "\n")
 
 
 def measure(options: Options, console: Console) -> list[Row]:

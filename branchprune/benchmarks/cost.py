@@ -6,8 +6,9 @@ in convolutions on a GPU).
 
 Each measurement has a process of its own (`branchprune.benchmarks.cost_child`). Dense and small
 take turns, and small models are compared with the dense one of the same turn. Memory is, on a CPU,
-what the process grows by from before the model is built (torch.compile on a CPU: with what
-compiling it took), and on a GPU the peak of torch's allocator.
+what the process grows by from before the model is built, or from before its file is opened by what
+opens files (torch.compile on a CPU: with what compiling it took; ONNX Runtime and others: with what
+opening took), and on a GPU the peak of torch's allocator.
 
 Options come from YAML files, the later of which override the earlier, and from the command line:
 
@@ -19,7 +20,8 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -30,9 +32,9 @@ import torch
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
-from branchprune.benchmarks.child import parse, run_child
-from branchprune.benchmarks.cost_child import Row
-from branchprune.benchmarks.cost_models import MODELS, VARIANTS, prepare
+from branchprune.benchmarks.child import one_line, parse, run_child
+from branchprune.benchmarks.cost_child import CUDA_GRAPHS, Row, file_format
+from branchprune.benchmarks.cost_models import MODELS, VARIANTS, prepare, write_file
 from branchprune.benchmarks.cost_table import summarize, table
 from branchprune.benchmarks.options import options_parser
 from branchprune.errors import PruneError
@@ -40,6 +42,7 @@ from branchprune.experiments import environment
 from branchprune.experiments.arguments import files_as_options
 from branchprune.experiments.files import append_line, parse_lines, write_whole
 from branchprune.experiments.parsed import parsed
+from branchprune.runtimes.named import RUNTIMES
 
 ABOUT = "Measure time and memory of the paper's networks, dense and small, on this machine."
 
@@ -53,9 +56,11 @@ class Options:
         devices: cpu, cuda; auto: cpu, and cuda if there is one.
         cpu_batches: Images a batch on the CPU.
         cuda_batches: Images a batch on the GPU.
-        modes: As it is, through torch.compile, and (on the GPU alone) with CUDA graphs as well.
+        runtime: What runs them: pytorch, torch-compile, on the GPU alone cuda-graphs, and on the
+            CPU alone onnxruntime and others that open files; one, or a list of them. auto: all
+            that are installed.
         keep: Fraction of the channels to keep.
-        repeats: Processes a model, variant, device, batch and mode.
+        repeats: Processes a model, variant, device, batch and runtime.
         seconds: How long each measures.
         threads: Threads; 0: as many as torch chooses.
         timeout: Seconds that a process may take.
@@ -70,9 +75,7 @@ class Options:
     devices: Literal["auto"] | list[Literal["cpu", "cuda"]] = "auto"
     cpu_batches: list[PositiveInt] = field(default_factory=lambda: [1, 64])
     cuda_batches: list[PositiveInt] = field(default_factory=lambda: [1, 512])
-    modes: list[Literal["eager", "compile", "graphs"]] = field(
-        default_factory=lambda: ["eager", "compile", "graphs"]
-    )
+    runtime: list[str] | str = "auto"
     keep: OpenUnitInterval = 22 / 64
     repeats: PositiveInt = 5
     seconds: PositiveFloat = 1.0
@@ -126,28 +129,37 @@ def measure(options: Options, folder: Path, console: Console) -> list[Row]:
         folder: An empty folder for the models.
         console: Where progress is shown.
     """
-    devices = _devices(options)
+    devices, runtimes = _devices(options), _runtimes(options)
     arguments = {str(name): prepare(name, options.keep, folder) for name in options.models}
-    blank = [*_blank_rows(options, devices, arguments)]
+    blank = [*_blank_rows(options, product(devices, runtimes), arguments)]
     log = options.output.with_suffix(".jsonl")
     known = read_rows(log)
     todo = [row for row in blank if row.key not in known or known[row.key].error]
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{len(blank) - len(todo)} measurements are done, {len(todo)} to do")
     for i, row in enumerate(todo, 1):
-        found = run_apart(row, folder / f"{row.model} {row.variant}", options.timeout)
+        found = _measured(row, folder, options.timeout)
         known[row.key] = found
         append_line(log, asdict(found))
         time = found.error or f"{1e3 * (found.median_s or 0) / found.batch:.3f} ms an image"
-        what = f"{row.model}, {row.variant}, {row.device}, batch {row.batch}, {row.mode}"
+        what = f"{row.model}, {row.variant}, {row.device}, batch {row.batch}, {row.runtime}"
         say(f"{i}/{len(todo)} {what}: {time}")
     return [known[row.key] for row in blank]
 
 
+def _measured(row: Row, folder: Path, timeout: float) -> Row:
+    """Return what is measured; of a model that cannot be exported, why that is."""
+    try:
+        file = write_file(row, folder)
+    except PruneError as error:
+        return replace(row, error=one_line(str(error)))
+    return run_apart(row, file, timeout)
+
+
 def _devices(options: Options) -> list[str]:
-    for name in ("models", "devices", "cpu_batches", "cuda_batches", "modes"):
+    for name in ("models", "devices", "cpu_batches", "cuda_batches", "runtime"):
         value = getattr(options, name)
-        if value != "auto" and (not value or len({*value}) < len(value)):
+        if isinstance(value, list) and (not value or len({*value}) < len(value)):
             raise PruneError(f"{name} (={value}) must name something, and nothing twice")
     if options.threads < 0:
         raise PruneError(f"threads (={options.threads}) must be at least 0")
@@ -158,19 +170,60 @@ def _devices(options: Options) -> list[str]:
     return [*options.devices]
 
 
+def _runtimes(options: Options) -> list[str]:
+    """Return the names of what runs models.
+
+    Raises:
+        PruneError: One is not known, or its package is missing.
+    """
+    known = ["pytorch", "torch-compile", CUDA_GRAPHS]
+    known += [name for name in RUNTIMES if name not in known]
+    if options.runtime == "auto":
+        return [name for name in known if _is_installed(name)]
+    asked = [options.runtime] if isinstance(options.runtime, str) else [*options.runtime]
+    for name in asked:
+        if name not in known:
+            raise PruneError(f"runtime (={name!r}) must be one of {', '.join(known)}")
+        _check_installed(name)
+    return asked
+
+
+def _check_installed(runtime: str) -> None:
+    if runtime in RUNTIMES:
+        RUNTIMES[runtime](None)
+    if (kind := file_format(runtime)) is not None:
+        kind.check_installed()
+
+
+def _is_installed(runtime: str) -> bool:
+    with suppress(PruneError):
+        _check_installed(runtime)
+        return True
+    return False
+
+
+def _runs_on(runtime: str, device: str) -> bool:
+    """Return whether a runtime runs models on a device: files are run by the processor."""
+    if device == "cpu":
+        return runtime != CUDA_GRAPHS
+    return file_format(runtime) is None
+
+
 def _blank_rows(
-    options: Options, devices: Sequence[str], arguments: dict[str, dict[str, dict[str, Any]]]
+    options: Options,
+    places: Iterable[tuple[str, str]],
+    arguments: dict[str, dict[str, dict[str, Any]]],
 ) -> Iterator[Row]:
     """Yield the rows in the order in which they are measured, with nothing measured yet."""
     hardware, threads = environment.hardware(), options.threads or torch.get_num_threads()
-    for name, device, mode in product(options.models, devices, options.modes):
-        if (device, mode) == ("cpu", "graphs"):
+    for name, (device, runtime) in product(options.models, places):
+        if not _runs_on(runtime, device):
             continue
         batches = options.cpu_batches if device == "cpu" else options.cuda_batches
         for batch, repeat in product(batches, range(options.repeats)):
             for variant in [*VARIANTS][:: -1 if repeat % 2 else 1]:
                 yield Row(
-                    *(name, variant, device, batch, mode, repeat, threads, options.seconds),
+                    *(name, variant, device, batch, runtime, repeat, threads, options.seconds),
                     *(hardware, torch.__version__, MODELS[name][0], arguments[name][variant]),
                     [*MODELS[name][2]],
                 )

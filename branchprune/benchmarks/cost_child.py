@@ -2,7 +2,8 @@
 
 `python -m branchprune.benchmarks.cost_child '<a Row as JSON>'` prints the row, filled in, as a line
 of JSON. The model is built at its own widths and read from a file, so that a process that measures
-a small model has never held the dense one.
+a small model has never held the dense one. What opens files (ONNX Runtime, OpenVINO) opens one that
+another process has written: in this one PyTorch never has the weights.
 """
 
 from __future__ import annotations
@@ -18,15 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from branchprune.artifacts.export_formats import FORMATS
+from branchprune.artifacts.file_format import FileFormat
 from branchprune.artifacts.serialization import load
 from branchprune.benchmarks.child import forget_peak, give_memory_back, one_line, resident
 from branchprune.errors import PruneError
 from branchprune.experiments import environment
 from branchprune.models import VGG, Autoencoder
 from branchprune.planning.profiling import count_params
-from branchprune.runtimes.latency import measure_latency
+from branchprune.runtimes.in_runtime import in_tensors
+from branchprune.runtimes.latency import measure_latency, step_latency
+from branchprune.runtimes.named import RUNTIMES
 
 CLASSES: Mapping[str, type[nn.Module]] = {"VGG": VGG, "Autoencoder": Autoencoder}
+CUDA_GRAPHS = "cuda-graphs"
+TINY, TINY_INPUT = "tiny", (1, 3, 8, 8)
 SETTINGS = 13
 """So many fields of a row, the first, say what was measured; the others say what was found."""
 
@@ -40,7 +47,7 @@ class Row:
         variant: dense, small, or small with widths that are multiples of 8.
         device: cpu or cuda.
         batch: Images a batch.
-        mode: eager, compile (torch.compile), or graphs (torch.compile with CUDA graphs).
+        runtime: What runs it, by its name in `RUNTIMES`, or cuda-graphs (torch.compile with them).
         repeat: Number of the repetition.
         threads: Threads that torch uses.
         seconds: How long latency was measured.
@@ -57,7 +64,9 @@ class Row:
         iqr_s: Interquartile range of that time within this process.
         baseline_bytes: CPU: resident memory before the model was built, with everything loaded
             that running (and compiling) some other model loads.
-        peak_bytes: CPU: peak of resident memory in three passes, the first of which compiles.
+        peak_bytes: CPU: peak of resident memory in three passes, the first of which compiles; in
+            a runtime that opens files, while it opens the file, too: it lays weights out anew as it
+            does. Pages of a file that is mapped into memory count as far as they are read.
         growth_bytes: CPU: peak minus baseline.
         memory_method: CPU: VmHWM, the peak after the model was loaded, or ru_maxrss, that of the
             whole life of the process.
@@ -74,7 +83,7 @@ class Row:
     variant: str
     device: str
     batch: int
-    mode: str
+    runtime: str
     repeat: int
     threads: int
     seconds: float
@@ -116,21 +125,25 @@ def measure(row: Row, file: Path) -> None:
 
     Args:
         row: What to measure; it is changed.
-        file: The model's weights, as written by `branchprune.save`.
+        file: The model's weights, as written by `branchprune.save`; for a runtime that opens files,
+            the file for it, beside one with the same suffix of some other model, tiny.
 
     Raises:
-        PruneError: The weights do not fit, or the outputs are not ordinary numbers.
+        PruneError: The weights do not fit, the file cannot be run, or the outputs are not ordinary
+            numbers.
     """
     torch.set_num_threads(row.threads)
+    (_measure_model if file_format(row.runtime) is None else _measure_file)(row, file)
+
+
+def _measure_model(row: Row, file: Path) -> None:
     if row.device == "cpu":
-        _load_code(row.mode)
+        _load_code(row.runtime)
         row.baseline_bytes = resident("VmRSS")
     model = load(CLASSES[row.cls](**row.arguments), file).eval().to(row.device)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(row.batch, *row.shape, generator=generator).to(row.device)
-    row.params, row.input_bytes = count_params(model), x.nbytes
-    row.weights_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    run = compiled(model, row.mode)
+    x = _images(row).to(row.device)
+    _note_sizes(row, model, x)
+    run = compiled(model, row.runtime)
     if row.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -144,20 +157,61 @@ def measure(row: Row, file: Path) -> None:
     row.median_s, row.iqr_s = latency.median_s, latency.iqr_s
 
 
-def _load_code(mode: str) -> None:
+def _measure_file(row: Row, file: Path) -> None:
+    kind = file_format(row.runtime)
+    assert kind is not None, "there is a file of it"
+    with torch.device("meta"):
+        _note_sizes(row, CLASSES[row.cls](**row.arguments), torch.empty(row.batch, *row.shape))
+    runtime = kind.runtime(row.threads)
+    runtime.opened(file.with_name(f"{TINY}{kind.suffix}"), TINY)(torch.randn(TINY_INPUT))()
+    give_memory_back()
+    row.baseline_bytes, row.memory_method = resident("VmRSS"), forget_peak()
+    x = _images(row)
+    step = runtime.opened(file, file.name)(x)
+    for _ in range(3):
+        step()
+    _cpu_memory(row)
+    for output in in_tensors(step()):
+        check_numbers("the output", output)
+    latency = step_latency(step, row.batch, row.seconds)
+    row.median_s, row.iqr_s = latency.median_s, latency.iqr_s
+
+
+def file_format(runtime: str) -> FileFormat | None:
+    """Return the format of the files that a runtime opens; None: it runs a model as it is."""
+    if runtime not in RUNTIMES or runtime == "pytorch":
+        return None
+    runs: object = RUNTIMES[runtime]
+    return next((each for each in FORMATS.values() if each.runtime is runs), None)
+
+
+def tiny() -> nn.Module:
+    """Return a model that loads what running any model loads."""
+    return VGG([[4]]).eval()
+
+
+def _images(row: Row) -> Tensor:
+    return torch.randn(row.batch, *row.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _note_sizes(row: Row, model: nn.Module, x: Tensor) -> None:
+    row.params, row.input_bytes = count_params(model), x.nbytes
+    row.weights_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def _load_code(runtime: str) -> None:
     """Run a tiny model, so that what is loaded on first use does not count as the model's."""
-    tiny = VGG([[4]]).eval()
     with torch.inference_mode():
-        compiled(tiny, mode)(torch.randn(1, 3, 8, 8))
+        compiled(tiny(), runtime)(torch.randn(TINY_INPUT))
     torch.compiler.reset()
     give_memory_back()
 
 
-def compiled(model: nn.Module, mode: str) -> nn.Module:
+def compiled(model: nn.Module, runtime: str) -> nn.Module:
     """Return a model as it is, through torch.compile, or through torch.compile and CUDA graphs."""
-    if mode == "eager":
+    if runtime == "pytorch":
         return model
-    options = {"mode": "reduce-overhead"} if mode == "graphs" else {}
+    options = {"mode": "reduce-overhead"} if runtime == CUDA_GRAPHS else {}
     wrapped: nn.Module = torch.compile(model, **options)  # type: ignore[call-overload]
     return wrapped
 

@@ -14,8 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from branchprune.artifacts.serialization import save
-from branchprune.benchmarks.cost_child import CLASSES, check_numbers
+from branchprune.artifacts.export import export
+from branchprune.artifacts.serialization import load, save
+from branchprune.benchmarks.cost_child import (
+    CLASSES,
+    TINY,
+    TINY_INPUT,
+    Row,
+    check_numbers,
+    file_format,
+    tiny,
+)
 from branchprune.blending.attach import attach
 from branchprune.collapsing.collapse import collapse
 from branchprune.planning.plan import plan
@@ -57,6 +66,36 @@ def prepare(name: str, keep: float, folder: Path) -> dict[str, dict[str, Any]]:
             _check_layers(f"{name}, {variant}", model, x)
             save(model, folder / f"{name} {variant}")
     return arguments
+
+
+def write_file(row: Row, folder: Path) -> Path:
+    """Write the file that a row's runtime opens, if it opens one and it is not there yet.
+
+    It takes batches of the row's size alone, and is compared with the model there.
+
+    Args:
+        row: What is to be measured.
+        folder: Where `prepare` has written the models.
+
+    Returns:
+        The file to measure.
+
+    Raises:
+        PruneError: The model cannot be exported, or computes something else there.
+    """
+    saved = folder / f"{row.model} {row.variant}"
+    kind = file_format(row.runtime)
+    if kind is None:
+        return saved
+    path = folder / f"{saved.name} {row.batch}{kind.suffix}"
+    if not path.exists():
+        model = load(CLASSES[row.cls](**row.arguments), saved).eval()
+        x = torch.randn(row.batch, *row.shape, generator=torch.Generator().manual_seed(0))
+        export(model, x, path, format=kind.name, batch=row.batch)
+    beside = folder / f"{TINY}{kind.suffix}"
+    if not beside.exists():
+        export(tiny(), torch.zeros(TINY_INPUT), beside, format=kind.name, batch=1)
+    return path
 
 
 def narrowed(arguments: dict[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Summary:
         variant: dense, small, or small with widths that are multiples of 8.
         device: cpu or cuda.
         batch: Images a batch.
-        mode: eager, compile or graphs.
+        runtime: What runs it.
         repeats: Repetitions that succeeded.
         error: Why the first that failed did, or None.
         params: Parameters.
@@ -43,7 +43,7 @@ class Summary:
     variant: str
     device: str
     batch: int
-    mode: str
+    runtime: str
     repeats: int
     error: str | None
     params: int | None
@@ -59,10 +59,10 @@ class Summary:
 
 
 def summarize(rows: Sequence[Row]) -> list[Summary]:
-    """Return a summary of each model, variant, device, batch and mode, dense first."""
+    """Return a summary of each model, variant, device, batch and runtime, dense first."""
     cells: dict[tuple[str, str, int, str], dict[str, list[Row]]] = {}
     for row in rows:
-        cell = cells.setdefault((row.model, row.device, row.batch, row.mode), {})
+        cell = cells.setdefault((row.model, row.device, row.batch, row.runtime), {})
         cell.setdefault(row.variant, []).append(row)
     return [
         _summary(cell[variant], cell.get("dense", []))
@@ -76,7 +76,7 @@ def _summary(rows: Sequence[Row], dense: Sequence[Row]) -> Summary:
     by_turn = {row.repeat: row for row in dense if row.error is None}
     pairs = [(by_turn[row.repeat], row) for row in good if row.repeat in by_turn]
     return Summary(
-        *(first.model, first.variant, first.device, first.batch, first.mode, len(good)),
+        *(first.model, first.variant, first.device, first.batch, first.runtime, len(good)),
         error=next((row.error for row in rows if row.error is not None), None),
         params=next((row.params for row in good), None),
         weights_bytes=next((row.weights_bytes for row in good), None),
@@ -112,7 +112,7 @@ def table(rows: Sequence[Row]) -> Group:
     parts = ("weights, MiB", "activations", "peak", "growth")
     memory = _table("memory", *parts, "dense / this", "quartiles")
     for line in summarize(rows):
-        what = (line.model, line.variant, line.device, str(line.batch), line.mode)
+        what = (line.model, line.variant, line.device, str(line.batch), line.runtime)
         time.add_row(
             *what,
             *([(line.error or "")[:60], ""] if not line.image_s else _cells(line.image_s, 1e3, 4)),
@@ -131,7 +131,7 @@ def _table(title: str, *columns: str) -> Table:
     found = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("model", "variant", "device"):
         found.add_column(column)
-    for column in ("batch", "mode", *columns):
+    for column in ("batch", "runtime", *columns):
         found.add_column(column, justify="right")
     return found
 

@@ -24,7 +24,7 @@ USAGE = """usage: branchprune run CONFIG.yaml [--variant NAME ...] [--option val
        branchprune collapse CHECKPOINT MODEL [--output small.safetensors] [--option value ...]
        branchprune show FILE
        branchprune sensitivity MODEL IMAGES/ [--option value ...]
-       branchprune bench [--option value ...]
+       branchprune bench [MODEL] [--runtime onnxruntime] [--threads 1] [--option value ...]
        branchprune cost [CONFIG.yaml ...] [--option value ...]
        branchprune zoo [--option value ...]
        branchprune --version
@@ -40,7 +40,7 @@ export       write a model as ONNX, for OpenVINO or for torch.export, and check 
 collapse     make the small model of a checkpoint that a training with BranchPruning has left
 show         what a file says of its model: class, sizes, scores, layers
 sensitivity  how much the output needs the channels of each layer, by images
-bench        measure what blending costs and what the collapse saves
+bench        time a small model beside its dense one in a runtime; without, what blending costs
 cost         measure time and memory of the paper's models, dense and small
 zoo          plan, blend and collapse every model of torchvision, timm and others
 

@@ -190,8 +190,9 @@ def _sensitivity(args: Sequence[str], console: Console) -> None:
 
 
 def _bench(args: Sequence[str], console: Console) -> None:
-    from branchprune.benchmarks.bench import main as bench
+    from branchprune.cli.bench import main as bench
 
+    _find_modules_here()
     bench(args, console)
 
 

@@ -17,6 +17,7 @@ from branchprune.artifacts.serialization import load
 from branchprune.cli.model_file import is_file, origin_of
 from branchprune.errors import PruneError, first_line
 from branchprune.experiments.run.load_weights import load_weights
+from branchprune.graph.full_shapes import shapes
 from branchprune.import_path import value_at
 
 MODEL = """a model of torchvision by its name (resnet50), of others as timm/NAME, ultralytics/NAME
@@ -69,6 +70,17 @@ def build(origin: Origin, checkpoint: Path | None = None) -> tuple[nn.Module, Sh
         return load(model, checkpoint), shape
     load_weights(model, checkpoint)
     return model, shape
+
+
+def dense_of(model: nn.Module, origin: Origin) -> nn.Module | None:
+    """Return the dense model of a small one, with weights of its own; None: it is dense itself.
+
+    Args:
+        model: A model that `build` has made.
+        origin: What made it.
+    """
+    dense = build(origin)[0]
+    return None if shapes(dense) == shapes(model) else dense
 
 
 def _made(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Shape | None]:

@@ -22,7 +22,7 @@ from branchprune.cli.model_and_images import (
     trained_with_images,
     warnings_in_a_line,
 )
-from branchprune.cli.named_model import CHECKPOINT, MODEL, build, named
+from branchprune.cli.named_model import CHECKPOINT, MODEL, Shape, build, named
 from branchprune.cli.target_options import add_target, asked
 from branchprune.errors import PruneError
 from branchprune.experiments.parsed import parsed, parser_of
@@ -88,10 +88,7 @@ def _model_and_inputs(options: Namespace) -> tuple[nn.Module, Example, list[Tens
         model, images = trained_with_images(options)
         return model, images[:1], [images]
     model, shape = build(*named(options.model, options.init_args, options.checkpoint))
-    examples = tuple(map(example_of, options.example)) or (shape and (torch.randn(1, *shape),))
-    if not examples:
-        raise PruneError("example is missing: give the shape of an input, --example 1x3x224x224")
-    return model, examples[0] if len(examples) == 1 else examples, None
+    return model, given_example(options.example, shape), None
 
 
 def _parser() -> ArgumentParser:
@@ -111,6 +108,24 @@ def _parser() -> ArgumentParser:
     add("--depth", type=NonNegativeInt, default=2, help="levels of the tree of modules")
     add("--json", action="store_true", help="print JSON")
     return parser
+
+
+def given_example(texts: Sequence[str], shape: Shape | None) -> Example:
+    """Return random inputs, as a user gives their shapes or a library has them.
+
+    Args:
+        texts: Shapes of the arguments of forward, as `example_of` takes them.
+        shape: That of one example of a model of a library, without the batch.
+
+    Raises:
+        PruneError: A text says no shape, or there is none.
+    """
+    examples = tuple(map(example_of, texts))
+    if not examples and shape is None:
+        raise PruneError("example is missing: give the shape of an input, --example 1x3x224x224")
+    if not examples and shape is not None:
+        return torch.randn(1, *shape)
+    return examples[0] if len(examples) == 1 else examples
 
 
 def example_of(text: str) -> Tensor:

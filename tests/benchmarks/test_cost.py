@@ -29,7 +29,7 @@ def small_settings(**changed):
         variant="dense",
         device="cpu",
         batch=2,
-        mode="eager",
+        runtime="pytorch",
         repeat=0,
         threads=1,
         seconds=0.01,
@@ -53,7 +53,7 @@ def run(tiny, tmp_path):
 
     def command(*args):
         output, shown = tmp_path / "out" / "cost.json", io.StringIO()
-        settings = "--models [vgg16] --devices [cpu] --cpu_batches [2] --modes [eager]".split()
+        settings = "--models [vgg16] --devices [cpu] --cpu_batches [2] --runtime pytorch".split()
         settings += "--repeats 1 --seconds 0.01 --threads 1".split()
         cost.main([*settings, "--output", str(output), *args], Console(file=shown, width=250))
         return json.loads(output.read_text()), shown.getvalue()
@@ -148,13 +148,17 @@ def test_dense_and_small_take_turns(run, no_process):
     assert [row.repeat for row in no_process] == [0] * 3 + [1] * 3 + [2] * 3
 
 
-def test_the_gpu_has_batches_and_modes_of_its_own(run, no_process, monkeypatch):
+def test_the_gpu_has_batches_and_runtimes_of_its_own(run, no_process, monkeypatch):
+    everywhere = ("pytorch", "torch-compile", "cuda-graphs", "onnxruntime")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cost.environment, "hardware", lambda: "a GPU; a CPU")
-    run("--devices", "auto", "--cuda_batches", "[1, 512]", "--modes", "[eager, compile, graphs]")
-    found = {(row.device, row.batch, row.mode) for row in no_process}
-    assert found == {("cpu", 2, mode) for mode in ("eager", "compile")} | {
-        ("cuda", batch, mode) for batch in (1, 512) for mode in ("eager", "compile", "graphs")
+    monkeypatch.setattr(cost, "write_file", lambda row, folder: folder / f"vgg16 {row.variant}")
+    run(
+        "--devices", "auto", "--cuda_batches", "[1, 512]", "--runtime", f"[{', '.join(everywhere)}]"
+    )
+    found = {(row.device, row.batch, row.runtime) for row in no_process}
+    assert found == {("cpu", 2, name) for name in (*everywhere[:2], "onnxruntime")} | {
+        ("cuda", batch, name) for batch in (1, 512) for name in everywhere[:3]
     }
 
 
@@ -171,7 +175,7 @@ def test_a_compiler_that_fails_is_recorded_and_tried_again(tmp_path, capsys, mon
         raise RuntimeError("no C++\ncompiler")
 
     monkeypatch.setattr(torch, "compile", broken)
-    row = measured(small_settings(mode="compile"), tmp_path, capsys)
+    row = measured(small_settings(runtime="torch-compile"), tmp_path, capsys)
     assert row.error == "RuntimeError: no C++ compiler" and row.median_s is None
     asked = []
 
@@ -181,7 +185,7 @@ def test_a_compiler_that_fails_is_recorded_and_tried_again(tmp_path, capsys, mon
 
     monkeypatch.setattr(cost, "run_apart", fail)
     for times in (1, 2):
-        result, shown = run("--modes", "[compile]")
+        result, shown = run("--runtime", "torch-compile")
         assert {row["error"] for row in result["rows"]} == {"RuntimeError: no C++ compiler"}
         assert shown.count("no C++ compiler") == 6 and len(asked) == 3 * times
         assert {line["image_s"] for line in result["summary"]} == {None}
@@ -223,7 +227,7 @@ def test_the_peak_has_one_output_and_no_checks(tmp_path, capsys, monkeypatch):
     def check(what, output):
         held.append(what)
 
-    monkeypatch.setattr(cost_child, "_load_code", lambda mode: None)
+    monkeypatch.setattr(cost_child, "_load_code", lambda runtime: None)
     monkeypatch.setattr(cost_child, "check_numbers", check)
     monkeypatch.setattr(cost_child, "_cpu_memory", lambda row: held.append("memory"))
     monkeypatch.setattr(VGG, "forward", forward)
@@ -258,7 +262,7 @@ def test_memory_is_that_of_the_passes(tmp_path, capsys, monkeypatch):
         torch.ones(size).sum()
         return plain(self, x)
 
-    monkeypatch.setattr(cost_child, "_load_code", lambda mode: torch.ones(3 * size).sum())
+    monkeypatch.setattr(cost_child, "_load_code", lambda runtime: torch.ones(3 * size).sum())
     monkeypatch.setattr(VGG, "forward", forward)
     row = measured(small_settings(), tmp_path, capsys)
     if row.memory_method == "VmHWM":
@@ -274,6 +278,84 @@ def test_memory_of_a_gpu_is_taken_apart(monkeypatch):
     cost_child._gpu_memory(row)
     assert (row.activations_bytes, row.allocated_bytes, row.reserved_bytes) == (380, 500, 2048)
     assert row.memory == 500
+
+
+FILES = {"onnxruntime": (".onnx", "branchprune[onnx]"), "openvino": (".xml", "[openvino]")}
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_a_runtime_opens_a_file_and_pytorch_never_has_the_weights(
+    runtime, tiny, tmp_path, capsys, monkeypatch
+):
+    arguments = cost_models.prepare("vgg16", 22 / 64, tmp_path)["small"]
+    row = small_settings(runtime=runtime, variant="small", arguments=arguments)
+    file = cost_models.write_file(row, tmp_path)
+    assert file == tmp_path / f"vgg16 small 2{FILES[runtime][0]}" and file.stat().st_size
+    written = file.stat().st_mtime_ns
+    assert cost_models.write_file(row, tmp_path).stat().st_mtime_ns == written
+    devices = []
+
+    def build(**given):
+        model = VGG(**given)
+        devices.append(next(model.parameters()).device.type)
+        return model
+
+    monkeypatch.setitem(cost_child.CLASSES, "VGG", build)
+    cost_child.main(row, file)
+    found = Row(**json.loads(capsys.readouterr().out))
+    assert found.error is None and devices == ["meta"]
+    assert (found.params, found.weights_bytes) == bytes_by_hand(KEPT["small"])
+    assert found.median_s > 0 and found.input_bytes == 2 * 3 * 8 * 8 * 4
+    assert found.growth_bytes == found.peak_bytes - found.baseline_bytes
+
+
+def test_memory_of_a_runtime_is_that_of_opening_and_running(tmp_path, capsys, monkeypatch):
+    """What it takes to open the file is in the peak; what a file opened before it took is not."""
+    size, opened = 50_000_000, []
+
+    class Stub:
+        threads = 1
+
+        def opened(self, file, what):
+            opened.append((file, what))
+            torch.ones(3 * size if what == "tiny" else size).sum()
+            return lambda example: lambda: [example.numpy()]
+
+    kind = dataclasses.replace(cost_child.FORMATS["onnx"], runtime=lambda threads: Stub())
+    monkeypatch.setattr(cost_child, "file_format", lambda runtime: kind)
+    cost_child.main(small_settings(runtime="onnxruntime"), tmp_path / "a.onnx")
+    row = Row(**json.loads(capsys.readouterr().out))
+    assert opened == [(tmp_path / "tiny.onnx", "tiny"), (tmp_path / "a.onnx", "a.onnx")]
+    assert row.error is None
+    if row.memory_method == "VmHWM":
+        assert 4 * size * 0.95 < row.growth_bytes < 4 * size * 1.5
+
+
+def test_a_model_that_a_runtime_cannot_have_is_recorded(run, no_process, monkeypatch):
+    def refuse(*args, **given):
+        raise bp.PruneError("VGG cannot be exported to ONNX: its operator")
+
+    monkeypatch.setattr(cost_models, "export", refuse)
+    result, shown = run("--runtime", "[onnxruntime, pytorch]")
+    said = ["VGG cannot be exported to ONNX: its operator"] * 3 + [None] * 3
+    assert [row["error"] for row in result["rows"]] == said and len(no_process) == 3
+    assert shown.count("cannot be exported to ONNX") > 3
+
+
+def test_all_that_is_installed_is_measured_where_nothing_is_named(run, no_process, monkeypatch):
+    monkeypatch.setattr(cost, "write_file", lambda row, folder: folder / f"vgg16 {row.variant}")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(cost, "RUNTIMES", {n: cost.RUNTIMES[n] for n in ("pytorch", *FILES)})
+    run("--runtime", "auto")
+    names = [row.runtime for row in no_process[::3]]
+    assert names == ["pytorch", "torch-compile", "onnxruntime"]
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_a_package_that_is_missing_names_its_extra(run, no_process, monkeypatch, runtime):
+    monkeypatch.setitem(sys.modules, runtime, None)
+    with pytest.raises(bp.PruneError, match=re.escape(FILES[runtime][1])):
+        run("--runtime", runtime)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e-40])
@@ -366,7 +448,7 @@ def test_files_come_before_options_and_a_later_one_overrides(no_process, tmp_pat
     cpu = [str(CONFIGS / "cost.yaml"), "--variant", "cpu"]
     options = cost.parse_options([*cpu, "--repeats", "4"])
     assert (options.repeats, options.seconds, options.keep) == (4, 0.5, 22 / 64)
-    assert options.devices == ["cpu"] and options.modes == ["eager", "compile"]
+    assert options.devices == ["cpu"] and options.runtime == "auto"
     more = tmp_path / "more.yaml"
     more.write_text("repeats: 5")
     assert cost.parse_options([cpu[0], str(more), *cpu[1:]]).repeats == 5
@@ -375,7 +457,7 @@ def test_files_come_before_options_and_a_later_one_overrides(no_process, tmp_pat
 
 def test_the_command_of_the_result_names_the_files(tiny, no_process, tmp_path):
     small, output = tmp_path / "small model.yaml", tmp_path / "cost.json"
-    small.write_text("models: [vgg16]\ndevices: [cpu]\ncpu_batches: [2]\nmodes: [eager]\n")
+    small.write_text("models: [vgg16]\ndevices: [cpu]\ncpu_batches: [2]\nruntime: pytorch\n")
     args = [str(CONFIGS / "cost.yaml"), str(small), "--variant", "cpu", "--output", str(output)]
     cost.main(args, Console(file=io.StringIO()))
     result = json.loads(output.read_text())
@@ -400,6 +482,12 @@ def test_a_wrong_file_is_named(no_process, tmp_path, text, said):
         (["--cpu_batches", "[2, 2]"], r"cpu_batches \(=\[2, 2\]\)"),
         (["--cpu_batches", "[0]"], "cpu_batches"),
         (["--threads", "-1"], r"threads \(=-1\)"),
+        (
+            ["--runtime", "tflite"],
+            r"runtime \(='tflite'\) must be one of pytorch, torch-compile, c",
+        ),
+        (["--runtime", "[pytorch, pytorch]"], "nothing twice"),
+        (["--runtime", "[]"], r"runtime \(=\[\]\)"),
         (["--repeats", "0"], "repeats"),
         (["--keep", "1.5"], "keep"),
     ],

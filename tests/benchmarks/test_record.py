@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from branchprune.benchmarks import bench, cost, cost_models, zoo
+from branchprune.cli import bench as bench_command
 from branchprune.errors import PruneError
 
 COMMITTED = "scripts/results"
@@ -31,7 +32,7 @@ def written(folder):
 @pytest.mark.parametrize(
     ("command", "options", "default", "recorded"),
     [
-        (bench.main, [], set(), {"bench.json"}),
+        (bench_command.main, [], set(), {"bench.json"}),
         (
             zoo.main,
             ["--models=alexnet"],
@@ -40,7 +41,7 @@ def written(folder):
         ),
         (
             cost.main,
-            ["--models=[vgg16]", "--devices=[cpu]", "--modes=[eager]", "--cpu_batches=[1]"],
+            ["--models=[vgg16]", "--devices=[cpu]", "--runtime=pytorch", "--cpu_batches=[1]"],
             {"runs/cost.json", "runs/cost.jsonl"},
             {"cost.json", "cost.jsonl"},
         ),
@@ -54,7 +55,7 @@ def test_results_are_recorded_if_that_is_asked_for(command, options, default, re
     assert written(checkout) - default == {f"{COMMITTED}/{name}" for name in recorded}
 
 
-@pytest.mark.parametrize("command", [bench.main, zoo.main, cost.main])
+@pytest.mark.parametrize("command", [bench_command.main, zoo.main, cost.main])
 def test_outside_a_checkout_nothing_is_recorded(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PruneError, match="run the command in the root of a checkout"):
@@ -63,7 +64,7 @@ def test_outside_a_checkout_nothing_is_recorded(command, tmp_path, monkeypatch):
 
 
 def test_the_recorded_file_says_what_was_asked(checkout):
-    bench.main(["--repeats=3", "--record"], Console(quiet=True))
+    bench_command.main(["--repeats=3", "--record"], Console(quiet=True))
     content = json.loads((checkout / COMMITTED / "bench.json").read_text())
     assert content["options"] == {
         "batch_size": 64,

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.benchmarks.beside_dense import beside_dense
 from branchprune.cli import main
 from branchprune.models import VGG
 
@@ -87,11 +88,78 @@ def test_a_pruned_file_is_exported_beside_itself(tmp_path: Path, capsys: Any) ->
     text = capsys.readouterr().out
     assert text.startswith("run/small.pt2: ") and "a batch of 2, in" in text
     assert re.search(r"latency: .* at a batch of 2 in PyTorch .*, f32, 2 threads \(", text)
+    assert_beside_dense(text, sizes, small, 2)
     extra = {"branchprune.json": ""}
     program = torch.export.load("run/small.pt2", extra_files=extra)
     assert '"made_by": "branchprune.models.VGG"' in extra["branchprune.json"]
     with torch.no_grad():
         assert torch.allclose(program.module()(x), small(x), rtol=0, atol=1e-5)
+
+
+def assert_beside_dense(text: str, sizes: Any, small: nn.Module, batch: int) -> None:
+    """Look for the line on the dense model, and compare it with weights times pixels."""
+    by_hand = [
+        sum(m.weight.numel() for m in model.features if isinstance(m, nn.Conv2d))
+        for model in (VGG(**sizes), small)
+    ]
+    ms = r"(\d*\.\d+) ms"
+    found = re.search(
+        rf"^in turns with {ms} of the dense model: ([\d.]+) times as fast \(([\d.]+)–([\d.]+)\) as "
+        r"the dense model, with ([\d.]+) times fewer multiply-adds: (\d+)% of that$",
+        text,
+        re.M,
+    )
+    assert found is not None and float(found[1]) > 0
+    faster, low, high, fewer = (float(found[i]) for i in (2, 3, 4, 5))
+    assert low <= faster <= high and fewer == pytest.approx(by_hand[0] / by_hand[1], rel=0.15)
+    assert int(found[6]) == pytest.approx(100 * faster / fewer, abs=2)
+
+
+def save_small() -> nn.Module:
+    """Write a Net of half the width to mine.safetensors."""
+    model = Net()
+    blended = bp.attach(model, bp.plan(model, torch.randn(2, 3, 8, 8), keep=0.5))
+    blended.alpha = 0
+    small = bp.collapse(blended).eval()
+    bp.save(small, "mine.safetensors")
+    return small
+
+
+def test_the_dense_model_comes_first_and_both_are_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(steps: Any, sizes: Any, batch: int) -> Any:
+        outputs.extend(torch.as_tensor(step()[0]) for step in steps)
+        params.extend(size.params for size in sizes)
+        return beside_dense(steps, sizes, batch, seconds=0.01)
+
+    outputs: list[Tensor] = []
+    params: list[int] = []
+    x, small = torch.randn(1, 3, 8, 8), save_small()
+    monkeypatch.setattr("branchprune.cli.export.beside_dense", compare)
+    monkeypatch.setattr("branchprune.cli.export.given_example", lambda *_: x)
+    given = ("--checkpoint", "mine.safetensors", "--output", "a.onnx")
+    assert main(["export", f"{HERE}:Net", *given]) == 0
+    with torch.no_grad():
+        wanted = small(x)
+    assert torch.allclose(outputs[1], wanted, rtol=0, atol=1e-5)
+    assert not torch.allclose(outputs[0], wanted, rtol=0, atol=1e-5)
+    assert params == [28 * 4 + 2 * 4 + 2, 28 * 2 + 2 * 2 + 2]
+
+
+def test_a_dense_model_that_cannot_be_exported_ends_no_export(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def of_small_alone(model: nn.Module, *args: Any, **given: Any) -> Any:
+        if model.conv.out_channels == 4:
+            raise bp.PruneError(f"{args[1]}.failed: it is too wide")
+        return bp.export(model, *args, **given)
+
+    monkeypatch.setattr("branchprune.cli.export.export", of_small_alone)
+    save_small()
+    given = ("--checkpoint", "mine.safetensors", "--output", "a.onnx", *EXAMPLE)
+    assert main(["export", f"{HERE}:Net", *given]) == 0
+    _, _, latency, beside = capsys.readouterr().out.splitlines()
+    assert latency.startswith("latency: ") and Path("a.onnx").is_file()
+    assert beside == "not beside the dense model: dense.onnx.failed: it is too wide"
 
 
 def test_a_model_of_a_library_has_an_example_and_its_random_weights_are_told(capsys: Any) -> None:

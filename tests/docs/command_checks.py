@@ -136,8 +136,18 @@ def check_install(command, world):
 
 def check_bench(command, world):
     """What blending costs, with images of one size and as few of them as can be."""
-    assert main([*shlex.split(command)[1:], *"--batch_size 1 --repeats 2".split()]) == 0
+    assert main([*shlex.split(command)[1:], *"--batch 1 --repeats 2".split()]) == 0
     assert "dense / collapsed, inference" in " ".join(world.printed().split())
+
+
+def check_bench_model(command, world):
+    """A small network of torchvision, beside what is left of its channels, for a moment."""
+    small = "squeezenet1_1 --example 1x3x64x64 --seconds 0.01"
+    words = re.sub("MODEL|resnet18", small, command)
+    keep = "" if "--keep" in words else " --keep 0.5"
+    assert main(shlex.split(words + keep)[1:]) == 0
+    printed = " ".join(world.printed().split())
+    assert "1×3×64×64 in ONNX Runtime" in printed and "times as fast" in printed
 
 
 def check_verb(command, world):
@@ -279,6 +289,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune compare configs/compare/\w+\.yaml --jobs \d": check_compare,
     r"branchprune search my\.yaml.*": check_search,
     r"branchprune bench": check_bench,
+    r"branchprune bench \S+ .*": check_bench_model,
     r"branchprune plan \S+( --example \S+)?": check_plan,
     r"branchprune compress .*": check_compress,
     r"branchprune export MODEL --format onnx": check_export,

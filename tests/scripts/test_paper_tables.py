@@ -202,7 +202,7 @@ def test_order_commands_and_conditions(tables):
 
 
 def measured(variant, image_s, memory, faster, smaller):
-    case = {"model": "vgg16", "device": "cpu", "batch": 64, "mode": "eager", "error": None}
+    case = {"model": "vgg16", "device": "cpu", "batch": 64, "runtime": "pytorch"} | {"error": None}
     return {
         **case,
         "variant": variant,
@@ -295,10 +295,23 @@ def test_cost_beside_the_paper(tables):
     assert f"| 3.99 → 3.78 GB (1.06×) | {peak}<br>{growth} |" in text
     assert "| vgg16 | cuda | 0.0420 → 0.0416 s (1.01×) | – | 2.00 → 1.00 GB (2.00×) | – |" in text
     times, memory = "1.00 (0.900–1.10) | 4.00× (4.00–4.00)", "32.0 | – | 768.0 (768.0–1024.0)"
-    row = f"| small | cpu | 64 | eager | {times} | {memory} | 512.0 (512.0–512.0) | 2.00×"
+    row = f"| small | cpu | 64 | pytorch | {times} | {memory} | 512.0 (512.0–512.0) | 2.00×"
     assert row in text
-    assert "| 64 | eager | out of memory | – | – | – | – | – | – |" in text
+    assert "| 64 | pytorch | out of memory | – | – | – | – | – | – |" in text
     assert "Command: `branchprune cost configs/cost.yaml --models" in text
+
+
+def test_earlier_results_call_a_runtime_a_mode(tables):
+    import measurement_tables
+
+    today, earlier = cost(), cost()
+    for line in earlier["summary"]:
+        assert line.pop("runtime") == "pytorch"
+        line["mode"] = "eager"
+    tables_of_both = [measurement_tables.cost_table(each, PAPER) for each in (today, earlier)]
+    assert tables_of_both[0] == tables_of_both[1]
+    earlier["summary"][0]["mode"] = "compile"
+    assert "| 64 | torch-compile |" in measurement_tables.cost_table(earlier, PAPER)
 
 
 def test_cost_on_a_gpu_shows_weights_activations_and_the_allocators_peak(tables):
