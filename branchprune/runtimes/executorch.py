@@ -91,7 +91,7 @@ class ExecuTorch:
         if (now := self.pool._threadpool_get_thread_count()) == self.threads:
             return
         gc.collect()
-        if any(isinstance(each, self.package.Method) for each in gc.get_objects()):
+        if any(type(each) is self.package.Method for each in gc.get_objects()):
             raise PruneError(
                 f"threads (={self.threads}): what is open in ExecuTorch runs with {now}, and all "
                 "shares them: close it before, del program"
