@@ -25,6 +25,7 @@ from branchprune.few_images.compress import Compressed, compress
 from branchprune.few_images.folder import read_folder
 from branchprune.graph.rules.teach import forget, teach
 from branchprune.planning.plan import Plan
+from branchprune.runtimes.executorch import ExecuTorch
 from branchprune.runtimes.onnx_runtime import OnnxRuntime
 from branchprune.runtimes.openvino import OpenVino
 from branchprune.runtimes.pytorch import PyTorch
@@ -35,6 +36,7 @@ from branchprune.version import __version__
 __all__ = [
     "Blended",
     "Compressed",
+    "ExecuTorch",
     "Exported",
     "GroupWeights",
     "OnnxRuntime",

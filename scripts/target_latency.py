@@ -44,7 +44,7 @@ class Options:
         share: What is asked for, of the latency of the dense model.
         image_size: Height and width of images.
         images: Random images on which changes of the output are measured.
-        runtime: Where: pytorch, torch-compile, onnxruntime or openvino.
+        runtime: Where: pytorch, torch-compile, onnxruntime, openvino or executorch.
         threads: Its threads.
         seconds: How long both models are timed at last.
         seed: Of weights and images.

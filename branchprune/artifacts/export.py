@@ -72,13 +72,13 @@ def export(
     made_by: str | None = None,
     init_args: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Write a model as ONNX, for OpenVINO, or as torch.export does, and compare what it computes.
+    """Write a model as ONNX, for OpenVINO, ExecuTorch or as torch.export does, and compare.
 
     The file is opened in its runtime and compared with the model in evaluation mode: on the
     example and on noise that is like it, at batches of 1, 3 and 7 where it takes any. Only where
     it computes the same it gets its name. It runs without branchprune and without the source of
-    the model, and says what it is: as `metadata_props` of ONNX, `rt_info` of OpenVINO, or in
-    `branchprune.json` of torch.export's `extra_files`.
+    the model, and says what it is: as `metadata_props` of ONNX, `rt_info` of OpenVINO, by the
+    method "branchprune" of ExecuTorch, or in `branchprune.json` of torch.export's `extra_files`.
 
     ```python
     print(bp.export(small, images[:1], "small.onnx"))
@@ -89,10 +89,11 @@ def export(
             mode and for the processor; itself it stays as it is, and where it is.
         example: An input, or several as a tuple or dictionary. The first size of the tensor with
             most sizes is the batch, also of others that begin with it; other sizes are fixed.
-        path: Where to write: NAME.onnx, NAME.xml (OpenVINO, with weights in NAME.bin) or NAME.pt2
-            (torch.export).
-        format: "onnx", "openvino" or "torch-export"; None: as the path ends.
-        batch: The batch that the file takes: "dynamic" for any, or a number of examples.
+        path: Where to write: NAME.onnx, NAME.xml (OpenVINO, with weights in NAME.bin), NAME.pt2
+            (torch.export) or NAME.pte (ExecuTorch).
+        format: "onnx", "openvino", "torch-export" or "executorch"; None: as the path ends.
+        batch: The batch that the file takes: "dynamic" for any, which are 64 at most for
+            ExecuTorch, or a number of examples.
         opset: Version of ONNX's operators, 18 or above; None: 20. For ONNX alone.
         quantize: Bits of the numbers in files of ONNX and OpenVINO; None: 32. 16: weights in half
             precision, computed in what the runtime computes in. 8: weights and activations in whole
@@ -138,7 +139,7 @@ def export(
     output = outputs_of(ready, given)
     if not tensors(output):
         raise PruneError(f"{name}: forward returns no tensor")
-    _check_batch_of(ready, given, batch)
+    _check_batch_of(ready, given, batch, kind)
     if wanted is not None:
         _check_images(wanted.calibration, given)
     with _folder_beside(path) as folder, own_generators([]):
@@ -173,6 +174,7 @@ def export(
         precision=kind.precision(),
         set_by=kind.set_by,
         quantized=judged,
+        largest=kind.largest,
     )
 
 
@@ -304,10 +306,15 @@ def _on_cpu(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
     return ready, moved
 
 
-def _check_batch_of(model: nn.Module, example: Example, batch: Batch) -> None:
+def _check_batch_of(model: nn.Module, example: Example, batch: Batch, kind: FileFormat) -> None:
     """Raise PruneError for a model that does not take the batch that the file shall take."""
     now = batch_of(example)
     size = max(2, now) if batch == DYNAMIC else batch
+    if batch == DYNAMIC and kind.largest is not None and now > kind.largest:
+        raise PruneError(
+            f"example has a batch of {now}, and a file of {kind.title} for any batch takes "
+            f"{kind.largest}: give fewer, or batch={now}"
+        )
     if size == now:
         return
     try:

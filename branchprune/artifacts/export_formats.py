@@ -5,13 +5,14 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
+from branchprune.artifacts.executorch_file import EXECUTORCH
 from branchprune.artifacts.exported_program import TORCH_EXPORT
 from branchprune.artifacts.file_format import FileFormat
 from branchprune.artifacts.onnx_file import ONNX
 from branchprune.artifacts.openvino_file import OPENVINO
 from branchprune.errors import PruneError
 
-FORMATS = {each.name: each for each in (ONNX, OPENVINO, TORCH_EXPORT)}
+FORMATS = {each.name: each for each in (ONNX, OPENVINO, TORCH_EXPORT, EXECUTORCH)}
 SUFFIXES = {each.suffix: each for each in FORMATS.values()}
 COLUMNS = ("format", "suffix", "extra to install", "runtime", "fp16", "INT8", "dynamic batch")
 
@@ -61,7 +62,10 @@ def table() -> str:
     extras = [f"branchprune[{each.extra}]" if each.extra else "–" for each in FORMATS.values()]
     quantized = ["yes" if "quantize" in each.takes else "–" for each in FORMATS.values()]
     rows = [
-        (each.name, each.suffix, extra, each.runs_in, bits, bits, "yes")
+        (
+            *(each.name, each.suffix, extra, each.runs_in, bits, bits),
+            f"up to {each.largest}" if each.largest else "yes",
+        )
         for each, extra, bits in zip(FORMATS.values(), extras, quantized, strict=True)
     ]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]

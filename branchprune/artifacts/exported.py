@@ -20,7 +20,7 @@ class Exported:
     Attributes:
         path: The file.
         files: All that were written, `path` first.
-        format: "onnx", "openvino" or "torch-export".
+        format: "onnx", "openvino", "torch-export" or "executorch".
         runtime: In which it was compared, with its version.
         batch: The batch that it takes: a number of examples, or "dynamic" for any.
         parity: For each size of a batch, max |Δ| / max |model's| of the worst output.
@@ -30,6 +30,7 @@ class Exported:
         precision: What the runtime computes in on this machine by itself: "f32", or "bf16".
         set_by: What makes it compute in float32, as it was compared; empty: it does.
         quantized: What 8 bits cost, where they were asked for; `parity` is that of float32 before.
+        largest: The largest batch of a file that takes any; None: there is none.
     """
 
     path: Path
@@ -44,10 +45,12 @@ class Exported:
     precision: str = FLOAT32
     set_by: str = ""
     quantized: Quantized | None = None
+    largest: int | None = None
 
     def __str__(self) -> str:
         beside = "".join(f" and {each.name}" for each in self.files[1:])
-        takes = "any batch" if self.batch == DYNAMIC else f"a batch of {self.batch}"
+        any_batch = f"batches up to {self.largest}" if self.largest else "any batch"
+        takes = any_batch if self.batch == DYNAMIC else f"a batch of {self.batch}"
         *others, last = map(str, self.parity)
         tried = f"batches of {', '.join(others)} and {last}" if others else f"a batch of {last}"
         worst = max(self.parity.values())

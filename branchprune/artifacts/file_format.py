@@ -60,6 +60,7 @@ class FileFormat:
         extra: What installs all that it needs, "branchprune[…]"; None: nothing is.
         packages: What has to be imported.
         takes: Names of options that others lack.
+        largest: The largest batch of a file that takes any; None: there is none.
         write: Writes a file and those beside it; raises OSError where that fails.
         runtime: What runs a file, with so many threads.
         exactly: Opens a file so that it is run in float32.
@@ -78,6 +79,7 @@ class FileFormat:
     packages: Sequence[str] = ()
     others: Sequence[str] = ()
     takes: Sequence[str] = ()
+    largest: int | None = None
     precision: Callable[[], str] = float32
     set_by: str = ""
 

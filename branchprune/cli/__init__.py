@@ -36,7 +36,7 @@ search       search settings of a run by Optuna, from one dense model
 report       write the report of a finished run again
 plan         what would shrink in a model, what would stay, and why
 compress     make a trained model small with a folder of unlabelled images
-export       write a model as ONNX, for OpenVINO or for torch.export, and check it
+export       write a model as ONNX, for OpenVINO, torch.export or ExecuTorch, and check it
 collapse     make the small model of a checkpoint that a training with BranchPruning has left
 show         what a file says of its model: class, sizes, scores, layers
 sensitivity  how much the output needs the channels of each layer, by images

@@ -23,7 +23,14 @@ from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, dynamic_dimensi
 CODE = re.compile(r'raised this error:\n(?:.*\n)*? *File "(.+)", line (\d+), in .+\n *(.+)')
 """Where torch says which line of forward it cannot follow."""
 CONSTANT = re.compile(r"specialized it to be a constant \((\d+)\)")
-LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx")
+LOGGERS = (
+    "torch.onnx",
+    "torch.export",
+    "torch._export",
+    "torch._dynamo",
+    "torch.fx",
+    "torch.utils._pytree",
+)
 
 
 def captured(

@@ -22,16 +22,22 @@ class InRuntime(nn.Module):
         output: What the model has returned once: outputs have its form. Each begins with the batch.
         batch: The batch that the file takes. Of a fixed one, images are given in parts of that
             many, the last of which is filled up.
+        largest: The largest batch of a file that takes any; None: there is none.
     """
 
-    def __init__(self, opened: Opened, output: Any, batch: Batch = DYNAMIC) -> None:
+    def __init__(
+        self, opened: Opened, output: Any, batch: Batch = DYNAMIC, largest: int | None = None
+    ) -> None:
         super().__init__()
-        self.opened, self.output, self.batch = opened, output, batch
+        self.opened, self.output, self.batch, self.largest = opened, output, batch, largest
 
     def forward(self, images: Tensor) -> Any:
         """Return the outputs on images (N, …)."""
-        size = len(images) if self.batch == DYNAMIC else self.batch
-        parts = [in_tensors(self.opened(of_batch(part, size))()) for part in images.split(size)]
+        if self.batch == DYNAMIC:
+            given = [*images.split(self.largest or len(images))]
+        else:
+            given = [of_batch(part, self.batch) for part in images.split(self.batch)]
+        parts = [in_tensors(self.opened(part)()) for part in given]
         whole = [torch.cat(each)[: len(images)] for each in zip(*parts, strict=True)]
         left = iter([each.to(images.device) for each in whole])
         return tree_map_only(Tensor, lambda _: next(left), self.output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from branchprune.errors import PruneError
+from branchprune.runtimes.executorch import ExecuTorch
 from branchprune.runtimes.onnx_runtime import OnnxRuntime
 from branchprune.runtimes.openvino import OpenVino
 from branchprune.runtimes.pytorch import PyTorch
@@ -16,6 +17,7 @@ RUNTIMES: dict[str, Callable[[int | None], Runtime]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
     "torch-compile": TorchCompile,
+    "executorch": ExecuTorch,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import branchprune as bp
 from branchprune.artifacts.parity import difference
 
 ROOT = Path(bp.__file__).parents[1]
-SUFFIXES = (".onnx", ".xml", ".pt2")
+SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
 CHILD = Path(__file__).parents[1] / "helpers" / "exported_alone.py"
 
 
@@ -66,6 +67,14 @@ def written(model: nn.Module, tmp_path_factory: Any) -> dict[str, bp.Exported]:
     }
 
 
+def program(file: Path) -> Any:
+    """Open an ExecuTorch program; its package warns when it is imported for the first time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from executorch.runtime import Runtime
+    return Runtime.get().load_program(file)
+
+
 def run(file: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
     """Run a file in its runtime, as its own documentation says."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
@@ -76,6 +85,9 @@ def run(file: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
         found = openvino.Core().compile_model(file, "CPU", exact)(arrays)
         return [torch.as_tensor(each) for each in found.values()]
+    if file.suffix == ".pte":
+        found = program(file).load_method("forward").execute([*inputs.values()])
+        return [each for each in found if each is not None]
     output = torch.export.load(file).module()(*inputs.values())
     return [output] if isinstance(output, Tensor) else [*output]
 
@@ -103,7 +115,8 @@ def test_the_result_says_what_was_written(suffix: str, written: dict[str, bp.Exp
     assert result.seconds > 0 and result.batch == "dynamic"
     text = str(result)
     assert text.startswith(f"{result.path}{' and small.bin' * (suffix == '.xml')}: ")
-    assert f"{result.bytes / 1000:.1f} kB, any batch" in text
+    takes = "batches up to 64" if suffix == ".pte" else "any batch"
+    assert f"{result.bytes / 1000:.1f} kB, {takes}, in" in text
     assert "at batches of 1, 3 and 7 (tolerance 1e-05)" in text and result.runtime in text
 
 
@@ -124,6 +137,9 @@ def header(file: Path) -> dict[str, str]:
     if file.suffix == ".xml":
         info = openvino.Core().read_model(file).rt_info["branchprune"]
         return {key: each.value for key, each in info.items()}
+    if file.suffix == ".pte":
+        (said,) = program(file).load_method("branchprune").execute([])
+        return dict(json.loads(said))
     extra = {"branchprune.json": ""}
     torch.export.load(file, extra_files=extra)
     found: dict[str, str] = json.loads(extra["branchprune.json"])
@@ -207,8 +223,16 @@ class Pair(Two):
         return found["scores"], found["x"]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("kind", [Two, Pair])
+def inputs_of(suffix: str, kind: type[Two], x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """Return inputs of a file: those of ExecuTorch have no names, and the order of the example."""
+    first_scale = suffix == ".pte" and kind is Two
+    return {"scale": scale, "x": x} if first_scale else {"x": x, "scale": scale}
+
+
+PAIRS = [(kind, suffix) for kind in (Two, Pair) for suffix in SUFFIXES]
+
+
+@pytest.mark.parametrize("kind, suffix", PAIRS[:-1])
 def test_several_inputs_and_outputs(kind: type[Two], suffix: str, tmp_path: Path) -> None:
     model = kind().eval()
     x, scale = torch.randn(2, 3, 6, 6), torch.full((1,), -3.0)
@@ -222,12 +246,50 @@ def test_several_inputs_and_outputs(kind: type[Two], suffix: str, tmp_path: Path
         assert found["nothing"] is None
         found = [found["scores"], found["x"]]
     else:
-        found = run(path, {"x": x, "scale": scale})
+        found = run(path, inputs_of(suffix, kind, x, scale))
     scores, classes = [wanted["scores"], wanted["x"]] if kind is Two else wanted
     assert torch.allclose(found[0], scores, rtol=0, atol=1e-5) and torch.equal(found[1], classes)
     if suffix == ".onnx":
         names = [each.name for each in onnx.load(path).graph.output]
         assert names == (["scores", "x_out"] if kind is Two else ["output_0", "output_1"])
+
+
+def test_an_input_that_forward_changes_is_refused_where_files_cannot(tmp_path: Path) -> None:
+    example, message = (torch.randn(2, 3, 6, 6), torch.ones(1)), "forward changes its input x, and"
+    with pytest.raises(bp.PruneError, match=f"Pair cannot be exported to ExecuTorch: {message}"):
+        bp.export(Pair(), example, tmp_path / "a.pte")
+    assert [*tmp_path.iterdir()] == []
+
+
+class Turned(nn.Module):
+    """Its channels are split, and its output has twice as many rows as the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.conv(x).chunk(2, 1)
+        return torch.cat([second, first], 0)
+
+
+@pytest.mark.parametrize("size", [1, 3, 40])
+def test_a_program_takes_batches_up_to_64_whatever_the_example_has(
+    size: int, tmp_path: Path, capfd: Any
+) -> None:
+    model, last = Turned().eval(), {"memory_format": torch.channels_last}
+    model.to(**last)
+    path = bp.export(model, torch.randn(size, 4, 6, 6).to(**last), tmp_path / "a.pte").path
+    assert capfd.readouterr() == ("", "")  # its libraries write to the standard error
+    for batch in (1, 2, 15, 16, 64):
+        x = torch.randn(batch, 4, 6, 6)
+        (found,) = run(path, {"x": x})
+        with torch.no_grad():
+            assert torch.allclose(found, model(x), rtol=0, atol=1e-5)
+    with pytest.raises(RuntimeError):
+        run(path, {"x": torch.randn(65, 4, 6, 6)})
+    assert model.conv.weight.is_contiguous(**last)
+    assert [*bp.export(model, x, tmp_path / "b.pte", batch=65).parity] == [65]
 
 
 def test_what_replaces_a_file_is_whole_and_nothing_is_left_beside(
@@ -258,7 +320,7 @@ def test_files_run_where_branchprune_cannot_be_imported(
 def test_importing_branchprune_imports_no_runtime() -> None:
     code = "import branchprune, sys; print(*{n.partition('.')[0] for n in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    runtimes = {"onnx", "onnxscript", "onnxruntime", "openvino"}
+    runtimes = {"onnx", "onnxscript", "onnxruntime", "openvino", "executorch"}
     assert "branchprune" in done.stdout.split() and not runtimes & {*done.stdout.split()}
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 import branchprune as bp
 from branchprune.artifacts.export_formats import FORMATS
 from branchprune.errors import Failed
 
 X = torch.randn(2, 4)
-SUFFIXES = (".onnx", ".xml", ".pt2")
+SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
 
 
 class Net(nn.Module):
@@ -62,6 +63,14 @@ class Decomposed(Net):
         return torch.linalg.svd(y)[1]
 
 
+class Deformed(nn.Module):
+    """Uses an operator of torchvision."""
+
+    def forward(self, x: Tensor) -> Any:
+        offset = x.new_zeros(2, 18, 3, 3)
+        return deform_conv2d(x, offset, x.new_ones(4, 4, 3, 3))
+
+
 class WithNumber(Net):
     """Returns a number beside a tensor."""
 
@@ -74,6 +83,13 @@ class Drawing(Net):
 
     def then(self, y: Tensor) -> Any:
         return y + torch.rand_like(y)
+
+
+class AtOne(Net):
+    """Computes something else for a batch of 1, which no graph of any batch has."""
+
+    def then(self, y: Tensor) -> Any:
+        return y * 2 if y.shape[0] == 1 else y
 
 
 class Unused(Net):
@@ -145,7 +161,7 @@ def blended() -> nn.Module:
     return bp.attach(model, bp.plan(model, torch.randn(1, 1, 8, 8), keep=0.5))
 
 
-KNOWN = ".onnx (onnx), .xml (openvino), .pt2 (torch-export)"
+KNOWN = ".onnx (onnx), .xml (openvino), .pt2 (torch-export), .pte (executorch)"
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "suffix": (Net, {"path": "a.onx"}, f"must end in one of {KNOWN}; the nearest is .onnx"),
     "no suffix": (Net, {"path": "a"}, f"path (='a') must end in one of {KNOWN}"),
@@ -196,6 +212,28 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         "tensors, test_export_errors.py:",
     ),
     "operator": (Decomposed, {}, "ONNX has nothing for the operator aten._linalg_svd"),
+    "operator of ExecuTorch": (
+        Decomposed,
+        {"path": "a.pte"},
+        "ExecuTorch cannot run Decomposed: it has nothing for the operator aten::_linalg_svd.U",
+    ),
+    "operator without a form for its memory": (
+        Deformed,
+        {"path": "a.pte", "example": torch.randn(2, 4, 5, 5)},
+        "cannot be exported to ExecuTorch: it has nothing for the operator "
+        "'torchvision::deform_conv2d'",
+    ),
+    "batch that ExecuTorch fixes": (
+        lambda: nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular"),
+        {"path": "a.pte", "example": torch.randn(2, 4, 5, 5)},
+        "it takes no other batch than 2 there, and the batch is dynamic: give batch=1",
+    ),
+    "example above the largest batch": (
+        Net,
+        {"path": "a.pte", "example": torch.randn(65, 4)},
+        "example has a batch of 65, and a file of ExecuTorch for any batch takes 64: give fewer, "
+        "or batch=65",
+    ),
     "number": (WithNumber, {}, "forward returns 3, which is no tensor"),
     "unused input": (
         Unused,
@@ -270,7 +308,7 @@ def test_a_file_that_computes_something_else_gets_another_name(suffix: str, tmp_
     for file in (path, *others):
         file.write_text("old")
     with pytest.raises(Failed, match=r"its outputs differ from the model's by [\d.e-]+ of the"):
-        bp.export(Drawing(), X, path, overwrite=True)
+        bp.export(AtOne() if suffix == ".pte" else Drawing(), X, path, overwrite=True)
     assert path.read_text() == "old"
     failed = {f"{file.name}.failed" for file in (path, *others)}
     assert {each.name for each in tmp_path.iterdir()} == {path.name, *failed} | {
@@ -331,6 +369,7 @@ MISSING = {
     "onnxscript": (".onnx", "format (='onnx') needs onnxscript,", "'branchprune[onnx]'"),
     "onnxruntime": (".onnx", "format (='onnx') needs onnxruntime,", "'branchprune[onnx]'"),
     "openvino": (".xml", "format (='openvino') needs openvino,", "'branchprune[openvino]'"),
+    "executorch": (".pte", "format (='executorch') needs executorch,", "'branchprune[executorch]'"),
 }
 
 
@@ -345,5 +384,5 @@ def test_an_extra_that_is_missing_is_named(package: str, tmp_path: Path, monkeyp
 
 
 def test_every_format_has_what_users_are_told() -> None:
-    assert [*FORMATS] == ["onnx", "openvino", "torch-export"]
+    assert [*FORMATS] == ["onnx", "openvino", "torch-export", "executorch"]
     assert [each.suffix for each in FORMATS.values()] == [*SUFFIXES]

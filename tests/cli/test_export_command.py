@@ -162,6 +162,19 @@ def test_a_dense_model_that_cannot_be_exported_ends_no_export(
     assert beside == "not beside the dense model: dense.onnx.failed: it is too wide"
 
 
+def test_a_program_of_executorch_is_timed_with_the_threads_that_are_asked_for(capfd: Any) -> None:
+    for threads in ("1", "2"):
+        given = ("--format", "executorch", "--threads", threads, "--overwrite", *EXAMPLE)
+        assert main(["export", f"{HERE}:Net", *given]) == 0
+        captured = capfd.readouterr()
+        assert captured.out.startswith("Net.pte: ") and "batches up to 64, in" in captured.out
+        many = "1 thread" if threads == "1" else "2 threads"
+        assert re.search(
+            rf"latency: .* at a batch of 1 in ExecuTorch [\d.]+, f32, {many} \(", captured.out
+        )
+        assert [line for line in captured.err.splitlines() if "are random" not in line] == []
+
+
 def test_a_model_of_a_library_has_an_example_and_its_random_weights_are_told(capsys: Any) -> None:
     assert main(["export", "squeezenet1_1", "--output", "a.xml"]) == 0
     captured = capsys.readouterr()
@@ -202,7 +215,7 @@ def test_another_output_ends_with_1_and_another_name(tmp_path: Path, capsys: Any
 
 
 BAD = {
-    "no format": ([], "format is missing: give one of onnx, openvino, torch-export, --format onnx"),
+    "no format": ([], "format is missing: give one of onnx, openvino, torch-export, executorch"),
     "unknown format": (["--format", "onx"], "format (='onx') must be one of onnx, openvino"),
     "unknown suffix": (["--output", "a.tflite"], "output (='a.tflite') must end in one of .onnx"),
     "both": (["--format", "onnx", "--output", "a.pt2"], "must end in .onnx, as format is 'onnx'"),
@@ -266,4 +279,5 @@ def test_help_has_a_table_of_formats(capsys: Any) -> None:
         ["onnx", ".onnx", "branchprune[onnx]", "ONNX Runtime", "yes", "yes", "yes"],
         ["openvino", ".xml", "branchprune[openvino]", "OpenVINO", "yes", "yes", "yes"],
         ["torch-export", ".pt2", "–", "PyTorch", "–", "–", "yes"],
+        ["executorch", ".pte", "branchprune[executorch]", "ExecuTorch", "–", "–", "up to 64"],
     ]

@@ -15,6 +15,10 @@ def run(file, image):
         import torch
 
         return torch.export.load(file).module()(image).tolist()
+    if file.endswith(".pte"):
+        from executorch.runtime import Runtime
+
+        return Runtime.get().load_program(file).load_method("forward").execute([image])[0].tolist()
     if file.endswith(".onnx"):
         import onnxruntime
 

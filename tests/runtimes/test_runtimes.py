@@ -10,7 +10,12 @@ from torch import nn
 import branchprune as bp
 from branchprune.runtimes.runtime import needed
 
-RUNTIMES = {"pytorch": bp.PyTorch, "onnx": bp.OnnxRuntime, "openvino": bp.OpenVino}
+RUNTIMES = {
+    "pytorch": bp.PyTorch,
+    "onnx": bp.OnnxRuntime,
+    "openvino": bp.OpenVino,
+    "executorch": bp.ExecuTorch,
+}
 ROUNDED = {"openvino": 2e-2}  # computes in bfloat16 where the processor has units for it
 LAYERS = [
     (nn.Conv2d(6, 8, 3, stride=2, padding=1), (2, 6, 9, 9)),
@@ -32,6 +37,12 @@ LAYERS = [
 def test_a_layer_computes_the_same(runtime):
     for layer, shape in LAYERS:
         x = torch.randn(shape)
+        if runtime == "executorch" and isinstance(layer, nn.Conv3d):
+            with pytest.raises(
+                bp.PruneError, match=r"cannot run Conv3d: .* 3-D or 4-D, but got, 5"
+            ):
+                bp.ExecuTorch(threads=1).prepared(layer, x)
+            continue
         (found,) = outputs(RUNTIMES[runtime](threads=1).prepared(layer, x)())
         error = (found - layer(x).detach()).abs().max() / layer(x).abs().max()
         assert error < ROUNDED.get(runtime, 1e-5), layer
@@ -113,6 +124,19 @@ def test_what_cannot_be_exported_is_named():
 def test_other_types_than_float32_are_refused():
     with pytest.raises(bp.PruneError, match=r"parameters of torch\.float64"):
         bp.OnnxRuntime(threads=1).prepared(nn.Linear(2, 2).double(), torch.zeros(1, 2).double())
+
+
+def test_threads_of_executorch_stay_while_something_is_open():
+    model, x = nn.Linear(3, 2), torch.ones(2, 3)
+    step = bp.ExecuTorch(threads=1).prepared(model, x)
+    (found,) = step()
+    assert torch.allclose(found, model(x), rtol=0, atol=1e-6)
+    with pytest.raises(bp.PruneError, match=re.escape("threads (=2): what is open in ExecuTorch")):
+        bp.ExecuTorch(threads=2).prepared(model, x)
+    assert bp.ExecuTorch().threads == 1
+    del step
+    bp.ExecuTorch(threads=2).prepared(model, x)
+    assert bp.ExecuTorch().threads == 2
 
 
 def test_threads_are_checked():

@@ -123,7 +123,7 @@ class _Exporting:
 
     def _judged(self, model: nn.Module, opened: Any) -> dict[str, float]:
         """Return the metric of the run in validation and test, as the runtime computes."""
-        module = InRuntime(opened, outputs_of(model, self.example))
+        module = InRuntime(opened, outputs_of(model, self.example), largest=self.kind.largest)
         task = self._task(model, module)
         return self.stages.pick(self.stages.judge(task))
 

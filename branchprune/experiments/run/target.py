@@ -31,7 +31,8 @@ class TargetConfig:
         latency: Share of the time of one example in `runtime`.
         latency_ms: That time in milliseconds.
         floor: The least share of a group's channels.
-        runtime: Where the latency is measured: pytorch, onnxruntime, openvino or torch-compile.
+        runtime: Where the latency is measured: pytorch, torch-compile, onnxruntime, openvino or
+            executorch.
         threads: Its threads; null: one a core.
         latency_table: JSON file that keeps the times of layers.
         cache: Folder that keeps how the output changes with single groups.
