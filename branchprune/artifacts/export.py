@@ -29,8 +29,8 @@ from branchprune.artifacts.quantization import (
     Quantization,
     Quantized,
     Score,
-    quantized,
 )
+from branchprune.artifacts.rounding import quantized
 from branchprune.blending.blended import Blended
 from branchprune.data.unlabelled import Images, gather
 from branchprune.errors import Failed, PruneError, positive, whole
@@ -41,8 +41,8 @@ from branchprune.graph.random_generators import own_generators
 from branchprune.graph.sharding import refuse_sharded
 from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch, of_batch
 from branchprune.runtimes.captured import captured, changed_buffer
+from branchprune.runtimes.in_runtime import InRuntime
 from branchprune.runtimes.onnx_model import OLDEST, check_float32
-from branchprune.runtimes.runtime import Opened
 
 TOLERANCE = 1e-5
 """max |Δ| / max |model's|: a few roundings of float32, and far below what a wrong operator does."""
@@ -222,11 +222,11 @@ def _rounded(
 ) -> Quantized:
     """Write a file of 8 bits in place of one of float32."""
 
-    def opened(content: bytes) -> Opened:
+    def run(content: bytes) -> nn.Module:
         kind.write(replace(source, onnx=content), part)
-        return kind.exactly(part, source.kind)
+        return InRuntime(kind.exactly(part, source.kind), source.output, batch).eval()
 
-    content, found = quantized(model, as_onnx(source), opened, source.output, batch, wanted)
+    content, found = quantized(model, as_onnx(source), run, batch, wanted)
     kind.write(replace(source, onnx=content), part)
     return found
 
