@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from branchprune.artifacts.export_formats import FORMATS, format_of
+from branchprune.artifacts.export_checks import (
+    check_images,
+    check_model,
+    check_takes_batch,
+    checked_options,
+)
+from branchprune.artifacts.export_files import (
+    check_free,
+    folder_beside,
+    give_names,
+    kept_as_failed,
+)
+from branchprune.artifacts.export_formats import format_of
 from branchprune.artifacts.export_header import export_header
 from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.file_format import HALF, INT8, FileFormat, Source
 from branchprune.artifacts.onnx_file import as_onnx
 from branchprune.artifacts.parity import outputs_of, parity
-from branchprune.artifacts.quantization import (
-    BITS,
-    SAMPLES,
-    Quantization,
-    Quantized,
-    Score,
-)
+from branchprune.artifacts.quantization import SAMPLES, Quantization, Quantized, Score
 from branchprune.artifacts.rounding import quantized
-from branchprune.blending.blended import Blended
 from branchprune.data.unlabelled import Images, gather
-from branchprune.errors import Failed, PruneError, positive, whole
+from branchprune.errors import PruneError, positive
 from branchprune.graph.inference_mode import outside_inference_mode
 from branchprune.graph.inputs import Example, copied, evaluating, example_inputs, tensors
-from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
 from branchprune.graph.random_generators import own_generators
-from branchprune.graph.sharding import refuse_sharded
-from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch, of_batch
+from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch
 from branchprune.runtimes.captured import captured, changed_buffer
 from branchprune.runtimes.in_runtime import InRuntime
-from branchprune.runtimes.onnx_model import OLDEST, check_float32
 
 TOLERANCE = 1e-5
 """max |Δ| / max |model's|: a few roundings of float32, and far below what a wrong operator does."""
-NUMBERS = {None: "float32", HALF: "float16 weights", INT8: "int8"}
-"""What headers say of the numbers in a file."""
 HALF_TOLERANCE = 1e-3
 """The same with weights of float16."""
-FAILED = ".failed"
+NUMBERS = {None: "float32", HALF: "float16 weights", INT8: "int8"}
+"""What headers say of the numbers in a file."""
 
 
 @outside_inference_mode()
@@ -126,11 +123,11 @@ def export(
     path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     kind = format_of(path, format)
     options = checked_options(kind, opset=opset, quantize=quantize)
-    wanted = _wanted(quantize, calibration, samples, max_drop, score)
+    wanted = _asked_of_8_bits(quantize, calibration, samples, max_drop, score)
     check_batch(batch)
     limit = tolerance or (HALF_TOLERANCE if quantize == HALF else TOLERANCE)
     positive("tolerance", limit if tolerance is None else tolerance)
-    _check_model(model)
+    check_model(model)
     header = export_header(model, made_by, init_args or {}) | {"numbers": NUMBERS[quantize]}
     kind.check_installed()
     check_free(path, kind, overwrite)
@@ -139,10 +136,10 @@ def export(
     output = outputs_of(ready, given)
     if not tensors(output):
         raise PruneError(f"{name}: forward returns no tensor")
-    _check_batch_of(ready, given, batch, kind)
+    check_takes_batch(ready, given, batch, kind)
     if wanted is not None:
-        _check_images(wanted.calibration, given)
-    with _folder_beside(path) as folder, own_generators([]):
+        check_images(wanted.calibration, given)
+    with folder_beside(path) as folder, own_generators([]):
         part = folder / path.name
         program = captured(ready, given, batch, kind.title)
         if changed := changed_buffer(program):
@@ -154,12 +151,12 @@ def export(
         kind.write(source, part)
         found, judged = parity(ready, kind.exactly(part, name), given, batch), None
         if not max(found.values()) <= limit:
-            raise _missed(found, limit, kind, path, part)
+            raise kept_as_failed(found, limit, kind, path, part)
         if wanted is not None:
             judged = _rounded(ready, source, kind, part, batch, wanted)
         check_free(path, kind, overwrite)  # others may have written meanwhile
         size = sum(each.stat().st_size for each in kind.files(part))
-        _put(kind.files(part), kind.files(path))
+        give_names(kind.files(part), kind.files(path))
     runtime = kind.runtime(1)
     return Exported(
         path=path,
@@ -178,7 +175,7 @@ def export(
     )
 
 
-def _wanted(
+def _asked_of_8_bits(
     bits: int | None,
     calibration: Images | None,
     samples: int,
@@ -203,15 +200,6 @@ def _wanted(
     return None
 
 
-def _check_images(images: Tensor, example: Example) -> None:
-    """Raise PruneError for images of another shape than the example's."""
-    if isinstance(example, Tensor) and images.shape[1:] != example.shape[1:]:
-        wanted = ", ".join(["N", *map(str, example.shape[1:])])
-        raise PruneError(
-            f"calibration (of shape {tuple(images.shape)}) must be like the example, ({wanted})"
-        )
-
-
 def _rounded(
     model: nn.Module,
     source: Source,
@@ -231,63 +219,6 @@ def _rounded(
     return found
 
 
-def checked_options(kind: FileFormat, **options: Any) -> dict[str, Any]:
-    """Return the options that are given, of those that not every format takes.
-
-    Args:
-        kind: The format.
-        options: Their values by name; None: not given.
-
-    Raises:
-        PruneError: One is of another format, or its value is wrong.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items():
-        if name not in kind.takes:
-            others = " or ".join(repr(f.name) for f in FORMATS.values() if name in f.takes)
-            raise PruneError(
-                f"{name} (={value!r}) is for format {others}, and format is {kind.name!r}"
-            )
-    if "quantize" in given and given["quantize"] not in BITS:
-        raise PruneError(f"quantize (={given['quantize']!r}) must be 8 or 16")
-    if "opset" in given:
-        whole("opset", opset := given["opset"], 1)
-        if opset < OLDEST:
-            raise PruneError(
-                f"opset (={opset}) must be {OLDEST} or above: torch's exporter would make {OLDEST} "
-                "of it in silence"
-            )
-    return given
-
-
-def _check_model(model: nn.Module) -> None:
-    kind = type(model).__name__
-    if isinstance(model, Blended):
-        raise PruneError("model is blended: collapse it before it is exported, bp.collapse(model)")
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise PruneError(f"model (a {kind}) must be a torch.nn.Module with a Python forward")
-    refuse_wrapped(model)
-    refuse_sharded(model)
-    refuse_lazy(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise PruneError(f"{name} is on the device meta: it has no numbers to export")
-    check_float32(model)
-
-
-def check_free(path: Path, kind: FileFormat, overwrite: bool) -> None:
-    """Raise PruneError for a file that is there and may not be replaced, or cannot be."""
-    for file in kind.files(path):
-        if file.exists() and not file.is_file():
-            raise PruneError(f"path (={str(path)!r}): {file} is no regular file")
-        if file.exists() and not overwrite:
-            raise PruneError(
-                f"path (={str(path)!r}): {file} exists; move it, name another, or set overwrite"
-            )
-    if not path.parent.is_dir():
-        raise PruneError(f"path (={str(path)!r}): there is no folder {path.parent}")
-
-
 def _on_cpu(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
     """Return a model in evaluation mode and an example that belongs to no computation."""
     example_inputs(example)  # says of what else it may be
@@ -304,60 +235,3 @@ def _on_cpu(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
         Tensor, lambda tensor: tensor.detach().as_subclass(Tensor).cpu(), example
     )
     return ready, moved
-
-
-def _check_batch_of(model: nn.Module, example: Example, batch: Batch, kind: FileFormat) -> None:
-    """Raise PruneError for a model that does not take the batch that the file shall take."""
-    now = batch_of(example)
-    size = max(2, now) if batch == DYNAMIC else batch
-    if batch == DYNAMIC and kind.largest is not None and now > kind.largest:
-        raise PruneError(
-            f"example has a batch of {now}, and a file of {kind.title} for any batch takes "
-            f"{kind.largest}: give fewer, or batch={now}"
-        )
-    if size == now:
-        return
-    try:
-        outputs_of(model, of_batch(example, size))
-    except PruneError as error:
-        raise PruneError(
-            f"batch (={batch!r}): {error}, but a batch of {now} does. Where some inputs have no "
-            f"batch, give an example of 2 or more; where forward takes no other, batch={now}"
-        ) from error
-
-
-@contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """Make a folder in which files are written before they get their names."""
-    try:
-        folder = Path(mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    except OSError as error:
-        raise Failed(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise Failed(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put(parts: tuple[Path, ...], files: tuple[Path, ...]) -> None:
-    """Give files their names, the first one last: without it, the others are of no file."""
-    if len(files) > 1:
-        files[0].unlink(missing_ok=True)
-    for part, file in reversed([*zip(parts, files, strict=True)]):
-        part.replace(file)
-
-
-def _missed(
-    found: Mapping[int, float], limit: float, kind: FileFormat, path: Path, part: Path
-) -> Failed:
-    """Keep files that compute something else under other names; return what is to be raised."""
-    files = tuple(file.with_name(file.name + FAILED) for file in kind.files(path))
-    _put(kind.files(part), files)
-    size, worst = max(found.items(), key=lambda item: (item[1], -item[0]))
-    by = f"by {worst:.2g} of the largest" if worst < math.inf else "in shape, or in whole numbers"
-    return Failed(
-        f"{files[0]}: in {kind.runs_in} its outputs differ from the model's {by} at a batch of "
-        f"{size}, and tolerance is {limit:g}"
-    )

@@ -14,13 +14,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune.artifacts.export import (
-    HALF_TOLERANCE,
-    TOLERANCE,
-    check_free,
-    checked_options,
-    export,
-)
+from branchprune.artifacts.export import HALF_TOLERANCE, TOLERANCE, export
+from branchprune.artifacts.export_checks import checked_options
+from branchprune.artifacts.export_files import check_free
 from branchprune.artifacts.export_formats import FORMATS, format_named, format_of, table
 from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.file_format import INT8, FileFormat

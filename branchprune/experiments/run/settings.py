@@ -10,7 +10,7 @@ from typing import Literal
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
 
-from branchprune.artifacts.export import checked_options
+from branchprune.artifacts.export_checks import checked_options
 from branchprune.artifacts.export_formats import format_named
 from branchprune.artifacts.quantization import SAMPLES
 from branchprune.errors import PruneError, not_negative, whole
@@ -60,7 +60,7 @@ class ExportConfig:
     """Write the dense and the small model as files for a runtime, and judge and time them there.
 
     Args:
-        format: As `branchprune export` has them: "onnx", "openvino", "torch-export".
+        format: As `branchprune export` has them: "onnx", "openvino", "torch-export", "executorch".
         quantize: Bits of the numbers in files beside those of float32, 8 or 16; null: none are.
         samples: Training images that set the ranges of 8 bits.
         max_drop: Points that 8 bits may lose in validation: of a metric in percent, or percent of
