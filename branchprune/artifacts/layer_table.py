@@ -37,7 +37,7 @@ class Layer:
     dense_params: int | None
 
 
-def counted(header: Mapping[str, str], content: Content) -> list[Layer]:
+def layers_of(header: Mapping[str, str], content: Content) -> list[Layer]:
     """Return the layers of a file, in the order of its tensors.
 
     A parameter that several layers share is counted with each.

@@ -14,7 +14,7 @@ from branchprune.artifacts.card import score
 from branchprune.artifacts.exported_header import READERS, read_exported
 from branchprune.artifacts.facts import facts_in
 from branchprune.artifacts.header import DIGEST, IMPORT_PATH, VERSIONS
-from branchprune.artifacts.layer_table import Layer, counted, total_params
+from branchprune.artifacts.layer_table import Layer, layers_of, total_params
 from branchprune.artifacts.plain_text import plain
 from branchprune.artifacts.saved_file import content_of, file_of, read_tensors
 from branchprune.errors import PruneError
@@ -26,6 +26,7 @@ how good it is, and of a file of bp.save its layers. The model is not made, and 
 is run."""
 FILE = """a file of bp.save (small.safetensors), a folder with one as on the Hugging Face Hub, or an
 exported file (.onnx, .xml, .pt2)"""
+COLUMNS = ("layer", "kind", "shape", "dense", "parameters")
 
 
 def main(args: Sequence[str], console: Console) -> None:
@@ -40,15 +41,12 @@ def main(args: Sequence[str], console: Console) -> None:
         lines = [*_said(header, [], path)]
     elif path.suffix == ".safetensors" or not path.exists():
         header, state = read_tensors(path)
-        layers = counted(header, content_of(header, {**state}, path))
+        layers = layers_of(header, content_of(header, {**state}, path))
         lines = [*_said(header, layers, path), "", *in_columns([COLUMNS, *map(_row, layers)])]
     else:
         known = ", ".join((".safetensors", *READERS))
         raise PruneError(f"file (={str(path)!r}) must end in one of {known}, or be a folder")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-COLUMNS = ("layer", "kind", "shape", "dense", "parameters")
 
 
 def _said(header: Mapping[str, str], layers: Sequence[Layer], path: Path) -> Iterator[str]:
