@@ -12,8 +12,9 @@ from branchprune.artifacts.header import DIGEST, IMPORT_PATH, VERSIONS
 from branchprune.artifacts.layer_table import total_params
 from branchprune.artifacts.library_models import is_of_library
 from branchprune.artifacts.origin import Origin, package_of
-from branchprune.artifacts.plain_text import in_code, plain, write_text
+from branchprune.artifacts.plain_text import in_code, plain
 from branchprune.artifacts.saved_file import read_header
+from branchprune.artifacts.whole_file import write_text
 from branchprune.errors import PruneError
 
 TAGS = ("branchprune", "pruning", "model-compression", "pytorch")

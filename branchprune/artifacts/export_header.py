@@ -12,7 +12,7 @@ from torch import nn
 from branchprune.artifacts.digest import model_digest
 from branchprune.artifacts.facts import Facts, remembered
 from branchprune.artifacts.header import DIGEST, params_of
-from branchprune.artifacts.origin import Origin, origin_fields
+from branchprune.artifacts.origin import checked_origin
 from branchprune.artifacts.same_model import class_name
 from branchprune.graph.layers import sizes
 from branchprune.version import __version__
@@ -41,8 +41,7 @@ def export_header(
     """
     widths = {name: sizes(module) for name, module in model.named_modules() if sizes(module)}
     digest = model_digest(model)
-    origin = None if made_by is None else Origin(made_by, dict(init_args))
-    facts = Facts(origin).over(remembered(model, digest))
+    facts = Facts(checked_origin(made_by, init_args)).over(remembered(model, digest))
     return {
         "format": FORMAT,
         "class": class_name(model),
@@ -51,6 +50,5 @@ def export_header(
         DIGEST: digest,
         "branchprune": __version__,
         "torch": str(torch.__version__),
-        **origin_fields(made_by, init_args),
         **facts.as_fields(),
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from branchprune.artifacts.origin import Origin, origin_fields, origin_in
+from branchprune.artifacts.origin import Origin, origin_in
 from branchprune.errors import PruneError
 
 Keep = float | Mapping[str, float]
@@ -60,8 +60,7 @@ class Facts:
 
     def as_fields(self) -> dict[str, str]:
         """Return the fields of a header."""
-        origin = self.origin
-        found = origin_fields(origin.made_by, origin.init_args) if origin else {}
+        found = self.origin.as_fields() if self.origin else {}
         for key in AS_JSON:
             if (value := getattr(self, key)) not in (None, {}, ()):
                 found[key] = json.dumps(value)

@@ -10,8 +10,8 @@ from pathlib import Path
 from branchprune.artifacts.card import card, front_matter
 from branchprune.artifacts.header import DIGEST, IMPORT_PATH, VERSIONS
 from branchprune.artifacts.origin import INIT_ARGS, MADE_BY
-from branchprune.artifacts.plain_text import write_text
 from branchprune.artifacts.saved_file import IN_FOLDER, was_saved
+from branchprune.artifacts.whole_file import write_text
 from branchprune.errors import Failed, PruneError
 
 CONFIG, CARD, OWN = "config.json", "README.md", "branchprune"

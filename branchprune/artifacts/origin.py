@@ -29,30 +29,50 @@ class Origin:
     made_by: str
     init_args: dict[str, Any] = field(default_factory=dict)
 
+    def as_fields(self) -> dict[str, str]:
+        """Return the fields of a header that say it.
 
-def origin_fields(made_by: str | None, init_args: Mapping[str, Any]) -> dict[str, str]:
-    """Return the fields of a header that say what makes the wide model; none if it is not said.
+        Raises:
+            PruneError: `made_by` is no name, or JSON cannot hold `init_args`.
+        """
+        name, given = self.made_by, self.init_args
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise PruneError(
+                f"made_by (={name!r}) must be a name or an import path, my_package:Net"
+            )
+        try:
+            text = json.dumps(given)
+        except (TypeError, ValueError) as error:
+            raise PruneError(f"init_args (={given!r}) cannot be written: {error}") from error
+        if json.loads(text) != _as_lists(given):
+            raise PruneError(f"init_args (={given!r}) must be numbers, texts, or lists of them")
+        return {MADE_BY: name, INIT_ARGS: text}
+
+
+def checked_origin(
+    made_by: str | None, init_args: Mapping[str, Any] | None = None
+) -> Origin | None:
+    """Return what makes the wide model, as a user says it; None: it is not said.
 
     Args:
         made_by: See `Origin`.
         init_args: See `Origin`.
 
     Raises:
-        PruneError: `made_by` is no name, or JSON cannot hold `init_args`.
+        PruneError: `made_by` is no name, JSON cannot hold `init_args`, or there are some without
+            `made_by`.
     """
-    if made_by is None:
-        if init_args:
-            raise PruneError(f"init_args (={dict(init_args)}) are those of made_by: give it, too")
-        return {}
-    if not isinstance(made_by, str) or not NAME.fullmatch(made_by):
-        raise PruneError(f"made_by (={made_by!r}) must be a name or an import path, my_package:Net")
     try:
-        text = json.dumps(dict(init_args))
+        given = dict(init_args or {})
     except (TypeError, ValueError) as error:
         raise PruneError(f"init_args (={init_args!r}) cannot be written: {error}") from error
-    if json.loads(text) != _as_lists(dict(init_args)):
-        raise PruneError(f"init_args (={init_args!r}) must be numbers, texts, or lists of them")
-    return {MADE_BY: made_by, INIT_ARGS: text}
+    if made_by is not None:
+        origin = Origin(made_by, given)
+        origin.as_fields()
+        return origin
+    if given:
+        raise PruneError(f"init_args (={given}) are those of made_by: give it, too")
+    return None
 
 
 def _as_lists(value: Any) -> Any:

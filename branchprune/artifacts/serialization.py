@@ -7,11 +7,9 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, overload
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,12 +18,13 @@ from branchprune.artifacts.digest import weights_digest
 from branchprune.artifacts.facts import Facts, Keep, Metric, facts_in, remember, remembered
 from branchprune.artifacts.header import header_of
 from branchprune.artifacts.hub_folder import check_folder, is_folder, write_beside
-from branchprune.artifacts.origin import Origin, origin_fields
+from branchprune.artifacts.origin import checked_origin
 from branchprune.artifacts.rebuild import Trusted, wide_model
 from branchprune.artifacts.same_model import Content, differences
 from branchprune.artifacts.saved_file import IN_FOLDER, file_of, read
+from branchprune.artifacts.whole_file import whole_file
 from branchprune.blending.blended import Blended
-from branchprune.errors import Failed, PruneError, optional
+from branchprune.errors import PruneError, optional
 from branchprune.graph.full_shapes import remember_full_shapes, shapes
 from branchprune.graph.inference_mode import outside_inference_mode
 from branchprune.graph.layers import memory_format, put_parameters, set_sizes
@@ -78,9 +77,7 @@ def save(
             blended or has tensors on `meta`, a module's extra state is no tensor, JSON cannot hold
             `init_args`, another argument is wrong, or a folder has files of another program.
     """
-    origin_fields(made_by, init_args or {})
-    origin = None if made_by is None else Origin(made_by, {**(init_args or {})})
-    write_model(model, path, Facts(origin, keep, metric or {}, license))
+    write_model(model, path, Facts(checked_origin(made_by, init_args), keep, metric or {}, license))
 
 
 def write_model(model: nn.Module, path: str | Path, facts: Facts) -> None:
@@ -127,20 +124,12 @@ def write_model(model: nn.Module, path: str | Path, facts: Facts) -> None:
 def _write(state: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> None:
     if path.exists() and not path.is_file():
         raise PruneError(f"cannot write {path}: it is no regular file")
-    part = path.with_name(f".{path.name}.{token_hex(4)}.part")
-    try:
+    with whole_file(path) as part:
         part.touch()
         mode = part.stat().st_mode
         save_file({**state}, part, metadata={**header})
         checksum.stamp(part)
         part.chmod(mode)  # that of any new file, of which safetensors makes a private one
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise Failed(f"cannot write {path}: {reason}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @overload

@@ -12,7 +12,7 @@ from torch import nn
 
 from branchprune.artifacts.card import write_card
 from branchprune.artifacts.facts import Facts
-from branchprune.artifacts.origin import Origin, origin_fields
+from branchprune.artifacts.origin import Origin
 from branchprune.artifacts.serialization import write_model
 from branchprune.cli.model_and_images import new_file, warnings_in_a_line
 from branchprune.cli.named_model import MODEL, build, named
@@ -38,7 +38,7 @@ def main(args: Sequence[str], console: Console) -> None:
     options = parsed(_parser(), args)
     output = new_file(options.output, ".safetensors", ".md")
     origin, checkpoint = named(options.model, options.init_args, None)
-    origin_fields(origin.made_by, origin.init_args)  # what cannot be written is told now
+    origin.as_fields()  # what cannot be written is told now
     given = [*map(example_of, options.example)]
     example = (given[0] if len(given) == 1 else tuple(given)) if given else None
     model, _ = build(origin, checkpoint)

@@ -10,7 +10,6 @@ from rich.console import Console
 from torch import Tensor
 
 from branchprune.artifacts.card import write_card
-from branchprune.artifacts.origin import origin_fields
 from branchprune.artifacts.serialization import write_model
 from branchprune.cli.model_and_images import add_model_and_images, new_file, warnings_in_a_line
 from branchprune.cli.named_model import named
@@ -41,7 +40,7 @@ def main(args: Sequence[str], console: Console) -> None:
     widths = asked(options)
     output = new_file(options.output, ".safetensors", ".md")
     origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
-    origin_fields(origin.made_by, origin.init_args)  # what cannot be written is told now
+    origin.as_fields()  # what cannot be written is told now
     model, known = trained(origin, checkpoint)
     wanted = known.but(options.image_size, options.mean, options.std)
     names = ("exclude", "minutes", "steps", "batch_size", "seed")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from branchprune.artifacts.facts import Facts
-from branchprune.artifacts.origin import Origin
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.model_origin import model_origin
 from branchprune.experiments.run.shrinking import Pruned
@@ -20,9 +19,7 @@ def dense_facts(config: RunConfig, scores: Mapping[str, float]) -> Facts:
         config: What is done.
         scores: Its scores, "val" and "test".
     """
-    made_by, init_args = model_origin(config.text)
-    origin = None if made_by is None else Origin(made_by, init_args)
-    return Facts(origin, metric=_metric(config, scores))
+    return Facts(model_origin(config.text), metric=_metric(config, scores))
 
 
 def small_facts(

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
 
-from branchprune.artifacts.origin import INIT_ARGS, origin_fields
+from branchprune.artifacts.origin import INIT_ARGS, Origin, checked_origin
 from branchprune.errors import PruneError
 
 
-def model_origin(text: str) -> tuple[str | None, dict[str, Any]]:
-    """Return the import path of a configuration's model, and its arguments.
+def model_origin(text: str) -> Origin | None:
+    """Return what makes the model of a configuration: an import path, and arguments.
 
     Args:
         text: The configuration, as YAML.
 
     Returns:
-        Both; None and no arguments, where a header cannot hold them, or some are objects of classes
-        that the configuration names as well.
+        None, where a header cannot hold it, or some arguments are objects of classes that the
+        configuration names as well.
     """
     model = (yaml.safe_load(text) or {}).get("model") or {}
-    path, init_args = model.get("class_path"), model.get("init_args") or {}
     try:
-        written = origin_fields(path, init_args)
+        found = checked_origin(model.get("class_path"), model.get("init_args"))
     except PruneError:
-        return None, {}
-    return (None, {}) if "class_path" in written.get(INIT_ARGS, "") else (path, init_args)
+        return None
+    return None if found and "class_path" in found.as_fields()[INIT_ARGS] else found
