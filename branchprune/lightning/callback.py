@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer
@@ -16,13 +15,12 @@ from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.path_sampling import Mixing, Norms, PathMixing
 from branchprune.blending.schedules import Schedule
 from branchprune.collapsing.collapse import collapse_with_error
-from branchprune.errors import PruneError
 from branchprune.graph.inputs import Example
 from branchprune.lightning.best_weights import BestWeights
 from branchprune.lightning.blended_macs import blended_macs
 from branchprune.lightning.branch_validation import last_shares, validate_branch
-from branchprune.lightning.callback_checks import check_options, check_order, plateaus
-from branchprune.lightning.collapsed_checkpoint import KEY, blending_state, collapse_checkpoint
+from branchprune.lightning.callback_checks import check_epochs, check_options, check_order
+from branchprune.lightning.collapsed_checkpoint import KEY, blending_state, load_collapsed
 from branchprune.lightning.freezing import Freezing
 from branchprune.lightning.loss_guard import LossGuard
 from branchprune.lightning.lr_restart import LearningRates
@@ -86,6 +84,8 @@ class BranchPruning(LossGuard):
         PruneError: An argument is wrong; the monitored metric is not logged; the loss is not a
             number (the step and α are named, and no weight has been changed by it).
     """
+
+    load_collapsed = staticmethod(load_collapsed)
 
     def __init__(
         self,
@@ -178,15 +178,7 @@ class BranchPruning(LossGuard):
         """Note where the learning rate starts; check what the trainer is set to."""
         self._rates = LearningRates(trainer)
         check_optimizers(trainer, self._blended)
-        if (plateaus(self.schedule) or self.best) and trainer.check_val_every_n_epoch != 1:
-            every = trainer.check_val_every_n_epoch
-            raise PruneError(f"check_val_every_n_epoch (={every}) must be 1: it decides on levels")
-        limit = trainer.max_epochs
-        if limit not in (None, -1) and limit < self.schedule.max_epochs:
-            rank_zero_warn(
-                f"max_epochs (={limit}) may end training before the schedule does, which takes up "
-                f"to {self.schedule.max_epochs}"
-            )
+        check_epochs(trainer, self.schedule, restores=self.best is not None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to remember recent training inputs."""
@@ -304,28 +296,3 @@ class BranchPruning(LossGuard):
         self.new_level = state_dict["new_level"]
         if self.best is not None:
             self.best.load_state_dict(state_dict["best"])
-
-    @staticmethod
-    def load_collapsed(
-        path: str | Path, model: nn.Module, example: Example | None = None
-    ) -> nn.Module:
-        """Return the small network of a checkpoint that was written before the collapse.
-
-        ```python
-        best = trainer.checkpoint_callback.best_model_path
-        small = BranchPruning.load_collapsed(best, make_network())
-        ```
-
-        Args:
-            path: See `collapse_checkpoint`.
-            model: See `collapse_checkpoint`.
-            example: See `collapse_checkpoint`.
-
-        Returns:
-            The network at α = 0, collapsed, in evaluation mode. Where the checkpoint's α is not 0,
-            a warning says so.
-
-        Raises:
-            PruneError: See `collapse_checkpoint`.
-        """
-        return collapse_checkpoint(path, model, example).model

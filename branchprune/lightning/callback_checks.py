@@ -1,4 +1,4 @@
-"""Do the arguments of `BranchPruning` go together, and the callbacks beside it?"""
+"""Do the arguments of `BranchPruning` go together, with the trainer, and with its callbacks?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import takewhile
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -54,6 +55,29 @@ def check_options(
         raise PruneError("monitor (=None) must name a metric: it decides how levels end")
     if "loss" in (monitor or "") and any(hold.mode == "max" for hold in waits):
         raise PruneError(f"monitor (={monitor!r}) is a loss: use Plateau(mode='min')")
+
+
+def check_epochs(trainer: Trainer, schedule: Schedule, restores: bool) -> None:
+    """Check that a trainer validates as often, and trains as long, as a schedule needs.
+
+    Where it may end too early, a warning says so.
+
+    Args:
+        trainer: The trainer.
+        schedule: The schedule.
+        restores: Whether levels end with the weights of their best epoch.
+
+    Raises:
+        PruneError: Levels are decided by a metric, and it is not computed in every epoch.
+    """
+    every, limit = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if (plateaus(schedule) or restores) and every != 1:
+        raise PruneError(f"check_val_every_n_epoch (={every}) must be 1: it decides on levels")
+    if limit not in (None, -1) and limit < schedule.max_epochs:
+        rank_zero_warn(
+            f"max_epochs (={limit}) may end training before the schedule does, which takes up "
+            f"to {schedule.max_epochs}"
+        )
 
 
 def check_order(trainer: Trainer, pruning: Callback, module: LightningModule) -> None:

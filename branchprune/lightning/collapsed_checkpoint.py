@@ -75,6 +75,29 @@ def blending_state(
     }
 
 
+def load_collapsed(path: str | Path, model: nn.Module, example: Example | None = None) -> nn.Module:
+    """Return the small network of a checkpoint that was written before the collapse.
+
+    ```python
+    best = trainer.checkpoint_callback.best_model_path
+    small = BranchPruning.load_collapsed(best, make_network())
+    ```
+
+    Args:
+        path: See `collapse_checkpoint`.
+        model: See `collapse_checkpoint`.
+        example: See `collapse_checkpoint`.
+
+    Returns:
+        The network at α = 0, collapsed, in evaluation mode. Where the checkpoint's α is not 0, a
+        warning says so.
+
+    Raises:
+        PruneError: See `collapse_checkpoint`.
+    """
+    return collapse_checkpoint(path, model, example).model
+
+
 def collapse_checkpoint(
     path: str | Path, model: nn.Module, example: Example | None = None
 ) -> CollapsedCheckpoint:
