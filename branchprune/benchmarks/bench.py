@@ -28,7 +28,8 @@ from branchprune.experiments.files import refusals_named, write_whole
 from branchprune.graph.macs_counter import MacsCounter
 from branchprune.models import VGG
 from branchprune.planning.plan import plan
-from branchprune.runtimes.latency import Step, in_turns, quartiles
+from branchprune.runtimes.latency import in_turns, quartiles
+from branchprune.runtimes.runtime import Step
 
 
 @dataclass(frozen=True)

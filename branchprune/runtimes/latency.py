@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.graph.inputs import training_mode
+from branchprune.runtimes.runtime import Step
 
-Step = Callable[[], object]
 CPU = torch.device("cpu")
 LEAST = 5
 """So often a latency is measured, however long it takes."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from branchprune.graph.inputs import Example, tensors
+from branchprune.graph.inputs import Example
 from branchprune.runtimes.onnx_model import onnx_model
-from branchprune.runtimes.runtime import Opened, Step, needed, running, threads_of
+from branchprune.runtimes.runtime import Opened, Step, arrays_of, needed, running, threads_of
 
 ERRORS_ONLY = 3
 """ONNX Runtime's level of what it logs."""
@@ -67,8 +67,7 @@ class OnnxRuntime:
         def on(example: Example) -> Step:
             with running(what, self.name):
                 names = [each.name for each in session.get_inputs()]
-                arrays = [each.detach().cpu().numpy() for each in tensors(example)]
-                feeds = dict(zip(names, arrays, strict=True))
+                feeds = dict(zip(names, arrays_of(example), strict=True))
                 session.run(None, feeds)
             return partial(session.run, None, feeds)
 

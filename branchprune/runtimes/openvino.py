@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from branchprune.errors import first_line
-from branchprune.graph.inputs import Example, tensors
+from branchprune.graph.inputs import Example
 from branchprune.runtimes.onnx_model import onnx_model
-from branchprune.runtimes.runtime import Opened, Step, needed, running, threads_of
+from branchprune.runtimes.runtime import Opened, Step, arrays_of, needed, running, threads_of
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 """OpenVINO's property for what a processor computes in."""
@@ -78,8 +78,8 @@ class OpenVino:
 
         def on(example: Example) -> Step:
             with running(what, self.name, telling_line):
-                arrays = [each.detach().cpu().numpy() for each in tensors(example)]
-                feeds = {n: x for n, x in zip(names, arrays, strict=True) if n in used}
+                given = zip(names, arrays_of(example), strict=True)
+                feeds = {name: array for name, array in given if name in used}
                 request.infer(feeds)
             return partial(request.infer, feeds)
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from branchprune.errors import PruneError, first_line, whole
-from branchprune.graph.inputs import Example
+from branchprune.graph.inputs import Example, tensors
 
 Step = Callable[[], object]
 """Runs a model once, and returns its outputs as the runtime has them."""
@@ -82,6 +82,11 @@ def running(what: str, name: str, told: Callable[[Exception], str] = first_line)
         yield
     except Exception as error:  # of the runtime's own classes
         raise PruneError(f"{name} cannot run {what}: {told(error)}") from error
+
+
+def arrays_of(example: Example) -> list[Any]:
+    """Return the tensors of an example as arrays of NumPy, in their order."""
+    return [each.detach().cpu().numpy() for each in tensors(example)]
 
 
 def threads_of(threads: int | None) -> int:
