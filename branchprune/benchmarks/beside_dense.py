@@ -8,7 +8,8 @@ from torch import nn
 
 from branchprune.graph.inputs import Example
 from branchprune.planning.profiling import count_macs, count_params
-from branchprune.runtimes.latency import Latency, SpeedUp, Step, compare_steps
+from branchprune.runtimes.latency import Latency, SpeedUp, compare_steps
+from branchprune.runtimes.runtime import Step
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ def beside_dense(
     dense, small, faster = compare_steps(*steps, batch_size, seconds)
     assert faster is not None, "there are five runs of each"
     return BesideDense(dense, small, faster, *sizes)
+
+
+def in_threads(count: int) -> str:
+    """Return a number of threads as a text: 1 thread, 2 threads."""
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def in_ms(seconds: float) -> str:

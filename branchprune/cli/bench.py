@@ -14,7 +14,14 @@ from rich.table import Table
 from torch import nn
 
 from branchprune.benchmarks.bench import Options, bench, check_writable, write_result
-from branchprune.benchmarks.beside_dense import BesideDense, Size, beside_dense, in_ms, size_of
+from branchprune.benchmarks.beside_dense import (
+    BesideDense,
+    Size,
+    beside_dense,
+    in_ms,
+    in_threads,
+    size_of,
+)
 from branchprune.blending.attach import attach
 from branchprune.cli.model_and_images import warnings_in_a_line
 from branchprune.cli.named_model import CHECKPOINT, MODEL, build, dense_of, named
@@ -157,9 +164,8 @@ def cut(model: nn.Module, example: Example, keep: float, multiple_of: int) -> nn
 def _where(runtime: Runtime, example: Example) -> str:
     """Return what a time is of: inputs, runtime, threads, machine."""
     inputs = " and ".join("×".join(map(str, each.shape)) for each in tensors(example))
-    many = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
-    version = runtime.version().partition("-")[0]
-    return f"{inputs} in {runtime.name} {version}, {many}, {environment.hardware('cpu')}"
+    version, threads = runtime.version().partition("-")[0], in_threads(runtime.threads)
+    return f"{inputs} in {runtime.name} {version}, {threads}, {environment.hardware('cpu')}"
 
 
 def _table(title: str, found: BesideDense | Latency, dense: Size) -> Table:

@@ -7,8 +7,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
@@ -18,11 +17,10 @@ from branchprune.artifacts.export import HALF_TOLERANCE, TOLERANCE, export
 from branchprune.artifacts.export_checks import checked_options
 from branchprune.artifacts.export_files import check_free
 from branchprune.artifacts.export_formats import FORMATS, format_named, format_of, table
-from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.file_format import INT8, FileFormat
 from branchprune.artifacts.origin import Origin
 from branchprune.artifacts.quantization import SAMPLES
-from branchprune.benchmarks.beside_dense import beside_dense, in_ms, size_of
+from branchprune.cli.export_latency import latency_text
 from branchprune.cli.model_and_images import PREPARATION, add_preparation, warnings_in_a_line
 from branchprune.cli.model_file import is_file
 from branchprune.cli.named_model import CHECKPOINT, MODEL, build, dense_of, named
@@ -33,10 +31,9 @@ from branchprune.experiments.parsed import parsed, parser_of
 from branchprune.few_images.compress import CHECKED
 from branchprune.few_images.fitness import warn_if_strange
 from branchprune.graph.inputs import Example
-from branchprune.runtimes.batch import DYNAMIC, batch_of, of_batch
-from branchprune.runtimes.latency import Latency, step_latency
+from branchprune.runtimes.batch import DYNAMIC
 from branchprune.runtimes.onnx_model import OLDEST, OPSET
-from branchprune.runtimes.runtime import Step, threads_of
+from branchprune.runtimes.runtime import threads_of
 
 ABOUT = """Write a model into a file that runs without branchprune and without the model's source,
 compare what it computes there with PyTorch, and time it: of a small model in turns with the dense
@@ -50,13 +47,6 @@ CALIBRATION = """folder of images for --quantize 8, without labels: some set ran
 no --checkpoint"""
 MAX_DROP = """percent of images whose class may be another in 8 bits, or relative error of outputs,
 in percent: where more are lost, the layers that cost most stay float32; else any"""
-
-
-class _Models(NamedTuple):
-    """A model that is exported, and the dense one that it comes from; None: it is dense."""
-
-    small: nn.Module
-    dense: nn.Module | None
 
 
 def main(args: Sequence[str], console: Console) -> None:
@@ -74,7 +64,7 @@ def main(args: Sequence[str], console: Console) -> None:
     check_free(output, kind, options.overwrite)
     origin, checkpoint = named(options.model, options.init_args, options.checkpoint)
     model, example, calibration = _model_and_inputs(options, origin, checkpoint)
-    models = _Models(model, dense_of(model, origin))
+    dense = dense_of(model, origin)
     with console.status(f"exporting to {kind.title}"), warnings_in_a_line():
         written = export(
             model,
@@ -93,7 +83,7 @@ def main(args: Sequence[str], console: Console) -> None:
             init_args=origin.init_args,
         )
     with console.status(f"timing it in {kind.runs_in}"), warnings_in_a_line():
-        times = _times(written, kind, models, example, options)
+        times = latency_text(written, kind, model, dense, example, options)
     console.print(f"{written}\n{times}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -154,67 +144,6 @@ def _model_and_inputs(
             file=sys.stderr,
         )
     return model, given_example(options.example, shape), None
-
-
-def _times(
-    written: Exported, kind: FileFormat, models: _Models, example: Example, options: Namespace
-) -> str:
-    """Return how long the runtime takes for the file, and for the dense model if there is one.
-
-    That is at a batch of 1 where the file takes any.
-    """
-    batch = 1 if written.batch == DYNAMIC else written.batch
-    given = of_batch(example, batch) if batch_of(example) != batch else example
-    step = kind.runtime(options.threads).opened(written.path, written.path.name)(given)
-    if models.dense is None:
-        found, beside = step_latency(step, batch), ""
-    else:
-        found, beside = _beside_dense(step, kind, models.small, models.dense, given, options)
-    many = "1 thread" if options.threads == 1 else f"{options.threads} threads"
-    return (
-        f"latency: {in_ms(found.median_s)} at a batch of {batch} in {written.runtime}, "
-        f"{written.precision}, {many} (median of {found.count}, interquartile range "
-        f"{in_ms(found.iqr_s or 0.0)}){beside}"
-    )
-
-
-def _beside_dense(
-    step: Step,
-    kind: FileFormat,
-    small: nn.Module,
-    dense: nn.Module,
-    example: Example,
-    options: Namespace,
-) -> tuple[Latency, str]:
-    """Time a file in turns with one of the dense model, which is made for that and left nowhere.
-
-    Args:
-        step: What runs the file.
-        kind: Its format.
-        small: The model in it.
-        dense: The model that it comes from.
-        example: The inputs of both.
-        options: Those that the file was made with.
-
-    Returns:
-        Its latency, and a line on that of the dense model, or why there is none.
-    """
-    batch, runtime = batch_of(example), kind.runtime(options.threads)
-    given = {name: options[name] for name in ("batch", "opset", "tolerance")}
-    with TemporaryDirectory() as folder:
-        try:
-            path = Path(folder) / f"dense{kind.suffix}"
-            file = export(dense, example, path, format=kind.name, **given).path
-            wide = runtime.opened(file, "the dense model")(example)
-        except PruneError as error:
-            told = str(error).replace(f"{folder}/", "")
-            return step_latency(step, batch), f"\nnot beside the dense model: {told}"
-        sizes = (size_of(dense, example), size_of(small, example))
-        found = beside_dense((wide, step), sizes, batch)
-    wide_numbers = " in float32" if options.quantize else ""
-    return found.small, (
-        f"\nin turns with {in_ms(found.dense.median_s)} of the dense model{wide_numbers}: {found}"
-    )
 
 
 def _parser() -> ArgumentParser:
