@@ -134,7 +134,7 @@ def test_the_dense_model_comes_first_and_both_are_files(monkeypatch: pytest.Monk
     outputs: list[Tensor] = []
     params: list[int] = []
     x, small = torch.randn(1, 3, 8, 8), save_small()
-    monkeypatch.setattr("branchprune.cli.export.beside_dense", compare)
+    monkeypatch.setattr("branchprune.cli.export_latency.beside_dense", compare)
     monkeypatch.setattr("branchprune.cli.export.given_example", lambda *_: x)
     given = ("--checkpoint", "mine.safetensors", "--output", "a.onnx")
     assert main(["export", f"{HERE}:Net", *given]) == 0
@@ -153,7 +153,7 @@ def test_a_dense_model_that_cannot_be_exported_ends_no_export(
             raise bp.PruneError(f"{args[1]}.failed: it is too wide")
         return bp.export(model, *args, **given)
 
-    monkeypatch.setattr("branchprune.cli.export.export", of_small_alone)
+    monkeypatch.setattr("branchprune.cli.export_latency.export", of_small_alone)
     save_small()
     given = ("--checkpoint", "mine.safetensors", "--output", "a.onnx", *EXAMPLE)
     assert main(["export", f"{HERE}:Net", *given]) == 0
