@@ -24,7 +24,7 @@ from branchprune.benchmarks.beside_dense import (
 )
 from branchprune.blending.attach import attach
 from branchprune.cli.model_and_images import warnings_in_a_line
-from branchprune.cli.named_model import CHECKPOINT, MODEL, build, dense_of, named
+from branchprune.cli.named_model import CHECKPOINT, INIT_ARGS, MODEL, build, dense_of, named
 from branchprune.cli.plan import EXAMPLE, given_example
 from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError, positive, whole
@@ -209,7 +209,7 @@ def _parser() -> ArgumentParser:
     seconds = f"of MODEL: how long to time, five runs of each at least; else {SECONDS:g}"
     add("--seconds", type=float | None, default=None, help=seconds)
     add("--example", action="append", default=[], metavar="SHAPE", help=f"of MODEL: {EXAMPLE}")
-    init_args = "of MODEL: arguments of what is imported"
+    init_args = f"of MODEL: {INIT_ARGS}"
     add("--init_args", type=dict[str, Any], default={}, help=init_args)
     checkpoint = f"of MODEL: {CHECKPOINT}"
     add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=checkpoint)

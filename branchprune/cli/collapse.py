@@ -15,7 +15,7 @@ from branchprune.artifacts.facts import Facts
 from branchprune.artifacts.origin import Origin
 from branchprune.artifacts.serialization import write_model
 from branchprune.cli.model_and_images import new_file, warnings_in_a_line
-from branchprune.cli.named_model import MODEL, build, named
+from branchprune.cli.named_model import INIT_ARGS, MODEL, build, named
 from branchprune.cli.plan import EXAMPLE, example_of
 from branchprune.experiments.parsed import parsed, parser_of
 from branchprune.lightning.collapsed_checkpoint import CollapsedCheckpoint, collapse_checkpoint
@@ -76,7 +76,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("checkpoint", type=Path, help=CHECKPOINT)
     add("model", type=str, help=GIVEN)
-    add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
+    add("--init_args", type=dict[str, Any], default={}, help=INIT_ARGS)
     add("--example", action="append", default=[], metavar="SHAPE", help=SHAPE)
     add("--output", type=Path, default=Path("small.safetensors"), metavar="FILE", help=OUTPUT)
     return parser

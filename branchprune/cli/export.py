@@ -23,7 +23,7 @@ from branchprune.artifacts.quantization import SAMPLES
 from branchprune.cli.export_latency import latency_text
 from branchprune.cli.model_and_images import PREPARATION, add_preparation, warnings_in_a_line
 from branchprune.cli.model_file import is_file
-from branchprune.cli.named_model import CHECKPOINT, MODEL, build, dense_of, named
+from branchprune.cli.named_model import CHECKPOINT, INIT_ARGS, MODEL, build, dense_of, named
 from branchprune.cli.plan import EXAMPLE, given_example
 from branchprune.cli.trained import trained
 from branchprune.errors import PruneError
@@ -45,6 +45,8 @@ BATCH = "'dynamic' for any batch, or a number of examples"
 CALIBRATION = """folder of images for --quantize 8, without labels: some set ranges, others, up to
 1000, judge what it costs; of a model of torchvision or timm its own weights are taken, if there is
 no --checkpoint"""
+QUANTIZE = """of ONNX and OpenVINO: 16 for weights in half precision; 8 for weights and activations
+in whole numbers, with --calibration; else all are float32"""
 MAX_DROP = """percent of images whose class may be another in 8 bits, or relative error of outputs,
 in percent: where more are lost, the layers that cost most stay float32; else any"""
 
@@ -156,7 +158,7 @@ def _parser() -> ArgumentParser:
     add("--output", type=Path | None, default=None, metavar="FILE", help=OUTPUT)
     add("--batch", type=int | str, default=DYNAMIC, help=BATCH)
     add("--opset", type=int | None, default=None, help=f"of ONNX, {OLDEST} or above; else {OPSET}")
-    add("--quantize", type=int | None, default=None, help="bits of numbers in the file, 8 or 16")
+    add("--quantize", type=int | None, default=None, help=QUANTIZE)
     add("--calibration", type=Path | None, default=None, metavar="FOLDER", help=CALIBRATION)
     add("--samples", type=int, default=SAMPLES, help="images that set ranges; at most half")
     add("--max_drop", type=float | None, default=None, help=MAX_DROP)
@@ -170,7 +172,7 @@ def _parser() -> ArgumentParser:
     add_preparation(parser)
     add("--threads", type=int, default=1, help="of the processor, for the latency")
     add("--example", action="append", default=[], metavar="SHAPE", help=EXAMPLE)
-    add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
+    add("--init_args", type=dict[str, Any], default={}, help=INIT_ARGS)
     add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=CHECKPOINT)
     add("--overwrite", action="store_true", help="replace files that exist")
     return parser

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
-from branchprune.cli.named_model import CHECKPOINT, MODEL, named
+from branchprune.cli.named_model import CHECKPOINT, INIT_ARGS, MODEL, named
 from branchprune.cli.trained import trained
 from branchprune.errors import PruneError
 from branchprune.few_images.compress import CHECKED
@@ -37,7 +37,7 @@ def add_model_and_images(parser: ArgumentParser) -> None:
     add("model", type=str, help=MODEL)
     add("images", type=Path, help="folder of images without labels, nested in any way")
     add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=WEIGHTS)
-    add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
+    add("--init_args", type=dict[str, Any], default={}, help=INIT_ARGS)
     add_preparation(parser)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from branchprune.artifacts.origin import Origin
-from branchprune.artifacts.saved_file import was_saved
+from branchprune.artifacts.saved_file import file_of, was_saved
 from branchprune.artifacts.serialization import load
 from branchprune.cli.model_file import is_file, origin_of
 from branchprune.errors import PruneError, first_line
@@ -22,8 +22,11 @@ from branchprune.import_path import value_at
 
 MODEL = """a model of torchvision by its name (resnet50), of others as timm/NAME, ultralytics/NAME
 or segmentation_models_pytorch/NAME; your own by the import path of its class, of a function that
-makes it or of the model itself (package.module:Net); or a file that `branchprune compress` has
-written (small.safetensors), if what was made small is a model of these libraries"""
+makes it or of the model itself (package.module:Net); or a file of bp.save or of a command
+(small.safetensors), if it says that what was made small is a model of these libraries or of
+branchprune.models"""
+INIT_ARGS = """arguments of what is imported, or of a model of torchvision or timm:
+--init_args.num_classes 10"""
 CHECKPOINT = """its trained weights: a file of bp.save (its widths count, too), a state_dict or a
 Lightning checkpoint"""
 Shape = tuple[int, ...]
@@ -96,6 +99,7 @@ def _of_library(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Sha
     library, _, own = name.partition("/") if "/" in name else ("torchvision", "", name)
     libraries = ", ".join(LIBRARIES)
     if library not in LIBRARIES:
+        _refuse_folder(name)
         raise PruneError(f"model (={name!r}) names the library {library!r}, not one of {libraries}")
     if init_args and library not in WITH_ARGUMENTS:
         raise PruneError(
@@ -106,6 +110,7 @@ def _of_library(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Sha
     families, builder = LIBRARIES[library]
     known_names = families()
     if own not in known_names:
+        _refuse_folder(name)
         _refuse_module(name)
         near = get_close_matches(own, known_names, n=1, cutoff=0.0)
         nearest = name.removesuffix(own) + near[0] if near else ""
@@ -120,6 +125,12 @@ def _of_library(name: str, init_args: Mapping[str, Any]) -> tuple[nn.Module, Sha
         if not init_args:
             raise
         raise _not_built(name, error) from error
+
+
+def _refuse_folder(name: str) -> None:
+    """Raise PruneError for a folder of `bp.save`, which holds the file that is to be given."""
+    if (file := file_of(name)) != Path(name) and file.is_file():
+        raise PruneError(f"model (={name!r}) is a folder: give the file in it, {file}")
 
 
 def _refuse_module(name: str) -> None:

@@ -22,7 +22,7 @@ from branchprune.cli.model_and_images import (
     trained_with_images,
     warnings_in_a_line,
 )
-from branchprune.cli.named_model import CHECKPOINT, MODEL, Shape, build, named
+from branchprune.cli.named_model import CHECKPOINT, INIT_ARGS, MODEL, Shape, build, named
 from branchprune.cli.target_options import add_target, asked
 from branchprune.errors import PruneError
 from branchprune.experiments.parsed import parsed, parser_of
@@ -96,7 +96,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("model", type=str, help=MODEL)
     add("--example", action="append", default=[], metavar="SHAPE", help=EXAMPLE)
-    add("--init_args", type=dict[str, Any], default={}, help="arguments of what is imported")
+    add("--init_args", type=dict[str, Any], default={}, help=INIT_ARGS)
     add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=CHECKPOINT)
     add_target(parser, "the example", "the example", "chosen on --images")
     add("--images", type=Path | None, default=None, metavar="FOLDER", help=IMAGES)

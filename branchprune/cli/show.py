@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from branchprune.artifacts.card import score
+from branchprune.artifacts.executorch_file import EXECUTORCH
 from branchprune.artifacts.exported_header import READERS, read_exported
 from branchprune.artifacts.facts import facts_in
 from branchprune.artifacts.header import DIGEST, IMPORT_PATH, VERSIONS
@@ -45,7 +46,11 @@ def main(args: Sequence[str], console: Console) -> None:
         lines = [*_said(header, layers, path), "", *in_columns([COLUMNS, *map(_row, layers)])]
     else:
         known = ", ".join((".safetensors", *READERS))
-        raise PruneError(f"file (={str(path)!r}) must end in one of {known}, or be a folder")
+        own = "; a program of ExecuTorch returns its header by its method 'branchprune'"
+        raise PruneError(
+            f"file (={str(path)!r}) must end in one of {known}, or be a folder"
+            f"{own if path.suffix == EXECUTORCH.suffix else ''}"
+        )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -227,3 +227,14 @@ def test_what_would_move_the_cursor_is_not_printed(
     }
     save_file({k: v.clone() for k, v in load_file(path).items()}, path, metadata=found)
     assert not any("\x1b" in line for line in shown(capsys, path))
+
+
+def test_of_a_program_of_executorch_it_is_said_what_returns_its_header(
+    tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "small.pte").write_bytes(b"")
+    assert "ExecuTorch returns its header by its method 'branchprune'" in refused(
+        capsys, tmp_path / "small.pte"
+    )
+    (tmp_path / "small.txt").write_bytes(b"")
+    assert "ExecuTorch" not in refused(capsys, tmp_path / "small.txt")

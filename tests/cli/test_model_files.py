@@ -18,6 +18,7 @@ import branchprune as bp
 from branchprune.artifacts.origin import Origin, read_origin
 from branchprune.cli import main
 from branchprune.cli.model_file import origin_of
+from branchprune.models import VGG
 
 HERE = "test_model_files"
 EXAMPLE = ("--example", "2x3x8x8")
@@ -198,3 +199,18 @@ def test_models_and_programs_say_how_to_get_the_weights_out_of_them(
         assert what in refused(capsys, *options, file, *EXAMPLE)
         assert planned(capsys, *options, "weights.pt", *EXAMPLE)
         Path("weights.pt").unlink()
+
+
+def test_of_a_folder_the_file_in_it_is_to_be_given(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes: dict[str, Any] = {"stages": [[8]]}
+    for name in ("mine", "resnet18"):
+        bp.save(VGG(**sizes), f"{name}/", "branchprune.models.VGG", sizes)
+    for name in ("mine", "mine/", tmp_path / "mine"):
+        line = refused(capsys, name, *EXAMPLE)
+        assert "is a folder" in line
+        assert planned(capsys, line.rpartition("give the file in it, ")[2], *EXAMPLE)
+    parameters = sum(each.numel() for each in torchvision.models.resnet18().parameters())
+    assert planned(capsys, "resnet18")["before"]["params"] == parameters  # a name comes first
