@@ -22,13 +22,14 @@ from branchprune.artifacts.export_header import export_header
 from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.file_format import HALF, INT8, FileFormat, Source
 from branchprune.artifacts.onnx_file import as_onnx
-from branchprune.artifacts.parity import outputs_of, parity
+from branchprune.artifacts.parity import TOLERANCE, outputs_of, parity
 from branchprune.artifacts.quantization import (
     BITS,
     SAMPLES,
     Quantization,
     Quantized,
     Score,
+    check_judged,
     quantized,
 )
 from branchprune.blending.blended import Blended
@@ -44,8 +45,6 @@ from branchprune.runtimes.captured import captured, changed_buffer
 from branchprune.runtimes.onnx_model import OLDEST, check_float32
 from branchprune.runtimes.runtime import Opened
 
-TOLERANCE = 1e-5
-"""max |Δ| / max |model's|: a few roundings of float32, and far below what a wrong operator does."""
 NUMBERS = {None: "float32", HALF: "float16 weights", INT8: "int8"}
 """What headers say of the numbers in a file."""
 HALF_TOLERANCE = 1e-3
@@ -141,7 +140,8 @@ def export(
         raise PruneError(f"{name}: forward returns no tensor")
     _check_batch_of(ready, given, batch, kind)
     if wanted is not None:
-        _check_images(wanted.calibration, given)
+        check_judged(output)
+        wanted = replace(wanted, calibration=_like_example(wanted.calibration, given))
     with _folder_beside(path) as folder, own_generators([]):
         part = folder / path.name
         program = captured(ready, given, batch, kind.title)
@@ -156,7 +156,8 @@ def export(
         if not max(found.values()) <= limit:
             raise _missed(found, limit, kind, path, part)
         if wanted is not None:
-            judged = _rounded(ready, source, kind, part, batch, wanted)
+            called = ready if isinstance(given, Tensor) else _Called(ready, given)
+            judged = _rounded(called, source, kind, part, batch, wanted)
         check_free(path, kind, overwrite)  # others may have written meanwhile
         size = sum(each.stat().st_size for each in kind.files(part))
         _put(kind.files(part), kind.files(path))
@@ -203,13 +204,34 @@ def _wanted(
     return None
 
 
-def _check_images(images: Tensor, example: Example) -> None:
-    """Raise PruneError for images of another shape than the example's."""
-    if isinstance(example, Tensor) and images.shape[1:] != example.shape[1:]:
-        wanted = ", ".join(["N", *map(str, example.shape[1:])])
+def _like_example(images: Tensor, example: Example) -> Tensor:
+    """Return images in the precision of the example, on the CPU.
+
+    Raises:
+        PruneError: They are of another shape, or the example is of several tensors.
+    """
+    given = tensors(example)
+    if len(given) != 1:
+        raise PruneError(f"quantize (=8) takes models of one input, and example has {len(given)}")
+    if images.shape[1:] != given[0].shape[1:]:
+        wanted = ", ".join(["N", *map(str, given[0].shape[1:])])
         raise PruneError(
             f"calibration (of shape {tuple(images.shape)}) must be like the example, ({wanted})"
         )
+    return images.to("cpu", given[0].dtype)
+
+
+class _Called(nn.Module):
+    """Calls a model of one input as an example does, perhaps by a keyword."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        super().__init__()
+        self.model, self.example = model, example
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the outputs on images (N, …)."""
+        args, kwargs = tree_map_only(Tensor, lambda _: images, example_inputs(self.example))
+        return self.model(*args, **kwargs)
 
 
 def _rounded(

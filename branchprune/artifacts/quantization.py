@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.agreement import Agreement, agreement
+from branchprune.artifacts.parity import TOLERANCE
 from branchprune.errors import PruneError, not_negative, whole
+from branchprune.graph.outputs import floats
 from branchprune.runtimes.batch import DYNAMIC, Batch
 from branchprune.runtimes.in_runtime import InRuntime
 from branchprune.runtimes.onnx_int8 import Int8, rounded_operators
@@ -39,10 +42,14 @@ class Quantization:
     """What is asked for.
 
     Attributes:
-        calibration: Images (N, …) as the model wants them; some set ranges, the others judge.
+        calibration: Images (N, …) as the model wants them, on the CPU; some set ranges, the others
+            judge.
         samples: How many of them set ranges, at most, and at most half.
         max_drop: Points that may be lost; None: any.
         score: What says how good the model is; None: whether outputs agree with the model's.
+
+    Raises:
+        PruneError: A value is wrong.
     """
 
     calibration: Tensor
@@ -54,6 +61,8 @@ class Quantization:
         whole("samples", self.samples, 1)
         if self.max_drop is not None:
             not_negative("max_drop", self.max_drop)
+        if self.score is not None and not callable(self.score):
+            raise PruneError(f"score (={self.score!r}) must take a module, and return its points")
 
     def shared(self) -> tuple[Tensor, Tensor]:
         """Return the images that set ranges, and those that judge, drawn alike in each call."""
@@ -102,6 +111,15 @@ class Quantized:
             worst = [f"{name} {error:.2%}" for name, error in [*self.errors.items()][:SHOWN]]
             lines.append(f"rounded alone, outputs differ most by {', '.join(worst)}")
         return "\n".join(lines)
+
+
+def check_judged(output: Any) -> None:
+    """Raise PruneError for outputs that nobody could compare with those of 8 bits."""
+    if not floats(output):
+        raise PruneError(
+            "quantize (=8): forward returns no floats, by which the file could be judged: return "
+            "the scores, and take their argmax outside"
+        )
 
 
 def quantized(
@@ -194,6 +212,8 @@ class _Trial:
         content = self.int8.rounded(kept)
         judged, score = self._agreement(content, self.judges), None
         drop = 100 * (1 - judged.value if judged.kind == "top-1" else judged.value)
+        if judged.kind != "top-1" and judged.value <= TOLERANCE:
+            drop = 0.0  # as float32 itself
         if self.wanted.score is not None:
             if self.before is None:
                 self.before = self._score(self.model)
@@ -204,15 +224,19 @@ class _Trial:
         return Quantized(judged, drop, score, calibrated, rounded, products, kept)
 
     def _agreement(self, content: bytes, images: Tensor) -> Agreement:
-        size = {} if self.batch == DYNAMIC else {"batch_size": self.batch}
-        return agreement(self.model, self._module(content), images, **size)
+        module = self._module(content)
+        if self.batch == DYNAMIC:
+            return agreement(self.model, module, images)
+        return agreement(self.model, module, images, self.batch, fixed=True)
 
     def _module(self, content: bytes) -> nn.Module:
         return InRuntime(self.opened(content), self.output, self.batch).eval()
 
     def _score(self, module: nn.Module) -> float:
         assert self.wanted.score is not None
-        found = self.wanted.score(module)
-        if not isinstance(found, int | float) or not math.isfinite(found):
+        found: Any = self.wanted.score(module)
+        if isinstance(found, Tensor) and found.numel() == 1:
+            found = found.item()
+        if not isinstance(found, Real) or not math.isfinite(found):
             raise PruneError(f"score (={found!r}) must return a number of points")
         return float(found)

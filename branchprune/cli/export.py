@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from branchprune.artifacts.export import (
     HALF_TOLERANCE,
-    TOLERANCE,
     check_free,
     checked_options,
     export,
@@ -25,6 +24,7 @@ from branchprune.artifacts.export_formats import FORMATS, format_named, format_o
 from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.file_format import INT8, FileFormat
 from branchprune.artifacts.origin import Origin
+from branchprune.artifacts.parity import TOLERANCE
 from branchprune.artifacts.quantization import SAMPLES
 from branchprune.benchmarks.beside_dense import beside_dense, in_ms, size_of
 from branchprune.cli.model_and_images import PREPARATION, add_preparation, warnings_in_a_line
