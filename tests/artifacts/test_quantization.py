@@ -430,3 +430,12 @@ def test_a_score_may_be_a_number_of_any_kind(kind: Any, tmp_path: Path, model: n
     given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:8], "score": lambda _: kind(7.5)}
     result = bp.export(model, IMAGES[:1], tmp_path / "a.onnx", **given).quantized
     assert result is not None and result.score == (7.5, 7.5)
+
+
+def test_numbers_that_half_precision_makes_infinite_are_told_as_such(tmp_path: Path) -> None:
+    model = OverBatch(lambda y: y).eval()
+    model.make = lambda y: y / model.tiny
+    model.register_buffer("tiny", torch.tensor([1e-9]))  # 0 in float16
+    with pytest.raises(bp.PruneError, match=r"differ from the model's .*or in what is infinite"):
+        bp.export(model, IMAGES[:1], tmp_path / "a.onnx", quantize=16)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx.failed"]
