@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from branchprune.errors import PruneError
 from branchprune.graph.inputs import training_mode
 from branchprune.graph.outputs import are_logits, floats
+from branchprune.runtimes.batch import of_batch
 
 Z = 1.959964
 """Of the normal distribution, for 95 %."""
@@ -46,40 +48,56 @@ class Agreement:
                 f"mean relative error of the outputs is {100 * self.error:.3g}%"
             )
         value, low, high = (f"{100 * number:.3g}%" for number in (self.value, self.low, self.high))
-        interval = f" (95 % interval {low} to {high})" if self.images > 1 else ""
+        interval = f" (95 % interval {low} to {high})" if math.isfinite(self.low) else ""
         return f"the mean relative error of the outputs is {value}{interval}"
 
 
 def agreement(
-    dense: nn.Module, small: nn.Module, images: Tensor, batch_size: int = 64
+    dense: nn.Module,
+    small: nn.Module,
+    images: Tensor,
+    batch_size: int = 64,
+    fixed: bool = False,
 ) -> Agreement:
     """Compare two models on images, in evaluation mode.
+
+    Outputs that are not image by image are compared as one for each batch.
 
     Args:
         dense: The dense model.
         small: The small one.
         images: What both see (N, …), on their device.
         batch_size: Images at a time.
+        fixed: Whether the models take no other number: the last are filled up, and count once.
+
+    Raises:
+        PruneError: The models return no floats.
     """
     shares: list[float] = []
     errors: list[float] = []
     with torch.no_grad(), training_mode(dense, False), training_mode(small, False):
-        for batch in images.split(_at_once(dense(images[:2]), len(images[:2]), batch_size)):
-            wanted, found = dense(batch), small(batch)
-            pair = floats(wanted), floats(found)
-            errors += _relative_errors(*pair, len(batch)).tolist()
-            shares += _same_class(*pair).tolist() if are_logits(wanted) else []
+        few = of_batch(images, batch_size) if fixed else images[:2]
+        by_image = _is_by_image(dense(few), len(few))
+        for batch in images.split(batch_size if by_image or fixed else 1):
+            given = of_batch(batch, batch_size) if fixed else batch
+            wanted, found = dense(given), small(given)
+            pair, n = (floats(wanted), floats(found)), len(given) if by_image else 1
+            errors += _relative_errors(*pair, n).tolist()[: len(batch)]
+            if by_image and are_logits(wanted):
+                shares += _same_class(*pair).tolist()[: len(batch)]
     values = shares or errors
     value = math.fsum(values) / len(values)
     low, high = (_wilson if shares else _normal)(values, value)
     kind = "top-1" if shares else "relative error"
-    return Agreement(kind, value, low, high, len(values), math.fsum(errors) / len(errors))
+    return Agreement(kind, value, low, high, len(images), math.fsum(errors) / len(errors))
 
 
-def _at_once(outputs: Any, images: int, batch_size: int) -> int:
-    """Return how many images to compare at a time: one, where outputs are not image by image."""
-    by_image = all(tensor.shape[:1] == (images,) for tensor in floats(outputs))
-    return batch_size if by_image else 1
+def _is_by_image(outputs: Any, images: int) -> bool:
+    """Return whether each output begins with the batch."""
+    compared = floats(outputs)
+    if not compared:
+        raise PruneError("forward returns no floats by which outputs could be compared")
+    return all(tensor.shape[:1] == (images,) for tensor in compared)
 
 
 def _same_class(wanted: list[Tensor], found: list[Tensor]) -> Tensor:

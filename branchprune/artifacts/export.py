@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from branchprune.artifacts.export_checks import (
-    check_images,
+    check_judged,
     check_model,
     check_takes_batch,
     checked_options,
+    like_example,
 )
 from branchprune.artifacts.export_files import (
     check_free,
@@ -30,7 +31,7 @@ from branchprune.artifacts.export_header import export_header
 from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.file_format import HALF, INT8, FileFormat, Source
 from branchprune.artifacts.onnx_file import as_onnx
-from branchprune.artifacts.parity import outputs_of, parity
+from branchprune.artifacts.parity import TOLERANCE, outputs_of, parity
 from branchprune.artifacts.quantization import SAMPLES, Quantization, Quantized, Score
 from branchprune.artifacts.rounding import quantized
 from branchprune.data.unlabelled import Images, gather
@@ -42,8 +43,6 @@ from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch
 from branchprune.runtimes.captured import captured, changed_buffer
 from branchprune.runtimes.in_runtime import InRuntime
 
-TOLERANCE = 1e-5
-"""max |Δ| / max |model's|: a few roundings of float32, and far below what a wrong operator does."""
 HALF_TOLERANCE = 1e-3
 """The same with weights of float16."""
 NUMBERS = {None: "float32", HALF: "float16 weights", INT8: "int8"}
@@ -138,7 +137,8 @@ def export(
         raise PruneError(f"{name}: forward returns no tensor")
     check_takes_batch(ready, given, batch, kind)
     if wanted is not None:
-        check_images(wanted.calibration, given)
+        check_judged(output)
+        wanted = replace(wanted, calibration=like_example(wanted.calibration, given))
     with folder_beside(path) as folder, own_generators([]):
         part = folder / path.name
         program = captured(ready, given, batch, kind.title)
@@ -153,7 +153,8 @@ def export(
         if not max(found.values()) <= limit:
             raise kept_as_failed(found, limit, kind, path, part)
         if wanted is not None:
-            judged = _rounded(ready, source, kind, part, batch, wanted)
+            called = ready if isinstance(given, Tensor) else _Called(ready, given)
+            judged = _rounded(called, source, kind, part, batch, wanted)
         check_free(path, kind, overwrite)  # others may have written meanwhile
         size = sum(each.stat().st_size for each in kind.files(part))
         give_names(kind.files(part), kind.files(path))
@@ -198,6 +199,19 @@ def _asked_of_8_bits(
     if named := [name for name, value in given.items() if value is not None]:
         raise PruneError(f"{named[0]} is for quantize=8, and quantize is {bits}")
     return None
+
+
+class _Called(nn.Module):
+    """Calls a model of one input as an example does, perhaps by a keyword."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        super().__init__()
+        self.model, self.example = model, example
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the outputs on images (N, …)."""
+        args, kwargs = tree_map_only(Tensor, lambda _: images, example_inputs(self.example))
+        return self.model(*args, **kwargs)
 
 
 def _rounded(

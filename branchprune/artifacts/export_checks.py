@@ -13,7 +13,8 @@ from branchprune.artifacts.parity import outputs_of
 from branchprune.artifacts.quantization import BITS
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError, whole
-from branchprune.graph.inputs import Example
+from branchprune.graph.inputs import Example, tensors
+from branchprune.graph.outputs import floats
 from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
 from branchprune.graph.sharding import refuse_sharded
 from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, of_batch
@@ -85,10 +86,27 @@ def check_takes_batch(model: nn.Module, example: Example, batch: Batch, kind: Fi
         ) from error
 
 
-def check_images(images: Tensor, example: Example) -> None:
-    """Raise PruneError for images of another shape than the example's."""
-    if isinstance(example, Tensor) and images.shape[1:] != example.shape[1:]:
-        wanted = ", ".join(["N", *map(str, example.shape[1:])])
+def check_judged(output: Any) -> None:
+    """Raise PruneError for outputs that nobody could compare with those of 8 bits."""
+    if not floats(output):
+        raise PruneError(
+            "quantize (=8): forward returns no floats, by which the file could be judged: return "
+            "the scores, and take their argmax outside"
+        )
+
+
+def like_example(images: Tensor, example: Example) -> Tensor:
+    """Return images in the precision of the example, on the CPU.
+
+    Raises:
+        PruneError: They are of another shape, or the example is of several tensors.
+    """
+    given = tensors(example)
+    if len(given) != 1:
+        raise PruneError(f"quantize (=8) takes models of one input, and example has {len(given)}")
+    if images.shape[1:] != given[0].shape[1:]:
+        wanted = ", ".join(["N", *map(str, given[0].shape[1:])])
         raise PruneError(
             f"calibration (of shape {tuple(images.shape)}) must be like the example, ({wanted})"
         )
+    return images.to("cpu", given[0].dtype)

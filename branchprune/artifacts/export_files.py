@@ -71,7 +71,9 @@ def kept_as_failed(
     files = tuple(file.with_name(file.name + FAILED) for file in kind.files(path))
     give_names(kind.files(part), files)
     size, worst = max(found.items(), key=lambda item: (item[1], -item[0]))
-    by = f"by {worst:.2g} of the largest" if worst < math.inf else "in shape, or in whole numbers"
+    by = f"by {worst:.2g} of the largest"
+    if worst == math.inf:
+        by = "in shape, in whole numbers, or in what is infinite or NaN"
     return Failed(
         f"{files[0]}: in {kind.runs_in} its outputs differ from the model's {by} at a batch of "
         f"{size}, and tolerance is {limit:g}"

@@ -110,7 +110,7 @@ def origin_in(header: Mapping[str, str], path: object) -> Origin | None:
         return None
     try:
         init_args: Any = json.loads(header.get(INIT_ARGS, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         init_args = None
     if not NAME.fullmatch(header[MADE_BY]) or not isinstance(init_args, dict):
         raise PruneError(f"{path} is damaged: its header does not say what made the model")

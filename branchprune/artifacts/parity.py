@@ -17,6 +17,8 @@ from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, has_batch, of_b
 from branchprune.runtimes.in_runtime import in_tensors
 from branchprune.runtimes.runtime import Opened
 
+TOLERANCE = 1e-5
+"""max |Δ| / max |model's|: a few roundings of float32, and far below what a wrong operator does."""
 SIZES = (1, 3, 7)
 """Batches on which a file is compared that takes any."""
 LEAST = 8

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.agreement import Agreement
-from branchprune.errors import not_negative, whole
+from branchprune.errors import PruneError, not_negative, whole
 
 BITS = (8, 16)
 SAMPLES = 256
@@ -27,10 +27,14 @@ class Quantization:
     """What is asked for.
 
     Attributes:
-        calibration: Images (N, …) as the model wants them; some set ranges, the others judge.
+        calibration: Images (N, …) as the model wants them, on the CPU; some set ranges, the others
+            judge.
         samples: How many of them set ranges, at most, and at most half.
         max_drop: Points that may be lost; None: any.
         score: What says how good the model is; None: whether outputs agree with the model's.
+
+    Raises:
+        PruneError: A value is wrong.
     """
 
     calibration: Tensor
@@ -42,6 +46,8 @@ class Quantization:
         whole("samples", self.samples, 1)
         if self.max_drop is not None:
             not_negative("max_drop", self.max_drop)
+        if self.score is not None and not callable(self.score):
+            raise PruneError(f"score (={self.score!r}) must take a module, and return its points")
 
     def divided(self) -> tuple[Tensor, Tensor]:
         """Return the images that set ranges, and those that judge: the same in each call."""

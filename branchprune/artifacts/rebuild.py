@@ -37,7 +37,7 @@ def wide_model(header: Mapping[str, str], path: Path, trust: Trusted = ()) -> nn
         PruneError: The file does not say what makes the model, that is not trusted, cannot be
             imported, or makes no model. The message says what to write instead.
     """
-    trusted = (trust,) if isinstance(trust, str) else tuple(trust)
+    trusted = _names(trust)
     origin = origin_in(header, path)
     otherwise = f"make the model yourself, and give it: bp.load(model, {str(path)!r})"
     if origin is None:
@@ -47,6 +47,15 @@ def wide_model(header: Mapping[str, str], path: Path, trust: Trusted = ()) -> nn
             return _made(origin, trusted, path)
     except PruneError as error:
         raise PruneError(f"{error}; or {otherwise}") from error
+
+
+def _names(trust: object) -> tuple[str, ...]:
+    names = (trust,) if isinstance(trust, str) else trust
+    if not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
+        raise PruneError(
+            f'trust (={trust!r}) must be the name of a package, "my_package", or a list'
+        )
+    return tuple(names)
 
 
 def _class_in(header: Mapping[str, str], path: Path, otherwise: str) -> str:

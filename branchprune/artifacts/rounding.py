@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import Tensor, nn
 
 from branchprune.artifacts.agreement import Agreement, agreement
+from branchprune.artifacts.parity import TOLERANCE
 from branchprune.artifacts.quantization import Quantization, Quantized
 from branchprune.errors import PruneError
 from branchprune.runtimes.batch import DYNAMIC, Batch
@@ -122,6 +125,8 @@ class _Trial:
         content = self.int8.rounded(kept)
         judged, score = self._agreement(content, self.judges), None
         drop = 100 * (1 - judged.value if judged.kind == "top-1" else judged.value)
+        if judged.kind != "top-1" and judged.value <= TOLERANCE:
+            drop = 0.0  # as float32 itself
         if self.wanted.score is not None:
             if self.before is None:
                 self.before = self._score(self.model)
@@ -131,12 +136,16 @@ class _Trial:
         return Quantized(judged, drop, score, self.calibrated, rounded, products, kept)
 
     def _agreement(self, content: bytes, images: Tensor) -> Agreement:
-        size = {} if self.batch == DYNAMIC else {"batch_size": self.batch}
-        return agreement(self.model, self.run(content), images, **size)
+        module = self.run(content)
+        if self.batch == DYNAMIC:
+            return agreement(self.model, module, images)
+        return agreement(self.model, module, images, self.batch, fixed=True)
 
     def _score(self, module: nn.Module) -> float:
         assert self.wanted.score is not None
-        found = self.wanted.score(module)
-        if not isinstance(found, int | float) or not math.isfinite(found):
+        found: Any = self.wanted.score(module)
+        if isinstance(found, Tensor) and found.numel() == 1:
+            found = found.item()
+        if not isinstance(found, Real) or not math.isfinite(found):
             raise PruneError(f"score (={found!r}) must return a number of points")
         return float(found)

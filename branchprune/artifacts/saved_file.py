@@ -63,8 +63,10 @@ def content_of(header: Mapping[str, str], state: dict[str, Any], path: Path) -> 
     if "widths" not in fields:
         raise PruneError(f"{path} is not complete: its header has no 'widths'")
     for key, field in fields.items():
-        if not _is_mapping(field, list if key == "full" else dict):
+        if not (_is_shapes(field) if key == "full" else _is_mapping(field, dict)):
             raise PruneError(f"{path} is not complete: its header has damaged {key!r}")
+    if not all(isinstance(each.get("class"), str) for each in fields.get("settings", {}).values()):
+        raise PruneError(f"{path} is not complete: its header has damaged 'settings'")
     return Content(state, kind=header.get("class"), **fields)
 
 
@@ -95,6 +97,11 @@ def check_format(header: Mapping[str, str], path: Path) -> None:
 def _is_mapping(value: Any, kind: type) -> bool:
     """Return whether a value is a mapping whose values are of a kind."""
     return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
+
+
+def _is_shapes(value: Any) -> bool:
+    """Return whether a value is a mapping whose values are lists of whole numbers."""
+    return _is_mapping(value, list) and all(type(n) is int for each in value.values() for n in each)
 
 
 def was_saved(path: Path) -> bool:

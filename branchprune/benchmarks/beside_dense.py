@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -90,4 +91,6 @@ def in_threads(count: int) -> str:
 
 def in_ms(seconds: float) -> str:
     """Return seconds as milliseconds: 1.23 ms."""
-    return f"{1000 * seconds:#.3g} ms"
+    ms = 1000 * seconds
+    digits = max(0, 2 - math.floor(math.log10(max(ms, 1e-3))))
+    return f"{ms:.{digits}f} ms"

@@ -13,12 +13,13 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 from torch import Tensor, nn
 
-from branchprune.artifacts.export import HALF_TOLERANCE, TOLERANCE, export
+from branchprune.artifacts.export import HALF_TOLERANCE, export
 from branchprune.artifacts.export_checks import checked_options
 from branchprune.artifacts.export_files import check_free
 from branchprune.artifacts.export_formats import FORMATS, format_named, format_of, table
 from branchprune.artifacts.file_format import INT8, FileFormat
 from branchprune.artifacts.origin import Origin
+from branchprune.artifacts.parity import TOLERANCE
 from branchprune.artifacts.quantization import SAMPLES
 from branchprune.cli.export_latency import latency_text
 from branchprune.cli.model_and_images import PREPARATION, add_preparation, warnings_in_a_line

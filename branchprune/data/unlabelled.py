@@ -39,6 +39,8 @@ def gather(images: Images) -> Tensor:
             f"images (of shape {tuple(found.shape)}) must be at least two, (N, C, H, W): one is "
             "held out"
         )
+    if found.layout != torch.strided:
+        raise PruneError(f"images ({found.layout}) must be dense: images.to_dense()")
     if not found.is_floating_point():
         raise PruneError(
             f"images (of dtype {found.dtype}) must be floats, normalised as the model wants them"

@@ -274,3 +274,29 @@ def test_a_loaded_model_keeps_the_memory_format(path):
     loaded = bp.load(make().to(memory_format=torch.channels_last), path)
     for a, b in zip(small.parameters(), loaded.parameters(), strict=True):
         assert a.stride() == b.stride() and torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("settings", '{"0": {"stride": [1, 1]}}'),
+        ("settings", '{"0": {"class": 5}}'),
+        ("full", '{"0.weight": ["a"]}'),
+        ("full", '{"0.weight": [1e400]}'),
+        ("full", '{"0.weight": [[1]]}'),
+    ],
+)
+def test_parts_of_a_header_that_are_no_settings_or_shapes_are_named(key, text, path):
+    bp.save(chain(), path)
+    rewritten(path, lambda header, state: header.update({key: text}))
+    with pytest.raises(bp.PruneError, match=f"not complete: its header has damaged '{key}'"):
+        bp.load(chain(), path)
+
+
+def test_arguments_that_are_nested_without_end_are_damage(path):
+    bp.save(chain(), path)
+    for text in ("[" * 100_000, '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"):
+        changes = {"made_by": "resnet18", "init_args": text}
+        rewritten(path, lambda header, state, changes=changes: header.update(changes))
+        with pytest.raises(bp.PruneError, match="its header does not say what made the model"):
+            bp.load(path)

@@ -220,3 +220,10 @@ def test_a_model_that_was_made_alone_can_be_pruned_again(path: Path) -> None:
     bp.save(again, path)  # which still knows what makes it
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(bp.load(path, trust="models")(x), again(x))
+
+
+@pytest.mark.parametrize("trust", [None, 5, [5], {"os"}])
+def test_trust_that_names_no_package_is_refused(trust: Any, path: Path) -> None:
+    bp.save(Net(), path, f"{HERE}:Net")
+    with pytest.raises(bp.PruneError, match=r"trust .* must be the name of a package"):
+        bp.load(path, trust=trust)

@@ -283,6 +283,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"quantize": 8, "calibration": IMAGES[:, :1]},
         r"calibration \(of shape \(560, 1, 8, 8\)\) must be like the example, \(N, 3, 8, 8\)",
     ),
+    "sparse images": (
+        {"quantize": 8, "calibration": IMAGES.to_sparse()},
+        r"calibration: images \(torch.sparse_coo\) must be dense",
+    ),
+    "score": (
+        {"quantize": 8, "calibration": IMAGES, "score": 76.1},
+        r"score \(=76.1\) must take a module",
+    ),
+    "several scores": (
+        {"quantize": 8, "calibration": IMAGES, "score": lambda _: torch.zeros(2)},
+        r"score \(=tensor\(\[0., 0.\]\)\) must return a number",
+    ),
     "samples": (
         {"quantize": 8, "calibration": IMAGES, "samples": 0},
         r"samples \(=0\) must be a whole number",
@@ -318,3 +330,112 @@ def test_models_of_several_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(bp.PruneError, match=r"quantize \(=8\) takes models of one input"):
         given: dict[str, Any] = {"quantize": 8, "calibration": torch.randn(9, 3, 3)}
         bp.export(Two(), (torch.randn(2, 3, 3), torch.randn(2, 3, 3)), tmp_path / "a.onnx", **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float32])
+def test_images_of_any_precision_in_any_form_of_example_are_taken(
+    dtype: torch.dtype, tmp_path: Path, model: nn.Module
+) -> None:
+    given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:40].to(dtype)}
+    result = bp.export(model, {"image": IMAGES[:1]}, tmp_path / "a.onnx", **given)
+    assert result.quantized is not None and result.quantized.judged.error < 0.04
+    given["calibration"] = IMAGES[:40, :, :4]
+    with pytest.raises(bp.PruneError, match=r"must be like the example, \(N, 3, 8, 8\)"):
+        bp.export(model, (IMAGES[:1],), tmp_path / "b.onnx", **given)
+
+
+class ByKeyword(nn.Module):
+    """Takes its image by a keyword alone, and no other batch than 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, *, image: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.conv(image).relu().reshape(5, 4, -1).mean(2))
+        return scores
+
+
+@pytest.mark.parametrize(("images", "judged"), [(50, 25), (4, 2)])
+def test_a_model_that_takes_one_batch_by_a_keyword_is_judged(
+    images: int, judged: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:images], "batch": 5}
+    result = bp.export(ByKeyword().eval(), {"image": IMAGES[:5]}, tmp_path / "a.onnx", **given)
+    assert result.quantized is not None
+    assert result.quantized.judged.images == judged and result.quantized.judged.error < 0.1
+
+
+class OverBatch(nn.Module):
+    """Scores of each image, and what is left of them without the batch."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.conv, self.head, self.make = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), make
+
+    def forward(self, image: Tensor) -> Any:
+        return self.make(self.head(self.conv(image).relu().mean((2, 3))))
+
+
+OVER_BATCH: dict[str, Any] = {
+    "a number": lambda y: y.mean(),
+    "a number beside": lambda y: (y, y.mean()),
+    "a sum": lambda y: y.sum(0),
+    "the batch last": lambda y: y.T,
+}
+
+
+@pytest.mark.parametrize("batch", ["dynamic", 5])
+@pytest.mark.parametrize("case", OVER_BATCH)
+def test_outputs_that_do_not_begin_with_the_batch_are_judged(
+    case: str, batch: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = OverBatch(OVER_BATCH[case]).eval()
+    given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:20], "batch": batch}
+    result = bp.export(model, IMAGES[:2], tmp_path / "a.onnx", **given)
+    assert result.quantized is not None and "nan" not in str(result)
+    assert result.quantized.judged.kind == "relative error"
+    assert result.quantized.judged.images == 10
+    with torch.no_grad():
+        wanted = model(IMAGES[5:10])
+    session = onnxruntime.InferenceSession(result.path)
+    found = session.run(None, {"image": IMAGES[5:10].numpy()})
+    for each, w in zip(found, wanted if isinstance(wanted, tuple) else [wanted], strict=True):
+        assert distance(torch.as_tensor(each), w) < 0.1
+    assert result.quantized.judged.error < 0.1
+
+
+def test_outputs_of_whole_numbers_alone_are_refused_before_anything_is_rounded(
+    tmp_path: Path,
+) -> None:
+    given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES}
+    with pytest.raises(bp.PruneError, match="returns no floats, by which the file could be judged"):
+        bp.export(OverBatch(lambda y: y.argmax(1)), IMAGES[:1], tmp_path / "a.onnx", **given)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_nothing_may_be_lost_of_outputs_that_are_no_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = OverBatch(lambda y: y[:, :1]).eval()
+    given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:40], "max_drop": 0}
+    result = bp.export(model, IMAGES[:1], tmp_path / "a.onnx", **given).quantized
+    assert result is not None and result.drop == 0 and {*result.kept} >= {"conv", "head"}
+    assert result.judged.error < 1e-5
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32])
+def test_a_score_may_be_a_number_of_any_kind(kind: Any, tmp_path: Path, model: nn.Module) -> None:
+    given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:8], "score": lambda _: kind(7.5)}
+    result = bp.export(model, IMAGES[:1], tmp_path / "a.onnx", **given).quantized
+    assert result is not None and result.score == (7.5, 7.5)
+
+
+def test_numbers_that_half_precision_makes_infinite_are_told_as_such(tmp_path: Path) -> None:
+    model = OverBatch(lambda y: y).eval()
+    model.make = lambda y: y / model.tiny
+    model.register_buffer("tiny", torch.tensor([1e-9]))  # 0 in float16
+    with pytest.raises(bp.PruneError, match=r"differ from the model's .*or in what is infinite"):
+        bp.export(model, IMAGES[:1], tmp_path / "a.onnx", quantize=16)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx.failed"]

@@ -61,7 +61,7 @@ def test_a_model_with_its_weights_is_written_compared_and_timed(
     assert written.startswith(f"Net.onnx: {size / 1000:.1f} kB, any batch, in ")
     assert "at batches of 1, 3 and 7 (tolerance 1e-05)" in parity
     version = re.escape(f"ONNX Runtime {onnxruntime.__version__}")
-    ms = r"(\d*\.\d+) ms"
+    ms = r"(\d+(?:\.\d+)?) ms"
     found = re.fullmatch(
         rf"latency: {ms} at a batch of 1 in {version}, f32, 1 thread \(median of \d+, "
         rf"interquartile range {ms}\)",
@@ -102,7 +102,7 @@ def assert_beside_dense(text: str, sizes: Any, small: nn.Module, batch: int) -> 
         sum(m.weight.numel() for m in model.features if isinstance(m, nn.Conv2d))
         for model in (VGG(**sizes), small)
     ]
-    ms = r"(\d*\.\d+) ms"
+    ms = r"(\d+(?:\.\d+)?) ms"
     found = re.search(
         rf"^in turns with {ms} of the dense model: ([\d.]+) times as fast \(([\d.]+)–([\d.]+)\) as "
         r"the dense model, with ([\d.]+) times fewer multiply-adds: (\d+)% of that$",

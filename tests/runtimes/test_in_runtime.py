@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from branchprune.errors import PruneError
 from branchprune.runtimes.batch import DYNAMIC, Batch
 from branchprune.runtimes.in_runtime import InRuntime
 
@@ -38,3 +39,11 @@ def test_images_come_in_batches_that_the_file_takes(
 def test_a_single_output_is_a_tensor() -> None:
     found = InRuntime(lambda images: lambda: [images.numpy() - 1], torch.zeros(1))(IMAGES)
     assert isinstance(found, Tensor) and torch.equal(found, IMAGES - 1)
+
+
+def test_outputs_without_the_batch_are_as_they_are_where_nothing_is_joined() -> None:
+    total = InRuntime(lambda images: lambda: [images.sum().numpy()], torch.zeros(1), 10)
+    assert torch.equal(total(IMAGES), torch.tensor(45.0))
+    for images in (IMAGES[:4], torch.cat([IMAGES, IMAGES])):
+        with pytest.raises(PruneError, match=r"shape \(\) does not begin with the batch, 10"):
+            total(images)

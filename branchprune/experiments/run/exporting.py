@@ -20,6 +20,7 @@ from branchprune.artifacts.file_format import INT8, FileFormat
 from branchprune.artifacts.parity import outputs_of
 from branchprune.artifacts.quantization import JUDGED
 from branchprune.errors import PruneError
+from branchprune.experiments.run.one_line import said
 from branchprune.experiments.run.settings import ExportConfig, RunSettings
 from branchprune.experiments.run.stages import Stages
 from branchprune.lightning.training_inputs import training_inputs
@@ -64,10 +65,12 @@ def export_models(
     kind = format_named(asked.format)
     folder = settings.output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if stages.rehearsed:
-        export(models["dense"], example, _path(folder, "dense", FLOAT, kind), overwrite=True)
-        return None
     exporting = _Exporting(settings, asked, stages, kind, example)
+    if stages.rehearsed:
+        path = _path(folder, "dense", FLOAT, kind)
+        export(models["dense"], example, path, overwrite=True)
+        exporting.judged(models["dense"], path)
+        return None
     bits = [FLOAT] if asked.quantize is None else [FLOAT, asked.quantize]
     files = [exporting.file(name, model, each) for name, model in models.items() for each in bits]
     runtime = kind.runtime(asked.threads)
@@ -115,14 +118,16 @@ class _Exporting:
         self.stages.say(f"writing {path}")
         try:
             written = export(model, self.example, path, overwrite=True, **quantized)
-        except PruneError as error:  # what has been trained is not lost for it
-            self.stages.say(f"export: {error}")
-            return {**about, "failed": str(error)}
-        opened = self.kind.runtime(self.asked.threads).opened(path, path.name)
-        return {**about, **_found(written), **self._judged(model, opened)}
+            return {**about, **_found(written), **self.judged(model, path)}
+        except (
+            Exception
+        ) as error:  # what has been trained is not lost for it, nor for a user's code
+            self.stages.say(f"export: {said(error)}")
+            return {**about, "failed": said(error)}
 
-    def _judged(self, model: nn.Module, opened: Any) -> dict[str, float]:
+    def judged(self, model: nn.Module, path: Path) -> dict[str, float]:
         """Return the metric of the run in validation and test, as the runtime computes."""
+        opened = self.kind.runtime(self.asked.threads).opened(path, path.name)
         module = InRuntime(opened, outputs_of(model, self.example), largest=self.kind.largest)
         task = self._task(model, module)
         return self.stages.pick(self.stages.judge(task))

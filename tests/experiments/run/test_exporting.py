@@ -131,3 +131,26 @@ def test_a_run_without_files_is_the_one_that_it_was():
     assert digest(yaml.safe_dump(before)) == digest(yaml.safe_dump(now))
     other = before | {"export": {"format": "onnx"}}
     assert digest(yaml.safe_dump(before)) != digest(yaml.safe_dump(other))
+
+
+@pytest.mark.usefixtures("without_charts", "without_rehearsal")
+def test_a_file_that_cannot_be_judged_costs_no_result(go, monkeypatch):
+    def failing(self, images):
+        raise RuntimeError("no\nroom")
+
+    monkeypatch.setattr(exporting.InRuntime, "forward", failing)
+    folder = go("export: {format: onnx}\n")
+    files = json.loads((folder / "result.json").read_text())["export"]["files"]
+    assert [file["failed"].partition(" (")[0] for file in files] == ["RuntimeError: no room"] * 2
+    assert "RuntimeError: no room" in (folder / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_what_cannot_judge_a_file_is_found_before_training(go, capsys, monkeypatch):
+    def failing(self, images):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(exporting.InRuntime, "forward", failing)
+    folder = go("export: {format: onnx}\n", status=2)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "RuntimeError: no room" in line and not folder.exists()
