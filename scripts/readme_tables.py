@@ -40,13 +40,10 @@ COMPARISONS = (
 )
 """Comparisons that have a page, as configs/compare/ names them."""
 NETWORKS = {
-    "comparison": "few_images_networks",
-    "resnet20": "few_images_networks+resnet20",
-    "resnet56": "few_images_networks+resnet56",
-    "mobilenet": "few_images_networks+mobilenet",
-    "carla": "few_images_networks+carla",
+    "few_images_networks": ("resnet20", "resnet56", "mobilenet", "carla"),
+    "widths_16px": ("mobilenet",),
 }
-"""Comparisons of one page, by the name of their table."""
+"""Variants with a table of their own on the page of a comparison, by its name."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +155,13 @@ PAGES: dict[str, dict[str, Table]] = {
     },
     **{
         f"scripts/results/compare/{name}.md": {
-            "comparison": Table((_lines(name),), partial(comparison_table, name))
+            table: Table((_lines(of),), partial(comparison_table, of))
+            for table, of in {
+                "comparison": name,
+                **{variant: f"{name}+{variant}" for variant in NETWORKS.get(name, ())},
+            }.items()
         }
-        for name in COMPARISONS
-    },
-    "scripts/results/compare/few_images_networks.md": {
-        name: Table((_lines(of),), partial(comparison_table, of)) for name, of in NETWORKS.items()
+        for name in (*COMPARISONS, *(each for each in NETWORKS if each not in COMPARISONS))
     },
 }
 """The tables of each page, by the name in their markers."""

@@ -11,7 +11,7 @@ RESULTS = ROOT / "scripts" / "results"
 FRAMES = "--data.init_args.root FRAMES"
 TABLES = (
     *"headlines coverage reproduction zoo paper cost bench plan_speed torture yolo".split(),
-    *("reach", "latency", "additivity"),
+    *("reach", "latency", "additivity", "networks", "trained"),
 )
 
 
@@ -63,7 +63,8 @@ def test_a_table_without_results_stays(readme_tables, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", [*TABLES, "comparison"])
 def test_a_marker_that_is_missing_is_named(readme_tables, name, gone):
     pages = [page for page, tables in readme_tables.PAGES.items() if name in tables]
-    assert pages and {*TABLES, *readme_tables.NETWORKS} == {
+    variants = {each for found in readme_tables.NETWORKS.values() for each in found}
+    assert pages and {*TABLES, "comparison", *variants} == {
         n for t in readme_tables.PAGES.values() for n in t
     }
     for page in pages:
@@ -80,11 +81,11 @@ def test_a_marker_that_is_there_twice_is_named(readme_tables):
 
 
 def test_every_comparison_with_results_has_a_page(readme_tables):
-    networks = {*readme_tables.NETWORKS.values()}
+    whole = {*readme_tables.COMPARISONS, *readme_tables.NETWORKS}
+    variants = {f"{name}+{v}" for name, each in readme_tables.NETWORKS.items() for v in each}
     found = {path.stem for path in RESULTS.glob("compare/*.jsonl")}
-    assert found == {*readme_tables.COMPARISONS, *networks}
-    pages = {path.stem for path in RESULTS.glob("compare/*.md")}
-    assert pages == {*readme_tables.COMPARISONS, "few_images_networks"}
+    assert found == whole | variants
+    assert {path.stem for path in RESULTS.glob("compare/*.md")} == whole
 
 
 def test_headlines_are_means_of_the_lines(readme_tables):
