@@ -50,9 +50,10 @@ def latency_text(
     else:
         found, beside = _beside_dense(step, kind, model, dense, given, options)
     threads = in_threads(options.threads)
+    numbers = written.precision if written.quantized is None else f"INT8 and {written.precision}"
     return (
         f"latency: {in_ms(found.median_s)} at a batch of {batch} in {written.runtime}, "
-        f"{written.precision}, {threads} (median of {found.count}, interquartile range "
+        f"{numbers}, {threads} (median of {found.count}, interquartile range "
         f"{in_ms(found.iqr_s or 0.0)}){beside}"
     )
 
