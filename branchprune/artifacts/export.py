@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from branchprune.artifacts.agreement import agreement
 from branchprune.artifacts.export_checks import (
     check_judged,
     check_model,
@@ -33,16 +34,21 @@ from branchprune.artifacts.file_format import HALF, INT8, FileFormat, Source
 from branchprune.artifacts.onnx_file import as_onnx
 from branchprune.artifacts.parity import TOLERANCE, outputs_of, parity
 from branchprune.artifacts.quantization import SAMPLES, Quantization, Quantized, Score
-from branchprune.artifacts.rounding import quantized
-from branchprune.data.unlabelled import Images, gather
+from branchprune.artifacts.rounding import at_once, quantized
 from branchprune.errors import PruneError, positive
 from branchprune.graph.inference_mode import outside_inference_mode
 from branchprune.graph.inputs import Example, copied, evaluating, example_inputs, tensors
 from branchprune.graph.random_generators import own_generators
+from branchprune.graph.unlabelled import Images, gather
 from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch
 from branchprune.runtimes.captured import captured, changed_buffer
 from branchprune.runtimes.in_runtime import InRuntime
+from branchprune.runtimes.onnx_runtime import OnnxRuntime
 
+APART = 0.1
+"""Relative error of outputs between runtimes of one file in 8 bits: they round at other places."""
+COMPARED = 64
+"""Images on which they are compared."""
 HALF_TOLERANCE = 1e-3
 """The same with weights of float16."""
 NUMBERS = {None: "float32", HALF: "float16 weights", INT8: "int8"}
@@ -229,7 +235,17 @@ def _rounded(
         return InRuntime(kind.exactly(part, source.kind), source.output, batch).eval()
 
     content, found = quantized(model, as_onnx(source), run, batch, wanted)
-    kind.write(replace(source, onnx=content), part)
+    written = run(content)
+    if kind.runtime is not OnnxRuntime:
+        opened = OnnxRuntime(threads=1).opened(content, source.kind)
+        reference = InRuntime(opened, source.output, batch).eval()
+        apart = agreement(reference, written, wanted.divided()[1][:COMPARED], **at_once(batch))
+        if apart.error > APART:
+            raise PruneError(
+                f"quantize (=8): {kind.runs_in} computes other products of whole numbers than ONNX "
+                f"Runtime, outputs differ by {apart.error:.0%}: take format 'onnx'"
+                + (", or batch='dynamic'" if batch != DYNAMIC else "")
+            )
     return found
 
 

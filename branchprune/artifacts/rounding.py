@@ -61,6 +61,11 @@ def quantized(
         return int8.rounded(kept), replace(found, errors=errors)
 
 
+def at_once(batch: Batch) -> dict[str, Any]:
+    """Return in which batches `agreement` is to compare a file that takes a batch."""
+    return {} if batch == DYNAMIC else {"batch_size": batch, "fixed": True}
+
+
 @dataclass
 class _Trial:
     """Rounds and judges, with ever more of the same layers in float32.
@@ -136,10 +141,7 @@ class _Trial:
         return Quantized(judged, drop, score, self.calibrated, rounded, products, kept)
 
     def _agreement(self, content: bytes, images: Tensor) -> Agreement:
-        module = self.run(content)
-        if self.batch == DYNAMIC:
-            return agreement(self.model, module, images)
-        return agreement(self.model, module, images, self.batch, fixed=True)
+        return agreement(self.model, self.run(content), images, **at_once(self.batch))
 
     def _score(self, module: nn.Module) -> float:
         assert self.wanted.score is not None

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.agreement import Agreement, agreement
-from branchprune.data.unlabelled import Images, gather
 from branchprune.errors import PruneError, positive
 from branchprune.few_images.fitness import warn_if_strange
 from branchprune.few_images.images import Transform, divided
@@ -26,6 +25,7 @@ from branchprune.graph.inputs import copied
 from branchprune.graph.memory_format import put_channels_last
 from branchprune.graph.plain_model import check_model
 from branchprune.graph.random_generators import seeded
+from branchprune.graph.unlabelled import Images, gather
 from branchprune.planning.plan import Plan
 from branchprune.runtimes.runtime import Runtime
 from branchprune.targets.goal import check_asked, check_runtime, needing_runtime

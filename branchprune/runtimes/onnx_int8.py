@@ -20,6 +20,11 @@ AT_ONCE = 16
 WEIGHT = ".weight"
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that take most of the time."""
+MOVED = (
+    *("Concat", "DepthToSpace", "Flatten", "Gather", "GatherElements", "MaxPool", "Pad", "Reshape"),
+    *("Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "TopK", "Transpose", "Unsqueeze"),
+)
+"""Operators that hand on numbers which are rounded already."""
 
 
 class Int8:
@@ -136,7 +141,7 @@ def _named(model: Any) -> dict[str, list[str]]:
     for i, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{i}"
         own = [name.removesuffix(WEIGHT) for name in node.input if name in weights]
-        if node.op_type in known:
+        if node.op_type in known and node.op_type not in MOVED:
             found.setdefault(own[0] if own else node.name, []).append(node.name)
     return found
 

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.runtimes.openvino import OpenVino
 
 IMAGES = torch.randn(560, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 + 0.5
 
@@ -264,6 +265,42 @@ def test_half_precision_halves_the_numbers_in_the_file_and_keeps_its_header(
     assert header["made_by"] == "mine:Net" and header["numbers"] == "float16 weights"
     kept = {each.key: each.value for each in onnx.load(written["int8.onnx"].path).metadata_props}
     assert kept["numbers"] == "int8" and kept.keys() >= {"widths", "params", "branchprune"}
+
+
+class Straight(nn.Module):
+    """A product without bias, the output of which goes straight into another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(192, 16, bias=False), nn.Linear(16, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.second(self.first(image.flatten(1)))
+        return scores
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_runtime_that_computes_something_else_in_8_bits_is_noticed(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, given = Straight().eval(), {"quantize": 8, "calibration": IMAGES[:40]}
+    path = tmp_path / f"a{suffix}"
+    real, files = OpenVino.opened, []
+
+    def opened(self: Any, file: Any, what: str, precision: str | None = None) -> Any:
+        """Open the first file, of float32, as it is, and others as if they computed the triple."""
+        on, times = real(self, file, what, precision), 3.0 if files else 1.0
+        files.append(file)
+        return lambda x: lambda: [times * y for y in on(x)().values()]
+
+    monkeypatch.setattr(OpenVino, "opened", opened)
+    if suffix == ".onnx":
+        bp.export(model, IMAGES[:1], path, **given)  # type: ignore[arg-type]
+        return
+    with pytest.raises(bp.PruneError, match="OpenVINO computes other products of whole numbers"):
+        bp.export(model, IMAGES[:1], path, **given)  # type: ignore[arg-type]
+    assert not [*tmp_path.iterdir()]
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import branchprune as bp
-from branchprune.few_images.images import divided, gather
+from branchprune.few_images.images import divided
+from branchprune.graph.unlabelled import gather
 
 
 def generator() -> torch.Generator:
