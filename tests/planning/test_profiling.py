@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from branchprune.benchmarks.bench import main as bench
+from branchprune.cli.bench import main as bench
 from branchprune.graph.macs_counter import MacsCounter
 from branchprune.models import VGG
 from branchprune.planning.profiling import count_macs, count_params, peak_memory
@@ -85,7 +85,7 @@ def test_bench_writes_its_rows(tmp_path, capsys, monkeypatch):
     blocks = [[8, 8], [16, 16], [32, 32, 32], [64, 64, 64], [64, 64, 64]]  # an eighth as wide
     monkeypatch.setattr("branchprune.benchmarks.bench.VGG", lambda stages=blocks: VGG(stages))
     path = tmp_path / "bench.json"
-    args = ["--batch_size=2", "--image_size=32", "--repeats=2", f"--output={path}"]
+    args = ["--batch=2", "--image_size=32", "--repeats=2", f"--output={path}"]
     bench(args, Console(width=200))
     content = json.loads(path.read_text())
     assert [row["target"] for row in content["rows"] if row["target"]] == [
