@@ -18,8 +18,8 @@ from branchprune.artifacts.header import IMPORT_PATH
 from branchprune.artifacts.library_models import is_name, is_of_library, model_of_library
 from branchprune.artifacts.origin import NAME, Origin, origin_in, package_of
 from branchprune.errors import PruneError, first_line
+from branchprune.graph.import_path import value_at
 from branchprune.graph.random_generators import own_generators
-from branchprune.import_path import value_at
 
 TORCH = ("torch", "torchvision")
 Trusted = str | Sequence[str]

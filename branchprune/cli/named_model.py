@@ -18,7 +18,7 @@ from branchprune.cli.model_file import is_file, origin_of
 from branchprune.errors import PruneError, first_line
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.graph.full_shapes import shapes
-from branchprune.import_path import value_at
+from branchprune.graph.import_path import value_at
 
 MODEL = """a model of torchvision by its name (resnet50), of others as timm/NAME, ultralytics/NAME
 or segmentation_models_pytorch/NAME; your own by the import path of its class, of a function that

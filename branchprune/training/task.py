@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
 from branchprune.errors import PruneError, not_negative, positive, whole
-from branchprune.import_path import function_at
+from branchprune.graph.import_path import function_at
 from branchprune.training.batch_keys import Keys
 from branchprune.training.distillation import Teacher, learn_from
 from branchprune.training.mixup import Mixup

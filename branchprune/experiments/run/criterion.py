@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from branchprune.blending.attach import Init
 from branchprune.criteria.named import CALIBRATED, CRITERIA
 from branchprune.errors import PruneError, whole
-from branchprune.import_path import function_at
+from branchprune.graph.import_path import function_at
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import nn
 from branchprune.errors import PruneError
 from branchprune.experiments.parser_words import in_words
 from branchprune.experiments.run.one_line import said
-from branchprune.import_path import value_at
+from branchprune.graph.import_path import value_at
 
 UNMADE = "what the configuration names cannot be made"
 CLASSES = {"model": nn.Module, "data": LightningDataModule, "task": LightningModule}
