@@ -37,7 +37,6 @@ def in_runtime(result: Mapping[str, Any]) -> InRuntime | None:
         return None
     every, metric = found["files"], result["metric"]
     files = [file for file in every if "failed" not in file]
-
     name, times = metric["label"], [file["latency"]["median_s"] for file in files]
     judged = [file.get("agreement") for file in files]
     classes = any(each and each["kind"] == "top-1" for each in judged)

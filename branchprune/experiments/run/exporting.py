@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +22,6 @@ from branchprune.errors import PruneError
 from branchprune.experiments.run.one_line import said
 from branchprune.experiments.run.settings import ExportConfig, RunSettings
 from branchprune.experiments.run.stages import Stages
-from branchprune.lightning.training_inputs import training_inputs
 from branchprune.runtimes.in_runtime import InRuntime
 from branchprune.runtimes.latency import step_latencies
 
@@ -121,7 +119,7 @@ class _Exporting:
             return {**about, **_found(written), **self.judged(model, path)}
         except (
             Exception
-        ) as error:  # what has been trained is not lost for it, nor for a user's code
+        ) as error:  # of a user's task, too: what has been trained is not lost for it
             self.stages.say(f"export: {said(error)}")
             return {**about, "failed": said(error)}
 
@@ -149,13 +147,12 @@ class _Exporting:
 
     def _images(self) -> Tensor:
         """Return training images: some set ranges, the others judge whether outputs agree."""
-        wanted = self.asked.samples + JUDGED
-        batches = math.ceil(wanted / max(1, len(self._batch())))
-        found = training_inputs(self.settings.data, batches, self.stages.keys)
+        wanted, found, keys = self.asked.samples + JUDGED, list[Tensor](), self.stages.keys
+        for batch in self.settings.data.train_dataloader():
+            found.append(keys.input_of(batch))
+            if sum(map(len, found)) >= wanted:
+                break
         return torch.cat(found)[:wanted].cpu()
-
-    def _batch(self) -> Tensor:
-        return training_inputs(self.settings.data, 1, self.stages.keys)[0]
 
 
 def _found(written: Exported) -> dict[str, Any]:
