@@ -15,6 +15,9 @@ a tuple: given a tensor it first unpacks the batch, fails with one image, and ru
 Torch-Pruning runs the model, `plan` only computes its shapes: with several threads on a machine
 that is shared the model may be slowed down more, so use `--threads 1` there, and see `load`.
 
+*With a target* a plan takes longer: what each group loses is measured on images, and widths are
+chosen. That is timed once, after the others.
+
 *Memory.* In a fresh process a tiny other network is planned first, then the model is built, what
 the allocator holds free is returned, the peak of resident memory is reset, and `plan` runs once.
 Growth is that peak minus the resident memory just before: copies, activations, the plan itself and
@@ -53,6 +56,8 @@ from branchprune.experiments import environment
 
 LEFT_OUT = ("output", "record", "probe")
 """Options that do not change what is measured."""
+AT_ONCE = 64
+"""Images in a batch on which what groups lose is measured."""
 NAMES = {
     "plan": "plan",
     "torch_pruning_graph": "Torch-Pruning's graph",
@@ -68,6 +73,8 @@ class Options:
         model: Name of the torchvision classifier whose planning is timed.
         image_size: Height and width of its example, a batch of one.
         pairs: Pairs of timed calls.
+        target_images: Images for the plan with a target; 0: there is none.
+        target_image_size: Their height and width.
         memory_model: Name of the torchvision classifier for memory: many parameters.
         memory_image_size: Height and width of its example: small, so that activations are.
         memory_runs: Fresh processes a side for memory; 0: none.
@@ -80,6 +87,8 @@ class Options:
     model: str = "resnet50"
     image_size: int = 224
     pairs: int = 9
+    target_images: int = 128
+    target_image_size: int = 64
     memory_model: str = "vgg16"
     memory_image_size: int = 32
     memory_runs: int = 3
@@ -104,7 +113,8 @@ def main(args: Sequence[str] | None = None) -> int:
     # Memory comes first: a child's ru_maxrss starts from what its parent held.
     memory = measure_memory(options, pruning) if options.memory_runs else None
     seconds = measure_seconds(options, pruning)
-    rows = [*second_rows(seconds), *(memory_rows(memory) if memory else [])]
+    target = [target_row(options)] if options.target_images else []
+    rows = [*second_rows(seconds), *target, *(memory_rows(memory) if memory else [])]
     console.print(_table(options, rows))
     output = environment.recorded("plan_speed.json") if options.record else options.output
     if output is not None:
@@ -135,7 +145,7 @@ def _parse(args: Sequence[str] | None) -> Options:
     for key in ("model", "memory_model"):
         if (name := getattr(options, key)) not in known:
             parser.error(f"{key} (={name}) must be one of torchvision's: {', '.join(known)}")
-    for key, least in (("pairs", 1), ("memory_runs", 0), ("threads", 0)):
+    for key, least in (("pairs", 1), ("target_images", 0), ("memory_runs", 0), ("threads", 0)):
         if (value := getattr(options, key)) < least:
             parser.error(f"{key} (={value}) must be at least {least}")
     return options
@@ -239,6 +249,18 @@ def second_rows(samples: dict[str, list[float]]) -> list[Row]:
         pairs = zip(samples["plan"], samples[name], strict=True)
         rows.append(_row(f"plan / {NAMES[name]}", [ours / theirs for ours, theirs in pairs]))
     return rows
+
+
+def target_row(options: Options) -> Row:
+    """Return the seconds of a plan for half of the multiply-adds."""
+    model, _ = _build(options.model, options.image_size)
+    n, size = options.target_images, options.target_image_size
+    images = torch.randn(n, 3, size, size)
+    start = time.perf_counter()
+    bp.plan(model, images[:1], target={"macs": 0.5}, batches=images.split(AT_ONCE))
+    seconds = time.perf_counter() - start
+    what = f"plan for half of the multiply-adds ({n} images of {size}×{size}), seconds"
+    return _row(what, [seconds], "≤ 120")
 
 
 def memory_rows(memory: dict[str, Any]) -> list[Row]:

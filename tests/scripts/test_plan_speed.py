@@ -5,6 +5,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "plan_speed.py"
 SMALL = {"model": "squeezenet1_1", "image_size": 32, "memory_model": "squeezenet1_1"}
+SMALL |= {"target_images": 0}
 
 STANDIN = """
 class DependencyGraph:
@@ -93,6 +95,24 @@ def test_quotients_are_medians_over_pairs(plan_speed, tmp_path, package):
     assert found == {"plan, seconds": statistics.median(seconds["plan"])}
 
 
+def test_a_plan_with_a_target_is_timed_on_as_many_images(plan_speed, monkeypatch):
+    given, real = [], plan_speed.bp.plan
+
+    def plan(*args, **options):
+        given.append(options)
+        return real(*args, **options)
+
+    monkeypatch.setattr(plan_speed.bp, "plan", plan)
+    options = plan_speed.Options("resnet18", 32, target_images=5, target_image_size=32)
+    start = time.perf_counter()
+    row = plan_speed.target_row(options)
+    assert 0 < row.value == row.low == row.high < time.perf_counter() - start
+    assert row.what == "plan for half of the multiply-adds (5 images of 32×32), seconds"
+    assert row.target == "≤ 120"
+    [options] = given
+    assert options["target"] == {"macs": 0.5} and sum(map(len, options["batches"])) == 5
+
+
 def test_the_peak_is_that_of_one_call(monkeypatch, plan_speed, package):
     """Memory that was freed before does not count, nor hide what the call frees again."""
     package("raise ImportError")
@@ -121,6 +141,7 @@ def test_the_result_is_recorded_if_that_is_asked_for(plan_speed, tmp_path, packa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan_speed, "measure_seconds", lambda *_: {"plan": [1.0]})
     recorded = tmp_path / "scripts" / "results" / "plan_speed.json"
-    assert plan_speed.main(["--memory_runs=0"]) == 0 and not recorded.exists()
-    assert plan_speed.main(["--memory_runs=0", "--record"]) == 0
+    few = ["--memory_runs=0", "--target_images=0"]
+    assert plan_speed.main(few) == 0 and not recorded.exists()
+    assert plan_speed.main([*few, "--record"]) == 0
     assert values(json.loads(recorded.read_text())) == {"plan, seconds": 1.0}
