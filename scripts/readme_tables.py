@@ -41,7 +41,7 @@ COMPARISONS = (
 """Comparisons that have a page, as configs/compare/ names them."""
 NETWORKS = {
     "few_images_networks": ("resnet20", "resnet56", "mobilenet", "carla"),
-    "widths_16px": ("mobilenet",),
+    "widths_16px": ("resnet56", "mobilenet"),
 }
 """Variants with a table of their own on the page of a comparison, by its name."""
 
