@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -31,7 +32,6 @@ from branchprune.artifacts.export_formats import format_of
 from branchprune.artifacts.export_header import export_header
 from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.file_format import HALF, INT8, FileFormat, Source
-from branchprune.artifacts.onnx_file import as_onnx
 from branchprune.artifacts.parity import TOLERANCE, outputs_of, parity
 from branchprune.artifacts.quantization import SAMPLES, Quantization, Quantized, Score
 from branchprune.artifacts.rounding import at_once, quantized
@@ -42,8 +42,7 @@ from branchprune.graph.random_generators import own_generators
 from branchprune.graph.unlabelled import Images, gather
 from branchprune.runtimes.batch import DYNAMIC, Batch, batch_of, check_batch
 from branchprune.runtimes.captured import captured, changed_buffer
-from branchprune.runtimes.in_runtime import InRuntime
-from branchprune.runtimes.onnx_runtime import OnnxRuntime
+from branchprune.runtimes.in_runtime import InRuntime, OnImages
 
 APART = 0.1
 """Relative error of outputs between runtimes of one file in 8 bits: they round at other places."""
@@ -97,9 +96,10 @@ def export(
         batch: The batch that the file takes: "dynamic" for any, which are 64 at most for
             ExecuTorch, or a number of examples.
         opset: Version of ONNX's operators, 18 or above; None: 20. For ONNX alone.
-        quantize: Bits of the numbers in files of ONNX and OpenVINO; None: 32. 16: weights in half
-            precision, computed in what the runtime computes in. 8: weights and activations in whole
-            numbers. Such a file is compared in float32 first, and then judged on images.
+        quantize: Bits of the numbers in files of ONNX, OpenVINO and, of 8, ExecuTorch; None: 32.
+            16: weights in half precision, computed in what the runtime computes in. 8: weights and
+            activations in whole numbers. Such a file is compared in float32 first, and then judged
+            on images.
         calibration: Images for 8 bits, without labels: a tensor (N, …), or batches of such, as the
             model wants them. Some of them set the ranges, up to 1000 others judge: 800 are good.
         samples: How many images set ranges, at most; never more than half.
@@ -153,14 +153,14 @@ def export(
                 f"{name}: forward changes {changed}, and what a file computes stays as it is: "
                 "leave that out in evaluation"
             )
-        source = Source(name, program, output, header, options)
+        source = Source(name, program, given, batch, output, header, options)
         kind.write(source, part)
         found, judged = parity(ready, kind.exactly(part, name), given, batch), None
         if not max(found.values()) <= limit:
             raise kept_as_failed(found, limit, kind, path, part)
         if wanted is not None:
-            called = ready if isinstance(given, Tensor) else _Called(ready, given)
-            judged = _rounded(called, source, kind, part, batch, wanted)
+            called = ready if isinstance(given, Tensor) else OnImages(ready, given)
+            judged = _rounded(called, source, kind, part, wanted)
         check_free(path, kind, overwrite)  # others may have written meanwhile
         size = sum(each.stat().st_size for each in kind.files(part))
         give_names(kind.files(part), kind.files(path))
@@ -207,45 +207,34 @@ def _asked_of_8_bits(
     return None
 
 
-class _Called(nn.Module):
-    """Calls a model of one input as an example does, perhaps by a keyword."""
-
-    def __init__(self, model: nn.Module, example: Example) -> None:
-        super().__init__()
-        self.model, self.example = model, example
-
-    def forward(self, images: Tensor) -> Any:
-        """Return the outputs on images (N, …)."""
-        args, kwargs = tree_map_only(Tensor, lambda _: images, example_inputs(self.example))
-        return self.model(*args, **kwargs)
-
-
 def _rounded(
     model: nn.Module,
     source: Source,
     kind: FileFormat,
     part: Path,
-    batch: Batch,
     wanted: Quantization,
 ) -> Quantized:
     """Write a file of 8 bits in place of one of float32."""
+    batch = source.batch
 
-    def run(content: bytes) -> nn.Module:
-        kind.write(replace(source, onnx=content), part)
-        return InRuntime(kind.exactly(part, source.kind), source.output, batch).eval()
+    def run(source: Source) -> nn.Module:
+        kind.write(source, part)
+        opened = kind.exactly(part, source.kind)
+        return InRuntime(opened, source.output, batch, kind.largest).eval()
 
-    content, found = quantized(model, as_onnx(source), run, batch, wanted)
-    written = run(content)
-    if kind.runtime is not OnnxRuntime:
-        opened = OnnxRuntime(threads=1).opened(content, source.kind)
-        reference = InRuntime(opened, source.output, batch).eval()
-        apart = agreement(reference, written, wanted.divided()[1][:COMPARED], **at_once(batch))
-        if apart.error > APART:
-            raise PruneError(
-                f"quantize (=8): {kind.runs_in} computes other products of whole numbers than ONNX "
-                f"Runtime, outputs differ by {apart.error:.0%}: take format 'onnx'"
-                + (", or batch='dynamic'" if batch != DYNAMIC else "")
-            )
+    assert kind.rounder is not None
+    images, judges = wanted.divided()
+    with TemporaryDirectory(prefix="branchprune-int8-") as folder:
+        rounder = kind.rounder(source, images, Path(folder))
+        made, found = quantized(model, rounder, run, batch, wanted)
+        pair = rounder.reference(made), run(made)
+    apart = agreement(*pair, judges[:COMPARED], **at_once(batch))
+    if apart.error > APART:
+        raise PruneError(
+            f"quantize (=8): {kind.runs_in} computes other products of whole numbers than it has "
+            f"to, outputs differ by {apart.error:.0%}: take format 'onnx'"
+            + (", or batch='dynamic'" if batch != DYNAMIC else "")
+        )
     return found
 
 

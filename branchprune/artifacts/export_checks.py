@@ -32,14 +32,15 @@ def checked_options(kind: FileFormat, **options: Any) -> dict[str, Any]:
         PruneError: One is of another format, or its value is wrong.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if "quantize" in given and given["quantize"] not in BITS:
+        raise PruneError(f"quantize (={given['quantize']!r}) must be 8 or 16")
     for name, value in given.items():
-        if name not in kind.takes:
-            others = " or ".join(repr(f.name) for f in FORMATS.values() if name in f.takes)
+        able = [f for f in FORMATS.values() if _takes(f, name, value)]
+        if kind not in able:
+            others = " or ".join(repr(f.name) for f in able)
             raise PruneError(
                 f"{name} (={value!r}) is for format {others}, and format is {kind.name!r}"
             )
-    if "quantize" in given and given["quantize"] not in BITS:
-        raise PruneError(f"quantize (={given['quantize']!r}) must be 8 or 16")
     if "opset" in given:
         whole("opset", opset := given["opset"], 1)
         if opset < OLDEST:
@@ -48,6 +49,11 @@ def checked_options(kind: FileFormat, **options: Any) -> dict[str, Any]:
                 "of it in silence"
             )
     return given
+
+
+def _takes(kind: FileFormat, name: str, value: Any) -> bool:
+    """Return whether files of a format can be written with an option."""
+    return value in kind.bits if name == "quantize" else name in kind.takes
 
 
 def check_model(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from branchprune.artifacts.executorch_file import EXECUTORCH
 from branchprune.artifacts.exported_program import TORCH_EXPORT
-from branchprune.artifacts.file_format import FileFormat
+from branchprune.artifacts.file_format import HALF, INT8, FileFormat
 from branchprune.artifacts.onnx_file import ONNX
 from branchprune.artifacts.openvino_file import OPENVINO
 from branchprune.errors import PruneError
@@ -60,13 +60,13 @@ def format_of(path: Path, name: str | None, argument: str = "path") -> FileForma
 def table() -> str:
     """Return a table of all formats as text."""
     extras = [f"branchprune[{each.extra}]" if each.extra else "–" for each in FORMATS.values()]
-    quantized = ["yes" if "quantize" in each.takes else "–" for each in FORMATS.values()]
     rows = [
         (
-            *(each.name, each.suffix, extra, each.runs_in, bits, bits),
+            *(each.name, each.suffix, extra, each.runs_in),
+            *("yes" if bits in each.bits else "–" for bits in (HALF, INT8)),
             f"up to {each.largest}" if each.largest else "yes",
         )
-        for each, extra, bits in zip(FORMATS.values(), extras, quantized, strict=True)
+        for each, extra in zip(FORMATS.values(), extras, strict=True)
     ]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     lines = [

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from branchprune.graph.inputs import Example
+from branchprune.runtimes.batch import Batch
 from branchprune.runtimes.runtime import FileRuntime, Opened, needed
 
 FLOAT32 = "f32"
@@ -23,6 +26,8 @@ class Source:
     Attributes:
         kind: Class of the model.
         program: The model as a graph.
+        example: An input of it, on the CPU.
+        batch: The batch that the file takes.
         output: What forward returned, of which outputs have their names.
         header: What the file says of itself.
         options: Those that the format takes and the user has given.
@@ -31,6 +36,8 @@ class Source:
 
     kind: str
     program: ExportedProgram
+    example: Example
+    batch: Batch
     output: Any
     header: Mapping[str, str]
     options: Mapping[str, Any]
@@ -40,6 +47,31 @@ class Source:
     def half(self) -> bool:
         """Whether weights are written in half precision."""
         return self.options.get("quantize") == HALF
+
+
+class Rounder(Protocol):
+    """Rounds a model to 8 bits on images, all its layers or some."""
+
+    @property
+    def layers(self) -> Collection[str]:
+        """Paths of the layers that can be rounded, and names of operators that are in none."""
+
+    def rounded(self, but: Collection[str] = (), only: str | None = None) -> Source:
+        """Return what is written, with layers of 8 bits.
+
+        Args:
+            but: Layers that stay float32.
+            only: The only layer of 8 bits; None: all that can be are.
+
+        Raises:
+            PruneError: The quantiser does not take the model.
+        """
+
+    def products(self, source: Source) -> tuple[int, int]:
+        """Return how many products of it are of whole numbers, and how many there are."""
+
+    def reference(self, source: Source) -> nn.Module:
+        """Return what computes as the file has to, on images (N, …)."""
 
 
 def float32() -> str:
@@ -60,6 +92,9 @@ class FileFormat:
         extra: What installs all that it needs, "branchprune[…]"; None: nothing is.
         packages: What has to be imported.
         takes: Names of options that others lack.
+        bits: Of the numbers that its files can be quantised to.
+        rounder: Makes what rounds a model to 8 bits, of the model, of images (N, …) that set ranges
+            and of an empty folder.
         largest: The largest batch of a file that takes any; None: there is none.
         write: Writes a file and those beside it; raises OSError where that fails.
         runtime: What runs a file, with so many threads.
@@ -79,6 +114,8 @@ class FileFormat:
     packages: Sequence[str] = ()
     others: Sequence[str] = ()
     takes: Sequence[str] = ()
+    bits: Sequence[int] = ()
+    rounder: Callable[[Source, Tensor, Path], Rounder] | None = None
     largest: int | None = None
     precision: Callable[[], str] = float32
     set_by: str = ""

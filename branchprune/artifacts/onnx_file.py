@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from branchprune.artifacts.file_format import FileFormat, Source
+from branchprune.artifacts.file_format import HALF, INT8, FileFormat, Source
 from branchprune.errors import PruneError
+from branchprune.runtimes.in_runtime import InRuntime
 from branchprune.runtimes.onnx_fp16 import with_half_weights
+from branchprune.runtimes.onnx_int8 import Int8, rounded_operators
 from branchprune.runtimes.onnx_model import OPSET, onnx_of
 from branchprune.runtimes.onnx_runtime import OnnxRuntime
 from branchprune.runtimes.runtime import Opened
@@ -61,6 +64,28 @@ def output_names(output: Any, program: ExportedProgram) -> list[str]:
     return called if len({*called}) == len(called) else [f"output_{i}" for i in range(len(leaves))]
 
 
+class OnnxRounder:
+    """Rounds a model to 8 bits as ONNX; see `Rounder`."""
+
+    def __init__(self, source: Source, images: Tensor, folder: Path) -> None:
+        self.source = source
+        self.int8 = Int8(as_onnx(source), images, source.batch, folder)
+        self.layers = self.int8.nodes.keys()
+
+    def rounded(self, but: Collection[str] = (), only: str | None = None) -> Source:
+        """Return what is written, with layers of 8 bits."""
+        return replace(self.source, onnx=self.int8.rounded(but, only))
+
+    def products(self, source: Source) -> tuple[int, int]:
+        """Return how many products of it are of whole numbers, and how many there are."""
+        return rounded_operators(as_onnx(source))
+
+    def reference(self, source: Source) -> nn.Module:
+        """Return what computes as the file has to: ONNX Runtime."""
+        opened = OnnxRuntime(threads=1).opened(as_onnx(source), source.kind)
+        return InRuntime(opened, source.output, source.batch).eval()
+
+
 def _write(source: Source, path: Path) -> None:
     content = as_onnx(source)
     path.write_bytes(with_half_weights(content) if source.half else content)
@@ -77,7 +102,9 @@ ONNX = FileFormat(
     runs_in=OnnxRuntime.name,
     extra="onnx",
     packages=("onnx", "onnxscript", "onnxruntime"),
-    takes=("opset", "quantize"),
+    takes=("opset",),
+    bits=(INT8, HALF),
+    rounder=OnnxRounder,
     write=_write,
     runtime=OnnxRuntime,
     exactly=_exactly,

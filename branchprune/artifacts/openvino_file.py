@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from branchprune.artifacts.file_format import FLOAT32, FileFormat, Source
-from branchprune.artifacts.onnx_file import as_onnx
+from branchprune.artifacts.file_format import FLOAT32, HALF, INT8, FileFormat, Source
+from branchprune.artifacts.onnx_file import OnnxRounder, as_onnx
 from branchprune.errors import PruneError
 from branchprune.runtimes.openvino import PRECISION, OpenVino, telling_line
 from branchprune.runtimes.runtime import Opened, needed
@@ -61,7 +61,8 @@ OPENVINO = FileFormat(
     extra="openvino",
     packages=("onnx", "onnxscript", "openvino"),
     write=_write,
-    takes=("quantize",),
+    bits=(INT8, HALF),
+    rounder=OnnxRounder,
     runtime=OpenVino,
     exactly=_exactly,
     precision=_precision,

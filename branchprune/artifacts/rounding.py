@@ -6,18 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
 from branchprune.artifacts.agreement import Agreement, agreement
+from branchprune.artifacts.file_format import Rounder, Source
 from branchprune.artifacts.parity import TOLERANCE
 from branchprune.artifacts.quantization import Quantization, Quantized
 from branchprune.errors import PruneError
 from branchprune.runtimes.batch import DYNAMIC, Batch
-from branchprune.runtimes.onnx_int8 import Int8, rounded_operators
 
 TRIED = 64
 """Images, of those that judge, on which each layer is rounded alone."""
@@ -27,20 +25,20 @@ TOLD = 1.0
 
 def quantized(
     model: nn.Module,
-    content: bytes,
-    run: Callable[[bytes], nn.Module],
+    rounder: Rounder,
+    run: Callable[[Source], nn.Module],
     batch: Batch,
     wanted: Quantization,
-) -> tuple[bytes, Quantized]:
-    """Return an ONNX model of 8 bits, and what that costs.
+) -> tuple[Source, Quantized]:
+    """Return what is written in 8 bits, and what that costs.
 
     Where more than `max_drop` points are lost, each layer is rounded alone, and the worst stay
     float32: as few as suffice, found by doubling and halving their number.
 
     Args:
         model: The model, in evaluation mode and on the CPU.
-        content: It as ONNX.
-        run: Returns a module that runs such a file in the runtime that it is for.
+        rounder: Rounds it.
+        run: Returns a module that runs it in the runtime that it is for.
         batch: The batch that the file takes.
         wanted: Images, and how much may be lost.
 
@@ -48,17 +46,15 @@ def quantized(
         PruneError: The quantiser or the runtime cannot take the model, or more is lost even with
             all layers in float32.
     """
-    with TemporaryDirectory(prefix="branchprune-int8-") as folder:
-        calibration, judges = wanted.divided()
-        int8 = Int8(content, calibration, batch, Path(folder))
-        trial = _Trial(model, int8, run, batch, wanted, len(calibration), judges)
-        first = trial.judged([])
-        if first.drop <= (TOLD if wanted.max_drop is None else wanted.max_drop):
-            return int8.rounded(), first
-        errors = trial.errors()
-        kept = [] if wanted.max_drop is None else trial.fewest([*errors])
-        found = trial.judged(kept)
-        return int8.rounded(kept), replace(found, errors=errors)
+    calibration, judges = wanted.divided()
+    trial = _Trial(model, rounder, run, batch, wanted, len(calibration), judges)
+    made, first = trial.judged([])
+    if first.drop <= (TOLD if wanted.max_drop is None else wanted.max_drop):
+        return made, first
+    errors = trial.errors()
+    kept = [] if wanted.max_drop is None else trial.fewest([*errors])
+    made, found = trial.judged(kept)
+    return made, replace(found, errors=errors)
 
 
 def at_once(batch: Batch) -> dict[str, Any]:
@@ -72,37 +68,39 @@ class _Trial:
 
     Attributes:
         model: See `quantized`.
-        int8: Rounds the model.
+        rounder: See `quantized`.
         run: See `quantized`.
         batch: See `quantized`.
         wanted: See `quantized`.
         calibrated: Images that set ranges.
         judges: Those on which files are compared with the model (N, …).
-        known: What was found, by how many layers stay in float32: fewer are the first of more.
+        known: What was made and found, by how many layers stay in float32: fewer are the first of
+            more.
         before: The score of the model, once it was asked for.
     """
 
     model: nn.Module
-    int8: Int8
-    run: Callable[[bytes], nn.Module]
+    rounder: Rounder
+    run: Callable[[Source], nn.Module]
     batch: Batch
     wanted: Quantization
     calibrated: int
     judges: Tensor
-    known: dict[int, Quantized] = field(default_factory=dict)
+    known: dict[int, tuple[Source, Quantized]] = field(default_factory=dict)
     before: float | None = None
 
-    def judged(self, kept: Sequence[str]) -> Quantized:
-        """Return what is lost with some layers in float32, the first ones of those to keep so."""
+    def judged(self, kept: Sequence[str]) -> tuple[Source, Quantized]:
+        """Return what is written, and lost, with the first layers of those to keep in float32."""
         if len(kept) not in self.known:
             self.known[len(kept)] = self._judge([*kept])
         return self.known[len(kept)]
 
     def errors(self) -> dict[str, float]:
         """Return the error with each layer rounded alone, the worst first."""
+        rounder, few = self.rounder, self.judges[:TRIED]
         found = {
-            layer: self._agreement(self.int8.rounded(only=layer), self.judges[:TRIED]).error
-            for layer in self.int8.nodes
+            layer: self._agreement(rounder.reference(rounder.rounded(only=layer)), few).error
+            for layer in rounder.layers
         }
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -113,35 +111,37 @@ class _Trial:
             PruneError: All of them do not.
         """
         low, high, allowed = 0, 1, self.wanted.max_drop or 0.0
-        while self.judged(layers[:high]).drop > allowed:
+        while self.judged(layers[:high])[1].drop > allowed:
             if high >= len(layers):
                 raise PruneError(
-                    f"max_drop (={allowed:g}): {self.judged(layers[:high]).drop:.2g} points are "
+                    f"max_drop (={allowed:g}): {self.judged(layers[:high])[1].drop:.2g} points are "
                     "lost even with every layer in float32"
                 )
             low, high = high, min(2 * high, len(layers))
         while high - low > 1:
             middle = (low + high) // 2
-            enough = self.judged(layers[:middle]).drop <= allowed
+            enough = self.judged(layers[:middle])[1].drop <= allowed
             low, high = (low, middle) if enough else (middle, high)
         return layers[:high]
 
-    def _judge(self, kept: list[str]) -> Quantized:
-        content = self.int8.rounded(kept)
-        judged, score = self._agreement(content, self.judges), None
+    def _judge(self, kept: list[str]) -> tuple[Source, Quantized]:
+        source = self.rounder.rounded(kept)
+        written = self.run(source)
+        judged, score = self._agreement(written, self.judges), None
         drop = 100 * (1 - judged.value if judged.kind == "top-1" else judged.value)
         if judged.kind != "top-1" and judged.value <= TOLERANCE:
             drop = 0.0  # as float32 itself
         if self.wanted.score is not None:
             if self.before is None:
                 self.before = self._score(self.model)
-            score = self._score(self.run(content)), self.before
+            score = self._score(written), self.before
             drop = max(0.0, score[1] - score[0])
-        rounded, products = rounded_operators(content)
-        return Quantized(judged, drop, score, self.calibrated, rounded, products, kept)
+        rounded, products = self.rounder.products(source)
+        found = Quantized(judged, drop, score, self.calibrated, rounded, products, kept)
+        return source, found
 
-    def _agreement(self, content: bytes, images: Tensor) -> Agreement:
-        return agreement(self.model, self.run(content), images, **at_once(self.batch))
+    def _agreement(self, module: nn.Module, images: Tensor) -> Agreement:
+        return agreement(self.model, module, images, **at_once(self.batch))
 
     def _score(self, module: nn.Module) -> float:
         assert self.wanted.score is not None

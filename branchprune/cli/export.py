@@ -46,8 +46,8 @@ BATCH = "'dynamic' for any batch, or a number of examples"
 CALIBRATION = """folder of images for --quantize 8, without labels: some set ranges, others, up to
 1000, judge what it costs; of a model of torchvision or timm its own weights are taken, if there is
 no --checkpoint"""
-QUANTIZE = """of ONNX and OpenVINO: 16 for weights in half precision; 8 for weights and activations
-in whole numbers, with --calibration; else all are float32"""
+QUANTIZE = """16 for weights in half precision; 8 for weights and activations in whole numbers, with
+--calibration; else all are float32"""
 MAX_DROP = """percent of images whose class may be another in 8 bits, or relative error of outputs,
 in percent: where more are lost, the layers that cost most stay float32; else any"""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import tensors
+from branchprune.graph.inputs import Example, example_inputs, tensors
 from branchprune.runtimes.batch import DYNAMIC, Batch, of_batch
 from branchprune.runtimes.runtime import Opened
 
@@ -51,6 +51,24 @@ class InRuntime(nn.Module):
         whole = parts[0] if fits else [torch.cat(each)[: len(images)] for each in joined]
         left = iter([each.to(images.device) for each in whole])
         return tree_map_only(Tensor, lambda _: next(left), self.output)
+
+
+class OnImages(nn.Module):
+    """Calls a model of one input as an example does, perhaps by a keyword.
+
+    Args:
+        model: The model, or its forward.
+        example: The example.
+    """
+
+    def __init__(self, model: Callable[..., Any], example: Example) -> None:
+        super().__init__()
+        self.model, self.example = model, example
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the outputs on images (N, …)."""
+        args, kwargs = tree_map_only(Tensor, lambda _: images, example_inputs(self.example))
+        return self.model(*args, **kwargs)
 
 
 def _check_batches(parts: Sequence[Sequence[Tensor]], sizes: Sequence[int]) -> None:

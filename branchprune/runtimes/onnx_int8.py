@@ -11,12 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from branchprune.errors import PruneError, first_line
-from branchprune.runtimes.batch import DYNAMIC, Batch, of_batch
+from branchprune.runtimes.batch import Batch, calibration_batches
 from branchprune.runtimes.captured import quiet
 from branchprune.runtimes.runtime import needed
 
-AT_ONCE = 16
-"""Images that ranges are taken of at a time."""
 WEIGHT = ".weight"
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that take most of the time."""
@@ -53,9 +51,7 @@ class Int8:
     def __init__(self, content: bytes, images: Tensor, batch: Batch, folder: Path) -> None:
         self.onnx = needed("onnx", "INT8", "onnx")
         prepare = needed("onnxruntime.quantization.shape_inference", "INT8", "onnx")
-        self.batches = images.split(AT_ONCE)
-        if batch != DYNAMIC:
-            self.batches = tuple(of_batch(part, batch) for part in images.split(batch))
+        self.batches = calibration_batches(images, batch)
         self.prepared, self.made = folder / "prepared.onnx", folder / "int8.onnx"
         self.ranges = folder / "ranges.json"
         model = self.onnx.load_model_from_string(content)

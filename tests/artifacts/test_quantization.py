@@ -16,6 +16,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.runtimes.captured import captured
+from branchprune.runtimes.executorch_int8 import ExecuTorchInt8, rounded_products
 from branchprune.runtimes.openvino import OpenVino
 
 IMAGES = torch.randn(560, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 + 0.5
@@ -56,7 +58,7 @@ def written(model: nn.Module, tmp_path_factory: Any) -> dict[str, bp.Exported]:
     folder = tmp_path_factory.mktemp("rounded")
     return {
         name: bp.export(model, IMAGES[:1], folder / name, quantize=8, calibration=IMAGES)
-        for name in ("int8.onnx", "int8.xml")
+        for name in ("int8.onnx", "int8.xml", "int8.pte")
     } | {
         name: bp.export(model, IMAGES[:1], folder / name, quantize=16, made_by="mine:Net")
         for name in ("half.onnx", "half.xml")
@@ -68,6 +70,12 @@ def run(file: Path, x: Tensor) -> Tensor:
     if file.suffix == ".onnx":
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         return torch.as_tensor(session.run(None, {"image": x.numpy()})[0])
+    if file.suffix == ".pte":
+        from executorch.runtime import Runtime
+
+        method = Runtime.get().load_program(file).load_method("forward")
+        assert method is not None
+        return torch.cat([method.execute([part])[0] for part in x.split(64)])
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     found = openvino.Core().compile_model(file, "CPU", exact)({"image": x.numpy()})
     return torch.as_tensor(found[0])
@@ -77,7 +85,7 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("name", ["int8.onnx", "int8.xml"])
+@pytest.mark.parametrize("name", ["int8.onnx", "int8.xml", "int8.pte"])
 def test_outputs_in_8_bits_are_near_those_of_the_model_at_any_batch(
     name: str, written: dict[str, bp.Exported], model: nn.Module
 ) -> None:
@@ -87,6 +95,53 @@ def test_outputs_in_8_bits_are_near_those_of_the_model_at_any_batch(
     found = run(written[name].path, x)
     assert 1e-4 < distance(found, wanted) < 0.04
     assert torch.allclose(run(written[name].path, x[:3]), found[:3], atol=1e-5)
+
+
+def test_weights_of_a_program_in_8_bits_take_a_byte_each(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3)).eval()
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    wide = bp.export(model, IMAGES[:1], tmp_path / "a.pte")
+    given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:40]}
+    small = bp.export(model, IMAGES[:1], tmp_path / "b.pte", **given)
+    assert 4 * weights < wide.bytes and weights < small.bytes < 1.2 * weights
+    judged = small.quantized
+    assert judged is not None and (judged.rounded, judged.products) == (2, 2)
+
+
+def test_layers_of_a_program_stay_float32_one_by_one(model: nn.Module) -> None:
+    program = captured(model, IMAGES[:1], "dynamic", "ExecuTorch")
+    int8 = ExecuTorchInt8(program, IMAGES[:1], IMAGES[:20], "dynamic")
+    assert [*int8.nodes] == ["plain", "depthwise", "up", "head"]
+    with torch.no_grad():
+        wanted, x = model(IMAGES[:50]), IMAGES[:50]
+        some, one, none = (
+            distance(made.module()(x), wanted)
+            for made in (
+                int8.rounded(but=["plain", "up"]),
+                int8.rounded(only="head"),
+                int8.rounded(but=[*int8.nodes]),
+            )
+        )
+    assert rounded_products(int8.rounded(but=["plain", "up"])) == (2, 4)
+    assert rounded_products(int8.rounded(only="head")) == (1, 4)
+    assert none < 1e-5 < 1e-4 < min(one, some)
+
+
+def test_layers_of_a_program_that_are_called_twice_stay_float32(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 3), nn.Linear(3, 4)
+
+        def forward(self, image: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.conv(self.conv(image).relu()).mean((2, 3)))
+            return scores
+
+    given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:40]}
+    judged = bp.export(Twice().eval(), IMAGES[:1], tmp_path / "a.pte", **given).quantized
+    assert judged is not None and (judged.rounded, judged.products) == (1, 3)
+    assert judged.judged.error < 0.05
 
 
 def test_runtimes_agree_on_a_file_in_8_bits(written: dict[str, bp.Exported]) -> None:
@@ -230,9 +285,12 @@ def test_what_cannot_be_reached_is_refused_and_leaves_nothing(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_file_of_one_batch_is_rounded_and_judged_at_it(tmp_path: Path, model: nn.Module) -> None:
+@pytest.mark.parametrize("name", ["a.onnx", "a.pte"])
+def test_a_file_of_one_batch_is_rounded_and_judged_at_it(
+    name: str, tmp_path: Path, model: nn.Module
+) -> None:
     given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:50], "batch": 4}
-    result = bp.export(model, IMAGES[:1], tmp_path / "a.onnx", **given)
+    result = bp.export(model, IMAGES[:1], tmp_path / name, **given)
     assert result.quantized is not None and result.quantized.judged.images == 25
     with torch.no_grad():
         assert distance(run(result.path, IMAGES[:4]), model(IMAGES[:4])) < 0.1
@@ -354,9 +412,10 @@ def test_bad_arguments_are_named(case: str, tmp_path: Path, model: nn.Module) ->
 def test_formats_without_whole_numbers_say_which_have_them(
     tmp_path: Path, model: nn.Module
 ) -> None:
-    message = r"quantize \(=16\) is for format 'onnx' or 'openvino', and format is 'torch-export'"
-    with pytest.raises(bp.PruneError, match=message):
-        bp.export(model, IMAGES[:1], tmp_path / "a.pt2", quantize=16)
+    said = r"quantize \(=16\) is for format 'onnx' or 'openvino', and format is '{}'"
+    for name, kind in (("a.pt2", "torch-export"), ("a.pte", "executorch")):
+        with pytest.raises(bp.PruneError, match=said.format(kind)):
+            bp.export(model, IMAGES[:1], tmp_path / name, quantize=16)
 
 
 def test_models_of_several_inputs_are_refused(tmp_path: Path) -> None:
@@ -393,13 +452,15 @@ class ByKeyword(nn.Module):
         return scores
 
 
-@pytest.mark.parametrize(("images", "judged"), [(50, 25), (4, 2)])
+@pytest.mark.parametrize(
+    ("images", "judged", "name"), [(50, 25, "a.onnx"), (4, 2, "a.onnx"), (4, 2, "a.pte")]
+)
 def test_a_model_that_takes_one_batch_by_a_keyword_is_judged(
-    images: int, judged: int, tmp_path: Path
+    images: int, judged: int, name: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     given: dict[str, Any] = {"quantize": 8, "calibration": IMAGES[:images], "batch": 5}
-    result = bp.export(ByKeyword().eval(), {"image": IMAGES[:5]}, tmp_path / "a.onnx", **given)
+    result = bp.export(ByKeyword().eval(), {"image": IMAGES[:5]}, tmp_path / name, **given)
     assert result.quantized is not None
     assert result.quantized.judged.images == judged and result.quantized.judged.error < 0.1
 

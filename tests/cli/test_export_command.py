@@ -279,5 +279,5 @@ def test_help_has_a_table_of_formats(capsys: Any) -> None:
         ["onnx", ".onnx", "branchprune[onnx]", "ONNX Runtime", "yes", "yes", "yes"],
         ["openvino", ".xml", "branchprune[openvino]", "OpenVINO", "yes", "yes", "yes"],
         ["torch-export", ".pt2", "–", "PyTorch", "–", "–", "yes"],
-        ["executorch", ".pte", "branchprune[executorch]", "ExecuTorch", "–", "–", "up to 64"],
+        ["executorch", ".pte", "branchprune[executorch]", "ExecuTorch", "–", "yes", "up to 64"],
     ]
