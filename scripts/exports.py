@@ -29,11 +29,16 @@ from torchvision import models  # type: ignore[import-untyped]
 import branchprune as bp
 from branchprune.artifacts.export_formats import FORMATS, format_named
 from branchprune.artifacts.exported import Exported
+from branchprune.artifacts.file_format import INT8
 from branchprune.benchmarks.options import options_parser
 from branchprune.models import VGG, Autoencoder, UNet
 from branchprune.runtimes.latency import step_latencies
+from branchprune.runtimes.runtime import needed
 
 SHAPE = (3, 64, 64)
+YOLO = "yolo11n"
+OF_ONE_IMAGE = (YOLO,)
+"""Networks of which files take one image: the head compares the batch with the one before."""
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "digits CNN": (
         lambda: VGG([[64, 64], [128, 128]], classes=10, in_channels=1),
@@ -42,6 +47,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "VGG-16": (VGG, (3, 32, 32)),
     "U-Net": (UNet, (1, 64, 64)),
     "autoencoder": (Autoencoder, SHAPE),
+    YOLO: (lambda: yolo(), SHAPE),
     **{
         name: (partial(models.get_model, name, weights=None), SHAPE)
         for name in (
@@ -50,7 +56,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         )
     },
 }
-KINDS = ("dense", "small", "dense_int8", "small_int8")
+
+
+def yolo() -> nn.Module:
+    """Return the network of a YOLO11n."""
+    package = needed("ultralytics", "yolo11n", "yolo")
+    made: nn.Module = package.YOLO(f"{YOLO}.yaml", verbose=False).model
+    return made
 
 
 @dataclass
@@ -148,7 +160,7 @@ def measure(
     kind = format_named(row.format)
     found: dict[str, Exported] = {}
     for name, model in networks.items():
-        for what, given in asked(name, images, "quantize" in kind.takes).items():
+        for what, given in asked(row.network, name, images, INT8 in kind.bits).items():
             path = folder / f"{what}{kind.suffix}"
             try:
                 found[what] = bp.export(model, images[:1], path, **given)
@@ -166,10 +178,16 @@ def measure(
         row.spread[what] = (latency.iqr_s or 0.0) / latency.median_s
 
 
-def asked(name: str, images: Tensor, whole: bool) -> dict[str, dict[str, Any]]:
+def no_points(model: nn.Module) -> float:
+    """Say of all models that they are as good: random weights score nothing, nor lose it."""
+    return 0.0
+
+
+def asked(network: str, name: str, images: Tensor, whole: bool) -> dict[str, dict[str, Any]]:
     """Return what is asked of each file of a network."""
-    found: dict[str, dict[str, Any]] = {name: {}}
-    return found | ({f"{name}_int8": {"quantize": 8, "calibration": images}} if whole else {})
+    found: dict[str, Any] = {"batch": 1} if network in OF_ONE_IMAGE else {}
+    in_8_bits = found | {"quantize": 8, "calibration": images, "score": no_points}
+    return {name: found} | ({f"{name}_int8": in_8_bits} if whole else {})
 
 
 if __name__ == "__main__":

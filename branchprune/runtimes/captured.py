@@ -105,8 +105,9 @@ def _reason(error: Exception) -> str:
     if constant := CONSTANT.search(text):
         size = constant[1]
         return (
-            f"forward takes no other batch than {size}, and the batch is dynamic: give "
-            f"batch={size}, or take it from the input there, x.shape[0]"
+            f"forward takes no other batch than {size}, or compares it with the one of the call "
+            f"before, and the batch is dynamic: give batch={size} or batch=1, or take it from the "
+            "input there, x.shape[0]"
         )
     if text.startswith("Constraints violated"):
         return (

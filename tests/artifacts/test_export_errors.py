@@ -197,8 +197,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "fixed batch": (
         TwoRows,
         {},
-        "TwoRows cannot be exported to ONNX: forward takes no other batch than 2, and the batch is "
-        "dynamic: give batch=2",
+        "TwoRows cannot be exported to ONNX: forward takes no other batch than 2, or compares it "
+        "with the one of the call before, and the batch is dynamic: give batch=2",
     ),
     "batch of 1 alone": (
         OneRow,
