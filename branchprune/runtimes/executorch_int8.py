@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,17 +22,27 @@ from branchprune.runtimes.runtime import needed
 WEIGHT = ".weight"
 MODES = "torchao.quantization.pt2e"
 PT2E = f"{MODES}.quantize_pt2e"
+ANNOTATION = f"{MODES}.quantizer.quantizer"
 aten = torch.ops.aten
-LINEAR = (
-    *(aten.conv1d.default, aten.conv2d.default, aten.linear.default, aten.matmul.default),
-    *(aten.conv_transpose1d.default, aten.conv_transpose2d.input),
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input)
+CONVOLUTIONS = (
+    *(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding),
+    *TRANSPOSED,
 )
+LINEAR = (*CONVOLUTIONS, aten.linear.default)
 """Operators that take most of the time."""
+FLOAT = (
+    *(aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input),
+    *(aten.matmul.default, aten.bmm.default),
+)
+"""Those of them that XNNPACK has not in whole numbers."""
 OTHERS = (
     *(aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.adaptive_avg_pool2d.default),
     *(aten.add_.Tensor, aten.mul_.Tensor),
 )
 """Other operators that are rounded."""
+GROUPS = 6
+"""Where a transposed convolution has its number of groups, among its arguments."""
 
 
 class ExecuTorchInt8:
@@ -49,9 +60,9 @@ class ExecuTorchInt8:
 
     Attributes:
         nodes: Names of the operators that can be rounded by the path of the layer; of those without
-            weights, by their own name.
-        called_again: Names of those of layers that are called several times, which stay float32:
-            torchao would round the weight of one call alone, and XNNPACK takes no such layer.
+            weights of their own, by their name, as "add_1()". Those of layers that are called
+            several times cannot: torchao would round the weight of one call alone, and XNNPACK
+            takes no such layer.
     """
 
     def __init__(
@@ -59,9 +70,7 @@ class ExecuTorchInt8:
     ) -> None:
         self.program, self.example, self.batch = program, example, batch
         self.batches = calibration_batches(images, batch)
-        named = _named(program)
-        self.nodes = {layer: names for layer, names in named.items() if len(names) == 1}
-        self.called_again = {name for names in named.values() if len(names) > 1 for name in names}
+        self.nodes = _named(program)
 
     def rounded(self, but: Collection[str] = (), only: str | None = None) -> ExportedProgram:
         """Return the graph with layers of 8 bits.
@@ -73,12 +82,13 @@ class ExecuTorchInt8:
         Raises:
             PruneError: A package is missing, or the quantiser does not take the model.
         """
-        left = but if only is None else self.nodes.keys() - {only}
-        stay = self.called_again.union(*(self.nodes[layer] for layer in left))
+        wanted = self.nodes.keys() - {*but} if only is None else {only}
         pt2e, quantizer = _needed(PT2E), _xnnpack_quantizer()
         with _quantising():
-            quantizer.set_filter_function(lambda node: node.name not in stay)
-            module = pt2e.prepare_pt2e(self.program.module(check_guards=False), quantizer)
+            module = self.program.module(check_guards=False)
+            _keep_norms(module.graph)
+            _keep_float32(module.graph, {self.nodes[layer] for layer in wanted})
+            module = pt2e.prepare_pt2e(module, quantizer)
             with torch.no_grad():
                 for images in self.batches:
                     OnImages(module, self.example)(images)
@@ -89,25 +99,81 @@ class ExecuTorchInt8:
 
 def rounded_products(program: ExportedProgram) -> tuple[int, int]:
     """Return how many products of a graph are of whole numbers, and how many there are."""
-    linear = [node for node in program.graph.nodes if node.target in LINEAR]
+    nodes = program.graph.nodes
+    linear = [node for node in nodes if node.target in LINEAR]
     whole = [all(map(_is_rounded, node.all_input_nodes[:2])) for node in linear]
-    return sum(whole), len(linear)
+    return sum(whole), len(linear) + sum(node.target in FLOAT for node in nodes)
 
 
 def _is_rounded(node: fx.Node) -> bool:
     return "dequantize" in str(node.target)
 
 
-def _named(program: ExportedProgram) -> dict[str, list[str]]:
+def _named(program: ExportedProgram) -> dict[str, str]:
     """Return the names of the operators that can be rounded, by the layer that they are of."""
-    weights = program.graph_signature.inputs_to_parameters
-    found: dict[str, list[str]] = {}
+    signature = program.graph_signature
+    paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    moved: set[fx.Node] = set()  # what depends on the input
+    found: dict[str, str] = {}
     for node in program.graph.nodes:
-        if node.target in LINEAR or node.target in OTHERS:
-            own = [weights[each.name] for each in node.all_input_nodes if each.name in weights]
-            layers = [name.removesuffix(WEIGHT) for name in own if name.endswith(WEIGHT)]
-            found.setdefault(layers[0] if layers else node.name, []).append(node.name)
+        if node.name in signature.user_inputs or not moved.isdisjoint(node.all_input_nodes):
+            moved.add(node)
+        if node.target in OTHERS and all(map(_is_float32, node.all_input_nodes)):
+            found[f"{node.name}()"] = node.name
+        elif node.target in LINEAR and _groups(node) == 1:
+            weight = node.args[1]
+            if weight not in moved and len(weight.users) == 1:
+                path = paths.get(weight.name, f"{node.name}()")
+                found[path.removesuffix(WEIGHT)] = node.name
     return found
+
+
+def _groups(node: fx.Node) -> Any:
+    """Return the groups of a transposed convolution; of others, which may have any, 1."""
+    return node.args[GROUPS] if node.target in TRANSPOSED and len(node.args) > GROUPS else 1
+
+
+def _is_float32(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
+def _keep_float32(graph: fx.Graph, but: Collection[str]) -> None:
+    """Have torchao leave all operators of a graph alone that it could round, but those of a name.
+
+    Its filter is for less: concatenations are rounded whatever it says.
+    """
+    annotation = _needed(ANNOTATION)
+    for node in graph.nodes:
+        if node.target in (*LINEAR, *FLOAT, *OTHERS) and node.name not in but:
+            done = annotation.QuantizationAnnotation(_annotated=True)
+            node.meta[annotation.Q_ANNOTATION_KEY] = done
+
+
+def _keep_norms(graph: fx.Graph) -> None:
+    """Have torchao leave the norms of a graph alone that cannot be folded into what they read.
+
+    It folds them whoever else reads that, or has the same weights, and compares those that stay
+    with norms of trainings, which takes seconds. `torch.batch_norm` it does not know, of which
+    torch.export makes the same again.
+    """
+    uses = Counter[Any]()
+    for node in graph.find_nodes(op="get_attr"):
+        uses[node.target] += len(node.users)
+    for norm in graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        layer, *own = norm.args[:5]
+        folded = (*layer.args[1:3], *own) if _can_take_a_norm(layer) else ()
+        constant = all(x is None or x.op == "get_attr" for x in folded)
+        alone = all(x is None or uses[x.target] == 1 for x in folded[:2])
+        if not (folded and constant and alone and own[-1] is not None):
+            norm.target = torch.batch_norm
+
+
+def _can_take_a_norm(layer: fx.Node) -> bool:
+    """Return whether torchao makes the same of a layer with a norm behind it by other weights."""
+    if layer.target not in LINEAR or len(layer.users) > 1 or _groups(layer) > 1:
+        return False
+    return layer.target in CONVOLUTIONS or layer.meta["val"].dim() == 2
 
 
 def _xnnpack_quantizer() -> Any:
