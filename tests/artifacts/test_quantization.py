@@ -97,6 +97,21 @@ def test_outputs_in_8_bits_are_near_those_of_the_model_at_any_batch(
     assert torch.allclose(run(written[name].path, x[:3]), found[:3], atol=1e-5)
 
 
+def test_a_file_that_is_right_at_once_is_not_written_again(
+    tmp_path: Path, model: nn.Module, monkeypatch: Any
+) -> None:
+    contents, write = [], Path.write_bytes
+
+    def counted(path: Path, content: Any) -> int:
+        contents.append(content)
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", counted)
+    bp.export(model, IMAGES[:1], tmp_path / "a.onnx", quantize=8, calibration=IMAGES)
+    float32, int8 = contents
+    assert (tmp_path / "a.onnx").read_bytes() == int8 != float32
+
+
 def test_weights_of_a_program_in_8_bits_take_a_byte_each(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3)).eval()
