@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,16 +32,16 @@ CONVOLUTIONS = (
 )
 LINEAR = (*CONVOLUTIONS, aten.linear.default)
 """Operators that take most of the time."""
-FLOAT = (
-    *(aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input),
-    *(aten.matmul.default, aten.bmm.default),
-)
+FLOAT = (aten.matmul.default, aten.bmm.default)
 """Those of them that XNNPACK has not in whole numbers."""
 OTHERS = (
     *(aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.adaptive_avg_pool2d.default),
     *(aten.add_.Tensor, aten.mul_.Tensor),
 )
 """Other operators that are rounded."""
+FINEST = 2.0**-16
+"""The smallest step of a weight. ExecuTorch's 2 ** -12 leaves weights below 0.001 with 8 levels; of
+far smaller ones biases would overflow, whose step is that of products, behind channels of zeros."""
 GROUPS = 6
 """Where a transposed convolution has its number of groups, among its arguments."""
 
@@ -180,7 +181,9 @@ def _xnnpack_quantizer() -> Any:
     """Return what says to torchao which numbers XNNPACK has in whole ones."""
     package = _needed("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     config = package.get_symmetric_quantization_config(is_per_channel=True)
-    quantizer = package.XNNPACKQuantizer().set_global(config)
+    observer = _needed(MODES).PerChannelMinMaxObserver.with_args(eps=FINEST)
+    weight = replace(config.weight, observer_or_fake_quant_ctr=observer)
+    quantizer = package.XNNPACKQuantizer().set_global(replace(config, weight=weight))
     # The others are of norms that follow products, which are folded here, and they take seconds.
     quantizer.SUPPORTED_PATTERNS = [x for x in quantizer.SUPPORTED_PATTERNS if not x.is_qat]
     return quantizer
