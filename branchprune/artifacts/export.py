@@ -235,7 +235,7 @@ def _rounded(
         made, found = quantized(model, rounder, run, batch, wanted)
         pair = rounder.reference(made), run(made)
     apart = agreement(*pair, judges[:COMPARED], **at_once(batch))
-    if apart.error > APART:
+    if not apart.error <= APART:  # nor NaN
         raise PruneError(
             f"quantize (=8): {kind.runs_in} computes other products of whole numbers than it has "
             f"to, outputs differ by {apart.error:.0%}: take format 'onnx'"
