@@ -16,7 +16,7 @@ from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import Example, tensors
 from branchprune.graph.structure import Structure
 
-FORM = 1
+FORM = 2
 """Changes where what is measured does, so that older files are not read."""
 
 
@@ -40,7 +40,7 @@ class Curve:
 def digest(
     model: nn.Module, structure: Structure, batches: Sequence[Example], criterion: str
 ) -> str:
-    """Return 32 digits that differ where curves may.
+    """Return 32 digits that differ where curves may, also by what forward does between layers.
 
     Args:
         model: The model.
@@ -49,7 +49,16 @@ def digest(
         criterion: By which channels are chosen.
     """
     groups = [(group.name, group.width, group.blocks) for group in structure.groups]
-    said = [FORM, criterion, type(model).__qualname__, str(model), structure.inside, groups]
+    forward = str(structure.graphs[False])
+    said = [
+        FORM,
+        criterion,
+        type(model).__qualname__,
+        str(model),
+        structure.inside,
+        groups,
+        forward,
+    ]
     found = hashlib.blake2b(json.dumps(said).encode(), digest_size=16)
     weights = [*model.named_parameters(), *model.named_buffers()]
     inputs = [("", each) for batch in batches for each in tensors(batch)]
@@ -60,17 +69,18 @@ def digest(
     return found.hexdigest()
 
 
-def read(folder: Path, key: str) -> dict[int, Curve]:
+def read(folder: Path, key: str, widths: Sequence[int]) -> dict[int, Curve]:
     """Return the curves that a folder has under a digest, by group; of a damaged file none.
 
     Args:
         folder: The folder.
         key: The digest.
+        widths: Those of all groups.
     """
     try:
         found = json.loads((folder / f"{key}.json").read_text())
-        return {int(group): _curve(int(group), each) for group, each in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {int(g): _curve(int(g), each, widths[int(g)]) for g, each in found.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return {}
 
 
@@ -104,8 +114,11 @@ def write(folder: Path, key: str, curves: Mapping[int, Curve]) -> None:
         ) from error
 
 
-def _curve(group: int, found: Mapping[str, Any]) -> Curve:
+def _curve(group: int, found: Mapping[str, Any], width: int) -> Curve:
     ranks, errors = (torch.tensor(found[key], dtype=torch.double) for key in ("ranks", "errors"))
-    if len(errors) != len(ranks) + 1:
+    measured = tuple((int(k), float(at)) for k, at in found["measured"])
+    sized = ranks.shape == (width,) and errors.shape == (width + 1,)
+    finite = all(bool(each.isfinite().all()) for each in (ranks, errors))
+    if not (sized and finite) or errors[-1] != 0 or bool((errors.diff() > 0).any()):
         raise ValueError("the file is damaged")
-    return Curve(group, ranks, errors, tuple((int(k), float(at)) for k, at in found["measured"]))
+    return Curve(group, ranks, errors, measured)

@@ -208,7 +208,8 @@ class MeasuredErrors:
         if self.cache is None or self.criterion not in KEPT:
             return {}, ""
         key = error_cache.digest(model, structure, self.batches, self.criterion)
-        return error_cache.read(self.cache, key), key
+        widths = [group.width for group in structure.groups]
+        return error_cache.read(self.cache, key, widths), key
 
     @one_at_a_time
     def change(self, kept: Tensor) -> float:

@@ -8,7 +8,7 @@ import torch
 from models import scramble, vgg
 
 import branchprune as bp
-from branchprune.targets import error_curves
+from branchprune.targets import error_cache, error_curves
 
 X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TARGET = {"macs": 0.5}
@@ -74,6 +74,84 @@ def test_a_damaged_file_is_measured_and_written_again(text, model, measured, tmp
     again = bp.plan(model, X[:1], target=TARGET, batches=[X], cache=tmp_path)
     assert again.as_dict() == first.as_dict() and len(measured) == 2 * count
     assert len(json.loads(file.read_text())) == count
+
+
+def other_widths(curves):
+    """Those of the same number of groups, each with a channel less."""
+    for curve in curves.values():
+        curve["ranks"].pop()
+        curve["errors"].pop(0)
+
+
+def exchanged(curves):
+    first, second = list(curves)[:2]
+    curves[first], curves[second] = curves[second], curves[first]
+
+
+def one_more(curves):
+    curves["99"] = curves[next(iter(curves))]
+
+
+def rising(curves):
+    curves[next(iter(curves))]["errors"].reverse()
+
+
+def not_a_number(curves):
+    curves[next(iter(curves))]["errors"][2] = float("nan")
+
+
+def negative(curves):
+    curves[next(iter(curves))]["errors"][-1] = -1.0
+
+
+def nested(curves):
+    curves[next(iter(curves))]["ranks"] = [[rank] for rank in curves[next(iter(curves))]["ranks"]]
+
+
+def no_numbers(curves):
+    curves[next(iter(curves))]["ranks"] = {}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A file of curves, and the widths of all groups."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("cache")
+    plan = bp.plan(
+        scramble(vgg()).eval(), X[:1], target=TARGET, batches=[X], cache=folder, criterion="l2"
+    )
+    (file,) = folder.iterdir()
+    return file, [group.width for group in plan.groups]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [other_widths, exchanged, one_more, rising, not_a_number, negative, nested, no_numbers],
+)
+def test_what_can_be_no_curve_of_the_model_is_not_read(spoil, stored, tmp_path):
+    file, widths = stored
+    assert error_cache.read(file.parent, file.stem, widths)
+    curves = json.loads(file.read_text())
+    spoil(curves)
+    (tmp_path / file.name).write_text(json.dumps(curves))
+    assert error_cache.read(tmp_path, file.stem, widths) == {}
+
+
+def test_another_forward_of_the_same_layers_is_measured_anew(measured, tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 3)
+
+        def forward(self, x):
+            return self.last(activation(self.first(x)))
+
+    model, found = Net().double(), []
+    for activation in (torch.relu, torch.sin):  # noqa: B007 - forward reads it
+        named = {"target": TARGET, "batches": [X.double()]}
+        found.append(bp.plan(model, X[:1].double(), cache=tmp_path, **named))
+        assert found[-1].as_dict() == bp.plan(model, X[:1].double(), **named).as_dict()
+    assert found[0].errors != found[1].errors
 
 
 def test_functions_and_gradients_are_not_kept(model, tmp_path):
