@@ -103,13 +103,13 @@ class Solver:
             return None
         weights = [1.0] * len(limits)
         if not thorough:
-            return self._filled(self._bisected(widest, limits, weights, ENOUGH), limits)
+            return self.filled(self._bisected(widest, limits, weights, ENOUGH), limits)
         few = self.widths.numel() <= FEW
         found = narrowest if few else self._bisected(narrowest, limits, weights, ENOUGH)
-        best = self._filled(found, limits)
+        best = self.filled(found, limits)
         for _ in range(ROUNDS if len(limits) > 1 else 1):
             for start in (widest, narrowest):
-                found = self._filled(self._bisected(start, limits, weights), limits)
+                found = self.filled(self._bisected(start, limits, weights), limits)
                 best = min(best, found, key=self.error)
             used = [limit.cost.total(best) / limit.most for limit in limits]
             weights = [w * share**8 for w, share in zip(weights, used, strict=True)]
@@ -162,8 +162,13 @@ class Solver:
                 break
         return kept
 
-    def _filled(self, start: Tensor, limits: Sequence[Limit]) -> Tensor:
-        """Return wider groups, as long as limits hold: first where most error goes for the cost."""
+    def filled(self, start: Tensor, limits: Sequence[Limit]) -> Tensor:
+        """Return wider groups, as long as limits hold: first where most error goes for the cost.
+
+        Args:
+            start: The widths, float64, shape (G,).
+            limits: The limits.
+        """
         kept = start.clone()
         while True:
             gains = self._errors_now(kept) - self.errors
@@ -195,7 +200,7 @@ class Solver:
                     found = self._with_best(kept, worth)
                     if found is None or not hold(limits, found):
                         continue
-                    found = self._filled(found, limits)
+                    found = self.filled(found, limits)
                     if (error := self.error(found)) < least - 1e-12 * abs(least):
                         best, least, improved = found, error, True
                         break

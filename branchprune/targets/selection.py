@@ -60,8 +60,9 @@ def selected(
 
     uniform, best = judge(one_share), judge(solver.solve)
     assert uniform is not None, "the way of one share ends in the narrowest widths"
+    wider = judge(_Filled(solver, one_share))
     if best is None:  # what is predicted of the narrowest widths is too much, and may be wrong
-        return uniform, uniform
+        return _least(wider, uniform), uniform
     draw = torch.Generator().manual_seed(0)
     centre = torch.zeros(len(solver.widths), dtype=torch.double)
     channels = float((solver.widths[:, -1] - solver.widths[:, 0]).sum())
@@ -72,7 +73,23 @@ def selected(
             found = judge(_Scaled(solver.scaled(moved.exp())))
             if found is not None and found.change < best.change:
                 best, centre = found, moved
-    return min(best, uniform, key=lambda each: each.change), uniform
+    return _least(best, wider, uniform), uniform
+
+
+def _least(*found: Judged | None) -> Judged:
+    """Return what changes the output least; of several alike the first."""
+    return min((each for each in found if each is not None), key=lambda each: each.change)
+
+
+class _Filled:
+    """A way, with what it leaves of the limits filled."""
+
+    def __init__(self, solver: Solver, way: Ways) -> None:
+        self.solver, self.way = solver, way
+
+    def __call__(self, limits: Sequence[Limit]) -> Tensor | None:
+        kept = self.way(limits)
+        return None if kept is None else self.solver.filled(kept, limits)
 
 
 class _Scaled:

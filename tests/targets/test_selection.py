@@ -56,6 +56,20 @@ def test_a_wrong_prediction_is_mended_by_what_whole_models_lose(real):
     assert torch.equal(best.way(LIMITS), best.kept)
 
 
+def test_one_share_is_filled_where_it_is_best():
+    limits = [Limit(COST, GROUPS * WIDTH / 2 + 3)]
+    solver = Solver([[*range(1, WIDTH + 1)]] * GROUPS, errors((1.0, 3.0, 0.5, 4.0)))
+
+    def change(kept):  # none that is far from one share is good; of others the widest is best
+        off = (kept - WIDTH / 2).abs().max() - 3
+        return float(off.clamp_min(0)) + 1e-3 * (GROUPS * WIDTH - float(kept.sum()))
+
+    best, uniform = selected(solver, one_share, limits, change)
+    assert uniform.kept.equal(one_share(limits)) and float(uniform.kept.sum()) == limits[0].most - 3
+    assert float(best.kept.sum()) == limits[0].most and bool((best.kept >= uniform.kept).all())
+    assert torch.equal(best.way(limits), best.kept)
+
+
 def test_it_is_the_same_every_time():
     scales = (1.0, 3.0, 0.5, 4.0), (3.0, 1.0, 9.0, 0.2)
     first, second = (choose(scales[0], truth(scales[1]))[1] for _ in range(2))
