@@ -29,12 +29,14 @@ from branchprune.experiments.parsed import parsed, parser_of
 from branchprune.graph.inputs import Example
 from branchprune.planning.module_tree import ModuleRow, module_tree, tree_lines
 from branchprune.planning.plan import Plan
-from branchprune.targets.plan import plan
+from branchprune.targets.plan import FLOOR, plan
 
 EXAMPLE = """shape and, if it is not float32, dtype of an input: 1x3x224x224, 1x128:int64; once for
 each argument of forward; a model by name has one of its own"""
 IMAGES = """folder of images without labels, on which the widths are chosen for --target; of a model
 of torchvision or timm its own weights are taken then, if there is no --checkpoint"""
+LEAST = f"""least share of the channels of a group that --target leaves, in (0, 1]; without this
+{FLOOR:g}"""
 ABOUT = """Show which channels of a model would shrink, which would stay and why, and what that
 saves; nothing is trained or written, and it runs on the CPU."""
 
@@ -51,6 +53,7 @@ def main(args: Sequence[str], console: Console) -> None:
     model, example, batches = _model_and_inputs(options)
     names = ("exclude", "inside", "opaque", "check")
     given = widths | {name: options[name] for name in names}
+    given |= {} if options.floor is None else {"floor": options.floor}
     with console.status("choosing widths") if batches else nullcontext(), warnings_in_a_line():
         planned = plan(model, example, batches=batches, **given)
     tree = module_tree(model, planned)
@@ -99,6 +102,7 @@ def _parser() -> ArgumentParser:
     add("--init_args", type=dict[str, Any], default={}, help=INIT_ARGS)
     add("--checkpoint", type=Path | None, default=None, metavar="FILE", help=CHECKPOINT)
     add_target(parser, "the example", "the example", "chosen on --images")
+    add("--floor", type=float | None, default=None, help=LEAST)
     add("--images", type=Path | None, default=None, metavar="FOLDER", help=IMAGES)
     add_preparation(parser)
     add("--exclude", action="append", default=[], metavar="PATH", help="layer that stays")

@@ -98,6 +98,9 @@ def test_widths_are_chosen_for_a_target_on_images(tmp_path: Path, capsys: Any) -
     images = (torch.from_numpy(pixels).movedim(3, 1).div(255) - 0.5) / 0.2
     plan = bp.plan(network.eval(), images[:1], target={"macs": 0.5}, batches=[images])
     assert text.endswith(f"\n\n{plan}\n") and "error share" in text
+    wide = run(capsys, f"{HERE}:network", "--target.macs", "0.7", "--floor", "0.6", *options)
+    named = {"target": {"macs": 0.7}, "floor": 0.6}
+    assert wide.endswith(f"\n\n{bp.plan(network.eval(), images[:1], batches=[images], **named)}\n")
 
 
 def test_a_model_of_torchvision_by_name_has_an_example_of_its_own(capsys: Any) -> None:
