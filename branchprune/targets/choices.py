@@ -27,11 +27,14 @@ class Choices:
         rows: The groups at their least widths.
         widths: Those of each, rising; one alone where there is no choice.
         reasons: Of each, why it stays where it is left whole.
+        limits: Of each, what keeps it from less than the least of its widths: "floor", "multiple"
+            or "keep"; "": nothing that the arguments say, or that can be told.
     """
 
     rows: tuple[PlannedGroup, ...]
     widths: tuple[tuple[int, ...], ...]
     reasons: tuple[str, ...]
+    limits: tuple[str, ...]
 
     @classmethod
     def of(
@@ -53,25 +56,29 @@ class Choices:
         """
         rows = plan_groups(structure, {"": floor, **fixed}, exclude, multiple_of)
         made = _made(structure)
-        widths, reasons = [], []
+        widths, reasons, limits = [], [], []
         for i, row in enumerate(rows):
-            group, reason = structure.groups[i], LEFT_WHOLE
+            group, reason, limit = structure.groups[i], LEFT_WHOLE, ""
             if not row.pruned:
                 found = [row.kept]
             elif any(within(layer, fixed) for layer in (row.name, *row.layers)):
-                found, reason = [row.kept], "keep says so"
+                found, reason, limit = [row.kept], "keep says so", "keep"
             elif not made[i]:
                 found = [row.width]
                 reason = "it is not made in evaluation, where changes of the output are measured"
             else:
                 step = step_of(group, multiple_of)
-                least = max(step, math.ceil(floor * group.width / step) * step)
+                least = _least(group.width, floor, step)
                 found = sorted({*range(least, group.width + 1, step), group.width})
+                unrounded = _least(group.width, floor, group.blocks)
+                limit = "floor" if found[0] == unrounded else "multiple"
                 if len(found) == 1:
                     reason = f"floor (={floor:g}) allows no other width"
+                    reason += f" in multiples of {step}" * (limit == "multiple")
             widths.append(tuple(found))
             reasons.append(row.reason or reason)
-        return cls(rows, tuple(widths), tuple(reasons))
+            limits.append(limit)
+        return cls(rows, tuple(widths), tuple(reasons), tuple(limits))
 
     @property
     def narrowest(self) -> Tensor:
@@ -97,10 +104,10 @@ class Choices:
         )
 
     def limited(self, kept: Tensor) -> tuple[str, ...]:
-        """Return of each group what keeps it from a lesser width: "floor" or ""."""
+        """Return of each group that shrinks what keeps it from a lesser width; see `limits`."""
+        found = zip(kept.tolist(), self.rows, self.widths, self.limits, strict=True)
         return tuple(
-            "floor" if len(each) > 1 and width == each[0] else ""
-            for width, each in zip(kept.tolist(), self.widths, strict=True)
+            limit if width == each[0] < row.width else "" for width, row, each, limit in found
         )
 
     def at_one_share(self, limits: Sequence[Limit]) -> Tensor:
@@ -118,6 +125,11 @@ class Choices:
             for each, row, share in zip(self.widths, self.rows, shares, strict=True)
         ]
         return torch.tensor(kept, dtype=torch.double)
+
+
+def _least(width: int, floor: float, step: int) -> int:
+    """Return the least multiple of a step that is no less than a share of a width."""
+    return max(step, math.ceil(floor * width / step) * step)
 
 
 def _made(structure: Structure) -> list[bool]:

@@ -23,6 +23,8 @@ COSTS = ("macs", "params", "memory", "latency", "latency_ms")
 """What a target may name."""
 LATENCY = ("latency", "latency_ms")
 """What of it is measured in a runtime: the share of the dense model's, and in milliseconds."""
+TOLD = 0.01
+"""Of the least cost, from which on it is told what stays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +184,19 @@ def check_reachable(
         held = sum(len(each) == 1 and each[0] > 1 for each in choices.widths)
         held -= sum(group.reason is not None for group in traced.structure.groups)
         why += f"; keep, exclude and floor hold {held} groups at one width" if held > 0 else ""
+        blocks = [group.blocks for group in traced.structure.groups]
+        rows = zip(choices.limits, choices.widths, blocks, strict=True)
+        held_by = {limit for limit, each, least_of_all in rows if each[0] > least_of_all}
+        ways = [
+            argument
+            for argument, limit in (("floor", "floor"), ("multiple_of", "multiple"))
+            if limit in held_by
+        ]
+        lower = f", or lower {' or '.join(ways)}" if ways else ""
         raise PruneError(
             f"target {goal.what} (={goal.asked:g}) cannot be reached: at floor={floor:g}, "
             f"multiple_of={multiple_of} at least {least / goal.before:.3f} stay "
-            f"({goal.told(least)}){why}"
+            f"({goal.told(least)}){why}: ask for more{lower}"
         )
 
 
@@ -223,4 +234,5 @@ def _why(traced: Traced, goal: Goal, choices: Choices, least: float) -> str:
     staying = find_staying(traced.model, traced.structure, choices.rows)
     size = {each: getattr(each, goal.what) for each in staying}
     most = max(size, key=size.__getitem__, default=None)
-    return f", {size[most] / least:.0%} of it in what stays: {most}" if most else ""
+    share = size[most] / least if most else 0.0
+    return f", {share:.0%} of it in what stays: {most}" if share >= TOLD else ""

@@ -68,7 +68,15 @@ class Measurement:
         found = [each for outputs in self.dense for each in outputs]
         if not found:
             raise PruneError("target needs a model that returns floating-point tensors on batches")
-        if not all(bool(each.isfinite().all()) for each in found):
+        if not all(map(_is_finite, found)):
+            strange = [
+                i for i, each in enumerate(batches) if not all(map(_is_finite, tensors(each)))
+            ]
+            if strange:
+                which = f"batches[{strange[0]}]"
+                raise PruneError(
+                    f"{which} holds numbers that are not finite: leave such inputs out"
+                )
             raise PruneError("target needs a model whose outputs on batches are finite numbers")
         self.changed = OutputChange(self.dense)
 
@@ -141,6 +149,10 @@ class Measurement:
                 norm.momentum = momentum
                 norm.eval()
         return found
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def halves(batches: Sequence[Example]) -> list[Sequence[Example]]:

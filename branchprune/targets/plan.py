@@ -184,7 +184,7 @@ def plans(
     Args:
         model: See `plan`.
         example: See `plan`.
-        targets: What to reach; see `target` of `plan`.
+        targets: What to reach, once or several times; see `target` of `plan`.
         batches: See `plan`; or what has been measured on some, as `sensitivity` shares it.
         criterion: See `plan`.
         cache: See `plan`.
@@ -203,6 +203,9 @@ def plans(
     Raises:
         PruneError: See `plan`.
     """
+    if isinstance(targets, str | Mapping) or not isinstance(targets, Iterable):
+        raise PruneError(f"targets (={targets!r}) must be several, such as [{{'macs': 0.5}}]")
+    targets = [*targets]
     for target in targets:
         check_asked(keep, check_target(target), multiple_of)
     every = {what: share for target in targets for what, share in target.items()}

@@ -72,7 +72,8 @@ class Outcome:
         reached: Of each entry.
         errors: By group, the predicted change of the output if that group alone were narrow; empty:
             the widths are one share of all.
-        limited: By group, "floor" where that keeps it from a lesser width, else "".
+        limited: By group, what keeps it from a lesser width: "floor", "multiple" (of which it is
+            the least above the floor) or "keep"; else "".
         change: The change of the output with all groups narrow at once, fitted but not trained.
         uniform: That at one share of all widths within the target.
         trade_off: For shares of the first cost of the target that might be left: the share, the

@@ -85,6 +85,34 @@ def test_floor_and_multiples_hold() -> None:
     assert plan.after.params <= 0.5 * plan.before.params
 
 
+@pytest.mark.parametrize(
+    ("floor", "multiple", "said"),
+    [(0.25, 1, ["keep", "floor"]), (0.25, 8, ["keep", "floor"]), (0.1, 8, ["keep", "multiple"])],
+)
+def test_it_says_which_argument_keeps_a_group_from_a_lesser_width(floor, multiple, said) -> None:
+    model = network()
+    names = [group.name for group in bp.plan(model, X[:1]).groups]
+    least = bp.plan(model, X[:1], {"": floor, names[0]: 0.5}, multiple_of=multiple)
+    asked = {"macs": 1.0001 * least.after.macs}
+    named = {"floor": floor, "multiple_of": multiple, "keep": {names[0]: 0.5}}
+    plan = bp.plan(model, X[:1], target=asked, **named, **SMALL)
+    assert [group.kept for group in plan.groups] == [group.kept for group in least.groups]
+    assert [plan.limited[0], plan.limited[2]] == said
+    assert str(plan).splitlines()[4].split()[-1] == said[1]
+
+
+def test_a_width_that_floor_and_multiples_leave_alone_is_told() -> None:
+    plan = bp.plan(network(), X[:1], target={"macs": 0.95}, floor=0.7, multiple_of=8, **SMALL)
+    assert plan.groups[1].width == 24 and plan.groups[1].kept == 24
+    assert plan.groups[1].reason == "floor (=0.7) allows no other width in multiples of 8"
+
+
+@pytest.mark.parametrize("targets", [None, {"macs": 0.5}, 0.5, "macs"])
+def test_targets_that_are_not_several_are_named(targets: Any) -> None:
+    with pytest.raises(bp.PruneError, match=r"^targets \(=.*\) must be several, such as"):
+        bp.plans(network(), X[:1], targets, **SMALL)
+
+
 def test_a_group_that_the_output_hardly_needs_becomes_narrowest() -> None:
     model = network()
     second = [m for m in model.modules() if isinstance(m, nn.Conv2d)][1]
@@ -186,7 +214,15 @@ def test_what_was_measured_of_a_model_serves_no_other() -> None:
         ({"target": {"macs": 1e12}}, r"within the target already: macs \(=1e\+12\): it has"),
         (
             {"target": {"macs": 0.01}},
-            r"macs \(=0.01\) cannot be reached: at floor=0.1",
+            r"macs \(=0.01\) cannot be reached: at floor=0.1, .*\): ask for more, or lower floor$",
+        ),
+        (
+            {"target": {"macs": 0.1}, "multiple_of": 8},
+            r"multiple_of=8 at least 0.\d+ stay .*: ask for more, or lower multiple_of$",
+        ),
+        (
+            {"target": {"params": 0.001}, "floor": 1e-6},
+            r"stay \(\d+\), \d+% of it in what stays: outputs of the model: ask for more$",
         ),
         ({"target": {"memory": 1e9}}, r"already: memory \(=1e\+09\): it has [\d.]+ kB"),
         (
@@ -393,13 +429,20 @@ def test_outputs_may_be_numbers_and_parts_are_judged_by_their_own() -> None:
         ([X.double()], "batches must be inputs of forward"),
         ([X[:, :1]], "batches must be inputs of forward"),
         ([X[:0]], "without an example"),
-        ([X * torch.nan], "finite numbers"),
+        ([X, X * torch.nan], r"^batches\[1\] holds numbers that are not finite: leave such inputs"),
         (5, r"batches \(a int\)"),
     ],
 )
 def test_batches_that_are_none_are_named(batches: Any, said: str) -> None:
     with pytest.raises(bp.PruneError, match=said):
         bp.plan(network(), X[:1], target={"macs": 0.5}, batches=batches)
+
+
+def test_a_model_whose_outputs_are_not_finite_is_named() -> None:
+    model = network()
+    next(model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(bp.PruneError, match="model whose outputs on batches are finite numbers"):
+        bp.plan(model, X[:1], target={"macs": 0.5}, **SMALL)
 
 
 def test_products_of_forward_shrink_with_the_widths() -> None:
