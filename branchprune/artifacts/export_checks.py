@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.artifacts.export_formats import FORMATS
-from branchprune.artifacts.file_format import FileFormat
+from branchprune.artifacts.file_format import HALF, INT8, FileFormat
 from branchprune.artifacts.parity import outputs_of
-from branchprune.artifacts.quantization import BITS
 from branchprune.blending.blended import Blended
 from branchprune.errors import PruneError, whole
 from branchprune.graph.inputs import Example, tensors
@@ -32,7 +31,7 @@ def checked_options(kind: FileFormat, **options: Any) -> dict[str, Any]:
         PruneError: One is of another format, or its value is wrong.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if "quantize" in given and given["quantize"] not in BITS:
+    if "quantize" in given and given["quantize"] not in (INT8, HALF):
         raise PruneError(f"quantize (={given['quantize']!r}) must be 8 or 16")
     for name, value in given.items():
         able = [f for f in FORMATS.values() if _takes(f, name, value)]

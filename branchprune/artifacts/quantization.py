@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from branchprune.artifacts.agreement import Agreement
 from branchprune.errors import PruneError, not_negative, whole
 
-BITS = (8, 16)
 SAMPLES = 256
 JUDGED = 1000
 """Images, at most, on which the file is compared with the model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,8 +14,6 @@ from branchprune.graph.inputs import Example, example_inputs, tensors
 Batch = int | Literal["dynamic"]
 """The batch that a file takes: of so many examples, or of any number."""
 DYNAMIC: Literal["dynamic"] = "dynamic"
-AT_ONCE = 16
-"""Images of which ranges are taken at a time, of a file that takes any."""
 
 
 def check_batch(batch: object) -> None:
@@ -59,14 +56,6 @@ def of_batch(example: Example, size: int) -> Example:
 
     result: Example = tree_map_only(Tensor, resized, example)
     return result
-
-
-def calibration_batches(images: Tensor, batch: Batch) -> Sequence[Tensor]:
-    """Return the images that set ranges (N, …) in batches as a file takes them."""
-    if batch == DYNAMIC:
-        parts: Sequence[Tensor] = images.split(AT_ONCE)
-        return parts
-    return [part[torch.arange(batch) % len(part)] for part in images.split(batch)]
 
 
 def dynamic_dimensions(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:

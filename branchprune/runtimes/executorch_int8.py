@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import Example
-from branchprune.runtimes.batch import Batch, calibration_batches
+from branchprune.runtimes.batch import Batch
 from branchprune.runtimes.captured import captured, quiet
 from branchprune.runtimes.executorch_program import EXTRA
 from branchprune.runtimes.in_runtime import OnImages
+from branchprune.runtimes.quantizers import calibration_batches, quantising
 from branchprune.runtimes.runtime import needed
 
 WEIGHT = ".weight"
@@ -85,7 +84,7 @@ class ExecuTorchInt8:
         """
         wanted = self.nodes.keys() - {*but} if only is None else {only}
         pt2e, quantizer = _needed(PT2E), _xnnpack_quantizer()
-        with _quantising():
+        with quantising("torchao"):
             module = self.program.module(check_guards=False)
             _keep_norms(module.graph)
             _keep_float32(module.graph, {self.nodes[layer] for layer in wanted})
@@ -193,15 +192,3 @@ def _needed(package: str) -> Any:
     """Return a module of ExecuTorch, or of torchao, which comes with it."""
     with quiet():
         return needed(package, "INT8", EXTRA)
-
-
-@contextmanager
-def _quantising() -> Iterator[None]:
-    """Say of any error of the quantiser that it is its own, for a `with` block."""
-    try:
-        with quiet():
-            yield
-    except Exception as error:  # whatever it and its parts raise
-        raise PruneError(
-            f"quantize (=8): the quantiser of torchao fails: {first_line(error)}"
-        ) from error

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from branchprune.errors import PruneError, first_line
-from branchprune.runtimes.batch import Batch, calibration_batches
-from branchprune.runtimes.captured import quiet
+from branchprune.errors import PruneError
+from branchprune.runtimes.batch import Batch
+from branchprune.runtimes.quantizers import calibration_batches, quantising
 from branchprune.runtimes.runtime import needed
 
 WEIGHT = ".weight"
@@ -61,7 +60,7 @@ class Int8:
             raise PruneError(
                 f"quantize (=8) takes models of one input, and this has {', '.join(self.inputs)}"
             )
-        with _quantising():
+        with quantising("ONNX Runtime"):
             prepare.quant_pre_process(model, str(self.prepared))
             model = self.onnx.load(str(self.prepared))
             self.nodes = _named(model)
@@ -78,7 +77,7 @@ class Int8:
             PruneError: The quantiser does not take the model.
         """
         quantize = needed("onnxruntime.quantization", "INT8", "onnx")
-        with _quantising():
+        with quantising("ONNX Runtime"):
             quantize.quantize_static(
                 str(self.prepared),
                 str(self.made),
@@ -140,15 +139,3 @@ def _named(model: Any) -> dict[str, list[str]]:
         if node.op_type in known and node.op_type not in MOVED:
             found.setdefault(own[0] if own else node.name, []).append(node.name)
     return found
-
-
-@contextmanager
-def _quantising() -> Iterator[None]:
-    """Say of any error of the quantiser that it is its own, for a `with` block."""
-    try:
-        with quiet():
-            yield
-    except Exception as error:  # whatever it and its parts raise
-        raise PruneError(
-            f"quantize (=8): the quantiser of ONNX Runtime fails: {first_line(error)}"
-        ) from error

@@ -54,9 +54,13 @@ def conv(**given: Any) -> nn.Conv2d:
     return nn.Conv2d(4, 4, 3, **({"padding": 1} | given))
 
 
-def tied(net: nn.Module, name: str) -> nn.Module:
-    setattr(net.get_submodule("again"), name, getattr(net.get_submodule("conv"), name))
-    return net
+def tied(name: str) -> nn.Module:
+    made = net(
+        lambda m, x: m.again(m.norm(m.conv(x)).relu()),
+        **{"conv": conv(), "again": conv(), "norm": nn.BatchNorm2d(4)},
+    )
+    setattr(made.get_submodule("again"), name, getattr(made.get_submodule("conv"), name))
+    return made
 
 
 def weightless(net: Any, x: Tensor) -> Tensor:
@@ -96,27 +100,11 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
         (0, 2),
     ),
     "behind a tied weight": (
-        lambda: tied(
-            net(
-                lambda m, x: m.again(m.norm(m.conv(x)).relu()),
-                conv=conv(),
-                again=conv(),
-                norm=nn.BatchNorm2d(4),
-            ),
-            "weight",
-        ),
+        lambda: tied("weight"),
         (0, 2),
     ),
     "behind a tied bias": (
-        lambda: tied(
-            net(
-                lambda m, x: m.again(m.norm(m.conv(x)).relu()),
-                conv=conv(),
-                again=conv(),
-                norm=nn.BatchNorm2d(4),
-            ),
-            "bias",
-        ),
+        lambda: tied("bias"),
         (1, 2),
     ),
     "behind a computed weight": (
