@@ -19,7 +19,7 @@ from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
 from branchprune.blending.stand_in import stand_in
 from branchprune.collapsing.collapse import collapse
-from branchprune.criteria.scores import GroupWeights
+from branchprune.criteria.group_weights import GroupWeights
 from branchprune.errors import PruneError
 from branchprune.few_images.compress import Compressed, compress
 from branchprune.few_images.folder import read_folder

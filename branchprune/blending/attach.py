@@ -15,9 +15,10 @@ from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.path_norms import add_private_norms
 from branchprune.blending.path_sampling import Mixing, Norms, PathMixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
+from branchprune.criteria.group_weights import group_weights
 from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.named import CRITERIA
-from branchprune.criteria.scores import Criterion, group_weights, scored, select
+from branchprune.criteria.selection import Criterion, scored, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import spanned

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from branchprune.criteria.group_weights import GroupWeights
 from branchprune.criteria.input_statistics import Reading
-from branchprune.criteria.scores import GroupWeights, l2
+from branchprune.criteria.scores import l2
 from branchprune.errors import PruneError
 
 

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from branchprune.criteria.column_selection import reconstruction
-from branchprune.criteria.scores import (
-    Criterion,
-    bn_scale,
-    geometric_median,
-    l1,
-    l2,
-    random_choice,
-    taylor,
-)
+from branchprune.criteria.gradients import taylor
+from branchprune.criteria.scores import bn_scale, geometric_median, l1, l2, random_choice
+from branchprune.criteria.selection import Criterion
 
 CRITERIA: dict[str, Criterion] = {
     "random": random_choice,

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.criteria.column_selection import pick
+from branchprune.criteria.group_weights import group_weights
 from branchprune.criteria.named import CRITERIA
-from branchprune.criteria.scores import Criterion, group_weights, scored, select
+from branchprune.criteria.selection import Criterion, scored, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from branchprune.criteria.scores import group_weights, l1
+from branchprune.criteria.group_weights import group_weights
+from branchprune.criteria.scores import l1
 from branchprune.graph.structure import Pieces, Structure
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit, hold

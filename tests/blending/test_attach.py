@@ -18,7 +18,9 @@ from models import Net, counted_macs, relative, resnet, scramble, spelled_out, v
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.criteria.scores import GroupWeights, bn_scale, geometric_median, l1, l2, taylor
+from branchprune.criteria.gradients import taylor
+from branchprune.criteria.group_weights import GroupWeights
+from branchprune.criteria.scores import bn_scale, geometric_median, l1, l2
 
 IMAGE = (2, 3, 8, 8)
 

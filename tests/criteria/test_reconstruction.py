@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.criteria.column_selection import reconstruction
+from branchprune.criteria.group_weights import GroupWeights
 from branchprune.criteria.input_statistics import Reading, read
-from branchprune.criteria.scores import GroupWeights
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 

@@ -15,7 +15,7 @@ from models import Between, Net, relative, scramble, spelled_out
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.criteria.scores import rows_by_output
+from branchprune.criteria.group_weights import rows_by_output
 from branchprune.graph.inputs import tensors
 
 IMAGE = (2, 3, 8, 8)

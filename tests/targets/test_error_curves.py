@@ -8,7 +8,7 @@ from models import resnet, scramble, vgg
 from torch import nn
 
 import branchprune as bp
-from branchprune.criteria.scores import GroupWeights
+from branchprune.criteria.group_weights import GroupWeights
 from branchprune.targets.error_curves import MeasuredErrors, error_curve
 from branchprune.targets.measurement import Measurement
 from branchprune.targets.output_change import OutputChange

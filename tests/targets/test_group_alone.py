@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import branchprune as bp
 from branchprune.criteria.column_selection import reconstruction
-from branchprune.criteria.scores import group_weights, select
+from branchprune.criteria.group_weights import group_weights
+from branchprune.criteria.selection import select
 from branchprune.targets.measurement import RIDGE, Measurement, halves
 
 

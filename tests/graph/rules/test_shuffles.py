@@ -15,7 +15,7 @@ from models import Net, matrix, relative, scramble, spelled_out
 from torch import Tensor, nn
 
 import branchprune as bp
-from branchprune.criteria.scores import select
+from branchprune.criteria.selection import select
 from branchprune.graph.provenance import Cut, Interleaved, Joined, Origin, Own, Repeated, index_of
 
 Tree = tuple[Origin, Tensor, Tensor]

@@ -13,7 +13,7 @@ from models import relative, scramble, spelled_out
 from torch import Tensor, fx, nn
 
 import branchprune as bp
-from branchprune.criteria.scores import GroupWeights
+from branchprune.criteria.group_weights import GroupWeights
 from branchprune.graph.rules import teach as taught
 from branchprune.rules import Analysis, Layout, same
 

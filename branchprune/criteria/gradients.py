@@ -1,0 +1,44 @@
+"""Channel scores by gradients of the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from branchprune.criteria.group_weights import GroupWeights
+from branchprune.errors import PruneError
+
+
+def taylor(group: GroupWeights) -> Tensor:
+    """Return how much the loss changes without each channel (Molchanov et al., 2019, eq. 8).
+
+    It is `(Σ w · ∂L/∂w)²`, to first order, over all weights of a channel together: its rows in
+    every layer that makes it, its scale in every norm, and their biases. (Before a norm that is
+    in training mode the rows alone add up to 0, since the norm undoes their scale.) The gradients
+    are those of the model that `attach` is given, of several batches their sum; a weight without
+    one counts as 0.
+
+    Args:
+        group: The weights and their gradients.
+
+    Returns:
+        The scores, shape (C,).
+
+    Raises:
+        PruneError: There are no gradients.
+    """
+    weights = [*group.producers, *(scale[:, None] for scale in group.norms), *group.biases]
+    gradients = [*group.producer_gradients]
+    gradients += [None if g is None else g[:, None] for g in group.norm_gradients]
+    gradients += group.bias_gradients
+    changes = [
+        (weight.double() * gradient).sum(1)
+        for weight, gradient in zip(weights, gradients, strict=False)
+        if gradient is not None
+    ]
+    if not changes:
+        raise PruneError(
+            f"init 'taylor' needs gradients of {group.name}: call backward on the loss of some "
+            "batches before attach"
+        )
+    return torch.stack(changes).sum(0).square()

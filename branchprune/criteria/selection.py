@@ -1,0 +1,54 @@
+"""From scores to channels: what a criterion returns is checked, and the best are selected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from branchprune.criteria.group_weights import GroupWeights
+from branchprune.errors import PruneError
+
+Criterion = Callable[[GroupWeights], Tensor]
+
+
+def scored(criterion: Criterion, weights: GroupWeights, argument: str) -> Tensor:
+    """Return the scores of the channels of a group, shape (C,).
+
+    Args:
+        criterion: The criterion.
+        weights: The group.
+        argument: What errors call the criterion.
+
+    Raises:
+        PruneError: What it returns are no such scores.
+    """
+    scores = criterion(weights)
+    name, width = weights.name, weights.width
+    if not isinstance(scores, Tensor) or scores.shape != (width,):
+        shape = tuple(getattr(scores, "shape", ()))
+        raise PruneError(f"{argument} returned scores of shape {shape} for {name} ({width},)")
+    if scores.isnan().any():
+        raise PruneError(f"{argument} returned NaN scores for {name}")
+    return scores
+
+
+def select(scores: Tensor, kept: int, blocks: int, strata: int = 1) -> Tensor:
+    """Return the indices of the best channels, in order, equally many from each block.
+
+    Args:
+        scores: One score a channel, shape (C,).
+        kept: Number of channels to keep; divisible by `blocks`.
+        blocks: Number of blocks that C falls into.
+        strata: Number of parts that a block falls into, from which as equally many are taken as
+            the numbers allow.
+    """
+    chosen = []
+    for block, values in enumerate(scores.chunk(blocks)):
+        share, start = kept // blocks, block * len(values)
+        for i in range(strata):
+            first, last = (len(values) * k // strata for k in (i, i + 1))
+            quota = share * (i + 1) // strata - share * i // strata
+            chosen.append(values[first:last].topk(quota).indices.sort().values + start + first)
+    return torch.cat(chosen).cpu()
