@@ -19,6 +19,8 @@ from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
 from branchprune.blending.stand_in import stand_in
 from branchprune.collapsing.collapse import collapse
+from branchprune.criteria.curvature import fisher, obd
+from branchprune.criteria.discrimination import discrimination
 from branchprune.criteria.group_weights import GroupWeights
 from branchprune.errors import PruneError
 from branchprune.few_images.compress import Compressed, compress
@@ -51,12 +53,15 @@ __all__ = [
     "collapse",
     "compress",
     "cosine",
+    "discrimination",
     "export",
+    "fisher",
     "fit_expand",
     "forget",
     "linear",
     "load",
     "multiplicative",
+    "obd",
     "plan",
     "plans",
     "read_folder",

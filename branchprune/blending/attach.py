@@ -15,9 +15,10 @@ from branchprune.blending.optimizer_watch import begin_training
 from branchprune.blending.path_norms import add_private_norms
 from branchprune.blending.path_sampling import Mixing, Norms, PathMixing
 from branchprune.blending.projections import EndPiece, Expand, Reduce
+from branchprune.criteria.activations import statistic_of
 from branchprune.criteria.group_weights import group_weights
 from branchprune.criteria.input_statistics import Reading, read
-from branchprune.criteria.named import CRITERIA
+from branchprune.criteria.named import criterion_of
 from branchprune.criteria.selection import Criterion, scored, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
@@ -103,17 +104,16 @@ def attach(
     """
     if not isinstance(plan, Plan):
         raise PruneError(f"plan (a {type(plan).__name__}) must be made by bp.plan")
-    if not callable(init) and init not in CRITERIA:
-        known = ", ".join(map(repr, CRITERIA))
-        raise PruneError(f"init (={init!r}) must be {known} or a function of GroupWeights")
+    criterion = criterion_of(init)
     how = PathMixing(mixing, matching, norms)
     _check_same_model(model, plan)
     blended = Blended(copied(model), plan, how)
-    criterion = init if callable(init) else CRITERIA[init]
     _match(blended, model)
     blended._refresh()
-    readings = read(blended.model, plan.structure, plan.pruned, blended, batches)
-    chosen = {i: _choose(blended, model, i, criterion, readings[i]) for i in plan.pruned}
+    asked = statistic_of(criterion)
+    readings = read(blended.model, plan.structure, plan.pruned, blended, batches, asked)
+    graded = getattr(criterion, "graded", model)
+    chosen = {i: _choose(blended, graded, i, criterion, readings[i]) for i in plan.pruned}
     _Builder(blended, chosen, random=init == "random").build()
     add_private_norms(blended, plan.structure, blended.path_mixing.apart)
     check_outputs(model, blended)
@@ -141,14 +141,14 @@ def _check_same_model(model: nn.Module, plan: Plan) -> None:
 
 def _choose(
     blended: Blended,
-    model: nn.Module,
+    graded: nn.Module,
     index: int,
     criterion: Criterion,
     readings: Sequence[Reading],
 ) -> Tensor:
     structure = blended.plan.structure
     group, planned = structure.groups[index], blended.plan.groups[index]
-    weights = group_weights(blended.model, structure, index, model, readings, planned.kept)
+    weights = group_weights(blended.model, structure, index, graded, readings, planned.kept)
     return select(scored(criterion, weights, "init"), planned.kept, group.blocks, group.strata)
 
 

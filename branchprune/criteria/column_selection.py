@@ -42,7 +42,19 @@ def reconstruction(group: GroupWeights) -> Tensor:
             f"init 'reconstruction' needs batches that reach what reads {group.name} in "
             "evaluation: give attach batches of training inputs, or leave it out with `exclude`"
         )
-    picked, explained = pick(group.readings, group.kept)
+    return in_order_of_picks(group.readings, group)
+
+
+def in_order_of_picks(readings: Sequence[Reading], group: GroupWeights) -> Tensor:
+    """Return scores by which those channels are kept that `pick` picks, shape (C,).
+
+    The earlier picked, the higher; those of the others are what they would still explain.
+
+    Args:
+        readings: What is to be made of the channels.
+        group: The group.
+    """
+    picked, explained = pick(readings, group.kept)
     scores = torch.zeros(group.width, dtype=torch.double)
     scores[picked] = torch.arange(group.width, group.width - group.kept, -1, dtype=torch.double)
     rest = explained[-1]

@@ -27,18 +27,35 @@ def taylor(group: GroupWeights) -> Tensor:
     Raises:
         PruneError: There are no gradients.
     """
+    pairs = with_gradients(
+        group, "taylor", "call backward on the loss of some batches before attach"
+    )
+    changes = [(weight.double() * gradient).sum(1) for weight, gradient in pairs]
+    return torch.stack(changes).sum(0).square()
+
+
+def with_gradients(group: GroupWeights, name: str, way_out: str) -> list[tuple[Tensor, Tensor]]:
+    """Return the weights that make the channels with their gradients, each of shape (C, n).
+
+    They are the rows of layers, the scales of norms, and the biases of both.
+
+    Args:
+        group: The weights; those without a gradient are left out.
+        name: What errors call the criterion.
+        way_out: What errors say to do.
+
+    Raises:
+        PruneError: There are no gradients.
+    """
     weights = [*group.producers, *(scale[:, None] for scale in group.norms), *group.biases]
     gradients = [*group.producer_gradients]
     gradients += [None if g is None else g[:, None] for g in group.norm_gradients]
     gradients += group.bias_gradients
-    changes = [
-        (weight.double() * gradient).sum(1)
+    pairs = [
+        (weight, gradient)
         for weight, gradient in zip(weights, gradients, strict=False)
         if gradient is not None
     ]
-    if not changes:
-        raise PruneError(
-            f"init 'taylor' needs gradients of {group.name}: call backward on the loss of some "
-            "batches before attach"
-        )
-    return torch.stack(changes).sum(0).square()
+    if not pairs:
+        raise PruneError(f"init {name!r} needs gradients of {group.name}: {way_out}")
+    return pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,6 +16,10 @@ from branchprune.graph.inputs import Example, call, tensors, training_mode
 from branchprune.graph.provenance import Own, labels_of
 from branchprune.graph.structure import LinearLayer, Pieces, Structure
 
+Statistic = Callable[[Tensor], Tensor]
+"""What a criterion asks of each example: of maps, shape (N, C, T, …), with T entries a channel at
+each position, a number a map, shape (N, C)."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -25,10 +29,13 @@ class Reading:
         covariance: That of its channels, shape (C, C), float64.
         weights: `Σ w wᵀ` over all that the layer makes of them, w of shape (C,): where the channels
             change by d, its outputs change by `dᵀ weights d`, squared and added up. Shape (C, C).
+        examples: The `Statistic` that a criterion has asked of each example, shape (N, C), NaN for
+            channels that the layer does not read; None: none has.
     """
 
     covariance: Tensor
     weights: Tensor
+    examples: Tensor | None = None
 
 
 def read(
@@ -37,6 +44,7 @@ def read(
     groups: Sequence[int],
     run: nn.Module,
     batches: Iterable[Example],
+    statistic: Statistic | None = None,
 ) -> dict[int, list[Reading]]:
     """Return what layers read of some channel groups, by the group's index.
 
@@ -46,13 +54,14 @@ def read(
         groups: Indices of the groups.
         run: What calls those layers, in evaluation mode: the model, or a module around it.
         batches: Inputs of `run`, each a tensor, or a tuple or dictionary of arguments.
+        statistic: What to note of each example; None: nothing.
 
     Raises:
         PruneError: `batches` is a single tensor.
     """
     if isinstance(batches, Tensor):
         raise PruneError("batches must be several inputs of forward, such as [batch]")
-    listeners = readers(structure, groups)
+    listeners = readers(structure, groups, statistic)
     with training_mode(run, False), torch.no_grad(), listening(model, listeners):
         for batch in batches:
             call(run, batch)
@@ -64,11 +73,18 @@ def read(
     return found
 
 
-def readers(structure: Structure, groups: Iterable[int]) -> list[Reader]:
+def readers(
+    structure: Structure, groups: Iterable[int], statistic: Statistic | None = None
+) -> list[Reader]:
     """Return a reader for every layer and each of some groups that it reads.
 
     Channels are numbered through all groups; a layer's labels say which one is at each entry of
     its input.
+
+    Args:
+        structure: The model's.
+        groups: Indices of the groups.
+        statistic: What to note of each example; None: nothing.
     """
     starts = [0, *accumulate(group.width for group in structure.groups)]
 
@@ -83,7 +99,7 @@ def readers(structure: Structure, groups: Iterable[int]) -> list[Reader]:
         for group in read_here.intersection(groups):
             assert labels is not None
             width = structure.groups[group].width
-            found.append(Reader(layer, group, labels - starts[group], width))
+            found.append(Reader(layer, group, labels - starts[group], width, statistic))
     return found
 
 
@@ -107,10 +123,18 @@ class Reader:
         channels: The channel of the group at each entry of the layer's input; others than those
             in [0, width) belong to other groups.
         width: Number of channels of the group.
+        statistic: What to note of each example; None: nothing.
     """
 
-    def __init__(self, layer: LinearLayer, group: int, channels: Tensor, width: int) -> None:
-        self.layer, self.group, self.width = layer, group, width
+    def __init__(
+        self,
+        layer: LinearLayer,
+        group: int,
+        channels: Tensor,
+        width: int,
+        statistic: Statistic | None = None,
+    ) -> None:
+        self.layer, self.group, self.width, self.statistic = layer, group, width, statistic
         inside = ((channels >= 0) & (channels < width)).nonzero()[:, 0]
         inside = inside[channels[inside].argsort(stable=True)]
         self.present, counts = channels[inside].unique(return_counts=True)
@@ -120,11 +144,17 @@ class Reader:
         self.first = torch.zeros(len(self.present), dtype=torch.double)
         self.second = torch.zeros(len(self.present), len(self.present), dtype=torch.double)
         self.count = 0
+        self.examples: list[Tensor] = []
 
     def add(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Add what the layer is about to read."""
-        x = tensors((args, kwargs))[0].movedim(self.layer.dim, -1).flatten(0, -2)
-        samples = x[:, self.entries.to(x.device)].transpose(1, 2).flatten(0, 1).double()
+        found, entries = tensors((args, kwargs))[0], self.entries
+        if self.statistic is not None:
+            maps = found[None] if found.dim() + self.layer.dim == 0 else found
+            maps = maps.movedim(self.layer.dim, 1)[:, entries.to(found.device)]
+            self.examples.append(self.statistic(maps).double().cpu())
+        x = found.movedim(self.layer.dim, -1).flatten(0, -2)
+        samples = x[:, entries.to(x.device)].transpose(1, 2).flatten(0, 1).double()
         self.first += samples.sum(0).cpu()
         self.second += (samples.T @ samples).cpu()
         self.count += len(samples)
@@ -141,7 +171,15 @@ class Reader:
             if self.layer.groups > 1:
                 made *= block[entries][:, None] == block[entries]
             weights += made
-        return Reading(self._placed(covariance), self._placed(weights))
+        return Reading(self._placed(covariance), self._placed(weights), self._of_examples())
+
+    def _of_examples(self) -> Tensor | None:
+        if self.statistic is None:
+            return None
+        found = torch.cat(self.examples)
+        placed = found.new_full((len(found), self.width), torch.nan)
+        placed[:, self.present] = found
+        return placed
 
     def moment(self) -> Tensor:
         """Return the mean of `u uᵀ` over all that has been read, shape (C, C), float64."""

@@ -14,6 +14,21 @@ from branchprune.criteria.group_weights import GroupWeights
 from branchprune.errors import PruneError
 
 
+def l0(group: GroupWeights) -> Tensor:
+    """Return the share of the weights that make each channel that are not 0.
+
+    It tells channels apart where weights are exactly 0, as after a mask or a proximal step; others
+    tie, and of those that do any are kept.
+
+    Args:
+        group: The weights.
+
+    Returns:
+        The scores, shape (C,), between 0 and 1.
+    """
+    return (torch.cat(group.producers, 1) != 0).double().mean(1)
+
+
 def l1(group: GroupWeights) -> Tensor:
     """Return the L1 norm of the weights that make each channel (Li et al., 2017), shape (C,)."""
     return torch.stack([weight.abs().sum(1) for weight in group.producers]).sum(0)
@@ -22,6 +37,11 @@ def l1(group: GroupWeights) -> Tensor:
 def l2(group: GroupWeights) -> Tensor:
     """Return the L2 norm of the weights that make each channel, shape (C,)."""
     return torch.stack([weight.square().sum(1) for weight in group.producers]).sum(0).sqrt()
+
+
+def linf(group: GroupWeights) -> Tensor:
+    """Return the largest absolute weight that makes each channel, shape (C,)."""
+    return torch.stack([weight.abs().amax(1) for weight in group.producers]).amax(0)
 
 
 def bn_scale(group: GroupWeights) -> Tensor:
@@ -54,6 +74,38 @@ def geometric_median(group: GroupWeights) -> Tensor:
     """
     rows = torch.cat(group.producers, 1).double()
     return torch.cdist(rows, rows).sum(1)
+
+
+def cosine(group: GroupWeights) -> Tensor:
+    """Return how late each channel's weights are found to repeat those of another.
+
+    Again and again the two channels are found between whose weights |cos| is largest, and of both
+    the one is dropped that is more like all that are left, by the mean of |cos|. So one stays of
+    filters that are the same up to their scale and sign. Ayinde, Inanc and Zurada ("Redundant
+    feature pruning for accelerated inference in deep neural networks", 2019) find redundant filters
+    by cosines, too, but cluster them and keep one of each cluster, however many those are; here as
+    many stay as are asked for.
+
+    Args:
+        group: The weights. A channel that several layers make is the concatenation of its rows.
+
+    Returns:
+        The scores, shape (C,): the step at which the channel is dropped, 0 to C − 1.
+    """
+    rows = torch.nn.functional.normalize(torch.cat(group.producers, 1).double(), dim=1)
+    alike = (rows @ rows.T).abs().fill_diagonal_(0)
+    scores = torch.zeros(group.width, dtype=torch.double)
+    largest, nearest = alike.max(1)
+    for step in range(group.width):
+        first = int(largest.argmax())
+        second = int(nearest[first])
+        more = float(alike[second].clamp_min(0).sum()) >= float(alike[first].clamp_min(0).sum())
+        dropped = second if more else first
+        scores[dropped] = step
+        alike[dropped] = alike[:, dropped] = largest[dropped] = -1  # below every |cos|
+        stale = ((nearest == dropped) & (largest >= 0)).nonzero()[:, 0]
+        largest[stale], nearest[stale] = alike[stale].max(1)
+    return scores
 
 
 def random_choice(group: GroupWeights) -> Tensor:

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from branchprune.criteria.activations import statistic_of
 from branchprune.criteria.column_selection import pick
 from branchprune.criteria.group_weights import group_weights
-from branchprune.criteria.named import CRITERIA
+from branchprune.criteria.named import CRITERIA, GRADED, criterion_of
 from branchprune.criteria.selection import Criterion, scored, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
@@ -30,7 +31,7 @@ from branchprune.targets.measurement import Measurement
 
 Init = str | Criterion
 RECONSTRUCTION = "reconstruction"
-KEPT = (RECONSTRUCTION, "l1", "l2", "bn_scale", "geometric_median")
+KEPT = tuple(name for name in CRITERIA if name not in (*GRADED, "random"))
 """Criteria that see the weights and the batches alone, and draw nothing."""
 LEAST = 1e-9
 """What is left of a group that is explained wholly, and of an output that does not change."""
@@ -58,10 +59,9 @@ def error_curve(measurement: Measurement, group: int, criterion: Init = RECONSTR
     if criterion == RECONSTRUCTION and here:
         order, gains = pick(here, found.width)
     else:
-        given = measurement.graded, here, found.width
+        judge = criterion_of("l2" if criterion == RECONSTRUCTION else criterion)
+        given = getattr(judge, "graded", measurement.graded), here, found.width
         weights = group_weights(model, structure, group, *given)
-        name = "l2" if criterion == RECONSTRUCTION else criterion
-        judge = name if callable(name) else CRITERIA[name]
         scores = scored(judge, weights, "criterion").double().cpu()
         order = scores.argsort(descending=True, stable=True)
         if here:
@@ -105,9 +105,7 @@ class MeasuredErrors:
         criterion: Init = RECONSTRUCTION,
         cache: str | Path | None = None,
     ) -> None:
-        if not callable(criterion) and criterion not in CRITERIA:
-            known = ", ".join(map(repr, CRITERIA))
-            raise PruneError(f"criterion (={criterion!r}) must be {known} or a function")
+        criterion_of(criterion, "criterion")
         if isinstance(batches, Tensor):
             raise PruneError("batches must be several inputs of forward, such as [batch]")
         try:
@@ -195,7 +193,8 @@ class MeasuredErrors:
         missing = [group for group in groups if group not in self.curves]
         if missing:
             known = [*self.curves, *missing]
-            self._measurement = Measurement(model, structure, self.batches, known)
+            asked = statistic_of(criterion_of(self.criterion))
+            self._measurement = Measurement(model, structure, self.batches, known, asked)
             self._changes = {}
             stored, key = self._stored(model, structure)
             for group in missing:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from branchprune.blending.bn_recalibration import batch_norms
-from branchprune.criteria.input_statistics import Reader, listening, readers
+from branchprune.criteria.input_statistics import Reader, Statistic, listening, readers
 from branchprune.errors import PruneError, first_line
 from branchprune.graph.inputs import Example, call, copied, on_device, tensors
 from branchprune.graph.memory_format import put_channels_last
@@ -37,6 +37,7 @@ class Measurement:
         structure: Its structure. The outputs are those of the part that it is of.
         batches: Inputs of the model.
         groups: Which groups are asked for.
+        statistic: What a criterion asks of each example; None: nothing.
 
     Raises:
         PruneError: The batches are no inputs of the model, or its outputs no finite numbers.
@@ -48,6 +49,7 @@ class Measurement:
         structure: Structure,
         batches: Sequence[Example],
         groups: Sequence[int],
+        statistic: Statistic | None = None,
     ) -> None:
         self.graded, self.structure = model, structure
         self.model = copied(model).eval()
@@ -57,7 +59,7 @@ class Measurement:
         if len(batches) < len(self.halves) and not self._are_cut_right(batches[0]):
             self.halves = [batches]
         for half in self.halves:
-            self.listeners.append(readers(structure, groups))
+            self.listeners.append(readers(structure, groups, statistic))
             with listening(self.model, self.listeners[-1]):
                 self._outputs(half)
         some = on_device(batches[0], self.model)

@@ -1,0 +1,153 @@
+"""Criteria by the curvature of a loss, against derivatives that are spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import scramble
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import branchprune as bp
+from branchprune.criteria.curvature import Saliency
+
+GENERATOR = torch.Generator().manual_seed(5)
+X = torch.randn(6, 2, 5, 5, generator=GENERATOR, dtype=torch.double)
+Y = torch.randint(3, (6,), generator=GENERATOR)
+
+
+class Classifier(nn.Sequential):
+    """A smooth net with a norm, whose second derivatives can be computed one by one."""
+
+    def __init__(self) -> None:
+        layers = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.AdaptiveAvgPool2d(1)
+        super().__init__(*layers, nn.Flatten(), nn.Linear(6, 3))
+
+
+@pytest.fixture
+def model() -> Classifier:
+    return scramble(Classifier().double()).eval()
+
+
+def each_alone(model: nn.Module) -> Iterator[Tensor]:
+    yield from (F.cross_entropy(model(X[i : i + 1]), Y[i : i + 1]) for i in range(len(X)))
+
+
+def of_channels(model: nn.Module, h: dict[str, Tensor]) -> Tensor:
+    """Return ½ Σ h w² of what makes each of the six channels."""
+    weights = dict(model.named_parameters())
+    names = "0.weight", "0.bias", "1.weight", "1.bias"
+    terms = [(h[n] * weights[n].detach() ** 2).reshape(6, -1).sum(1) for n in names]
+    return torch.stack(terms).sum(0) / 2
+
+
+def scores_of(model: nn.Module, criterion: Saliency) -> Tensor:
+    seen: list[Tensor] = []
+
+    def watch(group: bp.GroupWeights) -> Tensor:
+        seen.append(criterion(group))
+        return seen[-1]
+
+    watch.graded = criterion.graded  # type: ignore[attr-defined]
+    bp.attach(model, bp.plan(model, X[:1]), watch)
+    return seen[0]
+
+
+def test_fisher_is_the_mean_of_squared_gradients(model: Classifier) -> None:
+    squares = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for loss in each_alone(model):
+        model.zero_grad()
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            squares[name] += parameter.grad**2 / len(X)
+    model.zero_grad()
+    criterion = bp.fisher(model, each_alone(model))
+    assert torch.allclose(scores_of(model, criterion), of_channels(model, squares))
+    assert all(each.grad is None for each in model.parameters())
+
+
+def test_obd_nears_the_diagonal_of_the_hessian(model: Classifier) -> None:
+    def loss() -> Tensor:
+        return F.cross_entropy(model(X), Y)
+
+    exact = {}
+    for name, parameter in model.named_parameters():
+        [first] = torch.autograd.grad(loss(), [parameter], create_graph=True)
+        rows = [
+            torch.autograd.grad(each, parameter, retain_graph=True)[0].flatten()[i]
+            for i, each in enumerate(first.flatten())
+        ]
+        exact[name] = torch.stack(rows).view_as(parameter)
+    torch.manual_seed(0)
+    found = scores_of(model, bp.obd(model, [loss()], draws=1000))
+    expected = of_channels(model, exact)
+    assert torch.allclose(found, expected, atol=0.1 * float(expected.abs().max()))
+
+
+def test_obd_of_a_sum_of_squares_is_exact_with_one_draw() -> None:
+    """Where the Hessian is a diagonal, the signs cancel: ½ h w² is what the loss loses."""
+    layer = nn.Linear(3, 4, bias=False).double()
+    model = nn.Sequential(layer, nn.Linear(4, 2).double()).eval()
+    h = torch.rand(4, 3, generator=GENERATOR, dtype=torch.double)
+    criterion = bp.obd(model, [(h * layer.weight**2).sum() / 2 for _ in range(2)], draws=1)
+    plan = bp.plan(model, torch.randn(2, 3, dtype=torch.double))
+    kept = (h * layer.weight.detach() ** 2).sum(1).topk(2).indices.tolist()
+    found = bp.attach(model, plan, criterion).reduce.get_submodule("0").weights[0].argmax(1)
+    assert sorted(found.tolist()) == sorted(kept)
+
+
+def test_scaling_a_channel_and_its_reader_leaves_both_as_they_are(model: Classifier) -> None:
+    """The norm's scale and shift grow, what reads them shrinks; tanh is left out for that."""
+    model[2] = nn.ReLU()
+    other, factor = (
+        scramble(Classifier().double()).eval(),
+        torch.tensor([1.0, 3.0, 0.5, 2.0, 1.0, 7.0]),
+    )
+    other[2] = nn.ReLU()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in (other[1].weight, other[1].bias):
+            parameter *= factor
+        other[5].weight /= factor  # type: ignore[operator]
+    found = [scores_of(each, bp.fisher(each, each_alone(each))) for each in (model, other)]
+    assert torch.allclose(*found)
+
+
+def attended(y: Tensor) -> Tensor:
+    """Return a loss by an operation that has no second derivative."""
+    tokens = y[:, None, None].expand(-1, 1, 4, -1)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        found: Tensor = F.scaled_dot_product_attention(tokens, tokens, tokens)
+    return found.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (lambda m: [], "losses must be some scalars that the model has made: there are none"),
+        (lambda m: [m(X)], r"losses\[0\] \(shape \(6, 3\)\) must be a scalar that depends"),
+        (lambda m: [m(X).sum(), torch.tensor(1.0)], r"losses\[1\] \(shape \(\)\) must be a scalar"),
+        (lambda m: [3.0], r"losses\[0\] \(float\) must be a scalar"),
+        (lambda m: [attended(m(X))], r"losses\[0\]: derivative for .* is not implemented"),
+    ],
+)
+def test_what_is_wrong_with_a_loss_is_told(model: Classifier, losses: object, message: str) -> None:
+    assert callable(losses)
+    with pytest.raises(bp.PruneError, match=message):
+        bp.obd(model, losses(model))
+
+
+def test_a_loss_that_does_not_see_a_group_is_told(model: Classifier) -> None:
+    criterion = bp.fisher(model, [model[5].bias.sum()])  # type: ignore[union-attr]
+    with pytest.raises(bp.PruneError, match="init 'fisher' needs gradients of 0: let the losses"):
+        bp.attach(model, bp.plan(model, X[:1]), criterion)
+
+
+@pytest.mark.parametrize("draws", [0, 1.5, True])
+def test_draws_are_a_whole_number(model: Classifier, draws: object) -> None:
+    with pytest.raises(bp.PruneError, match="draws"):
+        bp.obd(model, each_alone(model), draws=draws)  # type: ignore[arg-type]
