@@ -61,12 +61,16 @@ def attach(
     Args:
         model: The model that was planned, or one of the same architecture; it is not changed.
         plan: The widths.
-        init: How the branch starts. "l1" or "l2": the channels with the largest norm; "bn_scale":
-            those that norms scale up most; "geometric_median": those that differ most from the
-            others; "taylor": those that the loss needs most, by the gradients in the model;
-            "reconstruction": those from which a linear map could best reconstruct what is read of
-            all, by `batches`; a function `scores(GroupWeights) -> Tensor` of shape (C,): those with
-            the highest scores; "random": random linear ends and fresh norms, as in the paper.
+        init: How the branch starts. "random": random linear ends and fresh norms, as in the paper.
+            Else from some of the channels. By weights: "l1", "l2", "linf": those of the largest
+            norm; "l0": of the most weights that are not 0; "bn_scale": that norms scale up most;
+            "geometric_median": that differ most from the others; "cosine": that repeat no other. By
+            what layers read in `batches`: "apoz": those that are 0 least often; "entropy": whose
+            means tell images apart; "hrank": whose maps have the largest rank; "reconstruction":
+            from which a linear map could best reconstruct what is read of all. By the gradients in
+            the model: "taylor": those that the loss needs most. What `fisher`, `obd` and
+            `discrimination` make of losses or classes; or a function
+            `scores(GroupWeights) -> Tensor` of shape (C,): those with the highest scores.
         batches: Inputs, each a tensor, or a tuple or dictionary of arguments, on which `init` sees
             what layers read (`GroupWeights.readings`).
         mixing: What training does where α is between 0 and 1. "sum": the weighted sum of both

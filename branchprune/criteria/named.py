@@ -36,7 +36,15 @@ CRITERIA: dict[str, Criterion] = {
 
 GRADED = ("taylor",)
 """Those that need gradients of a loss."""
-CALIBRATED = (*GRADED, "apoz", "entropy", "hrank", "reconstruction")
+MADE = {
+    "fisher": "bp.fisher(model, losses)",
+    "obd": "bp.obd(model, losses)",
+    "discrimination": "bp.discrimination(model, plan, batches)",
+}
+"""Those that are made of losses or of classes, which `attach` does not know, and how."""
+LABELLED = (*GRADED, *MADE)
+"""Those that need more than inputs."""
+CALIBRATED = (*LABELLED, "apoz", "entropy", "hrank", "reconstruction")
 """Those that score channels by some batches."""
 
 
@@ -52,6 +60,8 @@ def criterion_of(init: str | Criterion, argument: str = "init") -> Criterion:
     """
     if callable(init):
         return init
+    if init in MADE:
+        raise PruneError(f"{argument} (={init!r}) is made of data: {argument}={MADE[init]}")
     if init not in CRITERIA:
         known = ", ".join(map(repr, CRITERIA))
         raise PruneError(f"{argument} (={init!r}) must be {known} or a function of GroupWeights")

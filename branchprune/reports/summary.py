@@ -13,11 +13,20 @@ import yaml
 from branchprune.reports.quantities import epochs
 
 _CRITERIA = {
+    "l0": "how many weights are not 0",
     "l1": "L1 norm",
     "l2": "L2 norm",
+    "linf": "the largest weight",
     "bn_scale": "the scale of their norms",
     "geometric_median": "distance from the others",
+    "cosine": "how little they repeat others",
+    "apoz": "how seldom they are 0",
+    "entropy": "the entropy of their means",
+    "hrank": "the rank of their maps",
     "taylor": "what they change in the loss",
+    "fisher": "the Fisher information of their weights",
+    "obd": "the curvature of the loss",
+    "discrimination": "what they tell of the classes",
     "reconstruction": "how well the others follow from them",
 }
 """By what channels are kept; a criterion of the user's is named by its import path."""

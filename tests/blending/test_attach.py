@@ -381,7 +381,7 @@ def test_random_start() -> None:
 @pytest.mark.parametrize("init", ["l3", "", None, 5])
 def test_unknown_start(init: Any) -> None:
     with pytest.raises(
-        bp.PruneError, match=rf"init \(={init!r}\) must be 'random', 'l1', 'l2', .* or a function"
+        bp.PruneError, match=rf"init \(={init!r}\) must be 'random', 'l0', 'l1', .* or a function"
     ):
         attached(vgg(), init=init)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from branchprune.reports.summary import Summary
+from branchprune.criteria.named import CRITERIA, MADE
+from branchprune.reports.summary import _CRITERIA, Summary
 
 OF = "model: {class_path: mynet.MyNet}\ndata: {class_path: my.MyDataModule, init_args: {a: 1}}\n"
 
@@ -88,3 +89,7 @@ def test_of_an_older_result_what_it_shows_itself(configuration: str) -> None:
 
     assert told({"prune": {"seconds": 1.0}}) == "34 of 84 channels kept, blended in."
     assert told({"finetune": {"seconds": 1.0}}) == "34 of 84 channels kept, cut at once."
+
+
+def test_every_criterion_has_words() -> None:
+    assert {*CRITERIA, *MADE} - {"random"} == {*_CRITERIA}

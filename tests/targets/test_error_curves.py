@@ -83,7 +83,7 @@ def test_a_criterion_ranks_and_what_is_measured_makes_the_curve() -> None:
         by_norm.change
         == bp.plan(model, x[:1], target={"macs": 0.5}, batches=[x], criterion="l1").change
     )
-    with pytest.raises(bp.PruneError, match=r"criterion \(='l3'\) must be 'random', 'l1'"):
+    with pytest.raises(bp.PruneError, match=r"criterion \(='l3'\) must be 'random', 'l0', 'l1'"):
         bp.plan(model, x[:1], target={"macs": 0.5}, batches=[x], criterion="l3")
     for scores, said in ((lambda g: torch.ones(1), "shape"), (lambda g: norm(g) * nan, "NaN")):
         with pytest.raises(bp.PruneError, match=f"criterion returned .*{said}"):

@@ -169,7 +169,7 @@ class BlendConfig(Calibrated):
         return BranchPruning(
             schedule,
             **setup.widths.options(),
-            init=criterion.init(),
+            init=setup.init,
             calibration=criterion.calibration,
             fit=criterion.fit,
             example=setup.example,

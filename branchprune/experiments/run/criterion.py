@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from branchprune.blending.attach import Init
-from branchprune.criteria.named import CALIBRATED, CRITERIA
+from branchprune.criteria.named import CALIBRATED, CRITERIA, MADE
 from branchprune.errors import PruneError, whole
 from branchprune.graph.import_path import function_at
 
@@ -16,8 +16,9 @@ class CriterionConfig:
 
     Args:
         name: "random", the name of a criterion ("l1", …), or its import path.
-        calibration: Training batches that the criterion sees: "taylor" needs their gradients,
-            "reconstruction" what layers read of them.
+        calibration: Training batches that the criterion sees: "taylor", "fisher" (of every example
+            alone) and "obd" need gradients of the loss, "discrimination" the classes, "apoz",
+            "entropy", "hrank" and "reconstruction" what layers read.
         fit: Training batches on which the branch is fitted to what it replaces, by least squares
             (see `fit_expand`), before it learns or is collapsed; 0: none.
     """
@@ -38,16 +39,17 @@ class CriterionConfig:
             )
 
     def init(self) -> Init:
-        """Return what `attach` takes as `init`.
+        """Return what `attach` takes as `init`, or the name of what is yet to be made.
 
         Raises:
             PruneError: `name` is no criterion.
         """
-        if self.name in CRITERIA:
+        known = (*CRITERIA, *MADE)
+        if self.name in known:
             return self.name
         if "." not in self.name:
             raise PruneError(
-                f"criterion.name (={self.name!r}) must be one of {', '.join(CRITERIA)}, or an "
-                "import path"
+                f"criterion.name (={self.name!r}) must be one of {', '.join(known)}, or an import "
+                "path"
             )
         return function_at(self.name, "criterion.name")

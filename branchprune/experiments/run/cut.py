@@ -22,7 +22,7 @@ class CutConfig(Untrained):
 
     def check(self, setup: Setup, planned: Plan) -> None:
         """Look for the criterion; see `Algorithm`."""
-        setup.criterion.init()
+        _ = setup.init  # finds what is wrong
 
     def narrow(
         self,
@@ -36,7 +36,7 @@ class CutConfig(Untrained):
         """Choose and collapse; see `Algorithm`."""
         data, criterion = setup.settings.data, setup.criterion
         batches = training_inputs(data, criterion.calibration, stages.keys)
-        blended = attach(wide, planned, criterion.init(), batches=batches)
+        blended = attach(wide, planned, setup.init, batches=batches)
         if criterion.fit:
             blended = fit_expand(blended, training_inputs(data, criterion.fit, stages.keys))
         blended.alpha = 0.0

@@ -16,7 +16,7 @@ from branchprune.artifacts.serialization import save
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
 from branchprune.blending.fit_expand import fit_expand
-from branchprune.criteria.named import CRITERIA, GRADED
+from branchprune.criteria.named import CRITERIA, GRADED, LABELLED
 from branchprune.errors import PruneError, positive, whole
 from branchprune.experiments.run.few_images_form import Form
 from branchprune.experiments.run.finetune import reset
@@ -73,12 +73,10 @@ class FewImagesConfig(Untrained):
 
     def check(self, setup: Setup, planned: Plan) -> None:
         """Look for the criterion, and at the precision; see `Algorithm`."""
-        setup.criterion.init()
-        if setup.criterion.name in GRADED:
-            others = ", ".join(name for name in CRITERIA if name not in GRADED)
+        if setup.init in LABELLED:
             raise PruneError(
-                f"criterion.name (={setup.criterion.name!r}) needs gradients of a loss, and "
-                f"few_images has no labels: choose one of {others}"
+                f"criterion.name (={setup.criterion.name!r}) needs labels, few_images has none: "
+                f"choose one of {', '.join(CRITERIA)} other than {', '.join(GRADED)}"
             )
         if setup.settings.precision == "16-mixed":
             raise PruneError(
@@ -107,7 +105,7 @@ class FewImagesConfig(Untrained):
         images = self._images(setup, stages).to(stages.device)
         wide = copied(wide).to(stages.device).eval()
         parts = images.tensor_split(math.ceil(len(images) / AT_ONCE))
-        blended = attach(wide, planned, setup.criterion.init(), batches=parts)
+        blended = attach(wide, planned, setup.init, batches=parts)
         if setup.criterion.fit:
             blended = fit_expand(blended, parts, self._form.ridge)
         student = self._learn(setup, stage, blended, wide, images, stages)

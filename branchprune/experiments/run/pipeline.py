@@ -10,10 +10,10 @@ from typing import Any
 from pytorch_lightning import LightningModule, seed_everything
 from torch import Tensor, nn
 
-from branchprune.criteria.named import GRADED
+from branchprune.criteria.named import LABELLED, MADE
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import CostConfig, Epoch, longest_last_stage
-from branchprune.experiments.run.calibration_gradients import accumulate_gradients
+from branchprune.experiments.run.calibration import accumulate_gradients, criterion_of_data
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.finetune import finetune, reset
@@ -110,11 +110,12 @@ class Pruning:
     def _measured(self, dense: nn.Module, stages: Stages) -> Plan:
         """Return the plan for a target, measured on what the algorithm sees."""
         seed_everything(self.config.seed, workers=True, verbose=False)  # the order of the data
-        criterion, graded = self.setup.criterion.init(), dense
-        if callable(criterion) or criterion in GRADED:
-            graded = self._graded(dense, dense)  # before more batches are drawn, as in narrowing
-        seen = self.settings.algorithm.seen(self.setup, stages)
-        given = (graded, self.example, seen, criterion, self.config.seed)
+        planned = self.settings.widths.plan(dense, self.example)
+        graded, setup = dense, self.setup
+        if callable(setup.init) or setup.init in LABELLED:  # before more batches are drawn
+            graded, setup = self._judged(dense, dense, planned)
+        seen = self.settings.algorithm.seen(setup, stages)
+        given = (graded, self.example, seen, setup.init, self.config.seed)
         return self.settings.widths.plan(*given)
 
     def _keep_to(self, cost: CostConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
@@ -134,26 +135,35 @@ class Pruning:
             found += [settings.finetune.epochs_to_train(dense, planned) for planned in plans]
         return found
 
-    def _graded(self, dense: nn.Module, wide: nn.Module) -> nn.Module:
-        """Return the wide model with gradients of the calibration batches, if there are some."""
-        batches = self.setup.criterion.calibration
+    def _judged(self, dense: nn.Module, wide: nn.Module, planned: Plan) -> tuple[nn.Module, Setup]:
+        """Let the criterion see what it needs of the calibration batches.
+
+        Returns:
+            The wide model with their gradients, and what algorithms work with, with the criterion
+            if it is made of them.
+        """
+        criterion, batches = self.setup.init, self.setup.criterion.calibration
         if not batches:
-            return wide
+            return wide, self.setup
         wide = copied(wide)
         task = student_task(self.config.prune_task, dense, wide)
         if isinstance(task, Task):
             task.feature_weight = 0.0  # the wide model has no branches
         state = {name: value.clone() for name, value in wide.state_dict().items()}
-        accumulate_gradients(task, self.config.data, batches)
+        made = None
+        if isinstance(criterion, str) and criterion in MADE:
+            made = criterion_of_data(criterion, task, wide, planned, self.config.data, batches)
+        else:
+            accumulate_gradients(task, self.config.data, batches)
         wide.load_state_dict(state)  # the norms' statistics have moved
-        return wide
+        return wide, replace(self.setup, made=made)
 
     def _narrow(
         self, stage: str, dense: nn.Module, wide: nn.Module, planned: Plan, stages: Stages
     ) -> Pruned:
         seed_everything(self.config.seed, workers=True, verbose=False)  # a random choice, too
-        wide = self._graded(dense, wide)
-        return self.settings.algorithm.narrow(self.setup, stage, dense, wide, planned, stages)
+        wide, setup = self._judged(dense, wide, planned)
+        return self.settings.algorithm.narrow(setup, stage, dense, wide, planned, stages)
 
     def _finetune(
         self, stage: str, dense: nn.Module, small: nn.Module, stages: Stages

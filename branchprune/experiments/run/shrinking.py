@@ -9,8 +9,9 @@ from typing import Any, Protocol, Self, runtime_checkable
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from branchprune.blending.attach import attach
+from branchprune.blending.attach import Init, attach
 from branchprune.collapsing.collapse import collapse
+from branchprune.criteria.selection import Criterion
 from branchprune.errors import PruneError
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.criterion import CriterionConfig
@@ -30,12 +31,23 @@ class Setup:
         widths: How many channels stay.
         criterion: Which channels stay.
         example: Input of one example.
+        made: The criterion itself, if it is one that is made of training data and has been.
     """
 
     settings: RunSettings
     widths: WidthsConfig
     criterion: CriterionConfig
     example: Tensor
+    made: Criterion | None = None
+
+    @property
+    def init(self) -> Init:
+        """What `attach` takes as `init`, or the name of a criterion that is yet to be made.
+
+        Raises:
+            PruneError: There is no such criterion.
+        """
+        return self.criterion.init() if self.made is None else self.made
 
 
 @dataclass

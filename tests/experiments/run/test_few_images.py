@@ -99,7 +99,7 @@ def test_a_view_that_is_none_is_told(tmp_path: Path, capsys: Any) -> None:
 def test_a_criterion_that_needs_labels_is_told(tmp_path: Path, capsys: Any) -> None:
     text = "prune: {criterion: {name: taylor}, few_images: {}}\n"
     assert run(tmp_path, text) == 2
-    assert "(='taylor') needs gradients of a loss" in capsys.readouterr().err
+    assert "(='taylor') needs labels, few_images has none" in capsys.readouterr().err
 
 
 FORMS = {

@@ -251,7 +251,7 @@ def test_branches_start_from_their_fit(go):
         ("criterion: {fit: -1}, blend: {}", "fit (=-1)"),
         ("criterion: {calibration: -1}, cut: {}", "calibration (=-1)"),
         ("criterion: {name: taylor}, cut: {}", "(='taylor') sees criterion.calibration (=0)"),
-        ("criterion: {name: l9}, cut: {}", "criterion.name (='l9') must be one of random, l1"),
+        ("criterion: {name: l9}, cut: {}", "criterion.name (='l9') must be one of random, l0, l1"),
     ],
 )
 def test_settings_that_contradict_each_other(go, capsys, text, message):
