@@ -52,3 +52,10 @@ def select(scores: Tensor, kept: int, blocks: int, strata: int = 1) -> Tensor:
             quota = share * (i + 1) // strata - share * i // strata
             chosen.append(values[first:last].topk(quota).indices.sort().values + start + first)
     return torch.cat(chosen).cpu()
+
+
+def left_out(scores: Tensor, kept: int, blocks: int, strata: int = 1) -> Tensor:
+    """Return the indices of the channels that `select` does not keep, in order."""
+    goes = torch.ones(len(scores), dtype=torch.bool)
+    goes[select(scores, kept, blocks, strata)] = False
+    return goes.nonzero()[:, 0]

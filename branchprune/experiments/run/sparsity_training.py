@@ -1,40 +1,58 @@
-"""Training of the wide model with a penalty that pushes whole channels towards 0."""
+"""Training of the wide model with what pushes weights, or whole channels, towards 0."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from branchprune.errors import PruneError, not_negative, whole
+from branchprune.criteria.channel_weights import ChannelWeights
+from branchprune.criteria.group_weights import group_weights
+from branchprune.criteria.scores import l1, l2
+from branchprune.criteria.selection import Criterion, left_out
+from branchprune.errors import not_negative, whole
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import train_student
 from branchprune.experiments.run.torch_pruning import make_pruner
 from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan
+from branchprune.training.penalties import (
+    GroupLasso,
+    GrowingPenalty,
+    Lasso,
+    Penalty,
+    ScalePenalty,
+)
 
 
 @dataclass
 class SparsifyConfig:
-    """Train the wide model with a penalty, before channels are chosen.
+    """Train the wide model with what makes channels small, before they are chosen.
 
     Args:
         epochs: Number of epochs.
-        penalty: "bn_scale": the sum of |γ| of all norms (network slimming, Liu et al., 2017), or
-            "group_norm": that of Torch-Pruning's GroupNormPruner (Fang et al., 2023).
-        weight: Weight of the penalty.
+        penalty: "bn_scale": the sum of |γ| of all norms (network slimming, Liu et al., 2017);
+            "lasso": that of |w| of all layers; "group_lasso": that of the norms of all weights that
+            make a channel, in every layer that does (Wen et al., 2016); "growing": squares of the
+            weights of the channels of the smallest L1 norm, more and more (GReg, Wang et al.,
+            2021); "group_norm": that of Torch-Pruning's GroupNormPruner (Fang et al., 2023); null:
+            none.
+        weight: Weight of the penalty, of "growing" at the end.
+        soft: At the end of each epoch set the channels to 0 that would go by their L2 norm; they
+            learn on, and may return (soft filter pruning, He et al., 2018).
     """
 
     epochs: int = 10
-    penalty: Literal["bn_scale", "group_norm"] = "bn_scale"
+    penalty: Literal["bn_scale", "lasso", "group_lasso", "growing", "group_norm"] | None = (
+        "bn_scale"
+    )
     weight: float = 1e-4
+    soft: bool = False
 
     def __post_init__(self) -> None:
         whole("sparsify.epochs", self.epochs)
@@ -43,39 +61,6 @@ class SparsifyConfig:
     def epochs_to_train(self, dense: nn.Module) -> list[Epoch]:
         """Return one `Epoch` per training epoch, to count its cost: of the dense model."""
         return [Epoch("sparsify", partial(copied, dense))] * self.epochs
-
-
-class Penalty(Protocol):
-    """A penalty on a model."""
-
-    def add_gradient(self) -> None:
-        """Add its gradient to those of the parameters."""
-
-
-class ScalePenalty:
-    """λ · Σ |γ| over all batch norms: network slimming (Liu et al., 2017).
-
-    Args:
-        model: The network.
-        weight: λ.
-
-    Raises:
-        PruneError: The network has no batch norm with weights.
-    """
-
-    def __init__(self, model: nn.Module, weight: float) -> None:
-        self.weight = weight
-        norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
-        self.scales = [norm.weight for norm in norms if norm.weight is not None]
-        if not self.scales:
-            raise PruneError("sparsify.penalty (='bn_scale'): the model has no batch norm")
-
-    @torch.no_grad()
-    def add_gradient(self) -> None:
-        """Add λ · sign(γ)."""
-        for scale in self.scales:
-            if scale.grad is not None:
-                scale.grad.add_(scale.sign(), alpha=self.weight)
 
 
 class GroupNormPenalty:
@@ -91,7 +76,7 @@ class GroupNormPenalty:
         self.model = model
         self.pruner = make_pruner("group_norm", model, planned, reg=weight)
 
-    def add_gradient(self) -> None:
+    def add_gradient(self, progress: float) -> None:
         """Add what the pruner adds."""
         self.pruner.regularize(self.model)
 
@@ -106,7 +91,30 @@ class _Regularize(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Add it, once gradients are complete and unscaled."""
-        self.penalty.add_gradient()
+        steps = max(1, trainer.estimated_stepping_batches)
+        self.penalty.add_gradient(min(1.0, trainer.global_step / steps))
+
+
+class _ZeroAfterEpochs(Callback):
+    """Sets the channels that would go to 0 after every epoch (soft filter pruning)."""
+
+    def __init__(self, model: nn.Module, planned: Plan) -> None:
+        self.model, self.planned = model, planned
+        self.weights = ChannelWeights(model, planned.structure, planned.pruned)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose anew, and set to 0."""
+        self.weights.clear(going(self.model, self.planned, l2))
+
+
+def going(model: nn.Module, planned: Plan, criterion: Criterion) -> dict[int, Tensor]:
+    """Return the indices of the channels that would go by a criterion, by group."""
+    found = {}
+    for i in planned.pruned:
+        group, kept = planned.structure.groups[i], planned.groups[i].kept
+        scores = criterion(group_weights(model, planned.structure, i, model, kept=kept))
+        found[i] = left_out(scores, kept, group.blocks, group.strata)
+    return found
 
 
 def sparsify(config: SparsifyConfig, dense: nn.Module, planned: Plan, stages: Stages) -> nn.Module:
@@ -119,12 +127,31 @@ def sparsify(config: SparsifyConfig, dense: nn.Module, planned: Plan, stages: St
         stages: Where to train.
     """
     wide = copied(dense)
-    penalty = _Regularize(make_penalty(config, wide, planned))
-    return train_student(stages, "sparsify/wide", dense, wide, config.epochs, penalty)
+    callbacks: list[Callback] = []
+    penalty = make_penalty(config, wide, planned)
+    if penalty is not None:
+        callbacks.append(_Regularize(penalty))
+    if config.soft:
+        callbacks.append(_ZeroAfterEpochs(wide, planned))
+    return train_student(stages, "sparsify/wide", dense, wide, config.epochs, *callbacks)
 
 
-def make_penalty(config: SparsifyConfig, model: nn.Module, planned: Plan) -> Penalty:
-    """Return the penalty that a configuration asks for."""
+def make_penalty(config: SparsifyConfig, model: nn.Module, planned: Plan) -> Penalty | None:
+    """Return the penalty that a configuration asks for; None: none.
+
+    Raises:
+        PruneError: It cannot act on the model.
+    """
+    structure, weight = planned.structure, config.weight
+    if config.penalty is None:
+        return None
     if config.penalty == "bn_scale":
-        return ScalePenalty(model, config.weight)
-    return GroupNormPenalty(model, planned, config.weight)
+        return ScalePenalty(model, weight)
+    if config.penalty == "lasso":
+        return Lasso(model, structure, weight)
+    if config.penalty == "group_norm":
+        return GroupNormPenalty(model, planned, weight)
+    weights = ChannelWeights(model, structure, planned.pruned)
+    if config.penalty == "group_lasso":
+        return GroupLasso(weights, weight)
+    return GrowingPenalty(weights, going(model, planned, l1), weight)

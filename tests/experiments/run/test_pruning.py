@@ -15,13 +15,13 @@ from branchprune.cli import main
 from branchprune.experiments.run.finetune import reset
 from branchprune.experiments.run.results_file import read_lines
 from branchprune.experiments.run.sparsity_training import (
-    ScalePenalty,
     SparsifyConfig,
     make_penalty,
     sparsify,
 )
 from branchprune.experiments.run.torch_pruning import make_pruner, prune_by
 from branchprune.lightning import BranchPruning, ClassificationTask
+from branchprune.training.penalties import ScalePenalty
 
 pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
 
@@ -266,7 +266,7 @@ def test_the_penalty_of_network_slimming_is_that_of_its_definition():
         nn.init.normal_(norm.weight)
     x = torch.randn(4, 1, 8, 8)
     model(x).square().sum().backward()
-    ScalePenalty(model, 0.3).add_gradient()
+    ScalePenalty(model, 0.3).add_gradient(0.5)
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     loss = model(x).square().sum() + 0.3 * sum(norm.weight.abs().sum() for norm in norms)
@@ -280,14 +280,20 @@ def test_a_penalty_without_a_norm_to_act_on():
         ScalePenalty(nn.Conv2d(3, 4, 3), 0.1)
 
 
-@pytest.mark.parametrize("penalty", ["bn_scale", "group_norm"])
-def test_a_large_penalty_shrinks_what_it_acts_on(go, penalty):
+NORMS, CONVOLUTIONS = (1, 4, 8), (0, 3, 7)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "layers"),
+    [("bn_scale", NORMS), ("lasso", CONVOLUTIONS), ("group_lasso", NORMS), ("group_norm", NORMS)],
+)
+def test_a_large_penalty_shrinks_what_it_acts_on(go, penalty, layers):
     text = f"prune: {{cut: {{}}, sparsify: {{epochs: 2, weight: WEIGHT, penalty: {penalty}}}}}\n"
     ends = []
     for weight in ("0.0", "1.0"):
         folder, line, _ = go(text.replace("WEIGHT", weight), name=weight)
         state = bp.load(TinyVGG(), folder / "sparsify" / "wide.safetensors").state_dict()
-        ends.append(sum(state[f"features.{i}.weight"].abs().sum() for i in (1, 4, 8)))
+        ends.append(sum(state[f"features.{i}.weight"].abs().sum() for i in layers))
         assert line["epochs"] == {"dense": 2, "sparsify": 2}
     assert ends[1] < 0.9 * ends[0]
     narrow = bp.load(TinyVGG(), folder / "small.safetensors").state_dict()
@@ -301,7 +307,7 @@ def test_the_penalty_of_torch_pruning_is_its_own():
     penalty = make_penalty(SparsifyConfig(penalty="group_norm", weight=0.2), model, planned)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    penalty.add_gradient()
+    penalty.add_gradient(0.5)
     found = [p.grad.clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
