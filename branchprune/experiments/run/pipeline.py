@@ -17,7 +17,7 @@ from branchprune.experiments.run.calibration import accumulate_gradients, criter
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.finetune import finetune, reset
-from branchprune.experiments.run.rounds import RoundsConfig, shares
+from branchprune.experiments.run.rounds import RoundsConfig
 from branchprune.experiments.run.shrinking import Pruned, Setup
 from branchprune.experiments.run.sparsity_training import make_penalty, sparsify
 from branchprune.experiments.run.stages import Stages
@@ -202,8 +202,8 @@ class Pruning:
         rounds, widths = self.settings.rounds, self.settings.widths
         if rounds is None:
             return [planned]
-        parts = [number / rounds.count for number in range(1, rounds.count + 1)]
-        wanted = [shares(planned, planned, part) for part in parts]
+        numbers = range(1, rounds.count + 1)
+        wanted = [rounds.shares(planned, planned, number) for number in numbers]
         return [widths.plan_shares(dense, self.example, each) for each in wanted]
 
     def _plan_round(
@@ -215,7 +215,7 @@ class Pruning:
             now = widths.plan(wide, example)
             if not rounds.gradual:
                 return now
-            wanted = shares(widths.plan(dense, example), now, number / rounds.count)
+            wanted = rounds.shares(widths.plan(dense, example), now, number)
             return widths.plan_shares(wide, example, wanted)
         except PruneError:
             if number == 1:

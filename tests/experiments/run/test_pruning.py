@@ -143,17 +143,24 @@ def test_a_budget_of_multiply_adds_is_kept_and_used(go, text, budget):
     assert longer >= 1 and budget - line["train_macs"] < an_epoch
 
 
-def test_gradual_rounds_end_at_the_widths_of_the_plan(go):
-    """keep = 0.35 in three equal factors: 0.705, 0.497, 0.35."""
-    text = "widths: {keep: 0.35}, cut: {}, finetune: {}, cost: {epochs: 7}"
-    _, line, starts = go(
-        f"prune: {{{text}, rounds: {{gradual: true, count: 3, max_drop: null}}}}\n"
-    )
+@pytest.mark.parametrize(
+    ("gradual", "count", "width"),
+    [
+        ("true", 3, lambda w, k, t: w * (k / w) ** t),
+        ("cubic", 2, lambda w, k, t: w - (w - k) * (1 - (1 - t) ** 3)),
+    ],
+)
+def test_gradual_rounds_end_at_the_widths_of_the_plan(go, gradual, count, width):
+    """keep = 0.35, such as in three equal factors: 0.705, 0.497, 0.35."""
+    text = f"widths: {{keep: 0.35}}, cut: {{}}, finetune: {{}}, cost: {{epochs: {2 * count + 1}}}"
+    rounds = f"{{gradual: {gradual}, count: {count}, max_drop: null}}"
+    _, line, starts = go(f"prune: {{{text}, rounds: {rounds}}}\n")
     widths = [[len(state[f"features.{i}.weight"]) for i in (0, 3, 7)] for state in starts[1:]]
-    expected = [[round(w * (k / w) ** (i / 3)) for w, k in ((8, 3), (16, 6))] for i in (1, 2, 3)]
+    parts = [i / count for i in range(1, count + 1)]
+    expected = [[round(width(w, k, t)) for w, k in ((8, 3), (16, 6))] for t in parts]
     assert widths == [[narrow, narrow, wide] for narrow, wide in expected]
     assert widths[-1] == [3, 3, 6]
-    assert line["epochs"] == {"dense": 2, "round_01": 2, "round_02": 2, "round_03": 2}
+    assert line["epochs"] == {"dense": 2} | {f"round_{i + 1:02}": 2 for i in range(count)}
     planned = bp.plan(TinyVGG(), EXAMPLE, 0.35)
     assert line["params_removed"] == 1 - planned.after.params / planned.before.params
 
