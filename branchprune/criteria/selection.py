@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,3 +60,27 @@ def left_out(scores: Tensor, kept: int, blocks: int, strata: int = 1) -> Tensor:
     goes = torch.ones(len(scores), dtype=torch.bool)
     goes[select(scores, kept, blocks, strata)] = False
     return goes.nonzero()[:, 0]
+
+
+class Remembered:
+    """A criterion that remembers its scores, so that another model gets the same channels.
+
+    Args:
+        criterion: What scores; its attributes are those of the whole.
+    """
+
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+        self.scores: dict[str, Tensor] = {}
+
+    def __call__(self, group: GroupWeights) -> Tensor:
+        """Return the scores, shape (C,)."""
+        self.scores[group.name] = self.criterion(group)
+        return self.scores[group.name]
+
+    def again(self, group: GroupWeights) -> Tensor:
+        """Return the scores that a group was given, shape (C,)."""
+        return self.scores[group.name]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.criterion, name)

@@ -10,19 +10,38 @@ from branchprune.blending.attach import attach
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.collapsing.collapse import collapse_with_error
 from branchprune.collapsing.own_dtype import own_dtype_error
+from branchprune.criteria.named import criterion_of
+from branchprune.criteria.selection import Remembered
+from branchprune.errors import PruneError
+from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained
 from branchprune.experiments.run.stages import Stages
+from branchprune.graph.inputs import copied
 from branchprune.lightning.training_inputs import training_inputs
 from branchprune.planning.plan import Plan
 
 
 @dataclass
 class CutConfig(Untrained):
-    """Remove the channels at once, which is classical pruning."""
+    """Remove the channels at once, which is classical pruning.
+
+    Args:
+        rewind: A file of weights that the dense model had early in its training, as `dense.early`
+            keeps them: the channels are chosen in the trained model, and the small one starts from
+            these (the lottery ticket hypothesis, Frankle, Carbin, 2019; weight rewinding, Renda et
+            al., 2020); null: from those of the trained model.
+    """
+
+    rewind: str | None = None
 
     def check(self, setup: Setup, planned: Plan) -> None:
         """Look for the criterion; see `Algorithm`."""
         _ = setup.init  # finds what is wrong
+        if self.rewind is not None and setup.criterion.fit:
+            raise PruneError(
+                f"cut.rewind (={self.rewind}) starts from early weights, to which nothing is "
+                f"fitted: set criterion.fit (={setup.criterion.fit}) to 0"
+            )
 
     def narrow(
         self,
@@ -36,7 +55,14 @@ class CutConfig(Untrained):
         """Choose and collapse; see `Algorithm`."""
         data, criterion = setup.settings.data, setup.criterion
         batches = training_inputs(data, criterion.calibration, stages.keys)
-        blended = attach(wide, planned, setup.init, batches=batches)
+        if self.rewind is None:
+            blended = attach(wide, planned, setup.init, batches=batches)
+        else:
+            scores = Remembered(criterion_of(setup.init))
+            attach(wide, planned, scores, batches=batches)
+            early = copied(wide)
+            load_weights(early, self.rewind)
+            blended = attach(early, planned, scores.again)
         if criterion.fit:
             blended = fit_expand(blended, training_inputs(data, criterion.fit, stages.keys))
         blended.alpha = 0.0

@@ -17,6 +17,7 @@ from branchprune.artifacts.serialization import write_model
 from branchprune.errors import optional
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, sealed, unwritable_named, write_whole
+from branchprune.experiments.run.callbacks.early_weights import EARLY, EarlyWeights
 from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.checks import check, first_batch
 from branchprune.experiments.run.config import RunConfig
@@ -177,7 +178,8 @@ class _Run:
             dense.compile()
         if config.dense.epochs:
             epochs = 1 if config.fast else config.dense.epochs
-            self.stages.fit("dense", task, epochs, LossGuard())
+            early = EarlyWeights(dense, config.dense.early, config.output / EARLY)
+            self.stages.fit("dense", task, epochs, LossGuard(), early)
         self._judge("dense", task)
         dense.cpu()
         write_model(dense, path, dense_facts(config, self.scores["dense"]))

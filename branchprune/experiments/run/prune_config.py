@@ -89,6 +89,11 @@ class PruneConfig:
                 f"(={self.torch_pruning.pruner}) chooses channels by its own, and fits nothing: "
                 "`criterion: null`, or --prune.criterion null"
             )
+        if self.rounds is not None and self.cut is not None and self.cut.rewind is not None:
+            raise PruneError(
+                f"cut.rewind (={self.cut.rewind}) is of the dense model, which rounds leave: "
+                "set `rounds: null`"
+            )
         if self.blend is not None and self.finetune is not None and self.finetune.fresh:
             raise PruneError(
                 "finetune.fresh (=true) would throw away what is blended: set cut instead of blend"

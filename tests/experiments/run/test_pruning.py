@@ -165,6 +165,29 @@ def test_gradual_rounds_end_at_the_widths_of_the_plan(go, gradual, count, width)
     assert line["params_removed"] == 1 - planned.after.params / planned.before.params
 
 
+def test_a_small_model_starts_from_weights_that_the_dense_one_had_early(go, tmp_path, capsys):
+    """The channels are those of the trained model; the first training keeps the weights."""
+    early = tmp_path / "run" / "early.safetensors"
+    go(AT_ONCE, "--dense.early", "1")
+    at_once = go(AT_ONCE, "--prune.cut.rewind", str(early), name="other")
+    dense = bp.load(TinyVGG(), at_once[0] / "dense.safetensors")
+    trained = bp.attach(dense, bp.plan(dense, EXAMPLE, 0.5), "l1")
+    norms = {g.name: dense.get_submodule(g.name).weight.detach() for g in trained.plan.groups[:3]}
+
+    def of_dense(group):
+        return norms[group.name].abs().flatten(1).sum(1)
+
+    before = bp.load(TinyVGG(), early)
+    assert not same(before.state_dict(), dense.state_dict())
+    expected = selected(before, bp.plan(before, EXAMPLE, 0.5), of_dense)
+    assert same(at_once[2][-1], expected.state_dict())
+    rounds = AT_ONCE.replace("cut: {}", f"cut: {{rewind: {early}}}, rounds: {{}}")
+    go(rounds, name="rounds", status=2)
+    assert "of the dense model, which rounds leave" in capsys.readouterr().err
+    go(AT_ONCE, "--dense.early", "3", name="late", status=2)
+    assert "dense.early (=3) is after dense.epochs (=2)" in capsys.readouterr().err
+
+
 def test_random_filters_are_filters_of_the_dense_model(go):
     name = "branchprune.criteria.scores.random_choice"
     text = AT_ONCE.replace("cut", f"criterion: {{name: {name}}}, cut")
