@@ -15,6 +15,7 @@ from torch import Tensor
 
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit, Solver, hold
+from branchprune.targets.affine_norms import learned_ranking
 from branchprune.targets.choices import Choices
 from branchprune.targets.error_curves import MeasuredErrors
 from branchprune.targets.selection import Ways, selected
@@ -124,6 +125,14 @@ def by_isomorphic_l1(problem: Problem) -> Ways:
     return isomorphic_l1(problem.traced, problem.choices.widths)
 
 
+def by_learned_ranking(problem: Problem) -> Ways:
+    """Return the best of 30 ways by norms that are scaled and shifted; see `learned_ranking`."""
+    draw = torch.Generator().manual_seed(problem.seed)
+    problem.curves()  # by which channels are chosen
+    given = problem.traced, problem.choices.widths, problem.limits, problem.errors.change
+    return learned_ranking(*given, draw)
+
+
 ALLOCATIONS: dict[str, Allocation] = {
     "selected": by_selection,
     "additive": additive,
@@ -134,6 +143,7 @@ ALLOCATIONS: dict[str, Allocation] = {
     "threshold": by_threshold,
     "global_l1": by_global_l1,
     "isomorphic_l1": by_isomorphic_l1,
+    "learned_ranking": by_learned_ranking,
 }
 
 

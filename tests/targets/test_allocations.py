@@ -15,6 +15,7 @@ from branchprune.planning.cost_model import params_and_macs
 from branchprune.planning.costs import amounts
 from branchprune.planning.traced import Traced
 from branchprune.planning.width_solver import Limit
+from branchprune.targets.affine_norms import Affine
 from branchprune.targets.allocations import ALLOCATIONS, Problem, _between
 from branchprune.targets.choices import Choices
 from branchprune.targets.error_curves import MeasuredErrors
@@ -171,3 +172,41 @@ def test_what_is_measured_is_better_than_scrambled(plain: Problem) -> None:
     for share in (0.05, 0.1, 0.2, 0.4, 0.9, 1.0):
         assert _between(places, values, share) == pytest.approx(np.interp(share, places, values))
     assert plain.errors.change(spent(plain, "selected")) <= plain.errors.change(right)
+
+
+def test_a_learned_ranking_begins_with_squares_and_ends_with_the_best_of_thirty(
+    plain: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By norms the widths are those of `global_l1`, but of squares of L2 norms."""
+    tried: list[tuple[float, Tensor]] = []
+
+    def change(kept: Tensor) -> float:
+        tried.append((MeasuredErrors.change(plain.errors, kept), kept))
+        return tried[-1][0]
+
+    monkeypatch.setattr(plain.errors, "change", change)
+    kept = spent(plain, "learned_ranking")
+    assert len(tried) == 30 and torch.equal(min(tried, key=lambda each: each[0])[1], kept)
+    by_square = []
+    for i, allowed in enumerate(plain.choices.widths):
+        if len(allowed) > 1:
+            layer = plain.traced.model.get_submodule(plain.choices.rows[i].name)
+            squares = layer.weight.detach().square().flatten(1).sum(1)  # type: ignore[union-attr]
+            by_square += [(float(each), i) for each in squares / squares.mean()]
+    start = plain.choices.widest
+    for _, group in sorted(by_square):
+        if plain.limits[0].holds(start):
+            break
+        start[group] = max(float(start[group]) - 1, plain.choices.widths[group][0])
+    assert torch.equal(tried[0][1], start)
+
+
+def test_a_child_scales_and_shifts_a_tenth_of_the_groups() -> None:
+    draw = torch.Generator().manual_seed(1)
+    ranking = Affine(torch.ones(40), torch.zeros(40))
+    child = ranking.child(torch.full((40,), 0.5), draw)
+    changed = child.scales != 1
+    assert int(changed.sum()) == 4 and torch.equal(changed, child.shifts != 0)
+    assert bool((child.scales > 0).all())
+    few = Affine(torch.ones(3), torch.zeros(3)).child(torch.ones(3), draw)
+    assert int((few.scales != 1).sum()) == 1
