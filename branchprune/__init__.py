@@ -15,6 +15,7 @@ from branchprune.artifacts.exported import Exported
 from branchprune.artifacts.serialization import load, save
 from branchprune.blending.attach import attach
 from branchprune.blending.blended import Blended
+from branchprune.blending.block_skipping import Shallowing
 from branchprune.blending.fit_expand import fit_expand
 from branchprune.blending.schedules import Plateau, Schedule, cosine, linear, multiplicative, steps
 from branchprune.blending.stand_in import stand_in
@@ -27,6 +28,7 @@ from branchprune.few_images.compress import Compressed, compress
 from branchprune.few_images.folder import read_folder
 from branchprune.graph.rules.teach import forget, teach
 from branchprune.planning.plan import Plan
+from branchprune.planning.residual_blocks import blocks, without
 from branchprune.runtimes.executorch import ExecuTorch
 from branchprune.runtimes.onnx_runtime import OnnxRuntime
 from branchprune.runtimes.openvino import OpenVino
@@ -48,8 +50,10 @@ __all__ = [
     "PruneError",
     "PyTorch",
     "Schedule",
+    "Shallowing",
     "__version__",
     "attach",
+    "blocks",
     "collapse",
     "compress",
     "cosine",
@@ -71,4 +75,5 @@ __all__ = [
     "stand_in",
     "steps",
     "teach",
+    "without",
 ]

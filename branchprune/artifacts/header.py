@@ -17,6 +17,7 @@ from branchprune.artifacts.saved_file import FORMAT
 from branchprune.graph.full_shapes import full_shapes
 from branchprune.graph.layers import sizes
 from branchprune.graph.saved_numbers import followed_numbers, kept_numbers
+from branchprune.graph.shortcut import shortcuts
 from branchprune.version import __version__
 
 IMPORT_PATH, VERSIONS, BUFFERS, DIGEST = "import_path", "versions", "buffers", "sha256"
@@ -49,6 +50,9 @@ def header_of(model: nn.Module, facts: Facts, digest: str) -> dict[str, str]:
         checksum.KEY: checksum.EMPTY,
     }
     whole = {} if full is None else {"full": json.dumps(full)}
+    left_out = shortcuts(model)
+    if left_out:
+        whole["shortcuts"] = json.dumps(left_out)
     return header | params_of(model) | facts.as_fields() | whole
 
 

@@ -39,6 +39,7 @@ class Content:
         followed: Those of them that collapsing has set.
         settings: Class and settings of each module, by path; empty: not said.
         full: Shapes of the dense model that the model comes from; None: not said.
+        shortcuts: What follows the sum of the residual blocks that are left out, by path.
     """
 
     state: dict[str, Tensor]
@@ -48,6 +49,7 @@ class Content:
     followed: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     settings: Attributes = field(default_factory=dict)
     full: Shapes | None = None
+    shortcuts: dict[str, str] = field(default_factory=dict)
 
 
 def class_name(model: nn.Module) -> str:

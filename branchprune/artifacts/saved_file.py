@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from branchprune.artifacts import checksum
 from branchprune.artifacts.opened import opened
 from branchprune.artifacts.same_model import Content
 from branchprune.errors import PruneError
+from branchprune.graph.shortcut import ACTIVATIONS
 from branchprune.version import __version__
 
 FORMAT, EARLIER = "branchprune/2", "branchprune/1"
 """What the header of a file says it is; an earlier one has neither checksum nor settings."""
 OURS = re.compile(r"branchprune/[0-9]+")
-AS_JSON = ("widths", "numbers", "followed", "settings", "full")
+AS_JSON = ("widths", "numbers", "followed", "settings", "full", "shortcuts")
 """What else it holds of the model, as JSON."""
 IN_FOLDER = "model.safetensors"
 """Name of the file in a folder, as the Hugging Face Hub expects it."""
@@ -63,7 +64,7 @@ def content_of(header: Mapping[str, str], state: dict[str, Any], path: Path) -> 
     if "widths" not in fields:
         raise PruneError(f"{path} is not complete: its header has no 'widths'")
     for key, field in fields.items():
-        if not (_is_shapes(field) if key == "full" else _is_mapping(field, dict)):
+        if not CHECKS.get(key, _is_mapping)(field):
             raise PruneError(f"{path} is not complete: its header has damaged {key!r}")
     if not all(isinstance(each.get("class"), str) for each in fields.get("settings", {}).values()):
         raise PruneError(f"{path} is not complete: its header has damaged 'settings'")
@@ -94,7 +95,7 @@ def check_format(header: Mapping[str, str], path: Path) -> None:
     raise PruneError(f"{path} was not written by branchprune: its header lacks {FORMAT!r}")
 
 
-def _is_mapping(value: Any, kind: type) -> bool:
+def _is_mapping(value: Any, kind: type = dict) -> bool:
     """Return whether a value is a mapping whose values are of a kind."""
     return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
 
@@ -102,6 +103,15 @@ def _is_mapping(value: Any, kind: type) -> bool:
 def _is_shapes(value: Any) -> bool:
     """Return whether a value is a mapping whose values are lists of whole numbers."""
     return _is_mapping(value, list) and all(type(n) is int for each in value.values() for n in each)
+
+
+def _are_shortcuts(value: Any) -> bool:
+    """Return whether a value is a mapping whose values are activations that can follow a sum."""
+    return _is_mapping(value, str) and {*value.values()} <= {*ACTIVATIONS}
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {"full": _is_shapes, "shortcuts": _are_shortcuts}
+"""Whether a field is whole, of those that are not dictionaries of dictionaries."""
 
 
 def was_saved(path: Path) -> bool:

@@ -30,6 +30,7 @@ from branchprune.graph.inference_mode import outside_inference_mode
 from branchprune.graph.layers import memory_format, put_parameters, set_sizes
 from branchprune.graph.plain_model import refuse_lazy, refuse_wrapped
 from branchprune.graph.saved_numbers import take_over
+from branchprune.graph.shortcut import put_shortcuts
 
 OF_TORCH = (".pt", ".pth", ".ckpt", ".bin")
 """How names of files of torch.save end, as which others would read it."""
@@ -185,6 +186,15 @@ def load(
 
 def _narrowed(model: nn.Module, content: Content, path: Path) -> nn.Module:
     """Return a copy of a model with the widths and weights of a file."""
+    names = {name for name, _ in model.named_modules()}
+    missing = [name for name in content.shortcuts if name not in names]
+    if missing:
+        raise PruneError(
+            f"{path} is of another model: it leaves out {missing[0]}, which is not in this one"
+        )
+    if content.shortcuts:
+        model = copy.deepcopy(model)
+        put_shortcuts(model, content.shortcuts)
     found = differences(model, content)
     if found:
         raise PruneError(f"{path} is of another model: {found}")

@@ -66,6 +66,7 @@ def _said(header: Mapping[str, str], layers: Sequence[Layer], path: Path) -> Ite
         ("made by", f"{origin.made_by}{given}" if origin else ""),
         ("parameters", _less(dense, small)),
         ("multiply-adds", _less(*facts.macs) if facts.macs else ""),
+        ("left out", ", ".join(json.loads(header.get("shortcuts", "{}")))),
         ("keep", "" if facts.keep is None else json.dumps(facts.keep)),
         *(("score", f"{name}: {score(value)}") for name, value in facts.metric.items()),
         ("license", facts.license or ""),
