@@ -1,0 +1,91 @@
+"""Blocks that are left out for a target, beside narrower channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from models import scramble
+from torch import nn
+
+import branchprune as bp
+from branchprune.models import ResNet
+from branchprune.planning.profiling import count_macs, count_params
+from branchprune.targets.depth import ranked, shorten
+from branchprune.targets.output_change import OutputChange
+
+X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IDLE = ["stages.0.1", "stages.2.1"]
+
+
+def network() -> ResNet:
+    """A net of whose blocks two hardly add anything."""
+    model: ResNet = scramble(ResNet(14, (6, 8, 10))).eval()
+    for name in IDLE:
+        *_, norm = [m for m in model.get_submodule(name).modules() if isinstance(m, nn.BatchNorm2d)]
+        with torch.no_grad():
+            norm.weight *= 1e-3
+            norm.bias *= 1e-3
+    return model
+
+
+def test_blocks_that_add_nothing_go_first() -> None:
+    model = network()
+    structure = bp.plan(model, X[:1]).structure
+    found = ranked(model, structure, bp.blocks(model, X[:1]), [X])
+    assert {each.name for each in found[:2]} == {*IDLE} and len(found) == 4
+
+
+@pytest.mark.parametrize("target", [{"params": 0.4}, {"macs": 0.6, "params": 0.7}])
+def test_shares_are_those_of_the_dense_model(target: Mapping[str, float]) -> None:
+    model = network()
+    found = shorten(model, X[:1], target=target, batches=[X])
+    count = {"macs": lambda m: count_macs(m, X[:1]), "params": count_params}
+    blended = bp.attach(found.model, found.plan, "reconstruction", batches=[X])
+    blended.alpha = 0.0
+    small = bp.collapse(blended)
+    for what, share in target.items():
+        assert count[what](small) <= share * count[what](model)
+    assert (
+        max(count[what](small) / (share * count[what](model)) for what, share in target.items())
+        > 0.9
+    )
+
+
+def test_the_best_of_all_numbers_is_returned_and_beats_narrow_channels_alone() -> None:
+    model = network()
+    found = shorten(model, X[:1], target={"macs": 0.6}, batches=[X], floor=0.6)
+    assert [count for count, _ in found.tried][:3] == [0, 1, 2]
+    assert found.change == min(change for _, change in found.tried) < found.tried[0][1]
+    assert found.left_out and {*found.left_out} <= {*IDLE}
+    judged, fit = [X[1::2]], [X[::2]]
+    again = bp.fit_expand(bp.attach(found.model, found.plan, "reconstruction", batches=fit), fit)
+    again.alpha = 0.0
+    small = bp.collapse(again).eval()
+    # Statistics of norms are those of what is judged, as everywhere in plans.
+    changes = OutputChange([[anew(model, x)] for x in judged]).of(
+        [[anew(small, x)] for x in judged]
+    )
+    assert changes == pytest.approx(found.change, rel=1e-3)
+
+
+def anew(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return outputs by the batch's own statistics."""
+    model.train()
+    with torch.no_grad():
+        found: torch.Tensor = model(x)
+    model.eval()
+    return found
+
+
+def test_what_cannot_be_asked_is_told() -> None:
+    model = network()
+    with pytest.raises(
+        bp.PruneError, match=r"target latency \(=0.5\) is a share, .* give latency_ms"
+    ):
+        shorten(model, X[:1], target={"latency": 0.5}, batches=[X])
+    with pytest.raises(bp.PruneError, match="target needs batches"):
+        shorten(model, X[:1], target={"macs": 0.5}, batches=[])
+    with pytest.raises(bp.PruneError, match="cannot be reached"):
+        shorten(model, X[:1], target={"macs": 0.001}, batches=[X])
