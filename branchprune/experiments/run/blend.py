@@ -124,7 +124,7 @@ class BlendConfig(Calibrated):
         hold, final = self.hold, self.final_hold
         hold = replace(hold, mode=mode) if isinstance(hold, Plateau) else hold
         final = replace(final, mode=mode) if isinstance(final, Plateau) else final
-        return Schedule(_levels(self.levels), hold, final, self.order, self.restarts)
+        return Schedule(levels_of(self.levels), hold, final, self.order, self.restarts)
 
     def with_last_stage(self, epochs: int) -> BlendConfig:
         """Return a copy with so many epochs at α = 0, and at each restart; see `Algorithm`."""
@@ -230,7 +230,12 @@ class BlendConfig(Calibrated):
         return Pruned(small, planned, *errors, scores, loggers=trainer.loggers)
 
 
-def _levels(value: dict[str, float] | list[float]) -> tuple[float, ...]:
+def levels_of(value: dict[str, float] | list[float]) -> tuple[float, ...]:
+    """Return the levels of α that a configuration says.
+
+    Raises:
+        PruneError: It names no schedule.
+    """
     if isinstance(value, list):
         return tuple(value)
     if len(value) != 1 or not value.keys() <= LEVELS.keys():

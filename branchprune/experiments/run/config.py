@@ -36,10 +36,12 @@ COMMANDS = {
 }
 SWITCH = "{}: set, with the defaults below; null: not set"
 EXPORT = "Files of both models for a runtime, judged and timed there: {format: onnx, quantize: 8}"
+DEPTH = "Residual blocks that are left out before: {blocks: 3, levels: {steps: 0.25}, hold: 1}"
 ONE = f"Exactly one of {', '.join(algorithms())} must be set in prune."
 OTHERS = {
     **dict.fromkeys(algorithms(), ONE),
     "task": "Arguments of the task that differ from those of the dense training",
+    "depth": DEPTH,
 }
 
 

@@ -20,9 +20,8 @@ LATER: dict[str, Any] = {
     TARGET: None,
     **{f"{TARGET}.{what}": None for what in ("macs", "params", "memory", "latency", "latency_ms")},
     **{f"{TARGET}.{key}": None for key in ("runtime", "threads")},
-    "dense.early": 0,
     "prune.cut.rewind": None,
-    "prune.sparsify.soft": False,
+    "prune.depth": None,
     f"{TARGET}.floor": 0.1,
     f"{TARGET}.allocation": "selected",
 }

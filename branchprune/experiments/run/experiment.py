@@ -178,7 +178,7 @@ class _Run:
             dense.compile()
         if config.dense.epochs:
             epochs = 1 if config.fast else config.dense.epochs
-            early = EarlyWeights(dense, config.dense.early, config.output / EARLY)
+            early = EarlyWeights(dense, epochs, config.output / EARLY)
             self.stages.fit("dense", task, epochs, LossGuard(), early)
         self._judge("dense", task)
         dense.cpu()

@@ -19,13 +19,13 @@ from branchprune.artifacts.file_format import INT8, FileFormat
 from branchprune.artifacts.parity import outputs_of
 from branchprune.artifacts.quantization import JUDGED
 from branchprune.errors import PruneError
+from branchprune.experiments.run.folder import EXPORTED
 from branchprune.experiments.run.one_line import said
 from branchprune.experiments.run.settings import ExportConfig, RunSettings
 from branchprune.experiments.run.stages import Stages
 from branchprune.runtimes.in_runtime import InRuntime
 from branchprune.runtimes.latency import step_latencies
 
-FOLDER = "export"
 FLOAT = 32
 """Bits of the numbers in files that are not quantised."""
 
@@ -61,7 +61,7 @@ def export_models(
     if asked is None:
         return None
     kind = format_named(asked.format)
-    folder = settings.output / FOLDER
+    folder = settings.output / EXPORTED
     folder.mkdir(parents=True, exist_ok=True)
     exporting = _Exporting(settings, asked, stages, kind, example)
     if stages.rehearsed:
@@ -103,7 +103,7 @@ class _Exporting:
 
     def file(self, name: str, model: nn.Module, bits: int) -> dict[str, Any]:
         """Write a file of a model, and judge it; return what became of it."""
-        path = _path(self.settings.output / FOLDER, name, bits, self.kind)
+        path = _path(self.settings.output / EXPORTED, name, bits, self.kind)
         about = {"model": name, "bits": bits, "file": path.name}
         quantized: dict[str, Any] = {} if bits == FLOAT else {"quantize": bits}
         if bits == INT8:

@@ -11,25 +11,35 @@ from pathlib import Path
 
 import yaml
 
+from branchprune.artifacts.export_formats import SUFFIXES
 from branchprune.errors import PruneError
 from branchprune.experiments.files import nearest_existing
 from branchprune.experiments.run.configuration_digest import OF_DENSE, changed_settings, flat
 
+ENDS = (*SUFFIXES, ".bin", ".failed")
+"""Of files for a runtime: OpenVINO has its weights beside the graph."""
 STAGE = (
     *("metrics.csv", "metrics.csv.kept", "hparams.yaml", "finished.json"),
-    *("last.ckpt", "previous.ckpt", "part.ckpt", "small.safetensors", "wide.safetensors"),
+    *("last.ckpt", "previous.ckpt", "part.ckpt"),
+    *("small.safetensors", "wide.safetensors", "shallow.safetensors"),
     *("events.out.tfevents.*", "branch_alone/events.*", "steps_of_alpha/events.*"),
 )
-STAGES = ("dense", "sparsify", "prune", "finetune", "round_[0-9]*")
+STAGES = (
+    *("dense", "depth_blocks", "depth", "widths", "sparsify", "prune", "finetune"),
+    "round_[0-9]*",
+)
+EXPORTED = "export"
+"""The folder of what is made for a runtime."""
 CONTENT = (
     *("config.yaml", "result.json", "report.html", "dense.safetensors", "small.safetensors"),
-    "small.md",
+    *("small.md", "early.safetensors"),
+    *(f"{EXPORTED}/{name}{end}" for name in ("dense*", "small*") for end in ENDS),
     *(f"{stage}/{name}" for stage in STAGES for name in STAGE),
     *("tmp????????/*.safetensors", *(f"{stage}/tmp????????/*.safetensors" for stage in STAGES)),
 )
 """Patterns of the files that a run makes; a kill leaves some with `.part` behind the name, and that
 of an earlier version some in folders of their own."""
-FOLDERS = ("tmp????????", *STAGES, *(f"{stage}/*" for stage in STAGES))
+FOLDERS = ("tmp????????", EXPORTED, *STAGES, *(f"{stage}/*" for stage in STAGES))
 MAY_DIFFER = ("output", "results")
 """Keys of a configuration that may differ where a run continues."""
 

@@ -16,14 +16,17 @@ from branchprune.experiments.run.budget import CostConfig, Epoch, longest_last_s
 from branchprune.experiments.run.calibration import accumulate_gradients, criterion_of_data
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.criterion import CriterionConfig
+from branchprune.experiments.run.depth import shallower
 from branchprune.experiments.run.finetune import finetune, reset
 from branchprune.experiments.run.rounds import RoundsConfig
 from branchprune.experiments.run.shrinking import Pruned, Setup
 from branchprune.experiments.run.sparsity_training import make_penalty, sparsify
 from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import student_task
+from branchprune.experiments.run.widths import WidthsConfig
 from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan
+from branchprune.planning.residual_blocks import without
 from branchprune.targets.plan import DEFAULT
 from branchprune.targets.target_plan import with_outcome_of
 from branchprune.training.task import Task
@@ -54,16 +57,20 @@ class Pruning:
                 f"widths.target (={settings.widths.target.asked}) needs criterion.calibration (=0) "
                 "batches, on which the change of the output is measured: set at least 1"
             )
-        planned = settings.widths.plan(model, self.example)  # nothing can be measured yet
+        start = model
+        if settings.depth is not None:
+            self._use(settings.widths.of_dense(self._whole(model)))
+            start = without(model, settings.depth.some(model, self.example), self.example)
+        planned = self.settings.widths.plan(start, self.example)  # nothing can be measured yet
         settings.algorithm.check(self.setup, planned)
         if settings.few_images is None:
             self.setup.criterion.check_batches()
         if settings.finetune is not None and settings.finetune.fresh:
             copied(model).apply(reset)
-        if settings.sparsify is not None:
-            make_penalty(settings.sparsify, copied(model), planned)
+        if settings.sparsify is not None and settings.sparsify.penalty != "soft":
+            make_penalty(settings.sparsify, copied(start), planned)
         if settings.cost is not None:
-            self._stages(model, self._plans(model, planned), 1)
+            self._stages(model, start, self._plans(start, planned), 1)
         return planned
 
     def _check_features(self, task: LightningModule) -> None:
@@ -77,18 +84,29 @@ class Pruning:
 
     def prune(self, dense: nn.Module, stages: Stages, score: float) -> Pruned:
         """Prune a trained model, whose validation score is known."""
-        planned = self._planned(dense, stages)
+        start, whole = dense, self._whole(dense)
+        if self.settings.depth is not None:
+            start = shallower(self.settings.depth, dense, whole, self.example, stages)
+        planned = self._planned(start, stages)
         if self.settings.cost is not None:
-            self._keep_to(self.settings.cost, dense, planned, stages)
-        wide = dense
+            self._keep_to(self.settings.cost, dense, start, planned, stages)
+        wide = start
         if self.settings.sparsify is not None:
-            wide = sparsify(self.settings.sparsify, dense, planned, stages)
+            wide = sparsify(self.settings.sparsify, dense, start, planned, stages)
         if self.settings.rounds is not None:
             found = self._prune_in_rounds(self.settings.rounds, dense, wide, stages, score)
             return replace(found, plan=with_outcome_of(planned, found.plan))
         narrowed = self._narrow("prune", dense, wide, planned, stages)
         small = self._finetune("finetune", dense, narrowed.small, stages)
-        return replace(narrowed, small=small)
+        return replace(narrowed, small=small, plan=replace(narrowed.plan, before=whole.before))
+
+    def _whole(self, dense: nn.Module) -> Plan:
+        """Return a plan of the dense model, whatever its widths."""
+        return replace(self.config.prune.widths, keep=None, target=None).plan(dense, self.example)
+
+    def _use(self, widths: WidthsConfig) -> None:
+        self.settings = replace(self.settings, widths=widths)
+        self.setup = replace(self.setup, widths=widths)
 
     def _planned(self, dense: nn.Module, stages: Stages) -> Plan:
         """Return the first plan; a target is then settled."""
@@ -102,9 +120,7 @@ class Pruning:
             planned = self._measured(dense, stages)
             stages.finish(WIDTHS, **widths.decision(planned))
         stages.say(f"widths for {widths.target.asked}:\n{planned}")
-        settled = widths.settled(planned)
-        self.settings = replace(self.settings, widths=settled)
-        self.setup = replace(self.setup, widths=settled)
+        self._use(widths.settled(planned))
         return planned
 
     def _measured(self, dense: nn.Module, stages: Stages) -> Plan:
@@ -118,21 +134,26 @@ class Pruning:
         given = (graded, self.example, seen, setup.init, self.config.seed)
         return self.settings.widths.plan(*given)
 
-    def _keep_to(self, cost: CostConfig, dense: nn.Module, planned: Plan, stages: Stages) -> None:
+    def _keep_to(
+        self, cost: CostConfig, dense: nn.Module, start: nn.Module, planned: Plan, stages: Stages
+    ) -> None:
         """Make the last stage as long as the cost allows."""
-        plans = self._plans(dense, planned)
-        stages_with = partial(self._stages, dense, plans)
+        stages_with = partial(self._stages, dense, start, self._plans(start, planned))
         epochs = longest_last_stage(cost, stages_with, dense, stages)
         self.settings = self.settings.with_last_stage(epochs)
 
-    def _stages(self, dense: nn.Module, plans: list[Plan], epochs: int) -> list[Sequence[Epoch]]:
+    def _stages(
+        self, dense: nn.Module, start: nn.Module, plans: list[Plan], epochs: int
+    ) -> list[Sequence[Epoch]]:
         """Return what each epoch of each stage trains, the last stage having so many epochs."""
         settings = self.settings.with_last_stage(epochs)
-        found = [settings.algorithm.epochs_to_train(self.config.metric, dense, plans[-1])]
+        found = [settings.algorithm.epochs_to_train(self.config.metric, start, plans[-1])]
         if settings.sparsify is not None:
-            found.insert(0, settings.sparsify.epochs_to_train(dense))
+            found.insert(0, settings.sparsify.epochs_to_train(start))
+        if settings.depth is not None:
+            found.insert(0, settings.depth.epochs_to_train(dense, self.example))
         if settings.finetune is not None:
-            found += [settings.finetune.epochs_to_train(dense, planned) for planned in plans]
+            found += [settings.finetune.epochs_to_train(start, planned) for planned in plans]
         return found
 
     def _judged(self, dense: nn.Module, wide: nn.Module, planned: Plan) -> tuple[nn.Module, Setup]:

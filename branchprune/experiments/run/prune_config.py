@@ -10,6 +10,7 @@ from branchprune.experiments.run.blend import BlendConfig
 from branchprune.experiments.run.budget import CostConfig
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.cut import CutConfig
+from branchprune.experiments.run.depth import DepthConfig
 from branchprune.experiments.run.few_images import FewImagesConfig
 from branchprune.experiments.run.finetune import FinetuneConfig
 from branchprune.experiments.run.rounds import RoundsConfig
@@ -31,6 +32,7 @@ class PruneConfig:
         cut: Algorithm, one of four: remove the channels at once.
         torch_pruning: Algorithm, one of four: let Torch-Pruning remove them.
         few_images: Algorithm, one of four: match the dense model on a few images without labels.
+        depth: Leave residual blocks out first; null: not.
         sparsify: Train the wide model with a penalty first; null: not.
         finetune: Train the small model afterwards; null: not.
         rounds: Prune in rounds, each from the small model of the one before; null: once.
@@ -44,6 +46,7 @@ class PruneConfig:
     cut: CutConfig | None = None
     torch_pruning: TorchPruningConfig | None = None
     few_images: FewImagesConfig | None = None
+    depth: DepthConfig | None = None
     sparsify: SparsifyConfig | None = None
     finetune: FinetuneConfig | None = None
     rounds: RoundsConfig | None = None
@@ -89,6 +92,8 @@ class PruneConfig:
                 f"(={self.torch_pruning.pruner}) chooses channels by its own, and fits nothing: "
                 "`criterion: null`, or --prune.criterion null"
             )
+        if self.rounds is not None and self.depth is not None:
+            raise PruneError("depth and rounds exclude each other: set one of both to null")
         if self.rounds is not None and self.cut is not None and self.cut.rewind is not None:
             raise PruneError(
                 f"cut.rewind (={self.cut.rewind}) is of the dense model, which rounds leave: "
@@ -131,14 +136,18 @@ class PruneConfig:
         return {"algorithm": self._choice()[0], **given}
 
 
+NESTED = ("depth",)
+"""Sections that the help shows as one option each, as few set them."""
+
+
 def prune_sections() -> dict[str, type]:
-    """Return the dataclass of each section of `prune`, by its key."""
+    """Return the dataclass of each section of `prune` whose keys are options, by its key."""
     hints = get_type_hints(PruneConfig)
     kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
     return {
         name: kind
         for name, (kind, *_) in kinds.items()
-        if isinstance(kind, type) and is_dataclass(kind)
+        if isinstance(kind, type) and is_dataclass(kind) and name not in NESTED
     }
 
 

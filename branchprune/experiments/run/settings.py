@@ -46,19 +46,13 @@ class DenseConfig:
         epochs: Number of epochs; 0 needs a checkpoint.
         checkpoint: Weights to start from: a .safetensors file, or a state_dict or Lightning
             checkpoint, which is read without running any code in it.
-        early: After so many epochs the weights are kept, too, in early.safetensors of the run's
-            folder, for `cut.rewind`; 0: they are not.
     """
 
     epochs: int = 10
     checkpoint: str | None = None
-    early: int = 0
 
     def __post_init__(self) -> None:
         whole("dense.epochs", self.epochs)
-        whole("dense.early", self.early)
-        if self.epochs and self.early > self.epochs:
-            raise PruneError(f"dense.early (={self.early}) is after dense.epochs (={self.epochs})")
 
 
 @dataclass

@@ -32,7 +32,7 @@ from branchprune.training.penalties import (
 
 @dataclass
 class SparsifyConfig:
-    """Train the wide model with what makes channels small, before they are chosen.
+    """Train the wide model first with what makes channels small.
 
     Args:
         epochs: Number of epochs.
@@ -40,19 +40,17 @@ class SparsifyConfig:
             "lasso": that of |w| of all layers; "group_lasso": that of the norms of all weights that
             make a channel, in every layer that does (Wen et al., 2016); "growing": squares of the
             weights of the channels of the smallest L1 norm, more and more (GReg, Wang et al.,
-            2021); "group_norm": that of Torch-Pruning's GroupNormPruner (Fang et al., 2023); null:
-            none.
+            2021); "group_norm": that of Torch-Pruning's GroupNormPruner (Fang et al., 2023);
+            "soft": none, but after every epoch the channels that would go by their L2 norm are set
+            to 0; they learn on, and may return (soft filter pruning, He et al., 2018).
         weight: Weight of the penalty, of "growing" at the end.
-        soft: At the end of each epoch set the channels to 0 that would go by their L2 norm; they
-            learn on, and may return (soft filter pruning, He et al., 2018).
     """
 
     epochs: int = 10
-    penalty: Literal["bn_scale", "lasso", "group_lasso", "growing", "group_norm"] | None = (
+    penalty: Literal["bn_scale", "lasso", "group_lasso", "growing", "group_norm", "soft"] = (
         "bn_scale"
     )
     weight: float = 1e-4
-    soft: bool = False
 
     def __post_init__(self) -> None:
         whole("sparsify.epochs", self.epochs)
@@ -117,34 +115,33 @@ def going(model: nn.Module, planned: Plan, criterion: Criterion) -> dict[int, Te
     return found
 
 
-def sparsify(config: SparsifyConfig, dense: nn.Module, planned: Plan, stages: Stages) -> nn.Module:
+def sparsify(
+    config: SparsifyConfig, dense: nn.Module, start: nn.Module, planned: Plan, stages: Stages
+) -> nn.Module:
     """Return the wide model trained further with a penalty, or what an earlier run made of it.
 
     Args:
         config: How long, and with which penalty.
-        dense: The trained model; it is not changed.
+        dense: The trained model, a teacher.
+        start: What is trained further, the dense model or a shallower one; it is not changed.
         planned: What will be removed.
         stages: Where to train.
     """
-    wide = copied(dense)
-    callbacks: list[Callback] = []
-    penalty = make_penalty(config, wide, planned)
-    if penalty is not None:
-        callbacks.append(_Regularize(penalty))
-    if config.soft:
-        callbacks.append(_ZeroAfterEpochs(wide, planned))
-    return train_student(stages, "sparsify/wide", dense, wide, config.epochs, *callbacks)
+    wide = copied(start)
+    if config.penalty == "soft":
+        callback: Callback = _ZeroAfterEpochs(wide, planned)
+    else:
+        callback = _Regularize(make_penalty(config, wide, planned))
+    return train_student(stages, "sparsify/wide", dense, wide, config.epochs, callback)
 
 
-def make_penalty(config: SparsifyConfig, model: nn.Module, planned: Plan) -> Penalty | None:
-    """Return the penalty that a configuration asks for; None: none.
+def make_penalty(config: SparsifyConfig, model: nn.Module, planned: Plan) -> Penalty:
+    """Return the penalty that a configuration asks for.
 
     Raises:
         PruneError: It cannot act on the model.
     """
     structure, weight = planned.structure, config.weight
-    if config.penalty is None:
-        return None
     if config.penalty == "bn_scale":
         return ScalePenalty(model, weight)
     if config.penalty == "lasso":

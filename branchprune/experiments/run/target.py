@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from branchprune.errors import PruneError
+from branchprune.planning.costs import Cost
 from branchprune.runtimes.named import runtime_of
 from branchprune.targets.allocations import ALLOCATIONS
 from branchprune.targets.chooser import Chooser
@@ -18,6 +19,9 @@ from branchprune.targets.error_curves import Init, MeasuredErrors
 from branchprune.targets.goal import COSTS
 from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.plan import FLOOR, measuring
+
+FROM_DENSE = ("macs", "params")
+"""What a share of the dense model can be asked of when a part of it is left out."""
 
 
 @dataclass
@@ -64,6 +68,27 @@ class TargetConfig:
         """What is to be reached, by its key."""
         found = {what: getattr(self, what) for what in COSTS}
         return {what: value for what, value in found.items() if value is not None}
+
+    def of_dense(self, before: Cost) -> TargetConfig:
+        """Return what is asked as numbers, of a model of which a part is left out.
+
+        Args:
+            before: What the whole model costs.
+
+        Raises:
+            PruneError: It is a share of what is not known of the whole model.
+        """
+        found = dict[str, Any]()
+        for what, most in self.asked.items():
+            if what == "latency_ms" or most > 1:
+                continue
+            if what not in FROM_DENSE:
+                raise PruneError(
+                    f"widths.target.{what} (={most}) with depth must be a number: of the dense "
+                    f"model that of {' and '.join(FROM_DENSE)} alone is known"
+                )
+            found[what] = most * getattr(before, what)
+        return replace(self, **found)
 
     def chooser(
         self,

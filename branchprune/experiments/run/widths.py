@@ -39,6 +39,16 @@ class WidthsConfig:
     opaque: list[str] = field(default_factory=list)
     target: TargetConfig | None = None
 
+    def of_dense(self, whole: Plan) -> WidthsConfig:
+        """Return these widths for a model without some of its blocks; see `TargetConfig`.
+
+        Args:
+            whole: Any plan of the whole model.
+        """
+        if self.target is None:
+            return self
+        return replace(self, target=self.target.of_dense(whole.before))
+
     def plan(
         self,
         model: nn.Module,

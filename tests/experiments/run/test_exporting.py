@@ -14,6 +14,7 @@ import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.run import exporting
 from branchprune.experiments.run.configuration_digest import digest
+from branchprune.experiments.run.folder import check_folder
 
 PRUNED = "prune: {widths: {keep: 0.5}, cut: {}}\n"
 
@@ -24,6 +25,8 @@ def go(tmp_path):
         (tmp_path / "config.yaml").write_text(CONFIG + PRUNED + text)
         arguments = [str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]
         assert main(["run", *arguments, *options]) == status
+        if not status:
+            check_folder(tmp_path / "run", overwrite=True)  # nothing in it is foreign to runs
         return tmp_path / "run"
 
     return run

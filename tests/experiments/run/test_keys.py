@@ -213,7 +213,7 @@ def test_hyperparameters_are_those_of_the_sections_that_are_set():
             **{"keep": None, "exclude": [], "multiple_of": 1, "inside": "", "opaque": []},
             "target": None,
         },
-        "cut": {},
+        "cut": {"rewind": None},
         "finetune": {"epochs": 3, "fresh": False, "average": 0.0},
         "task": {"learning_rate": 0.1},
     }
@@ -243,7 +243,10 @@ def test_the_listing_has_every_field_of_every_section():
             "prune: {criterion: l1}\n",
             "(='l1') must be a mapping of calibration, fit, name, or n",
         ),
-        ("prune: {blend: null, cut: true}\n", "prune.cut (=True) must be a mapping, or null"),
+        (
+            "prune: {blend: null, cut: true}\n",
+            "prune.cut (=True) must be a mapping of rewind, or null",
+        ),
         ("prune: {widths: {inside: null}}\n", "prune.widths.inside must not be null"),
         ("prune: {blend: {hold: null}}\n", "prune.blend.hold must not be null"),
         ("dense: 3\n", "dense (=3) must be a mapping of checkpoint, epochs"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.run.configuration_digest import digest
+from branchprune.experiments.run.folder import check_folder
 from branchprune.experiments.run.pipeline import Pruning
 from branchprune.experiments.run.target import TargetConfig
 from branchprune.experiments.run.widths import WidthsConfig
@@ -32,6 +33,8 @@ def go(tmp_path):
         (tmp_path / "config.yaml").write_text(CONFIG + f"prune: {{{text}}}\n")
         arguments = [str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]
         assert main(["run", *arguments, *options]) == status
+        if not status:
+            check_folder(tmp_path / "run", overwrite=True)  # nothing in it is foreign to runs
         return tmp_path / "run"
 
     return run

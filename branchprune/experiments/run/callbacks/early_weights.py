@@ -11,19 +11,23 @@ from branchprune.artifacts.serialization import save
 from branchprune.graph.inputs import copied
 
 EARLY = "early.safetensors"
+PART = 0.1
+"""Of the training, after which weights are early: enough to be past the noise of its start, as the
+late resetting of Frankle et al. ("Stabilizing the lottery ticket hypothesis", 2019)."""
 
 
 class EarlyWeights(Callback):
-    """Write a model when an epoch ends.
+    """Write a model after a tenth of its training, which is at least an epoch.
 
     Args:
         model: The model that is trained.
-        epochs: After how many epochs; 0: not at all.
+        epochs: Those of the whole training.
         path: The file.
     """
 
     def __init__(self, model: nn.Module, epochs: int, path: Path) -> None:
-        self.model, self.epochs, self.path = model, epochs, path
+        self.model, self.path = model, path
+        self.epochs = max(1, round(PART * epochs))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it, if it is that epoch."""

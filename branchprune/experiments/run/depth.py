@@ -1,0 +1,136 @@
+"""Depth: residual blocks that are left out before channels go, at once or by a falling α."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from branchprune.blending.block_skipping import Shallowing
+from branchprune.errors import PruneError, whole
+from branchprune.experiments.run.blend import levels_of
+from branchprune.experiments.run.budget import Epoch
+from branchprune.experiments.run.stages import Stages
+from branchprune.experiments.run.student import train_student
+from branchprune.lightning.training_inputs import training_inputs
+from branchprune.planning.plan import Plan
+from branchprune.planning.residual_blocks import blocks, without
+from branchprune.targets.depth import ranked
+
+STAGE = "depth"
+
+
+@dataclass
+class DepthConfig:
+    """Leave residual blocks out before channels go; what is left is pruned.
+
+    Args:
+        blocks: Paths of the blocks; or how many: those without which the output changes least for
+            their multiply-adds.
+        levels: α of these blocks beside their shortcuts, as `blend.levels`; [0.0]: at once.
+        hold: Epochs at each level above 0.
+        final_hold: Epochs without them.
+        calibration: Training batches on which blocks are ranked.
+    """
+
+    blocks: int | list[str] = 1
+    levels: dict[str, float] | list[float] = field(default_factory=lambda: {"steps": 0.25})
+    hold: int = 1
+    final_hold: int = 1
+    calibration: int = 4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.blocks, list):
+            whole("depth.blocks", self.blocks, 1)
+        for name in ("hold", "calibration"):
+            whole(f"depth.{name}", getattr(self, name), 1)
+        whole("depth.final_hold", self.final_hold)
+        levels_of(self.levels)  # finds what is wrong
+
+    @property
+    def alphas(self) -> list[float]:
+        """α by epoch."""
+        falling = [alpha for alpha in levels_of(self.levels) if alpha > 0]
+        return [alpha for alpha in falling for _ in range(self.hold)] + [0.0] * self.final_hold
+
+    def some(self, model: nn.Module, example: Tensor) -> list[str]:
+        """Return as many blocks as will go, the right ones where they are named.
+
+        Raises:
+            PruneError: A name is no block, or there are not so many.
+        """
+        if isinstance(self.blocks, list):
+            without(model, self.blocks, example)  # finds what is wrong
+            return self.blocks
+        known = [each.name for each in blocks(model, example)]
+        if len(known) < self.blocks:
+            raise PruneError(
+                f"depth.blocks (={self.blocks}): the model has {len(known)} residual blocks that "
+                "can be left out"
+            )
+        return known[-self.blocks :]
+
+    def epochs_to_train(self, dense: nn.Module, example: Tensor) -> Sequence[Epoch]:
+        """Return one `Epoch` per training epoch, to count its cost."""
+        names = self.some(dense, example)
+
+        def fading(alpha: float) -> nn.Module:
+            found = Shallowing(dense, names, example)
+            found.alpha = alpha
+            return found
+
+        kinds = [alpha if alpha in (0.0, 1.0) else 0.5 for alpha in self.alphas]
+        return [Epoch((STAGE, kind), partial(fading, kind)) for kind in kinds]
+
+
+def shallower(
+    config: DepthConfig, dense: nn.Module, planned: Plan, example: Tensor, stages: Stages
+) -> nn.Module:
+    """Return the model without some blocks, trained meanwhile, or what an earlier run made of it.
+
+    Args:
+        config: Which blocks, and how.
+        dense: The trained model; it is not changed.
+        planned: Any plan of it.
+        example: Input of one example.
+        stages: Where to train.
+    """
+    found = stages.finished(f"{STAGE}_blocks")
+    if found is None:
+        names = _chosen(config, dense, planned, example, stages)
+        stages.finish(f"{STAGE}_blocks", blocks=names)
+    else:
+        names = found["blocks"]
+    stages.say(f"left out: {', '.join(names)}")
+    fading = Shallowing(dense, names, example)
+    if config.alphas:
+        fade = _Fade(fading, config)
+        train_student(stages, f"{STAGE}/shallow", dense, fading, len(config.alphas), fade)
+    fading.alpha = 0.0
+    return fading.collapsed().cpu()
+
+
+def _chosen(
+    config: DepthConfig, dense: nn.Module, planned: Plan, example: Tensor, stages: Stages
+) -> list[str]:
+    names = config.some(dense, example)
+    if isinstance(config.blocks, list):
+        return names
+    batches = training_inputs(stages.config.data, config.calibration, stages.keys)
+    order = ranked(dense, planned.structure, blocks(dense, example), batches)
+    return [each.name for each in order[: config.blocks]]
+
+
+class _Fade(Callback):
+    """Sets α at the start of every epoch."""
+
+    def __init__(self, fading: Shallowing, config: DepthConfig) -> None:
+        self.fading, self.alphas = fading, config.alphas
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set it, and log it."""
+        self.fading.alpha = self.alphas[min(trainer.current_epoch, len(self.alphas) - 1)]
+        pl_module.log("alpha/depth", self.fading.alpha)

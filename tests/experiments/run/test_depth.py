@@ -1,0 +1,153 @@
+"""Runs that leave residual blocks out before channels go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from observed_runs import CONFIG
+from small_training import loader
+from torch import nn
+
+import branchprune as bp
+from branchprune.cli import main
+from branchprune.experiments.run.depth import DepthConfig
+from branchprune.experiments.run.folder import check_folder
+from branchprune.graph.shortcut import shortcuts
+from branchprune.planning.profiling import count_macs, count_params
+
+pytestmark = pytest.mark.usefixtures("without_charts", "module_without_rehearsal")
+
+EXAMPLE = torch.randn(1, 1, 8, 8)
+NET = "{class_path: test_depth.TinyResNet}"
+
+
+def convolution(width: int) -> nn.Conv2d:
+    return nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = convolution(width), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = convolution(width), nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (x + y).relu()
+
+
+class TinyResNet(nn.Sequential):
+    def __init__(self) -> None:
+        stem = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+        blocks = Block(8), Block(8), Block(8)
+        super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def go(folder: Path, prune: str, *options: str) -> int:
+    text = CONFIG.replace("{class_path: small_training.TinyVGG}", NET)
+    (folder / "config.yaml").write_text(f"{text}prune: {{{prune}}}\n")
+    return main(["run", str(folder / "config.yaml"), "--output", str(folder / "run"), *options])
+
+
+def made(folder: Path) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    run = folder / "run"
+    check_folder(run, overwrite=True)  # nothing in it is foreign to runs
+    dense = bp.load(TinyResNet(), run / "dense.safetensors").eval()
+    small = bp.load(TinyResNet(), run / "small.safetensors").eval()
+    return dense, small, json.loads((run / "result.json").read_text())
+
+
+def test_named_blocks_fade_out_and_channels_go_then(tmp_path: Path) -> None:
+    depth = "depth: {blocks: ['3', '5'], levels: [0.5, 0.0], hold: 2}"
+    assert go(tmp_path, f"{depth}, cut: {{}}, finetune: {{epochs: 1}}") == 0
+    dense, small, result = made(tmp_path)
+    assert shortcuts(small) == {"3": "ReLU", "5": "ReLU"}
+    stages = {name: stage["epochs"] for name, stage in result["stages"].items()}
+    assert stages == {"dense": 2, "depth": 3, "finetune": 1}
+    assert result["cost"]["dense"]["params"] == count_params(dense)
+    assert result["cost"]["dense"]["macs"] == count_macs(dense, EXAMPLE)
+    assert result["cost"]["small"]["params"] == count_params(small)
+    rows = (tmp_path / "run" / "depth" / "metrics.csv").read_text().splitlines()
+    place = rows[0].split(",").index("alpha/depth")
+    logged = [row.split(",")[place] for row in rows[1:]]
+    assert [float(cell) for cell in logged if cell] == [0.5, 0.5, 0.0]
+
+
+def test_at_once_and_without_training_is_the_model_without_the_blocks(tmp_path: Path) -> None:
+    depth = "depth: {blocks: ['4'], levels: [0.0], final_hold: 0}, criterion: {name: l1}"
+    assert go(tmp_path, f"{depth}, cut: {{}}") == 0
+    dense, small, _ = made(tmp_path)
+    shallow = bp.without(dense, ["4"], EXAMPLE)
+    blended = bp.attach(shallow, bp.plan(shallow, EXAMPLE, 0.5), "l1")
+    blended.alpha = 0.0
+    expected = bp.collapse(blended).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in small.state_dict().items())
+
+
+def test_a_number_leaves_those_out_that_change_the_output_least(tmp_path: Path) -> None:
+    assert go(tmp_path, "depth: {blocks: 1, levels: [0.0], calibration: 2}, cut: {}") == 0
+    dense, small, _ = made(tmp_path)
+    x = torch.cat([batch for batch, _ in loader()][:2])
+    batches = [batch for batch, _ in loader()][:2]
+
+    def by_batches(model: nn.Module) -> torch.Tensor:
+        model.train()  # norms by each batch, as where changes are measured
+        with torch.no_grad():
+            found = torch.cat([model(batch) for batch in batches])
+        model.eval()
+        return found.log_softmax(1)
+
+    whole = by_batches(dense)
+    changes = {}
+    for name in ("3", "4", "5"):
+        other = by_batches(bp.without(dense, [name], EXAMPLE))
+        changes[name] = float((whole.exp() * (whole - other)).sum() / len(x))
+    assert [*shortcuts(small)] == [min(changes, key=changes.__getitem__)]
+
+
+def test_a_target_is_a_share_of_the_dense_model(tmp_path: Path) -> None:
+    target = "widths: {target: {macs: 0.4}}, criterion: {name: l1, calibration: 2}"
+    assert go(tmp_path, f"depth: {{blocks: ['3']}}, {target}, cut: {{}}") == 0
+    dense, small, result = made(tmp_path)
+    share = count_macs(small, EXAMPLE) / count_macs(dense, EXAMPLE)
+    assert 0.3 < share <= 0.4
+    assert result["cost"]["small"]["macs"] == count_macs(small, EXAMPLE)
+
+
+def test_what_is_left_of_a_budget_is_fine_tuning(tmp_path: Path) -> None:
+    depth = "depth: {blocks: ['3'], levels: [0.5, 0.0]}, cut: {}, finetune: {}, cost: {epochs: 7}"
+    assert go(tmp_path, depth) == 0
+    *_, result = made(tmp_path)
+    epochs = {name: stage["epochs"] for name, stage in result["stages"].items()}
+    assert epochs == {"dense": 2, "depth": 2, "finetune": 5}
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        ("depth: {blocks: ['2']}, cut: {}", "names: '2' is no residual block; those are 3, 4, 5"),
+        ("depth: {blocks: 4}, cut: {}", "depth.blocks (=4): the model has 3 residual blocks"),
+        ("depth: {blocks: 0}, cut: {}", "depth.blocks (=0) must be a whole number"),
+        ("depth: {}, cut: {}, rounds: {}", "depth and rounds exclude each other"),
+        ("depth: {levels: {stairs: 2}}, cut: {}", "levels (={'stairs': 2"),
+        (
+            "depth: {}, widths: {target: {memory: 0.5}}, criterion: {calibration: 1}, cut: {}",
+            "widths.target.memory (=0.5) with depth must be a number",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_before_training(
+    tmp_path: Path, capsys: Any, prune: str, message: str
+) -> None:
+    assert go(tmp_path, prune) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_alpha_by_epoch() -> None:
+    config = DepthConfig(levels={"steps": 0.25}, hold=2, final_hold=3)
+    assert config.alphas == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0, 0.0]
+    assert DepthConfig(levels=[0.0], final_hold=0).alphas == []
