@@ -39,7 +39,8 @@ from branchprune.lightning import LossGuard
 def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
     """Carry out a run and write its folder, or finish one that was broken off.
 
-    The folder holds config.yaml, dense.safetensors, small.safetensors and its card small.md,
+    The folder holds config.yaml, dense.safetensors and, where the dense model was trained, the
+    weights that it had early, early.safetensors; small.safetensors and its card small.md,
     result.json and, for each stage of training, metrics.csv, TensorBoard events and last.ckpt. A
     line is added to the file of results.
 
@@ -63,7 +64,7 @@ def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
 def train_dense(config: RunConfig, console: Console) -> dict[str, float]:
     """Carry out the dense training of a run alone, or finish one that was broken off.
 
-    The folder holds config.yaml, dense.safetensors and the stage `dense`.
+    The folder holds config.yaml, dense.safetensors, early.safetensors and the stage `dense`.
 
     Args:
         config: What to do.
