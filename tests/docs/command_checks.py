@@ -232,6 +232,7 @@ def check_plan_speed(command, world):
     """The speed of planning, of a small model."""
     module = importlib.import_module("plan_speed")
     small = "--model squeezenet1_1 --image_size 64 --pairs 1 --memory_runs 0"
+    small += " --target_images 2 --target_image_size 32"
     output = world.folder / "runs" / "plan_speed.json"
     output.parent.mkdir(exist_ok=True)
     assert module.main([*shlex.split(command)[2:], *small.split(), "--output", str(output)]) == 0
