@@ -3,6 +3,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 gc.disable()  # what imports leave is no garbage
 
 
+IMPLICIT = "CompositeImplicitAutograd"
+"""What torch calls operators that are made of others."""
 LONGEST = {"test_configs.py", "test_compiling.py", "test_families.py", "test_pruning.py"}
 """Begun first, as of several processes one would else be left alone with such a file at the end."""
 
@@ -77,6 +80,30 @@ def _entry_points_are_read_once() -> Iterator[None]:
         yield
 
 
+def _look_operators_up_once() -> None:
+    """Have exporters that are imported keep the tables that each export makes of all operators.
+
+    torch's exporter to ONNX parses the source of each operator anew, and exports of every kind
+    look for operators that were registered since, which takes as long as a small network.
+    """
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if registration is not None and not hasattr(registration, "kept"):
+        registry = registration.ONNXRegistry
+        registration.kept = cache(registry.from_torchlib)
+        registry.from_torchlib = staticmethod(lambda *of, **at: copy(registration.kept(*of, **at)))
+    utils = sys.modules.get("torch._export.utils")
+    if utils is not None and not hasattr(utils, "known"):
+        utils.known, look = [], utils._materialize_cpp_cia_ops
+
+        def look_if_new() -> None:
+            found = torch._C._dispatch_get_registrations_for_dispatch_key(IMPLICIT)
+            if found != utils.known:
+                look()
+                utils.known = found
+
+        utils._materialize_cpp_cia_ops = look_if_new
+
+
 @pytest.fixture(scope="module")
 def without_charts() -> Iterator[None]:
     """Reports of runs have no charts, which take as long to draw as tiny networks to train.
@@ -94,6 +121,7 @@ def without_charts() -> Iterator[None]:
 def _one_thread_and_one_seed() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    _look_operators_up_once()
     yield
     assert torch.get_default_dtype() == torch.float32
 

@@ -155,6 +155,8 @@ def export(
                 "leave that out in evaluation"
             )
         source = Source(name, program, given, batch, output, header, options)
+        if wanted is not None:
+            source = kind.prepared(source)
         kind.write(source, part)
         found, judged = parity(ready, kind.exactly(part, name), given, batch), None
         if not max(found.values()) <= limit:

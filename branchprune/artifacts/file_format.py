@@ -31,7 +31,7 @@ class Source:
         output: What forward returned, of which outputs have their names.
         header: What the file says of itself.
         options: Those that the format takes and the user has given.
-        onnx: It as ONNX, where that is made already, as in 8 bits.
+        onnx: It as ONNX, where that is made already.
     """
 
     kind: str
@@ -79,6 +79,11 @@ def float32() -> str:
     return FLOAT32
 
 
+def as_it_is(source: Source) -> Source:
+    """Return what is written by a format that makes nothing of it in between."""
+    return source
+
+
 @dataclass(frozen=True)
 class FileFormat:
     """A file format.
@@ -96,6 +101,7 @@ class FileFormat:
         rounder: Makes what rounds a model to 8 bits, of the model, of images (N, …) that set ranges
             and of an empty folder.
         largest: The largest batch of a file that takes any; None: there is none.
+        prepared: Makes what is the same in all files of a model, before several are written of it.
         write: Writes a file and those beside it; raises OSError where that fails.
         runtime: What runs a file, with so many threads.
         exactly: Opens a file so that it is run in float32.
@@ -117,6 +123,7 @@ class FileFormat:
     bits: Sequence[int] = ()
     rounder: Callable[[Source, Tensor, Path], Rounder] | None = None
     largest: int | None = None
+    prepared: Callable[[Source], Source] = as_it_is
     precision: Callable[[], str] = float32
     set_by: str = ""
 

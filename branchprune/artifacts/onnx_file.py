@@ -34,6 +34,11 @@ def as_onnx(source: Source) -> bytes:
     return onnx_of(source.program, source.kind, opset, names, source.header)
 
 
+def with_onnx(source: Source) -> Source:
+    """Return what is written, with it as ONNX, which takes the exporter a second or more."""
+    return replace(source, onnx=as_onnx(source))
+
+
 def output_names(output: Any, program: ExportedProgram) -> list[str]:
     """Return names for the tensors that forward returns.
 
@@ -105,6 +110,7 @@ ONNX = FileFormat(
     takes=("opset",),
     bits=(INT8, HALF),
     rounder=OnnxRounder,
+    prepared=with_onnx,
     write=_write,
     runtime=OnnxRuntime,
     exactly=_exactly,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from branchprune.artifacts.file_format import FLOAT32, HALF, INT8, FileFormat, Source
-from branchprune.artifacts.onnx_file import OnnxRounder, as_onnx
+from branchprune.artifacts.onnx_file import OnnxRounder, as_onnx, with_onnx
 from branchprune.errors import PruneError
 from branchprune.runtimes.openvino import PRECISION, OpenVino, telling_line
 from branchprune.runtimes.runtime import Opened, needed
@@ -63,6 +63,7 @@ OPENVINO = FileFormat(
     write=_write,
     bits=(INT8, HALF),
     rounder=OnnxRounder,
+    prepared=with_onnx,
     runtime=OpenVino,
     exactly=_exactly,
     precision=_precision,
