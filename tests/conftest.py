@@ -1,7 +1,7 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
@@ -33,6 +33,8 @@ gc.disable()  # what imports leave is no garbage
 
 IMPLICIT = "CompositeImplicitAutograd"
 """What torch calls operators that are made of others."""
+LESS_OFTEN = (20_000, 20, 10)
+"""Garbage, of which tests make much and keep little, is collected at so many new objects."""
 LONGEST = {"test_configs.py", "test_compiling.py", "test_families.py", "test_pruning.py"}
 """Begun first, as of several processes one would else be left alone with such a file at the end."""
 
@@ -47,6 +49,7 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector the half a million objects that imports made."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*LESS_OFTEN)
     gc.enable()
 
 
@@ -130,6 +133,28 @@ def _one_thread_and_one_seed() -> Iterator[None]:
 def _no_rehearsal() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("branchprune.experiments.run.experiment._Run._rehearse", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def charts_drawn_once() -> Iterator[None]:
+    """Reports whose charts show the same draw them once, for what asks about the rest of a page."""
+    from branchprune.reports import plots
+
+    def remembered(draw: Callable[..., str]) -> Callable[..., str]:
+        drawn: dict[str, str] = {}
+
+        def chart(*given: Any, **named: Any) -> str:
+            key = repr((given, named))
+            if key not in drawn:
+                drawn[key] = draw(*given, **named)
+            return drawn[key]
+
+        return chart
+
+    with pytest.MonkeyPatch.context() as patch:
+        for chart in ("blending", "rounds", "losses", "trade_off"):
+            patch.setattr(plots, chart, remembered(getattr(plots, chart)))
         yield
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 
 from branchprune.errors import PruneError
@@ -98,18 +99,15 @@ def write_report(folder: Path) -> Path:
         PruneError: A file is missing or malformed; the message names it and the key or column.
     """
     result = _read_result(folder / "result.json")
-    loader = PackageLoader("branchprune.reports", "")
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    page.filters |= {name: getattr(quantities, name) for name in _FILTERS}
-    page.filters["score"] = partial(quantities.score, form=result["metric"]["format"])
-    text = page.get_template("report.html.j2").render(
+    summary = Summary(result)
+    text = _page().render(
         **result,
-        **_charts(folder, result),
+        **_charts(folder, result, summary),
         rows=compare(result),
         headline=headline(result),
         exported=in_runtime(result),
         dry=dry(result),
-        summary=Summary(result),
+        summary=summary,
         waited=_waited(result["stages"]),
         amount_of=amount_of,
         widest=max((group["width"] for group in result["plan"]["groups"]), default=1),
@@ -117,6 +115,22 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_whole(path, text)
     return path
+
+
+@cache
+def _page() -> Template:
+    """Return the page, which is compiled once."""
+    loader = PackageLoader("branchprune.reports", "")
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    page.filters |= {name: getattr(quantities, name) for name in _FILTERS}
+    page.filters["score"] = _score
+    return page.get_template("report.html.j2")
+
+
+@pass_context
+def _score(page: Context, value: float) -> str:
+    """Return a score as the metric of the run is told."""
+    return quantities.score(value, form=page["metric"]["format"])
 
 
 def _waited(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -135,7 +149,7 @@ def _waited(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _charts(folder: Path, result: Mapping[str, Any], summary: Summary) -> dict[str, list[Any]]:
     """Draw rounds or blending, where there are, in two widths, and the losses of each phase.
 
     The losses of a phase are drawn for half the page, or for all of it where they stand alone.
@@ -144,7 +158,7 @@ def _charts(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Any]]:
     draw: Callable[..., str] | None = None
     if result["rounds"]:
         draw = partial(_draw_rounds, result, score)
-    elif Summary(result).algorithm == "blend":
+    elif summary.algorithm == "blend":
         rows = _blending_rows(blended, result["metric"]["column"])
         draw = partial(plots.blending, rows, result["metric"], score)
     phases = [(folder / stage / "metrics.csv", title) for stage, title in _PHASES.items()]

@@ -18,6 +18,8 @@ from branchprune.planning.staying import short
 from branchprune.reports.plots import alpha_courses, blending
 from branchprune.reports.report import write_report
 
+pytestmark = pytest.mark.usefixtures("charts_drawn_once")
+
 Result = dict[str, Any]
 Make = Callable[..., str]
 
