@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import chain
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ RUNTIMES = {
     "executorch": bp.ExecuTorch,
 }
 ROUNDED = {"openvino": 2e-2}  # computes in bfloat16 where the processor has units for it
+VOLUME = (1, 2, 5, 5, 5)
 LAYERS = [
     (nn.Conv2d(6, 8, 3, stride=2, padding=1), (2, 6, 9, 9)),
     (nn.Conv2d(6, 6, 3, groups=6, bias=False), (1, 6, 9, 9)),
     (nn.Conv2d(6, 9, (1, 3), groups=3, dilation=(1, 2), padding=(0, 1)), (1, 6, 9, 9)),
     (nn.Conv1d(6, 4, 5, padding=2), (2, 6, 11)),
-    (nn.Conv3d(2, 4, 3), (1, 2, 5, 5, 5)),
+    (nn.Conv3d(2, 4, 3), VOLUME),
     (nn.ConvTranspose2d(6, 4, 4, 2, 1), (1, 6, 5, 5)),
     (nn.ConvTranspose2d(6, 4, 3, 2, 1, output_padding=1, groups=2, bias=False), (1, 6, 5, 5)),
     (nn.Linear(6, 4), (3, 6)),
@@ -33,19 +35,36 @@ LAYERS = [
 ]
 
 
+class Beside(nn.Module):
+    """Layers beside one another, since ExecuTorch takes a second for each file."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *images):
+        return tuple(layer(x) for layer, x in zip(self.layers, images, strict=True))
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_layer_computes_the_same(runtime):
-    for layer, shape in LAYERS:
-        x = torch.randn(shape)
-        if runtime == "executorch" and isinstance(layer, nn.Conv3d):
-            with pytest.raises(
-                bp.PruneError, match=r"cannot run Conv3d: .* 3-D or 4-D, but got, 5"
-            ):
-                bp.ExecuTorch(threads=1).prepared(layer, x)
-            continue
-        (found,) = outputs(RUNTIMES[runtime](threads=1).prepared(layer, x)())
-        error = (found - layer(x).detach()).abs().max() / layer(x).abs().max()
+    known = [each for each in LAYERS if runtime != "executorch" or each[1] != VOLUME]
+    layers, xs = [layer for layer, _ in known], [torch.randn(shape) for _, shape in known]
+    made = RUNTIMES[runtime](threads=1)
+    if runtime == "executorch":
+        found = outputs(made.prepared(Beside(layers), tuple(xs))())
+    else:
+        each = (made.prepared(layer, x)() for layer, x in zip(layers, xs, strict=True))
+        found = [*chain(*map(outputs, each))]
+    for layer, x, y in zip(layers, xs, found, strict=True):
+        error = (y - layer(x).detach()).abs().max() / layer(x).abs().max()
         assert error < ROUNDED.get(runtime, 1e-5), layer
+
+
+def test_what_executorch_cannot_run_is_named():
+    [layer] = [layer for layer, shape in LAYERS if shape == VOLUME]
+    with pytest.raises(bp.PruneError, match=r"cannot run Conv3d: .* 3-D or 4-D, but got, 5"):
+        bp.ExecuTorch(threads=1).prepared(layer, torch.randn(VOLUME))
 
 
 def outputs(found):

@@ -34,7 +34,7 @@ def network() -> nn.Module:
 def test_it_is_reached_and_used(name: str, target: dict[str, float]) -> None:
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
-    x = torch.randn(16, 3, 64, 64)
+    x = torch.randn(8, 3, 32, 32)
     plan = bp.plan(model, x[:1], target=target, batches=[x])
     small = bp.attach(model, plan)
     small.alpha = 0.0
