@@ -131,7 +131,8 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         "--fast",
         type=bool,
         default=False,
-        help="A dry run: two batches an epoch, one epoch a stage; scores and times mean nothing",
+        help="A dry run: two batches an epoch and a score, one epoch a stage; scores and times mean "
+        "nothing",
     )
     parser.add_argument(
         "--accelerator", type=str, default="auto", help="Device, as Lightning names it"

@@ -27,6 +27,8 @@ from branchprune.experiments.run.settings import RunSettings
 from branchprune.training.batch_keys import Keys
 
 Split = Literal["val", "test"]
+DRY = 2
+"""Batches of an epoch, and of those on which a model is judged, in a dry run."""
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Stages:
         self.tell(f"{stage} from {epoch}", place is not None)
         saved = EpochCheckpoint(folder)
         progress = StageProgress(stage, self.config.metric.val, self.console)
-        batches = 2 if self.config.fast else None
+        batches = DRY if self.config.fast else None
         trainer = self._trainer(
             max_epochs=epochs,
             logger=self._loggers(stage, place),
@@ -189,14 +191,14 @@ class Stages:
 
         Args:
             task: What to judge.
-            batches: Number of batches; None: all.
+            batches: Number of batches; None: all, of a dry run two.
             test: Whether to look at the test set, too.
 
         Raises:
             PruneError: The metric of the run is not logged, or something is missing for a test.
         """
         metric, data = self.config.metric, self.config.data
-        batches = 1 if self.rehearsed else batches
+        batches = 1 if self.rehearsed else batches or (DRY if self.config.fast else None)
         try:
             judge = self._trainer(
                 logger=False, limit_val_batches=batches, limit_test_batches=batches

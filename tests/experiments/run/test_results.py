@@ -10,6 +10,7 @@ from branchprune.cli import main
 from branchprune.errors import PruneError
 from branchprune.experiments.files import read_lines
 from branchprune.experiments.run.results_file import COPIED, add_line, make_line
+from branchprune.lightning import ClassificationTask
 from branchprune.runtimes.latency import compare_latency
 
 COST = {"channels": 8, "params": 100, "macs": 1000, "latency": {}, "peak_memory_bytes": 4}
@@ -64,18 +65,27 @@ def test_results_that_cannot_be_written_are_named(result, tmp_path):
         add_line(tmp_path / "file" / "lines.jsonl", result)
 
 
-@pytest.mark.parametrize(("fast", "seconds"), [("true", 0.0), ("false", 2.0)])
+@pytest.mark.parametrize(
+    ("fast", "seconds", "batches"), [("true", 0.0, [0, 1]), ("false", 2.0, [0, 1, 2])]
+)
 @pytest.mark.usefixtures("without_rehearsal")
-def test_times_of_a_dry_run_are_those_of_a_single_pass(fast, seconds, tmp_path, monkeypatch):
+def test_times_of_a_dry_run_are_those_of_a_single_pass_and_scores_those_of_two_batches(
+    fast, seconds, batches, tmp_path, monkeypatch
+):
+    def test_step(self, batch, batch_idx):
+        tested.append(batch_idx)
+        self.step(batch, "test")
+
     def watch(dense, small, x, seconds):
         asked.append(seconds)
         return compare_latency(dense, small, x, seconds=0)
 
-    asked = []
+    asked, tested = [], []
+    monkeypatch.setattr(ClassificationTask, "test_step", test_step)
     monkeypatch.setattr("branchprune.experiments.run.result.compare_latency", watch)
     (tmp_path / "tiny.yaml").write_text(TINY)
     arguments = ["run", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "run")]
     assert main([*arguments, "--fast", fast]) == 0
-    assert asked == [seconds]
+    assert asked == [seconds] and tested[-2 * len(batches) :] == 2 * batches  # dense and small
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["method"], result["fast"]) == ("blend", fast == "true")
