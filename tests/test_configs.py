@@ -25,6 +25,8 @@ sys.path.pop()
 ENTRIES = [*config_table.entries()]
 RUNS = [e for e in ENTRIES if e.verb == "run" and "configs/gpu.yaml" not in e.files]
 
+FEW = ["--data.init_args.batch_size=8"]
+
 
 def parsed(*arguments):
     return make_parser().parse_args([*files_as_options(arguments), "--output", "unused"])
@@ -50,13 +52,13 @@ def smaller(entry):
     """The options that make a network or its images small, where no variant does."""
     if entry.settings["name"] == "own_model":
         quick = ["--prune.criterion.calibration=1", "--prune.widths.keep=0.25"]
-        return ["--data.init_args.image_size=16", *quick]
+        return ["--data.init_args.image_size=16", *quick, *FEW]
     if entry.settings["name"] == "vgg16_cifar10" and "cpu" not in entry.variants:
         depth = next((v[:4] for v in entry.variants if v in ("vgg6_16px", "vgg7_16px")), "vgg16")
         return [f"--model.init_args.stages={SMALL[depth]}", "--precision", "32-true"]
     if entry.settings["name"] == "autoencoder_carla":
         return AUTOENCODER[: 2 if "photographs" in entry.variants else None]
-    return []
+    return FEW if entry.settings["name"].startswith("digits") else []
 
 
 @pytest.fixture
