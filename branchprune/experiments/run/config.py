@@ -131,7 +131,7 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         "--fast",
         type=bool,
         default=False,
-        help="A dry run: two batches an epoch and a score, one epoch a stage; scores and times mean "
+        help="A dry run: two batches an epoch and a score, one epoch a stage; what it finds means "
         "nothing",
     )
     parser.add_argument(
