@@ -181,11 +181,13 @@ def test_the_stored_configuration_of_a_run_has_everything_written_out(tmp_path, 
     stored = tmp_path / "run" / "config.yaml"
     settings = yaml.safe_load(stored.read_text())
     assert not {"variants", "base", "rows", "config"} & {*settings}
-    assert settings["prune"]["widths"]["keep"] == 0.25 and settings["prune"]["cut"] == {}
+    assert settings["prune"]["widths"]["keep"] == 0.25 and settings["prune"]["cut"] == {
+        "rewind": None
+    }
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "--variant quick --variant cut" in result["command"]
     again = make_parser().parse_args(["--config", str(stored), "--output", "again"])
-    assert (again.prune.cut.as_dict(), again.prune.blend) == ({}, None)
+    assert (again.prune.cut.as_dict(), again.prune.blend) == ({"rewind": None}, None)
     assert main(["run", str(file), "--variant", "quik", "--output", str(tmp_path / "no")]) == 2
     assert "perhaps 'quick'" in " ".join(capsys.readouterr().err.split())
 

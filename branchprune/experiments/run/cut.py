@@ -13,7 +13,7 @@ from branchprune.collapsing.own_dtype import own_dtype_error
 from branchprune.criteria.named import criterion_of
 from branchprune.criteria.selection import Remembered
 from branchprune.errors import PruneError
-from branchprune.experiments.run.callbacks.early_weights import EARLY
+from branchprune.experiments.run.callbacks.early_weights import EARLY, EARLY_FILE
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained
 from branchprune.experiments.run.stages import Stages
@@ -27,11 +27,10 @@ class CutConfig(Untrained):
     """Remove the channels at once, which is classical pruning.
 
     Args:
-        rewind: A file of weights that the dense model had early in its training, as every dense
-            training keeps them, after a tenth of it, in early.safetensors: channels are chosen in
-            the trained model, and the small one starts from these (the lottery ticket hypothesis,
-            Frankle, Carbin, 2019; weight rewinding, Renda et al., 2020). "early": that of the same
-            run; null: from those of the trained model.
+        rewind: "early": the dense training keeps the weights that it has after a tenth of it, in
+            early.safetensors, channels are chosen in the trained model, and the small one starts
+            from these (the lottery ticket hypothesis, Frankle, Carbin, 2019; weight rewinding,
+            Renda et al., 2020). Or the path of such a file; null: from those of the trained model.
     """
 
     rewind: str | None = None
@@ -63,8 +62,8 @@ class CutConfig(Untrained):
             scores = Remembered(criterion_of(setup.init))
             attach(wide, planned, scores, batches=batches)
             early = copied(wide)
-            own = setup.settings.output / EARLY
-            load_weights(early, own if self.rewind == "early" else self.rewind)
+            own = setup.settings.output / EARLY_FILE
+            load_weights(early, own if self.rewind == EARLY else self.rewind)
             blended = attach(early, planned, scores.again)
         if criterion.fit:
             blended = fit_expand(blended, training_inputs(data, criterion.fit, stages.keys))

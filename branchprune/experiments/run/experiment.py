@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytorch_lightning import LightningModule, seed_everything
+from pytorch_lightning import Callback, LightningModule, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from branchprune.artifacts.serialization import write_model
 from branchprune.errors import optional
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, sealed, unwritable_named, write_whole
-from branchprune.experiments.run.callbacks.early_weights import EARLY, EarlyWeights
+from branchprune.experiments.run.callbacks.early_weights import EARLY, EARLY_FILE, EarlyWeights
 from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.checks import check, first_batch
 from branchprune.experiments.run.config import RunConfig
@@ -39,8 +39,7 @@ from branchprune.lightning import LossGuard
 def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
     """Carry out a run and write its folder, or finish one that was broken off.
 
-    The folder holds config.yaml, dense.safetensors and, where the dense model was trained, the
-    weights that it had early, early.safetensors; small.safetensors and its card small.md,
+    The folder holds config.yaml, dense.safetensors, small.safetensors and its card small.md,
     result.json and, for each stage of training, metrics.csv, TensorBoard events and last.ckpt. A
     line is added to the file of results.
 
@@ -64,7 +63,7 @@ def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
 def train_dense(config: RunConfig, console: Console) -> dict[str, float]:
     """Carry out the dense training of a run alone, or finish one that was broken off.
 
-    The folder holds config.yaml, dense.safetensors, early.safetensors and the stage `dense`.
+    The folder holds config.yaml, dense.safetensors and the stage `dense`.
 
     Args:
         config: What to do.
@@ -179,8 +178,10 @@ class _Run:
             dense.compile()
         if config.dense.epochs:
             epochs = 1 if config.fast else config.dense.epochs
-            early = EarlyWeights(dense, epochs, config.output / EARLY)
-            self.stages.fit("dense", task, epochs, LossGuard(), early)
+            cut, rewinds = config.prune.cut, list[Callback]()
+            if cut is not None and cut.rewind == EARLY:
+                rewinds.append(EarlyWeights(dense, epochs, config.output / EARLY_FILE))
+            self.stages.fit("dense", task, epochs, LossGuard(), *rewinds)
         self._judge("dense", task)
         dense.cpu()
         write_model(dense, path, dense_facts(config, self.scores["dense"]))

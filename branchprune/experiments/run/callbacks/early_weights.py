@@ -10,7 +10,9 @@ from torch import nn
 from branchprune.artifacts.serialization import save
 from branchprune.graph.inputs import copied
 
-EARLY = "early.safetensors"
+EARLY = "early"
+"""What asks for them."""
+EARLY_FILE = "early.safetensors"
 PART = 0.1
 """Of the training, after which weights are early: enough to be past the noise of its start, as the
 late resetting of Frankle et al. ("Stabilizing the lottery ticket hypothesis", 2019)."""
