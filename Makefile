@@ -25,6 +25,7 @@ pytest: export OMP_NUM_THREADS = 1
 # None of the notebooks asks how well a training ends.
 pytest: export EPOCHS = 1
 pytest: export STEPS = 40
+pytest: export IMAGES = 40
 pytest: $(READY)
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --nbmake --nbmake-timeout=300 notebooks tests
 
