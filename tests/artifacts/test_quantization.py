@@ -97,19 +97,25 @@ def test_outputs_in_8_bits_are_near_those_of_the_model_at_any_batch(
     assert torch.allclose(run(written[name].path, x[:3]), found[:3], atol=1e-5)
 
 
-def test_a_file_that_is_right_at_once_is_not_written_again(
+def test_a_file_that_is_right_at_once_is_neither_written_nor_made_again(
     tmp_path: Path, model: nn.Module, monkeypatch: Any
 ) -> None:
-    contents, write = [], Path.write_bytes
+    contents, graphs, write, convert = [], [], Path.write_bytes, torch.onnx.export
+
+    def made(*given: Any, **named: Any) -> Any:
+        graphs.append(given)
+        return convert(*given, **named)
 
     def counted(path: Path, content: Any) -> int:
         contents.append(content)
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", counted)
+    monkeypatch.setattr(torch.onnx, "export", made)
     bp.export(model, IMAGES[:1], tmp_path / "a.onnx", quantize=8, calibration=IMAGES)
     float32, int8 = contents
     assert (tmp_path / "a.onnx").read_bytes() == int8 != float32
+    assert len(graphs) == 1
 
 
 def test_weights_of_a_program_in_8_bits_take_a_byte_each(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ def _parser_without_pruning(command: str) -> ArgumentParser:
         "--fast",
         type=bool,
         default=False,
-        help="A dry run: two batches an epoch and a score, one epoch a stage; what it finds means "
-        "nothing",
+        help="A dry run: two batches an epoch and a score, one epoch a stage; scores and "
+        "times mean nothing",
     )
     parser.add_argument(
         "--accelerator", type=str, default="auto", help="Device, as Lightning names it"
