@@ -10,7 +10,6 @@ from torch import nn
 
 from branchprune.blending.attach import attach
 from branchprune.blending.fit_expand import fit_expand
-from branchprune.collapsing.collapse import collapse
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied
@@ -114,7 +113,7 @@ def shorten(
             break  # it meets the target as it is
         blended = fit_expand(attach(shallow, planned, criterion, batches=fit), fit)
         blended.alpha = 0.0
-        small = Measurement(collapse(blended), whole.structure, judge, [])
+        small = Measurement(blended, whole.structure, judge, [])
         names = tuple(each.name for each in order[:count])
         change = dense.changed.of(small.dense)
         tried = *((len(each.left_out), each.change) for each in found), (count, change)
