@@ -102,10 +102,10 @@ class Runs:
 
     def _refer(self) -> tuple[dict[str, dict[str, torch.Tensor]], float]:
         """Return the weights of an undisturbed run, and how long it takes."""
-        for _ in range(2):  # the first starts the server, too
+        for name in ("first", "reference"):  # the first starts the server, too
             since = time.perf_counter()
-            status, said = self.run(place := self.folder / "reference")
-        assert status == 0, said
+            status, said = self.run(place := self.folder / name)
+            assert status == 0, said
         weights = {name: load_file(place / "run" / name) for name in MODELS}
         return weights, time.perf_counter() - since
 
