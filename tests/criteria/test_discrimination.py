@@ -27,6 +27,13 @@ def unexplained(means: Tensor, wanted: Tensor) -> float:
     return float((wanted - means @ found).square().sum())
 
 
+def read_means(model: nn.Sequential) -> Tensor:
+    """Return the means over each map that the last layer reads, centred, shape (N, C)."""
+    with torch.no_grad():
+        means: Tensor = model[:2](X).mean((2, 3))
+    return means - means.mean(0)
+
+
 def kept_of(model: nn.Module, init: object, batches: list[Tensor]) -> list[int]:
     plan = bp.plan(model, X[:1], keep=1 / 6)
     blended = bp.attach(model, plan, init, batches=batches)  # type: ignore[arg-type]
@@ -36,9 +43,7 @@ def kept_of(model: nn.Module, init: object, batches: list[Tensor]) -> list[int]:
 def test_the_first_pick_tells_most_of_the_classes() -> None:
     """Without batches of `attach`, classes alone count: one channel against every other."""
     model = chain()
-    with torch.no_grad():
-        means = model[:2](X).mean((2, 3))
-    means = means - means.mean(0)
+    means = read_means(model)
     wanted = torch.nn.functional.one_hot(Y).double()
     wanted -= wanted.mean(0)
     left = [
@@ -108,9 +113,7 @@ def test_what_is_wrong_with_batches_is_told(batches: object, message: str) -> No
 def test_every_pair_is_worse_than_what_is_picked_or_as_good_as_greedy() -> None:
     """Two picks explain at least (1 − 1/e) of what the best pair does."""
     model = chain()
-    with torch.no_grad():
-        means = model[:2](X).mean((2, 3))
-    means = means - means.mean(0)
+    means = read_means(model)
     wanted = torch.nn.functional.one_hot(Y).double()
     target = means @ torch.linalg.lstsq(means, wanted - wanted.mean(0)).solution
     plan = bp.plan(model, X[:1], keep=2 / 6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -86,14 +86,14 @@ class DepthConfig:
         return [Epoch((STAGE, kind), partial(fading, kind)) for kind in kinds]
 
 
-def shallower(
+def settled(
     config: DepthConfig, dense: nn.Module, planned: Plan, example: Tensor, stages: Stages
-) -> nn.Module:
-    """Return the model without some blocks, trained meanwhile, or what an earlier run made of it.
+) -> DepthConfig:
+    """Return what names the blocks, chosen now or by an earlier run.
 
     Args:
-        config: Which blocks, and how.
-        dense: The trained model; it is not changed.
+        config: Which blocks, or how many.
+        dense: The trained model.
         planned: Any plan of it.
         example: Input of one example.
         stages: Where to train.
@@ -105,7 +105,19 @@ def shallower(
     else:
         names = found["blocks"]
     stages.say(f"left out: {', '.join(names)}")
-    fading = Shallowing(dense, names, example)
+    return replace(config, blocks=names)
+
+
+def shallower(config: DepthConfig, dense: nn.Module, example: Tensor, stages: Stages) -> nn.Module:
+    """Return the model without some blocks, trained meanwhile, or what an earlier run made of it.
+
+    Args:
+        config: Which blocks, by name, and how.
+        dense: The trained model; it is not changed.
+        example: Input of one example.
+        stages: Where to train.
+    """
+    fading = Shallowing(dense, config.some(dense, example), example)
     if config.alphas:
         fade = _Fade(fading, config)
         train_student(stages, f"{STAGE}/shallow", dense, fading, len(config.alphas), fade)

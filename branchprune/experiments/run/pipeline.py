@@ -16,7 +16,7 @@ from branchprune.experiments.run.budget import CostConfig, Epoch, longest_last_s
 from branchprune.experiments.run.calibration import accumulate_gradients, criterion_of_data
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.criterion import CriterionConfig
-from branchprune.experiments.run.depth import shallower
+from branchprune.experiments.run.depth import settled, shallower
 from branchprune.experiments.run.finetune import finetune, reset
 from branchprune.experiments.run.rounds import RoundsConfig
 from branchprune.experiments.run.shrinking import Pruned, Setup
@@ -86,7 +86,9 @@ class Pruning:
         """Prune a trained model, whose validation score is known."""
         start, whole = dense, self._whole(dense)
         if self.settings.depth is not None:
-            start = shallower(self.settings.depth, dense, whole, self.example, stages)
+            depth = settled(self.settings.depth, dense, whole, self.example, stages)
+            self.settings = replace(self.settings, depth=depth)  # what they cost is counted
+            start = shallower(depth, dense, self.example, stages)
         planned = self._planned(start, stages)
         if self.settings.cost is not None:
             self._keep_to(self.settings.cost, dense, start, planned, stages)
