@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from branchprune.collapsing.own_dtype import own_dtype_error
 from branchprune.criteria.named import criterion_of
 from branchprune.criteria.selection import Remembered
 from branchprune.errors import PruneError
-from branchprune.experiments.run.callbacks.early_weights import EARLY, EARLY_FILE
+from branchprune.experiments.run.callbacks.early_weights import EARLY, early_file
 from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained
 from branchprune.experiments.run.stages import Stages
@@ -28,9 +29,10 @@ class CutConfig(Untrained):
 
     Args:
         rewind: "early": the dense training keeps the weights that it has after a tenth of it, in
-            early.safetensors, channels are chosen in the trained model, and the small one starts
-            from these (the lottery ticket hypothesis, Frankle, Carbin, 2019; weight rewinding,
-            Renda et al., 2020). Or the path of such a file; null: from those of the trained model.
+            early.safetensors beside the dense model, channels are chosen in the trained model, and
+            the small one starts from these (the lottery ticket hypothesis, Frankle, Carbin, 2019;
+            weight rewinding, Renda et al., 2020). Or the path of such a file; null: from those of
+            the trained model.
     """
 
     rewind: str | None = None
@@ -42,6 +44,12 @@ class CutConfig(Untrained):
             raise PruneError(
                 f"cut.rewind (={self.rewind}) starts from early weights, to which nothing is "
                 f"fitted: set criterion.fit (={setup.criterion.fit}) to 0"
+            )
+        trained = setup.settings.dense.epochs and self.rewind == EARLY
+        if self.rewind is not None and not trained and not self._rewound_to(setup).is_file():
+            raise PruneError(
+                f"cut.rewind (={self.rewind}): {self._rewound_to(setup)} does not exist; "
+                "`branchprune dense` keeps early weights beside the dense model"
             )
 
     def narrow(
@@ -62,11 +70,14 @@ class CutConfig(Untrained):
             scores = Remembered(criterion_of(setup.init))
             attach(wide, planned, scores, batches=batches)
             early = copied(wide)
-            own = setup.settings.output / EARLY_FILE
-            load_weights(early, own if self.rewind == EARLY else self.rewind)
+            load_weights(early, self._rewound_to(setup))
             blended = attach(early, planned, scores.again)
         if criterion.fit:
             blended = fit_expand(blended, training_inputs(data, criterion.fit, stages.keys))
         blended.alpha = 0.0
         small, error = collapse_with_error(blended)
         return Pruned(small, planned, error, own_dtype_error(blended, small))
+
+    def _rewound_to(self, setup: Setup) -> Path:
+        assert self.rewind is not None, "asked of those who rewind"
+        return early_file(setup.settings) if self.rewind == EARLY else Path(self.rewind)

@@ -17,7 +17,7 @@ from branchprune.artifacts.serialization import write_model
 from branchprune.errors import optional
 from branchprune.experiments import environment
 from branchprune.experiments.files import read_object, sealed, unwritable_named, write_whole
-from branchprune.experiments.run.callbacks.early_weights import EARLY, EARLY_FILE, EarlyWeights
+from branchprune.experiments.run.callbacks.early_weights import EARLY, EarlyWeights, early_file
 from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.checks import check, first_batch
 from branchprune.experiments.run.config import RunConfig
@@ -63,7 +63,8 @@ def run(config: RunConfig, command: str, console: Console) -> dict[str, Any]:
 def train_dense(config: RunConfig, console: Console) -> dict[str, float]:
     """Carry out the dense training of a run alone, or finish one that was broken off.
 
-    The folder holds config.yaml, dense.safetensors and the stage `dense`.
+    The folder holds config.yaml, dense.safetensors, early.safetensors for those who rewind to it,
+    and the stage `dense`.
 
     Args:
         config: What to do.
@@ -106,7 +107,7 @@ class _Run:
     def train_dense(self) -> dict[str, float]:
         self._check_folder("dense")
         self._begin()
-        self._train_dense()
+        self._train_dense(alone=True)
         return self.scores["dense"]
 
     def _check_folder(self, command: str) -> None:
@@ -163,7 +164,7 @@ class _Run:
             )
         return result if exported is None else result | {"export": exported}
 
-    def _train_dense(self) -> nn.Module:
+    def _train_dense(self, alone: bool = False) -> nn.Module:
         config, path = self.config, self.config.output / "dense.safetensors"
         dense = config.model
         found = self.stages.finished("dense")
@@ -178,10 +179,10 @@ class _Run:
             dense.compile()
         if config.dense.epochs:
             epochs = 1 if config.fast else config.dense.epochs
-            cut, rewinds = config.prune.cut, list[Callback]()
-            if cut is not None and cut.rewind == EARLY:
-                rewinds.append(EarlyWeights(dense, epochs, config.output / EARLY_FILE))
-            self.stages.fit("dense", task, epochs, LossGuard(), *rewinds)
+            cut, kept = config.prune.cut, list[Callback]()
+            if alone or (cut is not None and cut.rewind == EARLY):
+                kept.append(EarlyWeights(dense, epochs, early_file(config)))
+            self.stages.fit("dense", task, epochs, LossGuard(), *kept)
         self._judge("dense", task)
         dense.cpu()
         write_model(dense, path, dense_facts(config, self.scores["dense"]))

@@ -188,6 +188,19 @@ def test_a_small_model_starts_from_weights_that_the_dense_one_had_early(go, tmp_
     assert "of the dense model, which rounds leave" in capsys.readouterr().err
 
 
+def test_the_dense_training_alone_keeps_early_weights_for_others(go, tmp_path, capsys):
+    """As comparisons have it: one dense training, and runs that begin with its checkpoint."""
+    own = go(AT_ONCE, "--prune.cut.rewind", "early", name="own")
+    assert main(["dense", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "dense")]) == 0
+    begun = ["--dense.epochs", "0", "--dense.checkpoint", str(tmp_path / "dense/dense.safetensors")]
+    other = go(AT_ONCE, *begun, "--prune.cut.rewind", "early", name="other")
+    assert same(own[2][-1], other[2][-1])
+    (tmp_path / "dense" / "early.safetensors").unlink()
+    capsys.readouterr()
+    go(AT_ONCE, *begun, "--prune.cut.rewind", "early", name="third", status=2)
+    assert "dense/early.safetensors does not exist" in " ".join(capsys.readouterr().err.split())
+
+
 def test_random_filters_are_filters_of_the_dense_model(go):
     name = "branchprune.criteria.scores.random_choice"
     text = AT_ONCE.replace("cut", f"criterion: {{name: {name}}}, cut")

@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from branchprune.artifacts.serialization import save
+from branchprune.experiments.run.settings import RunSettings
 from branchprune.graph.inputs import copied
 
 EARLY = "early"
@@ -16,6 +17,14 @@ EARLY_FILE = "early.safetensors"
 PART = 0.1
 """Of the training, after which weights are early: enough to be past the noise of its start, as the
 late resetting of Frankle et al. ("Stabilizing the lottery ticket hypothesis", 2019)."""
+
+
+def early_file(settings: RunSettings) -> Path:
+    """Return where the early weights of the dense model are, be it that of another run."""
+    dense = settings.dense
+    if dense.checkpoint is None or dense.epochs:
+        return settings.output / EARLY_FILE
+    return Path(dense.checkpoint).parent / EARLY_FILE
 
 
 class EarlyWeights(Callback):
