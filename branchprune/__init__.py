@@ -33,6 +33,7 @@ from branchprune.runtimes.executorch import ExecuTorch
 from branchprune.runtimes.onnx_runtime import OnnxRuntime
 from branchprune.runtimes.openvino import OpenVino
 from branchprune.runtimes.pytorch import PyTorch
+from branchprune.targets.depth import Shallower, shorten
 from branchprune.targets.plan import plan, plans
 from branchprune.targets.sensitivity import sensitivity
 from branchprune.version import __version__
@@ -50,6 +51,7 @@ __all__ = [
     "PruneError",
     "PyTorch",
     "Schedule",
+    "Shallower",
     "Shallowing",
     "__version__",
     "attach",
@@ -72,6 +74,7 @@ __all__ = [
     "rules",
     "save",
     "sensitivity",
+    "shorten",
     "stand_in",
     "steps",
     "teach",

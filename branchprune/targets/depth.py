@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,8 @@ from branchprune.targets.plan import plan
 
 TRIED = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 26, 33, 41, 50)
 """Numbers of blocks that are left out, of which the best is taken."""
+PATIENCE = 3
+"""After so many numbers that are no better than one before no larger ones are tried."""
 FROM_DENSE = ("macs", "params")
 """What a share of a target is of: the dense model, not the shallower one."""
 
@@ -96,30 +99,58 @@ def shorten(
         what: most * getattr(whole.before, what) if what in FROM_DENSE and most < 1 else most
         for what, most in target.items()
     }
-    fit, judge = (*halves(given), given)[:2]
-    dense = Measurement(model, whole.structure, judge, [])
-    order = ranked(model, whole.structure, blocks(model, example), judge)
+    choose = partial(
+        plan, example=example, target=asked, batches=given, criterion=criterion, **options
+    )
+    return shortened(model, whole.structure, example, choose, given, criterion)
+
+
+def shortened(
+    model: nn.Module,
+    structure: Structure,
+    example: Example,
+    choose: Callable[[nn.Module], Plan],
+    batches: Sequence[Example],
+    criterion: Init,
+) -> Shallower:
+    """Choose blocks to leave out, and widths for what is left.
+
+    Args:
+        model: The model; it is not changed.
+        structure: Its structure.
+        example: See `plan`.
+        choose: Chooses the widths of a model without some of its blocks, and raises where none
+            are left to choose.
+        batches: Inputs; one half is fitted to, the other judges.
+        criterion: See `plan`.
+
+    Raises:
+        PruneError: As `choose` for the whole model.
+    """
+    fit, judge = (*halves(batches), batches)[:2]
+    dense = Measurement(model, structure, judge, [])
+    order = ranked(model, structure, blocks(model, example), judge)
     found: list[Shallower] = []
     for count in [each for each in TRIED if each <= len(order)]:
         shallow = copied(model)
         put_shortcuts(shallow, {each.name: each.activation for each in order[:count]})
         try:
-            planned = plan(
-                shallow, example, target=asked, batches=given, criterion=criterion, **options
-            )
+            planned = choose(shallow)
         except PruneError:
             if not found:
                 raise
             break  # it meets the target as it is
         blended = fit_expand(attach(shallow, planned, criterion, batches=fit), fit)
         blended.alpha = 0.0
-        small = Measurement(blended, whole.structure, judge, [])
+        small = Measurement(blended, structure, judge, [])
         names = tuple(each.name for each in order[:count])
         change = dense.changed.of(small.dense)
         tried = *((len(each.left_out), each.change) for each in found), (count, change)
         found.append(Shallower(shallow, planned, names, change, tried))
-    best = min(found, key=lambda each: each.change)
-    return Shallower(best.model, best.plan, best.left_out, best.change, found[-1].tried)
+        best = min(found, key=lambda each: each.change)
+        if len(found) - found.index(best) > PATIENCE:
+            break
+    return replace(best, tried=found[-1].tried)
 
 
 def ranked(

@@ -10,9 +10,10 @@ from models import scramble
 from torch import nn
 
 import branchprune as bp
+from branchprune.graph.shortcut import shortcuts
 from branchprune.models import ResNet
 from branchprune.planning.profiling import count_macs, count_params
-from branchprune.targets.depth import ranked, shorten
+from branchprune.targets.depth import ranked, shorten, shortened
 from branchprune.targets.output_change import OutputChange
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -68,6 +69,21 @@ def test_the_best_of_all_numbers_is_returned_and_beats_narrow_channels_alone() -
         [[anew(small, x)] for x in judged]
     )
     assert changes == pytest.approx(found.change, rel=1e-3)
+
+
+def test_no_more_blocks_are_tried_once_three_numbers_were_worse() -> None:
+    model = ResNet(14, (6, 8, 10)).train()
+    for _ in range(50):
+        model(X)  # its norms know the images
+    structure = bp.plan(model.eval(), X[:1]).structure
+    assert len(bp.blocks(model, X[:1])) == 4
+
+    def choose(shallow: nn.Module) -> bp.Plan:
+        return bp.plan(shallow, X[:1], keep=0.2 if shortcuts(shallow) else 1.0)
+
+    found = shortened(model, structure, X[:1], choose, [X], "l1")
+    assert [count for count, _ in found.tried] == [0, 1, 2, 3] and found.left_out == ()
+    assert found.change == found.tried[0][1] < min(change for _, change in found.tried[1:])
 
 
 def anew(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

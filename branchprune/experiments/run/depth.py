@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -15,12 +16,15 @@ from branchprune.experiments.run.blend import levels_of
 from branchprune.experiments.run.budget import Epoch
 from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import train_student
-from branchprune.lightning.training_inputs import training_inputs
+from branchprune.graph.structure import Structure
 from branchprune.planning.plan import Plan
 from branchprune.planning.residual_blocks import blocks, without
-from branchprune.targets.depth import ranked
+from branchprune.targets.depth import ranked, shortened
+from branchprune.targets.error_curves import Init
 
 STAGE = "depth"
+AUTO = "auto"
+"""Asks for as many blocks as serve a target best."""
 
 
 @dataclass
@@ -29,21 +33,21 @@ class DepthConfig:
 
     Args:
         blocks: Paths of the blocks; or how many: those without which the output changes least for
-            their multiply-adds.
+            their multiply-adds; "auto": as many of these as serve the target of the widths best.
         levels: α of these blocks beside their shortcuts, as `blend.levels`; [0.0]: at once.
         hold: Epochs at each level above 0.
         final_hold: Epochs without them.
-        calibration: Training batches on which blocks are ranked.
+        calibration: Training batches on which blocks are chosen, if the criterion sees fewer.
     """
 
-    blocks: int | list[str] = 1
+    blocks: int | list[str] | Literal["auto"] = 1
     levels: dict[str, float] | list[float] = field(default_factory=lambda: {"steps": 0.25})
     hold: int = 1
     final_hold: int = 1
     calibration: int = 4
 
     def __post_init__(self) -> None:
-        if not isinstance(self.blocks, list):
+        if not isinstance(self.blocks, list) and self.blocks != AUTO:
             whole("depth.blocks", self.blocks, 1)
         for name in ("hold", "calibration"):
             whole(f"depth.{name}", getattr(self, name), 1)
@@ -57,7 +61,7 @@ class DepthConfig:
         return [alpha for alpha in falling for _ in range(self.hold)] + [0.0] * self.final_hold
 
     def some(self, model: nn.Module, example: Tensor) -> list[str]:
-        """Return as many blocks as will go, the right ones where they are named.
+        """Return as many blocks as will go, the right ones where they are named; none for "auto".
 
         Raises:
             PruneError: A name is no block, or there are not so many.
@@ -65,6 +69,8 @@ class DepthConfig:
         if isinstance(self.blocks, list):
             without(model, self.blocks, example)  # finds what is wrong
             return self.blocks
+        if isinstance(self.blocks, str):  # "auto"
+            return []
         known = [each.name for each in blocks(model, example)]
         if len(known) < self.blocks:
             raise PruneError(
@@ -72,6 +78,31 @@ class DepthConfig:
                 "can be left out"
             )
         return known[-self.blocks :]
+
+    def chosen(
+        self,
+        dense: nn.Module,
+        structure: Structure,
+        example: Tensor,
+        batches: Sequence[Tensor],
+        widths: Callable[[nn.Module], Plan],
+        criterion: Init,
+    ) -> list[str]:
+        """Return the blocks to leave out, where they are not named.
+
+        Args:
+            dense: The trained model.
+            structure: Its structure.
+            example: Input of one example.
+            batches: Inputs on which the change of the output is measured.
+            widths: Chooses the widths of a model without some blocks.
+            criterion: By which channels are chosen there.
+        """
+        if self.blocks == AUTO:
+            found = shortened(dense, structure, example, widths, batches, criterion)
+            return [*found.left_out]
+        order = ranked(dense, structure, blocks(dense, example), batches)
+        return [each.name for each in order[: len(self.some(dense, example))]]
 
     def epochs_to_train(self, dense: nn.Module, example: Tensor) -> Sequence[Epoch]:
         """Return one `Epoch` per training epoch, to count its cost."""
@@ -86,25 +117,21 @@ class DepthConfig:
         return [Epoch((STAGE, kind), partial(fading, kind)) for kind in kinds]
 
 
-def settled(
-    config: DepthConfig, dense: nn.Module, planned: Plan, example: Tensor, stages: Stages
-) -> DepthConfig:
+def settled(config: DepthConfig, stages: Stages, choose: Callable[[], list[str]]) -> DepthConfig:
     """Return what names the blocks, chosen now or by an earlier run.
 
     Args:
         config: Which blocks, or how many.
-        dense: The trained model.
-        planned: Any plan of it.
-        example: Input of one example.
         stages: Where to train.
+        choose: Chooses them, where they are not named.
     """
     found = stages.finished(f"{STAGE}_blocks")
     if found is None:
-        names = _chosen(config, dense, planned, example, stages)
+        names = config.blocks if isinstance(config.blocks, list) else choose()
         stages.finish(f"{STAGE}_blocks", blocks=names)
     else:
         names = found["blocks"]
-    stages.say(f"left out: {', '.join(names)}")
+    stages.say(f"left out: {', '.join(names) or 'no block'}")
     return replace(config, blocks=names)
 
 
@@ -123,17 +150,6 @@ def shallower(config: DepthConfig, dense: nn.Module, example: Tensor, stages: St
         train_student(stages, f"{STAGE}/shallow", dense, fading, len(config.alphas), fade)
     fading.alpha = 0.0
     return fading.collapsed().cpu()
-
-
-def _chosen(
-    config: DepthConfig, dense: nn.Module, planned: Plan, example: Tensor, stages: Stages
-) -> list[str]:
-    names = config.some(dense, example)
-    if isinstance(config.blocks, list):
-        return names
-    batches = training_inputs(stages.config.data, config.calibration, stages.keys)
-    order = ranked(dense, planned.structure, blocks(dense, example), batches)
-    return [each.name for each in order[: config.blocks]]
 
 
 class _Fade(Callback):

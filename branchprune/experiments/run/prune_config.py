@@ -10,7 +10,7 @@ from branchprune.experiments.run.blend import BlendConfig
 from branchprune.experiments.run.budget import CostConfig
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.cut import CutConfig
-from branchprune.experiments.run.depth import DepthConfig
+from branchprune.experiments.run.depth import AUTO, DepthConfig
 from branchprune.experiments.run.few_images import FewImagesConfig
 from branchprune.experiments.run.finetune import FinetuneConfig
 from branchprune.experiments.run.rounds import RoundsConfig
@@ -94,6 +94,11 @@ class PruneConfig:
             )
         if self.rounds is not None and self.depth is not None:
             raise PruneError("depth and rounds exclude each other: set one of both to null")
+        if self.depth is not None and self.depth.blocks == AUTO and self.widths.target is None:
+            raise PruneError(
+                f"depth.blocks (={AUTO!r}) are chosen for a target: set widths.target, or say how "
+                "many"
+            )
         if self.rounds is not None and self.cut is not None and self.cut.rewind is not None:
             raise PruneError(
                 f"cut.rewind (={self.cut.rewind}) is of the dense model, which rounds leave: "

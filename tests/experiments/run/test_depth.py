@@ -47,8 +47,19 @@ class TinyResNet(nn.Sequential):
         super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 
-def go(folder: Path, prune: str, *options: str) -> int:
-    text = CONFIG.replace("{class_path: small_training.TinyVGG}", NET)
+class Uneven(nn.Sequential):
+    """The first of its two blocks costs four times the other, and hardly adds anything."""
+
+    def __init__(self) -> None:
+        stem = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+        end = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        super().__init__(*stem, Block(8), nn.MaxPool2d(2), Block(8), *end)
+        with torch.no_grad():
+            self[3].bn2.weight.fill_(1e-4)
+
+
+def go(folder: Path, prune: str, *options: str, net: str = NET) -> int:
+    text = CONFIG.replace("{class_path: small_training.TinyVGG}", net)
     (folder / "config.yaml").write_text(f"{text}prune: {{{prune}}}\n")
     return main(["run", str(folder / "config.yaml"), "--output", str(folder / "run"), *options])
 
@@ -109,6 +120,59 @@ def test_a_number_leaves_those_out_that_change_the_output_least(tmp_path: Path) 
     assert [*shortcuts(small)] == [min(changes, key=changes.__getitem__)]
 
 
+def trained(folder: Path, model: nn.Module) -> list[str]:
+    """Return options by which a run starts from a model."""
+    bp.save(model, folder / "trained.safetensors")
+    return ["--dense.epochs", "0", "--dense.checkpoint", str(folder / "trained.safetensors")]
+
+
+def test_the_cost_is_that_of_the_blocks_that_are_chosen(tmp_path: Path) -> None:
+    net = "{class_path: test_depth.Uneven}"
+    macs = {name: count_macs(bp.without(Uneven(), [name], EXAMPLE), EXAMPLE) for name in "35"}
+    assert macs["5"] > 1.5 * macs["3"]
+    epochs = {}
+    for blocks in ("1", "['3']", "['5']"):
+        folder = tmp_path / f"blocks_{len(epochs)}"
+        folder.mkdir()
+        depth = f"depth: {{blocks: {blocks}, levels: [0.0], final_hold: 0}}"
+        cost = f"finetune: {{}}, cost: {{train_macs: {30 * len(loader().dataset) * 3 * macs['3']}}}"
+        options = trained(folder, Uneven())
+        assert go(folder, f"{depth}, cut: {{}}, {cost}", *options, net=net) == 0
+        result = json.loads((folder / "run" / "result.json").read_text())
+        epochs[blocks] = result["stages"]["finetune"]["epochs"]
+    assert epochs["1"] == epochs["['3']"] > epochs["['5']"]
+
+
+def test_as_many_blocks_go_as_serve_the_target_best(tmp_path: Path) -> None:
+    model = TinyResNet()
+    with torch.no_grad():
+        model[4].bn2.weight.fill_(1e-4)
+    options = trained(tmp_path, model)
+    depth = "depth: {blocks: auto, levels: [0.0], final_hold: 0, calibration: 2}"
+    widths = "widths: {target: {macs: 0.6}}, criterion: {name: l1, calibration: 2}"
+    assert go(tmp_path, f"{depth}, {widths}, cut: {{}}", *options) == 0
+    _, small, result = made(tmp_path)
+    batches = [batch for batch, _ in loader()][:2]
+    found = bp.shorten(model.eval(), EXAMPLE, target={"macs": 0.6}, batches=batches, criterion="l1")
+    assert [*shortcuts(small)] == [*found.left_out] == ["4"]
+    assert result["cost"]["small"]["macs"] <= 0.6 * count_macs(model, EXAMPLE)
+
+
+def test_no_block_goes_where_each_is_needed_more_than_channels(tmp_path: Path) -> None:
+    model = TinyResNet()
+    with torch.no_grad():
+        for name in "345":
+            model.get_submodule(name).bn2.weight.fill_(5.0)
+            for bias in (model.get_submodule(name).bn1.bias, model.get_submodule(name).bn2.bias):
+                bias.copy_(torch.randn(8))
+    depth = "depth: {blocks: auto, levels: {steps: 0.5}, calibration: 2}"
+    widths = "widths: {target: {params: 0.95}}, criterion: {name: l1, calibration: 2}"
+    options = trained(tmp_path, model)
+    assert go(tmp_path, f"{depth}, {widths}, cut: {{}}", *options) == 0
+    _, small, result = made(tmp_path)
+    assert shortcuts(small) == {} and "depth" not in result["stages"]
+
+
 def test_a_target_is_a_share_of_the_dense_model(tmp_path: Path) -> None:
     target = "widths: {target: {macs: 0.4}}, criterion: {name: l1, calibration: 2}"
     assert go(tmp_path, f"depth: {{blocks: ['3']}}, {target}, cut: {{}}") == 0
@@ -132,6 +196,8 @@ def test_what_is_left_of_a_budget_is_fine_tuning(tmp_path: Path) -> None:
         ("depth: {blocks: ['2']}, cut: {}", "names: '2' is no residual block; those are 3, 4, 5"),
         ("depth: {blocks: 4}, cut: {}", "depth.blocks (=4): the model has 3 residual blocks"),
         ("depth: {blocks: 0}, cut: {}", "depth.blocks (=0) must be a whole number"),
+        ("depth: {blocks: all}, cut: {}", "depth.blocks"),
+        ("depth: {blocks: auto}, cut: {}", "depth.blocks (='auto') are chosen for a target"),
         ("depth: {}, cut: {}, rounds: {}", "depth and rounds exclude each other"),
         ("depth: {levels: {stairs: 2}}, cut: {}", "levels (={'stairs': 2"),
         (
