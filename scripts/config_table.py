@@ -21,7 +21,14 @@ from marked_tables import fill
 
 from branchprune.experiments.files import read_lines
 from branchprune.experiments.markdown import markdown_table
-from branchprune.experiments.variants import JOINT, ConfigFile, Settings, read_file
+from branchprune.experiments.variants import (
+    COMPARISON,
+    JOINT,
+    ConfigFile,
+    Settings,
+    read_file,
+    read_settings,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, RESULTS, README = ROOT / "configs", ROOT / "scripts/results", ROOT / "configs/README.md"
@@ -31,7 +38,7 @@ OTHER_DATA = {"jpeg", "images"}
 """Variants by which a run reads other data than those of the lines of results."""
 SCRIPTS = {"yolo.yaml": "python scripts/yolo.py"}
 """What runs a file that is none of `branchprune`."""
-METHODS = "methods.yaml"
+METHODS = CONFIGS / "compare" / "methods.yaml"
 """The file of variants that comparisons have in common."""
 
 
@@ -77,10 +84,10 @@ class Entry:
 def entries() -> Iterator[Entry]:
     """Yield every file that a command runs, and every variant of it."""
     for path in [*sorted(CONFIGS.glob("*.yaml")), *sorted((CONFIGS / "compare").glob("*.yaml"))]:
-        if path.name == METHODS:
+        if path == METHODS:
             continue
         file, about, name = read_file(path), comments(path), str(path.relative_to(ROOT))
-        if path.parent != CONFIGS:
+        if compares(path):
             yield Entry("compare", (name,), (), about[""], _merged(file.layers()))
             continue
         before = ("configs/vgg16_cifar10.yaml",) if path.name == ADDED else ()
@@ -90,6 +97,11 @@ def entries() -> Iterator[Entry]:
             shown = about[variants[-1] if variants else ""]
             verb = "run" if "model" in settings else "cost"
             yield Entry(SCRIPTS.get(path.name, verb), (*before, name), variants, shown, settings)
+
+
+def compares(path: Path) -> bool:
+    """Return whether a file is one of `branchprune compare`."""
+    return {*COMPARISON} <= {*read_settings(path)}
 
 
 def _choices(file: ConfigFile) -> Iterator[tuple[str, ...]]:
@@ -110,23 +122,31 @@ def _merged(layers: Sequence[Settings]) -> Settings:
 
 def comments(path: Path) -> dict[str, str]:
     """Return the first sentence above a file ("") and above or beside its variants, by name."""
+    return {name: _sentence(text) for name, text in whole_comments(path).items()}
+
+
+def whole_comments(path: Path) -> dict[str, str]:
+    """Return all that stands above a file ("") and above or beside its variants, by name."""
     text = path.read_text(encoding="utf-8")
     top = re.match(r"(?:#.*\n)+", text)
-    found = {"": _sentence(top.group(0) if top else "")}
+    found = {"": _text(top.group(0) if top else "")}
     above: list[str] = []
     for line in text.partition("\nvariants:\n")[2].splitlines():
         match = re.match(r"  ([^\s:#][^:#]*):(?:.*?\s#\s(.*))?", line)
         if line.startswith("  #"):
             above.append(line.strip())
         elif match:
-            found[match.group(1)] = _sentence(match.group(2) or "\n".join(above))
+            found[match.group(1)] = _text(match.group(2) or "\n".join(above))
         if match or not line.strip():
             above = []
     return found
 
 
-def _sentence(comment: str) -> str:
-    text = " ".join(line.lstrip("# ") for line in comment.splitlines())
+def _text(comment: str) -> str:
+    return " ".join(line.lstrip("# ") for line in comment.splitlines())
+
+
+def _sentence(text: str) -> str:
     text = text.split(". ")[0].strip().rstrip(".").replace("<", "&lt;")
     first = text[:1].upper() if text[:1].isascii() else text[:1]  # α stays small
     return f"{first}{text[1:]}." if text else ""
@@ -178,10 +198,11 @@ def commands_table() -> str:
 def rows_table() -> str:
     """Return the table of what comparisons put their methods together from."""
     rows = [["file", "variant", "what it is"]]
-    for path in sorted((CONFIGS / "compare").glob("*.yaml")):
-        about = comments(path)
-        names = own_names(read_file(path))
-        rows += [[f"`{path.name}`", f"`{name}`", about[name]] for name in names]
+    of_all = sorted(path for path in CONFIGS.rglob("*.yaml") if compares(path) or path == METHODS)
+    for path in of_all:
+        about, names = comments(path), own_names(read_file(path))
+        place = path.relative_to(CONFIGS)
+        rows += [[f"`{place}`", f"`{name}`", about[name]] for name in names]
     return markdown_table(rows, "lll")
 
 

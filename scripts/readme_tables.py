@@ -16,10 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from config_table import compares
 from export_tables import exports_table, trained_table
 from headline_tables import Comparisons, coverage, headlines, reproduction
 from marked_tables import fill
 from measurement_tables import bench_table, cost_table, plan_speed_table
+from method_tables import beside_table, depth_table, sources_table
+from method_tables import cost_table as criteria_table
 from paper_tables import FILES, paper_table, read_results
 from reproduce import todays_command
 from target_tables import additivity_table, latency_table, reach_table
@@ -37,11 +40,14 @@ RESULTS = ROOT / "scripts" / "results"
 COMPARISONS = (
     *("vgg7_16px", "ablations_vgg7_16px", "cliff_vgg7_16px", "autoencoder_carla_cpu"),
     *("few_images_16px", "few_images_forms", "cliff_norms_16px", "widths_16px"),
+    *("methods", "depth_16px"),
 )
-"""Comparisons that have a page, as configs/compare/ names them."""
+"""Comparisons that have a page, as configs/ names them."""
 NETWORKS = {
     "few_images_networks": ("resnet20", "resnet56", "mobilenet", "carla"),
     "widths_16px": ("resnet56", "mobilenet"),
+    "depth_16px": ("mobilenet",),
+    "methods": ("digits",),
 }
 """Variants with a table of their own on the page of a comparison, by its name."""
 
@@ -66,7 +72,8 @@ def _json(path: Path) -> Any:
 def comparison(folder: Path, name: str) -> compare_results.Results:
     """Return the results of a comparison, NAME or NAME+VARIANT."""
     file, *variants = name.split("+")
-    read = compare_config.read(ROOT / "configs" / "compare" / f"{file}.yaml", variants)
+    [path] = [each for each in (ROOT / "configs").rglob(f"{file}.yaml") if compares(each)]
+    read = compare_config.read(path, variants)
     return compare_results.read(read, folder / "compare" / f"{name}.jsonl")
 
 
@@ -163,6 +170,18 @@ PAGES: dict[str, dict[str, Table]] = {
         }
         for name in (*COMPARISONS, *(each for each in NETWORKS if each not in COMPARISONS))
     },
+}
+PAGES["scripts/results/compare/methods.md"] |= {
+    "sources": Table((_lines("methods"),), lambda _: sources_table()),
+    "beside": Table(("masks_and_gates.json",), partial(table_of, beside_table, "masks_and_gates")),
+    "criteria": Table(("criteria_cost.json",), partial(table_of, criteria_table, "criteria_cost")),
+}
+DEPTH = {"ResNet-56": "depth_16px", "MobileNetV2": "depth_16px+mobilenet"}
+PAGES["scripts/results/compare/depth_16px.md"] |= {
+    "depth_latency": Table(
+        tuple(map(_lines, DEPTH.values())),
+        lambda folder: depth_table({name: comparison(folder, of) for name, of in DEPTH.items()}),
+    ),
 }
 """The tables of each page, by the name in their markers."""
 

@@ -11,7 +11,8 @@ RESULTS = ROOT / "scripts" / "results"
 FRAMES = "--data.init_args.root FRAMES"
 TABLES = (
     *"headlines coverage reproduction zoo paper cost bench plan_speed torture yolo".split(),
-    *("reach", "latency", "additivity", "networks", "trained"),
+    *("reach", "latency", "additivity", "networks", "trained", "sources", "beside", "criteria"),
+    "depth_latency",
 )
 
 

@@ -15,17 +15,17 @@ from branchprune.errors import PruneError
 from branchprune.experiments.jobs import shown
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.settings import MetricConfig
-from branchprune.experiments.variants import ConfigFile, check, read_file
+from branchprune.experiments.variants import OF_SEARCH, ConfigFile, check, read_file
 
 KEYS = ("name", "seeds", "budgets", "methods")
 DERIVED = ("text", "prune_task")
 """What the settings of a run hold beside what a file says."""
 NAME = r"\w[\w.-]*"
 COMMON = (
-    *("base", "rows", "variants"),
+    *("base", "rows", "variants", OF_SEARCH),
     *(field.name for field in fields(RunConfig) if field.name not in DERIVED),
 )
-"""What a comparison may say of all its runs."""
+"""What a comparison may say of all its runs, and what it leaves alone."""
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,13 @@ def chosen():
     """Yield methods which together have every variant that a method of their experiment has.
 
     The others put the same variants together otherwise; those of comparisons for a GPU are the same
-    as at the scale of two cores, and those of the file of the experiment are run elsewhere.
+    as at the scale of two cores, and those of the file of the experiment, and of the methods of the
+    field, are run elsewhere.
     """
     files = ("autoencoder_carla", "vgg16_cifar10")
     seen = {name: {*read_file(CONFIGS / f"{name}.yaml").variants} for name in files}
+    field = compare_config.read(CONFIGS / "methods.yaml").methods.values()
+    seen["vgg16_cifar10"] |= {row for method in field for row in method.rows}
     for name in NAMES:
         comparison = COMPARISONS[name]
         own, done = read_file(FILES[name]).variants, seen[experiment(name)]

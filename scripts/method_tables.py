@@ -1,0 +1,124 @@
+"""The field's methods as tables: sources, masks and gates, cost of criteria, depth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from statistics import fmean, stdev
+from typing import Any
+
+from config_table import CONFIGS, METHODS, whole_comments
+from recorded_rows import made
+
+from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare.results import Results
+from branchprune.experiments.markdown import NOTHING, markdown_table
+
+Result = Mapping[str, Any]
+
+FILE = CONFIGS / "methods.yaml"
+COMMENT = re.compile(
+    r"(?P<choice>\w+): (?P<what>.+?)\. Source: (?P<source>.+?)\. Ours: (?P<ours>.+?)\.(?: .*)?"
+)
+"""What stands above the variant of a method of the field."""
+
+
+def sources_table() -> str:
+    """Return where each method of configs/methods.yaml comes from, and how ours differs."""
+    comments = whole_comments(METHODS) | whole_comments(FILE)
+    lines = [["choice", "method", "variants", "what it is", "source", "ours"]]
+    for method in compare_config.read(FILE).methods.values():
+        found = [COMMENT.fullmatch(comments[row]) for row in method.rows]
+        *_, last = [each for each in found if each is not None]
+        choice, what, source, ours = (_capital(last[name]) for name in COMMENT.groupindex)
+        rows = ", ".join(f"`{row}`" for row in method.rows)
+        lines.append([choice, method.name, rows, what, source, ours])
+    return markdown_table(lines, "llllll")
+
+
+def _capital(text: str) -> str:
+    first = text[:1].upper() if text[:1].isascii() else text[:1]  # α stays small
+    return f"{first}{text[1:]}"
+
+
+def beside_table(result: Result) -> str:
+    """Return what masks and gates come to, of `scripts/masks_and_gates.py`."""
+    rows, options = result["rows"], result["options"]
+    lines = [["method", "accuracy, %", "weights not 0", "multiply-adds needed", "an image, ms"]]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        scores = [100 * row["test"] for row in own]
+        spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
+        times = [
+            f"{runtime}: dense {_ms(own, 'dense', runtime)}, narrow {_ms(own, 'narrow', runtime)}, "
+            f"{method} {_ms(own, method, runtime)}"
+            for runtime in dict.fromkeys(key.split(", ")[1] for key in own[0]["ms"])
+        ]
+        lines.append(
+            [
+                method,
+                f"{fmean(scores):.2f}{spread} ({len(own)})",
+                f"{100 * fmean(row['nonzero'] for row in own):.1f} %",
+                f"{100 * fmean(row['macs'] for row in own):.1f} %",
+                "; ".join(times) or NOTHING,
+            ]
+        )
+    return (
+        f"{markdown_table(lines, 'lrrrl')}\n\nTest accuracy after {options['epochs']} epochs of "
+        "the dense layers, mean ± sample standard deviation of n seeds. *Multiply-adds needed*: a "
+        "share of the dense model's, were nothing computed for zeros. *An image*: median latency, "
+        f"one thread, all three models in turns; *narrow* has {100 * options['keep']:.1f} % of the "
+        f"channels of each layer. {made(rows)}. Command: `python scripts/masks_and_gates.py "
+        "--record`."
+    )
+
+
+def _ms(rows: Any, kind: str, runtime: str) -> str:
+    return f"{fmean(row['ms'][f'{kind}, {runtime}'] for row in rows):.2f}"
+
+
+def cost_table(result: Result) -> str:
+    """Return what each criterion costs, of `scripts/criteria_cost.py`."""
+    rows, options = result["rows"], result["options"]
+    lines = [["criterion", "seconds", "steps of training"]]
+    for row in sorted(rows, key=lambda row: row["seconds"] / row["step"]):
+        quotient = row["seconds"] / row["step"]
+        lines.append([f"`{row['criterion']}`", f"{row['seconds']:.2f}", f"{quotient:.2f}"])
+    return (
+        f"{markdown_table(lines, 'lrr')}\n\nChoosing half of the channels of a "
+        f"`{options['model']}` by {options['images']} images of {options['image_size']} px, one "
+        "thread, with all that is made on the way; *steps of training*: of a forward and backward "
+        f"pass over these images, timed in turns. {made(rows)}. Command: `python "
+        "scripts/criteria_cost.py --record`."
+    )
+
+
+def depth_table(results: Mapping[str, Results]) -> str:
+    """Return how fast models of fewer blocks are, of the comparison depth_16px.
+
+    Args:
+        results: By network.
+    """
+    lines = [["network", "budget", "method", "latency, ms", "of the dense model's", "accuracy, %"]]
+    for network, found in results.items():
+        for each in found.outcomes():
+            files = [line["export"]["files"] for line in each.lines]
+            times = [
+                {one["model"]: 1e3 * one["latency"]["median_s"] for one in two} for two in files
+            ]
+            ratio = fmean(one["small"] / one["dense"] for one in times)
+            lines.append(
+                [
+                    network,
+                    each.budget,
+                    each.method,
+                    f"{fmean(one['small'] for one in times):.3f}",
+                    f"{100 * ratio:.1f} %",
+                    f"{100 * each.mean:.2f}",
+                ]
+            )
+    return f"{markdown_table(lines, 'lllrrr')}\n\nMeans of all seeds."
+
+
+def _ms_by_model(files: Any) -> dict[str, float]:
+    return {file["model"]: 1e3 * file["latency"]["median_s"] for file in files}
