@@ -25,7 +25,7 @@ from method_tables import beside_table, depth_table, sources_table
 from method_tables import cost_table as criteria_table
 from paper_tables import FILES, paper_table, read_results
 from reproduce import todays_command
-from target_tables import additivity_table, latency_table, reach_table
+from target_tables import additivity_table, latency_table, layer_latency_table, reach_table
 from torture_table import table as torture_table
 from yolo_table import table as yolo_table
 
@@ -126,6 +126,9 @@ PAGES: dict[str, dict[str, Table]] = {
         "cost": Table(
             ("cost.json",),
             lambda folder: cost_table(_json(folder / "cost.json"), _json(folder / "paper.json")),
+        ),
+        "layers": Table(
+            ("layer_latency.json",), partial(table_of, layer_latency_table, "layer_latency")
         ),
         "bench": Table(("bench.json",), lambda folder: bench_table(_json(folder / "bench.json"))),
         "plan_speed": Table(

@@ -85,9 +85,8 @@ def latency_table(result: Result) -> str:
 def layer_latency_table(result: Result) -> str:
     """Return where the rest of the speed-up is, of `scripts/layer_latency.py`."""
     options, rows = result["options"], result["rows"]
-    lines = [
-        ["widths", "batch", "dense", "small", "times as fast", "fewer MACs", "of that", "least"]
-    ]
+    names = ["widths", "threads", "batch", "dense", "small", "times as fast", "fewer MACs"]
+    lines = [[*names, "of that", "least"]]
     lines += [
         [
             _rounding(row),

@@ -12,7 +12,7 @@ FRAMES = "--data.init_args.root FRAMES"
 TABLES = (
     *"headlines coverage reproduction zoo paper cost bench plan_speed torture yolo".split(),
     *("reach", "latency", "additivity", "networks", "trained", "sources", "beside", "criteria"),
-    "depth_latency",
+    *("depth_latency", "layers"),
 )
 
 
