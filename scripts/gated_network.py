@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +17,9 @@ class GatedConv(nn.Module):
 
     A gate is `relu(W s + b)`, s the mean of |x| over each map that is read; all but the largest are
     0, and what is computed is multiplied by them (feature boosting and suppression, Gao et al.,
-    "Dynamic channel pruning", 2019). There a gate stands in place of the scale of the norm; here
-    beside it, so that it can begin at 1, from a trained network.
+    "Dynamic channel pruning", 2019). There a gate stands in place of the scale of the norm, and a
+    penalty on the sum of the gates is learned with; here it stands beside the scale, so that it can
+    begin at 1, from a trained network, and there is no penalty.
 
     Args:
         conv: The convolution, without groups and bias.
@@ -76,7 +79,7 @@ def gated(model: nn.Module, share: float) -> nn.Module:
     return found
 
 
-def macs_with_gates(macs: dict[str, float], model: nn.Module) -> float:
+def macs_with_gates(macs: Mapping[str, float], model: nn.Module) -> float:
     """Return the multiply-adds that an image needs where gates are 0, with those of the predictors.
 
     Args:

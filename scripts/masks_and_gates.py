@@ -7,10 +7,11 @@ python scripts/masks_and_gates.py --output runs/masks_and_gates.json
 
 Both leave the dense layers as they are: masks set the smallest weights of all layers to 0
 (torch.nn.utils.prune), gates let each image compute some channels (feature boosting and
-suppression). They begin with the dense model of configs/methods.yaml, need as many multiply-adds as
-the methods there, were nothing computed for zeros, and train for as many multiply-adds, which are
-those of dense layers. Each is timed in turns with the dense and the narrow model, one image at a
-time, in PyTorch and, where it can be a file, in ONNX Runtime.
+suppression). They begin with the dense model of configs/methods.yaml. The share that the methods
+there keep of the multiply-adds is with masks that of the weights, with gates that of the
+multiply-adds, were nothing computed for zeros. They train for as many multiply-adds as those
+methods, which are those of dense layers. Each is timed in turns with the dense and the narrow
+model, one image at a time, in PyTorch and, where it can be a file, in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from branchprune.experiments.run.checks import check
 from branchprune.experiments.run.config import RunConfig, parse
 from branchprune.experiments.run.stages import Stages
 from branchprune.graph.inputs import copied
-from branchprune.planning.profiling import count_macs
 from branchprune.runtimes.latency import step_latencies
 from branchprune.runtimes.runtime import Runtime
 
@@ -53,7 +53,7 @@ class Options:
         methods: The comparison beside which they stand.
         variant: A variant of it, such as digits.
         dense: The dense model that it has made.
-        share: Of the dense model's multiply-adds, what is needed.
+        share: With masks the share of the weights that stay, with gates of the multiply-adds.
         keep: Of the narrow model that is timed, the share of the channels.
         epochs: Of training, as many as the budget there pays of the dense model.
         seeds: Seeds.
@@ -86,7 +86,8 @@ class Row:
         val: Validation score.
         test: Test score.
         nonzero: Share of the weights of layers that are not 0.
-        macs: Share of the dense model's multiply-adds that an image needs.
+        macs: Share of the dense model's multiply-adds that an image needs, were nothing computed
+            for zeros.
         train_macs: Multiply-adds of the training.
         ms: Median latency of one image by model and runtime: "dense, pytorch", …
         spread: Interquartile range of that, as a share of it.
@@ -107,7 +108,7 @@ class StayZero(Callback):
     """Sets weights that are 0 at the start to 0 after every step."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.weights = [each.weight for each in model.modules() if isinstance(each, LAYERS)]
+        self.weights = [*weights(model).values()]
         self.masks = [weight.detach() != 0 for weight in self.weights]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -115,6 +116,12 @@ class StayZero(Callback):
         with torch.no_grad():
             for weight, mask in zip(self.weights, self.masks, strict=True):
                 weight.mul_(mask)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weight of each layer of a model, by the layer's path."""
+    layers = ((name, each) for name, each in model.named_modules() if isinstance(each, LAYERS))
+    return {name: each.weight for name, each in layers}
 
 
 def masked(model: nn.Module, share: float) -> nn.Module:
@@ -154,18 +161,12 @@ def macs_by_layer(model: nn.Module, example: Tensor) -> dict[str, float]:
     return found
 
 
-def nonzero(model: nn.Module) -> dict[str, float]:
-    """Return the share of the weights of each layer that are not 0, by its path."""
-    layers = ((name, each) for name, each in model.named_modules() if isinstance(each, LAYERS))
-    return {name: float((each.weight != 0).float().mean()) for name, each in layers}
-
-
 def gates_of(model: nn.Module, macs: Mapping[str, float], share: float) -> nn.Module:
     """Return a copy with gates, as wide as its multiply-adds allow."""
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        needed = macs_with_gates(dict(macs), gated(model, middle)) / sum(macs.values())
+        needed = macs_with_gates(macs, gated(model, middle)) / sum(macs.values())
         low, high = (middle, high) if needed <= share else (low, middle)
     return gated(model, low)
 
@@ -217,30 +218,22 @@ def measured(method: str, seed: int, options: Options, folder: Path) -> Row:
     task = config.prune_task(model)
     stages.fit(method, task, options.epochs, *callbacks)
     scores = stages.pick(stages.judge(task))
-    left = nonzero(model)
-    needed = sum(macs[name] * left[name] for name in macs) if method == MASKS else None
+    stay = {name: weight != 0 for name, weight in weights(model).items()}
+    if method == MASKS:
+        needed = sum(macs[name] * float(each.float().mean()) for name, each in stay.items())
+    else:
+        needed = macs_with_gates(macs, model)
     row = Row(
         method,
         seed,
         scores["val"],
         scores["test"],
-        sum(float(left[n] * weights) for n, weights in sizes(model).items()) / total(model),
-        (macs_with_gates(macs, model) if needed is None else needed) / count_macs(dense, example),
+        sum(int(each.sum()) for each in stay.values()) / sum(map(torch.numel, stay.values())),
+        needed / sum(macs.values()),
         stages.records[method]["train_macs"],
     )
     time_beside(row, config, model.cpu().eval(), example, options)
     return row
-
-
-def sizes(model: nn.Module) -> dict[str, int]:
-    """Return the number of weights of each layer, by its path."""
-    layers = ((name, each) for name, each in model.named_modules() if isinstance(each, LAYERS))
-    return {name: each.weight.numel() for name, each in layers}
-
-
-def total(model: nn.Module) -> int:
-    """Return the number of weights of all layers."""
-    return sum(sizes(model).values())
 
 
 def time_beside(

@@ -102,10 +102,7 @@ def depth_table(results: Mapping[str, Results]) -> str:
     lines = [["network", "budget", "method", "latency, ms", "of the dense model's", "accuracy, %"]]
     for network, found in results.items():
         for each in found.outcomes():
-            files = [line["export"]["files"] for line in each.lines]
-            times = [
-                {one["model"]: 1e3 * one["latency"]["median_s"] for one in two} for two in files
-            ]
+            times = [_ms_by_model(line["export"]["files"]) for line in each.lines]
             ratio = fmean(one["small"] / one["dense"] for one in times)
             lines.append(
                 [

@@ -41,6 +41,9 @@ class Skipping(nn.Module):
 class Shallowing(nn.Module):
     """A model some of whose residual blocks fade out, while all of it trains.
 
+    Each computes `α · block(x) + (1 − α) · shortcut(x)`: the blend of Gschossmann, "Model pruning",
+    2021, with the shortcut as the branch. `forward` takes and returns what the model does.
+
     ```python
     fading = bp.Shallowing(model, ["layer3.4", "layer3.5"], x)
     for fading.alpha in (0.75, 0.5, 0.25, 0.0):
@@ -69,7 +72,7 @@ class Shallowing(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """The weight of the blocks, between 1 and 0."""
+        """The weight of the blocks, from 1, where it begins, to 0; others raise `PruneError`."""
         return next((each.alpha for each in self._skipping()), 1.0)
 
     @alpha.setter

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from branchprune.criteria.group_weights import GroupWeights
-from branchprune.criteria.input_statistics import Statistic
+from branchprune.criteria.input_statistics import Statistic, not_read
 from branchprune.criteria.scores import l2
-from branchprune.errors import PruneError
 
 BINS = 100
 """Of the histogram of `entropy`, between the least and the largest mean of a channel."""
@@ -45,10 +44,7 @@ class ByActivations:
             return l2(group)
         found = [each.examples for each in group.readings if each.examples is not None]
         if not found:
-            raise PruneError(
-                f"init {self.name!r} needs batches that reach what reads {group.name} in "
-                "evaluation: give attach batches of training inputs, or leave it out with `exclude`"
-            )
+            raise not_read(self.name, group.name)
         return torch.stack([self.summary(each) for each in found]).nanmean(0).nan_to_num()
 
 

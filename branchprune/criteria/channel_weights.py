@@ -16,7 +16,7 @@ from branchprune.graph.structure import Structure
 class ChannelWeights:
     """The weights that make the channels of some groups of a model, as rows of numbers.
 
-    They are those of `GroupWeights`: rows of layers, scales of norms, and biases.
+    They are `GroupWeights.weights`: rows of layers, scales of norms, and biases.
 
     Args:
         model: The model, whose parameters may change afterwards, but not be replaced.
@@ -39,13 +39,13 @@ class ChannelWeights:
         self.places = {}
         for group in groups:
             found = group_weights(numbered, structure, group, numbered)
-            rows = [*found.producers, *(each[:, None] for each in found.norms), *found.biases]
-            self.places[group] = torch.cat(rows, 1).long()
+            self.places[group] = torch.cat(found.weights, 1).long()
 
     @torch.no_grad()
-    def rows(self, group: int) -> Tensor:
-        """Return the weights of each channel of a group as they are now, shape (C, n)."""
-        return self._flat()[self.places[group]]
+    def rows(self) -> dict[int, Tensor]:
+        """Return the weights of each channel as they are now, by group, shape (C, n)."""
+        flat = self._flat()
+        return {group: flat[places] for group, places in self.places.items()}
 
     @torch.no_grad()
     def pull(self, pulls: dict[int, Tensor]) -> None:

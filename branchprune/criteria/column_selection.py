@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from branchprune.criteria.group_weights import GroupWeights
-from branchprune.criteria.input_statistics import Reading
+from branchprune.criteria.input_statistics import Reading, not_read
 from branchprune.criteria.scores import l2
-from branchprune.errors import PruneError
 
 
 def reconstruction(group: GroupWeights) -> Tensor:
@@ -38,10 +37,7 @@ def reconstruction(group: GroupWeights) -> Tensor:
     if group.ends:
         return l2(group)
     if not group.readings:
-        raise PruneError(
-            f"init 'reconstruction' needs batches that reach what reads {group.name} in "
-            "evaluation: give attach batches of training inputs, or leave it out with `exclude`"
-        )
+        raise not_read("reconstruction", group.name)
     return in_order_of_picks(group.readings, group)
 
 

@@ -37,8 +37,6 @@ def taylor(group: GroupWeights) -> Tensor:
 def with_gradients(group: GroupWeights, name: str, way_out: str) -> list[tuple[Tensor, Tensor]]:
     """Return the weights that make the channels with their gradients, each of shape (C, n).
 
-    They are the rows of layers, the scales of norms, and the biases of both.
-
     Args:
         group: The weights; those without a gradient are left out.
         name: What errors call the criterion.
@@ -47,15 +45,8 @@ def with_gradients(group: GroupWeights, name: str, way_out: str) -> list[tuple[T
     Raises:
         PruneError: There are no gradients.
     """
-    weights = [*group.producers, *(scale[:, None] for scale in group.norms), *group.biases]
-    gradients = [*group.producer_gradients]
-    gradients += [None if g is None else g[:, None] for g in group.norm_gradients]
-    gradients += group.bias_gradients
-    pairs = [
-        (weight, gradient)
-        for weight, gradient in zip(weights, gradients, strict=False)
-        if gradient is not None
-    ]
+    both = zip(group.weights, group.gradients, strict=False)
+    pairs = [(weight, gradient) for weight, gradient in both if gradient is not None]
     if not pairs:
         raise PruneError(f"init {name!r} needs gradients of {group.name}: {way_out}")
     return pairs

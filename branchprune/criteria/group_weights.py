@@ -43,6 +43,17 @@ class GroupWeights:
     kept: int = 0
     ends: bool = False
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """All that makes the channels, each (C, n): rows of layers, scales of norms, biases."""
+        return [*self.producers, *(scale[:, None] for scale in self.norms), *self.biases]
+
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """The gradient of each of `weights`, None where there is none."""
+        scales = (None if each is None else each[:, None] for each in self.norm_gradients)
+        return [*self.producer_gradients, *scales, *self.bias_gradients]
+
 
 def rows_by_output(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
     """Return a layer's weight, or its gradient, as a (C, n) matrix, a row an output channel."""

@@ -38,6 +38,14 @@ class Reading:
     examples: Tensor | None = None
 
 
+def not_read(criterion: str, group: str) -> PruneError:
+    """Return the error of a criterion that was given no batches that reach a group's readers."""
+    return PruneError(
+        f"init {criterion!r} needs batches that reach what reads {group} in evaluation: give "
+        "attach batches of training inputs, or leave it out with `exclude`"
+    )
+
+
 def read(
     model: nn.Module,
     structure: Structure,

@@ -12,6 +12,8 @@ from branchprune.criteria.group_weights import GroupWeights
 from branchprune.errors import PruneError
 
 Criterion = Callable[[GroupWeights], Tensor]
+"""Scores of the channels of a group, shape (C,). One with a `statistic` gets it of each example
+that layers read, in `readings`; the gradients are those of its `graded` model, if it has one."""
 
 
 def scored(criterion: Criterion, weights: GroupWeights, argument: str) -> Tensor:

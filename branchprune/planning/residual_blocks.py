@@ -49,7 +49,9 @@ def blocks(model: nn.Module, example: Example) -> list[Block]:
     A block is a module that is called once, with one tensor, and hands on one of the same shape
     which, were all its weights and biases 0, would be its input, or an activation of that: what is
     left of it is its shortcut. That is tried out on random numbers, so any class is understood. Of
-    modules within each other, as a stage and its blocks, the innermost are returned.
+    modules within each other, as a stage and its blocks, the innermost are returned. (Trained
+    residual networks bear the loss of single blocks: Veit, Wilber, Belongie, "Residual networks
+    behave like ensembles of relatively shallow networks", 2016.)
 
     Args:
         model: Any network; it is not changed.
@@ -72,9 +74,12 @@ def blocks(model: nn.Module, example: Example) -> list[Block]:
 def without(model: nn.Module, names: Sequence[str], example: Example) -> nn.Module:
     """Return a copy of a model in which the shortcuts of some blocks stand for them.
 
+    Each hands on its input (N, C, …), through the activation that has followed the sum. All other
+    layers keep their names and weights; `save` and `load` know of the blocks that are left out.
+
     Args:
         model: The model; it is not changed.
-        names: Paths of blocks.
+        names: Paths of blocks, as `blocks` finds them.
         example: See `blocks`.
 
     Raises:

@@ -20,7 +20,7 @@ from branchprune.planning import plan as by_share
 from branchprune.planning.plan import Plan
 from branchprune.planning.residual_blocks import Block, blocks
 from branchprune.targets.error_curves import RECONSTRUCTION, Init, MeasuredErrors
-from branchprune.targets.goal import check_target
+from branchprune.targets.goal import as_amounts, check_target
 from branchprune.targets.measurement import Measurement, halves
 from branchprune.targets.plan import plan
 
@@ -28,8 +28,6 @@ TRIED = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 26, 33, 41, 50)
 """Numbers of blocks that are left out, of which the best is taken."""
 PATIENCE = 3
 """After so many numbers that are no better than one before no larger ones are tried."""
-FROM_DENSE = ("macs", "params")
-"""What a share of a target is of: the dense model, not the shallower one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +46,7 @@ class Shallower:
     plan: Plan
     left_out: tuple[str, ...]
     change: float
-    tried: tuple[tuple[int, float], ...]
+    tried: tuple[tuple[int, float], ...] = ()
 
 
 @one_at_a_time
@@ -68,37 +66,31 @@ def shorten(
     blended = bp.attach(found.model, found.plan, "reconstruction", batches=[images])
     ```
 
-    Blocks are ranked by how little the output changes without each alone, by the multiply-adds that
-    go with it. For several numbers of them the widths are chosen for the target, channels are cut
-    and fitted on one half of the batches, and the change of the output is measured on the other:
-    the least wins, be it with all blocks.
+    Blocks are ranked by how little the output changes without each alone, divided by the
+    multiply-adds that go with it. For 0, 1, 2, 3, 4, 6, … of them the widths are chosen for the
+    target, channels are cut and fitted on one half of the batches, and the change of the output is
+    measured on the other: the least wins, be it with all blocks. (Chen, Zhao, "Shallowing deep
+    networks", 2018, rank layers by classifiers of their features, and leave as many out as asked.)
 
     Args:
         model: The model; it is not changed.
         example: See `plan`.
-        target: See `plan`; shares of "macs" and "params" are those of the dense model, a latency is
-            in milliseconds, memory in bytes.
+        target: See `plan`; "macs" and "params" are shares of the dense model's or numbers,
+            "latency_ms" is milliseconds, "memory" bytes.
         batches: See `plan`; at least two, or one of several examples.
         criterion: See `plan`.
         **options: Others of `plan`: `floor`, `exclude`, `multiple_of`, `runtime`, …
 
+    Returns:
+        The model without the blocks, the plan from there to the target, and what was tried.
+
     Raises:
-        PruneError: See `plan`.
+        PruneError: As `plan`; the target names a share of latency or memory.
     """
-    target = check_target(target)
-    for what, most in target.items():
-        if what not in FROM_DENSE and most < 1 and what != "latency_ms":
-            instead = "latency_ms" if what == "latency" else "bytes"
-            raise PruneError(
-                f"target {what} (={most}) is a share, and here of the dense model that of "
-                f"{' and '.join(FROM_DENSE)} alone is known: give {instead}"
-            )
+    check_target(target)
     given = MeasuredErrors(batches, criterion).batches
     whole = by_share.plan(model, example)
-    asked = {
-        what: most * getattr(whole.before, what) if what in FROM_DENSE and most < 1 else most
-        for what, most in target.items()
-    }
+    asked = as_amounts(target, whole.before)
     choose = partial(
         plan, example=example, target=asked, batches=given, criterion=criterion, **options
     )
@@ -144,13 +136,11 @@ def shortened(
         blended.alpha = 0.0
         small = Measurement(blended, structure, judge, [])
         names = tuple(each.name for each in order[:count])
-        change = dense.changed.of(small.dense)
-        tried = *((len(each.left_out), each.change) for each in found), (count, change)
-        found.append(Shallower(shallow, planned, names, change, tried))
+        found.append(Shallower(shallow, planned, names, dense.changed.of(small.dense)))
         best = min(found, key=lambda each: each.change)
         if len(found) - found.index(best) > PATIENCE:
             break
-    return replace(best, tried=found[-1].tried)
+    return replace(best, tried=tuple((len(each.left_out), each.change) for each in found))
 
 
 def ranked(

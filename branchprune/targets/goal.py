@@ -12,6 +12,7 @@ from torch import Tensor
 
 from branchprune.errors import PruneError
 from branchprune.planning.cost_model import CostModel
+from branchprune.planning.costs import Cost
 from branchprune.planning.group_widths import check_widths
 from branchprune.planning.memory_model import Memory
 from branchprune.planning.staying import find_staying, short, short_bytes
@@ -21,6 +22,8 @@ from branchprune.targets.choices import Choices
 
 COSTS = ("macs", "params", "memory", "latency", "latency_ms")
 """What a target may name."""
+OF_DENSE = ("macs", "params")
+"""What a share is of where a part of the dense model is left out: no other cost of it is known."""
 LATENCY = ("latency", "latency_ms")
 """What of it is measured in a runtime: the share of the dense model's, and in milliseconds."""
 TOLD = 0.01
@@ -91,6 +94,29 @@ def check_target(target: object) -> Mapping[str, float]:
     if all(what in target for what in LATENCY):
         raise PruneError(f"target (={target!r}) names the latency twice: as a share and in ms")
     return target
+
+
+def as_amounts(target: Mapping[str, float], dense: Cost) -> dict[str, float]:
+    """Return a target with amounts in place of shares, for a model of which a part is left out.
+
+    Args:
+        target: What `check_target` returned.
+        dense: What the whole model costs.
+
+    Raises:
+        PruneError: It names a share of what is not known of the whole model.
+    """
+    for what, asked in target.items():
+        if what not in (*OF_DENSE, "latency_ms") and asked < 1:
+            instead = "latency_ms" if what == "latency" else "bytes"
+            raise PruneError(
+                f"target {what} (={asked}) is a share, and where blocks are left out the "
+                f"dense model's {' and '.join(OF_DENSE)} alone are known: give {instead}"
+            )
+    return {
+        what: _most(what, asked, getattr(dense, what)) if what in OF_DENSE else asked
+        for what, asked in target.items()
+    }
 
 
 def needing_runtime(target: Mapping[str, float], multiple_of: int | str) -> list[str]:

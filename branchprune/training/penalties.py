@@ -87,8 +87,7 @@ class GroupLasso:
     def add_gradient(self, progress: float) -> None:
         """Add λ · √n · w / ‖w‖₂; 0 for channels that are 0."""
         pulls = {}
-        for group in self.weights.places:
-            rows = self.weights.rows(group)
+        for group, rows in self.weights.rows().items():
             lengths = rows.norm(dim=1, keepdim=True)
             directions = torch.where(lengths > 0, rows / lengths, 0)
             pulls[group] = self.weight * rows.shape[1] ** 0.5 * directions
@@ -112,11 +111,10 @@ class GrowingPenalty:
 
     def add_gradient(self, progress: float) -> None:
         """Add λ · w for the present λ."""
-        pulls = {}
+        pulls, rows = {}, self.weights.rows()
         for group, channels in self.going.items():
-            rows = self.weights.rows(group)
-            pulls[group] = torch.zeros_like(rows)
-            pulls[group][channels] = self.weight * progress * rows[channels]
+            pulls[group] = torch.zeros_like(rows[group])
+            pulls[group][channels] = self.weight * progress * rows[group][channels]
         self.weights.pull(pulls)
 
 

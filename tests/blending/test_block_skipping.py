@@ -71,10 +71,11 @@ def test_modes_stay_and_the_model_is_not_changed() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), True, "0.5", None])
-def test_alpha_is_checked(alpha: Any) -> None:
+def test_alpha_is_checked() -> None:
     fading = bp.Shallowing(network(), NAMES, X)
-    with pytest.raises(bp.PruneError, match="alpha"):
-        fading.alpha = alpha
+    wrong: list[Any] = [-0.1, 1.1, float("nan"), True, "0.5", None]
+    for alpha in wrong:
+        with pytest.raises(bp.PruneError, match="must be a number between 0 and 1"):
+            fading.alpha = alpha
     with pytest.raises(bp.PruneError, match=r"alpha \(=1.0\) must be 0 before blocks are left out"):
         fading.collapsed()

@@ -59,7 +59,7 @@ def test_group_lasso_of_a_stream_is_of_all_that_makes_it(memory: torch.memory_fo
     rows = rows_of_stream(model)
     expected = gradient(model, 0.1 * rows.shape[1] ** 0.5 * rows.norm(dim=1).sum())
     assert same(added(model, lambda: penalty.add_gradient(0.5)), expected)
-    assert sorted(weights.rows(stream)[2].tolist()) == sorted(rows[2].tolist())
+    assert sorted(weights.rows()[stream][2].tolist()) == sorted(rows[2].tolist())
 
 
 def test_group_lasso_of_a_channel_that_is_0_is_0() -> None:

@@ -61,7 +61,7 @@ class DepthConfig:
         return [alpha for alpha in falling for _ in range(self.hold)] + [0.0] * self.final_hold
 
     def some(self, model: nn.Module, example: Tensor) -> list[str]:
-        """Return as many blocks as will go, the right ones where they are named; none for "auto".
+        """Return the blocks that are named, else as many, before they are chosen; "auto": none.
 
         Raises:
             PruneError: A name is no block, or there are not so many.
@@ -101,8 +101,9 @@ class DepthConfig:
         if self.blocks == AUTO:
             found = shortened(dense, structure, example, widths, batches, criterion)
             return [*found.left_out]
+        assert isinstance(self.blocks, int), "blocks that are named need not be chosen"
         order = ranked(dense, structure, blocks(dense, example), batches)
-        return [each.name for each in order[: len(self.some(dense, example))]]
+        return [each.name for each in order[: self.blocks]]
 
     def epochs_to_train(self, dense: nn.Module, example: Tensor) -> Sequence[Epoch]:
         """Return one `Epoch` per training epoch, to count its cost."""

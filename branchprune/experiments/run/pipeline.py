@@ -85,8 +85,9 @@ class Pruning:
 
     def prune(self, dense: nn.Module, stages: Stages, score: float) -> Pruned:
         """Prune a trained model, whose validation score is known."""
-        start, whole = dense, self._whole(dense)
+        start, whole = dense, None
         if self.settings.depth is not None:
+            whole = self._whole(dense)
             choose = partial(self._blocks, self.settings.depth, dense, whole, stages)
             depth = settled(self.settings.depth, stages, choose)
             self.settings = replace(self.settings, depth=depth if depth.blocks else None)
@@ -103,7 +104,9 @@ class Pruning:
             return replace(found, plan=with_outcome_of(planned, found.plan))
         narrowed = self._narrow("prune", dense, wide, planned, stages)
         small = self._finetune("finetune", dense, narrowed.small, stages)
-        return replace(narrowed, small=small, plan=replace(narrowed.plan, before=whole.before))
+        if whole is not None:
+            narrowed.plan = replace(narrowed.plan, before=whole.before)
+        return replace(narrowed, small=small)
 
     def _blocks(
         self, depth: DepthConfig, dense: nn.Module, whole: Plan, stages: Stages

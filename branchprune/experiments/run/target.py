@@ -16,12 +16,9 @@ from branchprune.runtimes.named import runtime_of
 from branchprune.targets.allocations import ALLOCATIONS
 from branchprune.targets.chooser import Chooser
 from branchprune.targets.error_curves import Init, MeasuredErrors
-from branchprune.targets.goal import COSTS
+from branchprune.targets.goal import COSTS, as_amounts, check_target
 from branchprune.targets.measured_latency import MeasuredLatency
 from branchprune.targets.plan import FLOOR, measuring
-
-FROM_DENSE = ("macs", "params")
-"""What a share of the dense model can be asked of when a part of it is left out."""
 
 
 @dataclass
@@ -70,25 +67,9 @@ class TargetConfig:
         return {what: value for what, value in found.items() if value is not None}
 
     def of_dense(self, before: Cost) -> TargetConfig:
-        """Return what is asked as numbers, of a model of which a part is left out.
-
-        Args:
-            before: What the whole model costs.
-
-        Raises:
-            PruneError: It is a share of what is not known of the whole model.
-        """
-        found = dict[str, Any]()
-        for what, most in self.asked.items():
-            if what == "latency_ms" or most > 1:
-                continue
-            if what not in FROM_DENSE:
-                raise PruneError(
-                    f"widths.target.{what} (={most}) with depth must be a number: of the dense "
-                    f"model that of {' and '.join(FROM_DENSE)} alone is known"
-                )
-            found[what] = most * getattr(before, what)
-        return replace(self, **found)
+        """Return it with amounts in place of shares; see `as_amounts`."""
+        amounts: dict[str, Any] = {**as_amounts(check_target(self.asked), before)}
+        return replace(self, **amounts)
 
     def chooser(
         self,
