@@ -1,17 +1,17 @@
 """What masks on single weights and gates at run time come to, beside narrower layers.
 
 ```
-branchprune compare configs/methods.yaml --only 'untrained/L1_norm-0'
+branchprune compare configs/methods.yaml --only '*untrained/L1_norm-0'
 python scripts/masks_and_gates.py --output runs/masks_and_gates.json
 ```
 
 Both leave the dense layers as they are: masks set the smallest weights of all layers to 0
 (torch.nn.utils.prune), gates let each image compute some channels (feature boosting and
-suppression). They begin with the dense model of configs/methods.yaml. The share that the methods
-there keep of the multiply-adds is with masks that of the weights, with gates that of the
-multiply-adds, were nothing computed for zeros. They train for as many multiply-adds as those
-methods, which are those of dense layers. Each is timed in turns with the dense and the narrow
-model, one image at a time, in PyTorch and, where it can be a file, in ONNX Runtime.
+suppression). They begin with the dense model of configs/methods.yaml, and would need as many
+multiply-adds as the methods there, were nothing computed for zeros. They train for as many
+multiply-adds as those methods, which are those of dense layers. Each is timed in turns with the
+dense and the narrow model, one image at a time, in PyTorch and, where it can be a file, in ONNX
+Runtime.
 """
 
 from __future__ import annotations
@@ -124,6 +124,22 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: each.weight for name, each in layers}
 
 
+def masks_of(model: nn.Module, macs: Mapping[str, float], share: float) -> nn.Module:
+    """Return a copy with masks, with as many weights as its multiply-adds allow."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        needed = macs_with_masks(macs, masked(model, middle)) / sum(macs.values())
+        low, high = (middle, high) if needed <= share else (low, middle)
+    return masked(model, low)
+
+
+def macs_with_masks(macs: Mapping[str, float], model: nn.Module) -> float:
+    """Return the multiply-adds that are left without those of weights that are 0."""
+    parts = {name: float((each != 0).double().mean()) for name, each in weights(model).items()}
+    return sum(macs[name] * part for name, part in parts.items())
+
+
 def masked(model: nn.Module, share: float) -> nn.Module:
     """Return a copy of which the weights of least magnitude are 0.
 
@@ -211,25 +227,22 @@ def measured(method: str, seed: int, options: Options, folder: Path) -> Row:
     macs = macs_by_layer(dense, example)
     seed_everything(seed, workers=True, verbose=False)
     if method == MASKS:
-        model, callbacks = masked(dense, options.share), list[Callback]()
+        model, callbacks = masks_of(dense, macs, options.share), list[Callback]()
         callbacks.append(StayZero(model))
     else:
         model, callbacks = gates_of(dense, macs, options.share), []
     task = config.prune_task(model)
     stages.fit(method, task, options.epochs, *callbacks)
     scores = stages.pick(stages.judge(task))
-    stay = {name: weight != 0 for name, weight in weights(model).items()}
-    if method == MASKS:
-        needed = sum(macs[name] * float(each.float().mean()) for name, each in stay.items())
-    else:
-        needed = macs_with_gates(macs, model)
+    stay = [weight != 0 for weight in weights(model).values()]
+    count = macs_with_masks if method == MASKS else macs_with_gates
     row = Row(
         method,
         seed,
         scores["val"],
         scores["test"],
-        sum(int(each.sum()) for each in stay.values()) / sum(map(torch.numel, stay.values())),
-        needed / sum(macs.values()),
+        sum(int(each.sum()) for each in stay) / sum(map(torch.numel, stay)),
+        count(macs, model) / sum(macs.values()),
         stages.records[method]["train_macs"],
     )
     time_beside(row, config, model.cpu().eval(), example, options)

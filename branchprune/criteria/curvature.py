@@ -1,4 +1,4 @@
-"""Channel scores by the curvature of the loss: the diagonal of its Hessian, or of the Fisher."""
+"""Channel scores by the curvature of the loss: by its Hessian, or by the empirical Fisher."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from branchprune.criteria.gradients import with_gradients
 from branchprune.criteria.group_weights import GroupWeights
 from branchprune.errors import PruneError, first_line, whole
 from branchprune.graph.inputs import copied
+
+ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers of whose weights each row makes a channel."""
 
 
 @dataclass(frozen=True)
@@ -69,42 +72,82 @@ def fisher(model: nn.Module, losses: Iterable[Tensor]) -> Saliency:
     return Saliency("fisher", _graded(model, losses, squares, twice=False))
 
 
-def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 8) -> Saliency:
-    """Return the criterion whose h is the diagonal of the Hessian (optimal brain damage).
+def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 4) -> Saliency:
+    """Return the criterion of optimal brain damage, by the Hessian: ½ wᵀ H w of each row w.
 
-    LeCun, Denker and Solla (1990) propagate it backwards through layers that they know; here it is
-    estimated for any model by the mean of `z ⊙ H z` over random signs z (Bekas, Kokiopoulou, Saad,
-    "An estimator for the diagonal of a matrix", 2007), one more backward pass each.
+    LeCun, Denker and Solla (1990) propagate the diagonal of H backwards through layers that they
+    know, and add up ½ h w². Here any model will do, and the weights of a row, which go together,
+    count together: of what a layer makes a channel by, the whole block of H; of other parameters,
+    such as scales of norms, the diagonal. Both are the mean of `s w ⊙ H (s w)` over random signs s,
+    one a row (after Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007).
+    Signs are drawn in one module at a time, whose rows are then the only noise to each other.
 
     Args:
         model: The model; it is not changed.
         losses: Scalars that it has made, as of a batch each; see `fisher`.
-        draws: Signs z a loss, drawn by torch's generator.
+        draws: Signs a loss and module, each a backward pass; drawn by torch's generator. Scores are
+            of use from about 16 on, over all losses.
 
     Raises:
         PruneError: There are none, one is no scalar that depends on parameters of the model, or an
             operation of it has no second derivative.
     """
     whole("draws", draws, 1)
+    modules = _signs_by_module(model)
 
-    def diagonal(
+    def blocks(
         gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]
     ) -> list[Tensor | None]:
         found: list[Tensor | None] = [None if g is None else 0 * g.detach() for g in gradients]
-        curved = [each for each in gradients if each is not None and each.requires_grad]
-        places = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
-        for _ in range(draws if curved else 0):
-            signs = [torch.randint_like(each, 2) * 2 - 1 for each in parameters]
-            products = torch.autograd.grad(
-                curved, parameters, [signs[i] for i in places], retain_graph=True, allow_unused=True
-            )
-            for i, product in enumerate(products):
-                total = found[i]
-                if product is not None and total is not None:
-                    found[i] = total + signs[i] * product / draws
+        for shapes in modules:
+            curved = {
+                i: gradient
+                for i in shapes
+                if (gradient := gradients[i]) is not None and gradient.requires_grad
+            }
+            weights = [parameters[i] for i in curved]
+            for _ in range(draws if curved else 0):
+                signs = [
+                    torch.randint(2, shapes[i], device=w.device) * 2 - 1
+                    for i, w in zip(curved, weights, strict=True)
+                ]
+                products = torch.autograd.grad(
+                    [*curved.values()],
+                    weights,
+                    [sign * weight.detach() for sign, weight in zip(signs, weights, strict=True)],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                for i, weight, sign, product in zip(curved, weights, signs, products, strict=True):
+                    if product is not None:
+                        h = torch.where(weight == 0, 0, sign * product / weight.detach())
+                        total = found[i]
+                        found[i] = h / draws if total is None else total + h / draws
         return found
 
-    return Saliency("obd", _graded(model, losses, diagonal, twice=True))
+    return Saliency("obd", _graded(model, losses, blocks, twice=True))
+
+
+def _signs_by_module(model: nn.Module) -> list[dict[int, tuple[int, ...]]]:
+    """Return for each module the shapes of the signs of its parameters, by their places."""
+    places = {id(each): i for i, each in enumerate(_trained(model))}
+    found = []
+    for module in model.modules():
+        own = {
+            places.pop(id(each)): each for each in module.parameters(False) if id(each) in places
+        }
+        by_row = isinstance(module, ROWS)
+        found.append(
+            {
+                i: (len(each), *[1] * (each.dim() - 1)) if by_row else tuple(each.shape)
+                for i, each in own.items()
+            }
+        )
+    return found
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [each for each in model.parameters() if each.requires_grad]
 
 
 Curvature = Callable[[Sequence[Tensor | None], Sequence[Tensor]], list[Tensor | None]]
@@ -114,7 +157,7 @@ def _graded(
     model: nn.Module, losses: Iterable[Tensor], curvature: Curvature, twice: bool
 ) -> nn.Module:
     """Return a copy of a model with the mean curvature of some losses as its gradients."""
-    parameters = [each for each in model.parameters() if each.requires_grad]
+    parameters = _trained(model)
     sums: list[Tensor | None] = [None] * len(parameters)
     count = 0
     for count, loss in enumerate(losses, start=1):
@@ -137,7 +180,6 @@ def _graded(
     if not count:
         raise PruneError("losses must be some scalars that the model has made: there are none")
     graded = copied(model)
-    theirs = [each for each in graded.parameters() if each.requires_grad]
-    for parameter, each in zip(theirs, sums, strict=True):
+    for parameter, each in zip(_trained(graded), sums, strict=True):
         parameter.grad = None if each is None else each / count
     return graded

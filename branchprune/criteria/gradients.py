@@ -45,7 +45,7 @@ def with_gradients(group: GroupWeights, name: str, way_out: str) -> list[tuple[T
     Raises:
         PruneError: There are no gradients.
     """
-    both = zip(group.weights, group.gradients, strict=False)
+    both = zip(group.weights, group.gradients, strict=True)
     pairs = [(weight, gradient) for weight, gradient in both if gradient is not None]
     if not pairs:
         raise PruneError(f"init {name!r} needs gradients of {group.name}: {way_out}")

@@ -51,8 +51,18 @@ class GroupWeights:
     @property
     def gradients(self) -> list[Tensor | None]:
         """The gradient of each of `weights`, None where there is none."""
-        scales = (None if each is None else each[:, None] for each in self.norm_gradients)
-        return [*self.producer_gradients, *scales, *self.bias_gradients]
+        norms = (None if each is None else each[:, None] for each in self.norm_gradients)
+        return [
+            *self._whole(self.producer_gradients, self.producers),
+            *self._whole([*norms], self.norms),
+            *self._whole(self.bias_gradients, self.biases),
+        ]
+
+    @staticmethod
+    def _whole(
+        gradients: Sequence[Tensor | None], weights: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        return gradients or [None] * len(weights)
 
 
 def rows_by_output(layer: nn.Module, weight: Tensor | None = None) -> Tensor:

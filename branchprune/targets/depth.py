@@ -11,7 +11,6 @@ from torch import nn
 
 from branchprune.blending.attach import attach
 from branchprune.blending.fit_expand import fit_expand
-from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example, copied
 from branchprune.graph.shortcut import put_shortcuts
@@ -20,7 +19,7 @@ from branchprune.planning import plan as by_share
 from branchprune.planning.plan import Plan
 from branchprune.planning.residual_blocks import Block, blocks
 from branchprune.targets.error_curves import RECONSTRUCTION, Init, MeasuredErrors
-from branchprune.targets.goal import as_amounts, check_target
+from branchprune.targets.goal import Met, as_amounts, check_target
 from branchprune.targets.measurement import Measurement, halves
 from branchprune.targets.plan import plan
 
@@ -111,8 +110,7 @@ def shortened(
         model: The model; it is not changed.
         structure: Its structure.
         example: See `plan`.
-        choose: Chooses the widths of a model without some of its blocks, and raises where none
-            are left to choose.
+        choose: Chooses the widths of a model without some of its blocks; see `plan`.
         batches: Inputs; one half is fitted to, the other judges.
         criterion: See `plan`.
 
@@ -128,10 +126,10 @@ def shortened(
         put_shortcuts(shallow, {each.name: each.activation for each in order[:count]})
         try:
             planned = choose(shallow)
-        except PruneError:
+        except Met:
             if not found:
                 raise
-            break  # it meets the target as it is
+            break
         blended = fit_expand(attach(shallow, planned, criterion, batches=fit), fit)
         blended.alpha = 0.0
         small = Measurement(blended, structure, judge, [])

@@ -169,8 +169,12 @@ def goals(
     return found
 
 
+class Met(PruneError):
+    """The model is within a target as it is."""
+
+
 def check_unmet(target: Mapping[str, float], before: Mapping[str, float]) -> None:
-    """Raise PruneError where the dense model is within all of a target.
+    """Raise `Met` where the dense model is within all of a target.
 
     Args:
         target: What `check_target` returned.
@@ -181,7 +185,7 @@ def check_unmet(target: Mapping[str, float], before: Mapping[str, float]) -> Non
             f"{what} (={asked:g}): it has {amount_of(what, before[what])}"
             for what, asked in target.items()
         )
-        raise PruneError(f"the model is within the target already: {told}")
+        raise Met(f"the model is within the target already: {told}")
 
 
 def _most(what: str, asked: float, before: float) -> float:

@@ -44,7 +44,8 @@ def of_channels(model: nn.Module, h: dict[str, Tensor]) -> Tensor:
     return torch.stack(terms).sum(0) / 2
 
 
-def scores_of(model: nn.Module, criterion: Saliency) -> Tensor:
+def scores_of(model: nn.Module, criterion: Saliency, example: Tensor = X[:1]) -> list[Tensor]:
+    """Return the scores of each group that can shrink."""
     seen: list[Tensor] = []
 
     def watch(group: bp.GroupWeights) -> Tensor:
@@ -52,8 +53,8 @@ def scores_of(model: nn.Module, criterion: Saliency) -> Tensor:
         return seen[-1]
 
     watch.graded = criterion.graded  # type: ignore[attr-defined]
-    bp.attach(model, bp.plan(model, X[:1]), watch)
-    return seen[0]
+    bp.attach(model, bp.plan(model, example), watch)
+    return seen
 
 
 def test_fisher_is_the_mean_of_squared_gradients(model: Classifier) -> None:
@@ -66,26 +67,54 @@ def test_fisher_is_the_mean_of_squared_gradients(model: Classifier) -> None:
             squares[name] += parameter.grad**2 / len(X)
     model.zero_grad()
     criterion = bp.fisher(model, each_alone(model))
-    assert torch.allclose(scores_of(model, criterion), of_channels(model, squares))
+    assert torch.allclose(scores_of(model, criterion)[0], of_channels(model, squares))
     assert all(each.grad is None for each in model.parameters())
 
 
-def test_obd_nears_the_diagonal_of_the_hessian(model: Classifier) -> None:
+def test_obd_nears_the_hessian_of_each_row(model: Classifier) -> None:
     def loss() -> Tensor:
         return F.cross_entropy(model(X), Y)
 
-    exact = {}
-    for name, parameter in model.named_parameters():
+    expected = torch.zeros(6, dtype=torch.double)
+    for name, parameter in list(model.named_parameters())[:4]:
         [first] = torch.autograd.grad(loss(), [parameter], create_graph=True)
-        rows = [
-            torch.autograd.grad(each, parameter, retain_graph=True)[0].flatten()[i]
-            for i, each in enumerate(first.flatten())
-        ]
-        exact[name] = torch.stack(rows).view_as(parameter)
+        rows = [torch.autograd.grad(g, parameter, retain_graph=True)[0] for g in first.flatten()]
+        hessian = torch.stack(rows).view(6, -1, 6, parameter[0].numel())
+        for row, w in enumerate(parameter.detach().reshape(6, -1)):
+            expected[row] += w @ hessian[row, :, row] @ w / 2
+        assert "weight" in name or parameter.dim() == 1
     torch.manual_seed(0)
-    found = scores_of(model, bp.obd(model, [loss()], draws=1000))
-    expected = of_channels(model, exact)
-    assert torch.allclose(found, expected, atol=0.1 * float(expected.abs().max()))
+    found = scores_of(model, bp.obd(model, [loss()], draws=400))[0]
+    assert torch.allclose(found, expected, atol=0.15 * float(expected.abs().max()))
+
+
+def test_obd_says_nearly_the_same_with_other_signs() -> None:
+    """Of a net that has learned to tell bright quadrants apart; ranks of channels, two seeds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 4)),
+    )
+    labels = torch.arange(128) % 4
+    images = torch.randn(128, 1, 8, 8)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 1
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    model.eval()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        parts = zip(images.split(16), labels.split(16), strict=True)
+        criterion = bp.obd(model, (F.cross_entropy(model(x), y) for x, y in parts))
+        found.append(scores_of(model, criterion, images[:1]))
+    for one, other in zip(*found, strict=True):
+        ranks = torch.stack([one, other]).argsort(1).argsort(1).double()
+        assert torch.corrcoef(ranks)[0, 1] > 0.7
 
 
 def test_obd_of_a_sum_of_squares_is_exact_with_one_draw() -> None:
@@ -113,7 +142,7 @@ def test_scaling_a_channel_and_its_reader_leaves_both_as_they_are(model: Classif
         for parameter in (other[1].weight, other[1].bias):
             parameter *= factor
         other[5].weight /= factor  # type: ignore[operator]
-    found = [scores_of(each, bp.fisher(each, each_alone(each))) for each in (model, other)]
+    found = [scores_of(each, bp.fisher(each, each_alone(each)))[0] for each in (model, other)]
     assert torch.allclose(*found)
 
 

@@ -118,7 +118,8 @@ def test_masks_and_gates_are_trained_judged_and_timed(script: Any, tmp_path: Pat
     assert module.main([*given, "--output", str(output)]) == 0
     masks, gates = json.loads(output.read_text())["rows"]
     assert masks["method"] == "masks" and gates["method"] == "gates"
-    assert masks["nonzero"] == pytest.approx(0.1432, abs=0.001) and gates["nonzero"] == 1
+    assert 0 < masks["nonzero"] < 0.3 and gates["nonzero"] == 1
+    assert masks["macs"] == pytest.approx(0.1432, abs=0.001)
     assert gates["macs"] <= 0.1432 and {*gates["ms"]} == {
         f"{kind}, pytorch" for kind in ("dense", "narrow", "gates")
     }
@@ -127,11 +128,21 @@ def test_masks_and_gates_are_trained_judged_and_timed(script: Any, tmp_path: Pat
     assert "| masks | " in table and "onnxruntime: dense" in table
 
 
-def test_the_cost_of_criteria_is_measured(script: Any, tmp_path: Path) -> None:
+def test_the_cost_of_criteria_is_measured(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, output = script("criteria_cost"), tmp_path / "found.json"
-    small = ["--image_size", "32", "--images", "16", "--turns", "1", "--output", str(output)]
+    tried = ["l1", "apoz", "taylor", "fisher", "obd", "discrimination"]
+    monkeypatch.setattr(module, "CRITERIA", tried[:3])
+    monkeypatch.setattr(module, "MADE", tried[3:])
+    monkeypatch.setattr(module, "network", small_network)
+    small = ["--turns", "1", "--output", str(output)]
     assert module.main(small) == 0
     found = json.loads(output.read_text())
-    assert {row["criterion"] for row in found["rows"]} == {*module.CRITERIA, *module.MADE}
+    assert [row["criterion"] for row in found["rows"]] == tried
     table = script("method_tables").cost_table(found)
     assert "| `obd` | " in table
+
+
+def small_network(_: object) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    return network(), X[:4], torch.arange(4)

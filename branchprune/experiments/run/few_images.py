@@ -76,7 +76,7 @@ class FewImagesConfig(Untrained):
         if setup.init in LABELLED:
             raise PruneError(
                 f"criterion.name (={setup.criterion.name!r}) needs labels, few_images has none: "
-                f"choose one of {', '.join(CRITERIA)} other than {', '.join(GRADED)}"
+                f"choose one of {', '.join(name for name in CRITERIA if name not in GRADED)}"
             )
         if setup.settings.precision == "16-mixed":
             raise PruneError(

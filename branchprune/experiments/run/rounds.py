@@ -9,6 +9,8 @@ from typing import Literal
 from branchprune.errors import PruneError, whole
 from branchprune.planning.plan import Plan
 
+CUBIC = "cubic"
+
 
 @dataclass
 class RoundsConfig:
@@ -29,6 +31,8 @@ class RoundsConfig:
 
     def __post_init__(self) -> None:
         whole("rounds.count", self.count, 1)
+        if self.gradual not in (True, False, CUBIC):
+            raise PruneError(f"rounds.gradual (={self.gradual!r}) must be true, false or {CUBIC}")
         if self.max_drop is not None and not math.isfinite(self.max_drop):
             raise PruneError(f"rounds.max_drop (={self.max_drop}) must be a number, or null")
 
@@ -59,6 +63,6 @@ class RoundsConfig:
 
     def _width(self, width: int, kept: int, progress: float) -> float:
         """Return the width of a group when a part of the way, in (0, 1], has been gone."""
-        if self.gradual == "cubic":
+        if self.gradual == CUBIC:
             return kept + (width - kept) * (1 - progress) ** 3
         return float(width * (kept / width) ** progress)

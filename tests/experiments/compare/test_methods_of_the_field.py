@@ -22,6 +22,7 @@ FILE = CONFIGS / "methods.yaml"
 METHODS = compare_config.read(FILE, ["digits"]).methods
 DIGITS = [str(FILE), "--variant", "digits", "--fast", "true", "--data.init_args.batch_size", "32"]
 DIGITS += ["--model.init_args.depth", "8"]
+TARGETED = ("for_a_target", "learned_ranking", "fastnas", "over_all", "isomorphic")
 LIKE_OTHERS = ("rewound", "blocks and widths for a target", "blocks that fade out, and widths")
 """What makes the same of a dense model of one epoch, whose only block is needed, as others do."""
 
@@ -47,6 +48,8 @@ def test_every_method_runs_on_digits(
     rows = [part for row in METHODS[name].rows for part in ("--variant", row)]
     options = ["--dense.epochs", "0", "--dense.checkpoint", str(dense)]
     options += ["--prune.rounds.max_drop", "1"] if name.startswith("rounds") else []
+    targeted = METHODS[name].rows[0] in TARGETED
+    options += ["--prune.criterion.calibration", "1"] if targeted else []
     assert main(["run", *DIGITS, *rows, *options, "--output", str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     cost, part = result["cost"], 0.8 if "rounds" in name else 0.25  # of a dry run two rounds
