@@ -82,6 +82,10 @@ def shorten(
         criterion: See `plan`.
         **options: Others of `plan`: `floor`, `exclude`, `multiple_of`, `runtime`, …
 
+    Returns:
+        `model` without the blocks, at all its widths; the `plan` from there; `left_out`, their
+        paths; `change`, that of the output; and `tried`, that by number of blocks.
+
     Raises:
         PruneError: See `plan`.
     """
