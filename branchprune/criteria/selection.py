@@ -31,7 +31,10 @@ def scored(criterion: Criterion, weights: GroupWeights, argument: str) -> Tensor
     name, width = weights.name, weights.width
     if not isinstance(scores, Tensor) or scores.shape != (width,):
         shape = tuple(getattr(scores, "shape", ()))
-        raise PruneError(f"{argument} returned scores of shape {shape} for {name} ({width},)")
+        raise PruneError(
+            f"{argument} returned scores of shape {shape} for {name}: one a channel, shape "
+            f"({width},), is needed"
+        )
     if scores.isnan().any():
         raise PruneError(f"{argument} returned NaN scores for {name}")
     return scores

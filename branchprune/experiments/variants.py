@@ -188,7 +188,10 @@ def _bases(value: Any, folder: Path) -> tuple[ConfigFile, ...]:
         if not (folder / file).is_file():
             raise PruneError(f"base (={file!r}) does not exist in {folder.absolute()}")
         if "base" in read_settings(folder / file):
-            raise PruneError(f"base (={file!r}) has a base of its own: name both here")
+            raise PruneError(
+                f"base (={file!r}) has a base of its own, and a base has none: leave `base` out "
+                f"here, and name {file} before this file on the command line"
+            )
     return tuple(read_file(folder / file) for file in files)
 
 

@@ -43,7 +43,7 @@ def blocks(model: nn.Module, example: Example) -> list[Block]:
     ```python
     for block in bp.blocks(model, x):
         print(block.name, block.macs)
-    shallow = bp.without(model, ["layer3.4", "layer3.5"])
+    shallow = bp.without(model, ["layer3.4", "layer3.5"], x)
     ```
 
     A block is a module that is called once, with one tensor, and hands on one of the same shape

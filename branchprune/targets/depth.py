@@ -81,7 +81,8 @@ def shorten(
         **options: Others of `plan`: `floor`, `exclude`, `multiple_of`, `runtime`, …
 
     Returns:
-        The model without the blocks, the plan from there to the target, and what was tried.
+        `model` without the blocks, at all its widths; the `plan` from there; `left_out`, their
+        paths; `change`, that of the output; and `tried`, that by number of blocks.
 
     Raises:
         PruneError: As `plan`; the target names a share of latency or memory.

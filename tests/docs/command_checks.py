@@ -21,6 +21,7 @@ from run_checks import (
     FRAMES,
     World,
     check_demo,
+    check_field_method,
     check_images,
     check_own,
     check_repeated,
@@ -28,6 +29,7 @@ from run_checks import (
     check_shipped,
     check_stored,
     check_tensorboard,
+    write_net,
     write_own,
 )
 from torch.utils.data import DataLoader, TensorDataset
@@ -50,6 +52,15 @@ def check_compare(command, world):
         assert world.side_by_side == [int(command.split("--jobs ")[1].split()[0])]
     assert f"runs/compare/{path.stem}/dense" in dense.command()
     assert not {*world.jobs} - {"dense"} - {run.name for run in comparison.read(path).runs()}
+
+
+def check_field_methods(command, world):
+    """The field's methods on a network of one's own: its dense training, then the run it names."""
+    write_net(world)
+    main(shlex.split(command)[1:])
+    dense, *others = world.jobs.values()
+    assert "net.yaml" in dense.command() and "runs/compare/mine/dense" in dense.command()
+    assert [job.name for job in others] == ["a_tenth_of_the_dense_training/rewound-0"]
 
 
 def check_search(command, world):
@@ -285,9 +296,11 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"branchprune run configs/compare/vgg7_16px\.yaml --variant .*": check_run,
     r"branchprune run runs/digits/config\.yaml --output runs/again": check_repeated,
     r"branchprune run runs/x/config\.yaml --output runs/again": check_stored,
+    r"branchprune run configs/methods\.yaml net\.yaml --variant .*": check_field_method,
     r"branchprune run my\.yaml": check_own,
     r"branchprune (run --help|--version|--help)": check_help,
     r"branchprune compare configs/compare/\w+\.yaml --jobs \d": check_compare,
+    r"branchprune compare configs/methods\.yaml --overlay net\.yaml .*": check_field_methods,
     r"branchprune search my\.yaml.*": check_search,
     r"branchprune bench": check_bench,
     r"branchprune bench \S+ .*": check_bench_model,

@@ -199,3 +199,27 @@ def check_own(command, world):
     assert main([*shlex.split(command)[1:], "--fast", "true"]) == 0
     stages = {path.name for path in (world.folder / "runs/mine").iterdir() if path.is_dir()}
     assert "finetune" in stages and "prune" not in stages
+
+
+def write_net(world):
+    """Write the file of a network for the field's methods, with one and data that are there."""
+    [content] = [each for each in blocks("configs/README.md", "yaml") if "# net.yaml" in each]
+    content = yaml.safe_load(content)
+    own = {
+        "class_path": "branchprune.models.VGG",
+        "init_args": {"stages": [[8, 8]], "in_channels": 1},
+    }
+    content |= {"model": own, "data": {"class_path": "branchprune.data.Digits"}}
+    (world.folder / "net.yaml").write_text(yaml.safe_dump(content))
+    return content
+
+
+def check_field_method(command, world):
+    """A method of the field on a network of one's own, which comes behind its file."""
+    content = write_net(world)
+    assert main([*shlex.split(command)[1:], "--fast", "true"]) == 0
+    folder = world.folder / parsed(command).output
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    assert stored["model"]["class_path"] == content["model"]["class_path"]
+    assert stored["prune"]["criterion"]["name"] in shlex.split(command)
+    assert stored["prune"]["widths"]["keep"] == 0.375
