@@ -93,7 +93,12 @@ def histogram_entropy(means: Tensor) -> Tensor:
 
     Args:
         means: Those of all examples, shape (N, C).
+
+    Raises:
+        PruneError: There is one example, of which no channel tells another.
     """
+    if len(means) < 2:
+        raise PruneError("init 'entropy' tells examples apart, and batches have one: give several")
     least = means.amin(0)
     span = means.amax(0) - least
     bins = ((means - least) / torch.where(span > 0, span, 1) * BINS).floor().clamp(0, BINS - 1)

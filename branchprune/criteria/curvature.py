@@ -57,14 +57,16 @@ def fisher(model: nn.Module, losses: Iterable[Tensor]) -> Saliency:
 
     Args:
         model: The model; it is not changed.
-        losses: Scalars that it has made, of one example each. A generator has them one by one.
+        losses: Finite scalars that it has made, of one example each, such as a generator, which has
+            them one by one, or a tensor of shape (N,).
 
     Raises:
-        PruneError: There are none, or one is no scalar that depends on parameters of the model.
+        PruneError: There are none, or one is no finite scalar that depends on parameters of the
+            model.
     """
 
     def squares(gradients: Sequence[Tensor | None], _: Sequence[Tensor]) -> list[Tensor | None]:
-        return [None if each is None else each.square() for each in gradients]
+        return [None if each is None else each.double().square() for each in gradients]
 
     return Saliency("fisher", _graded(model, losses, squares, twice=False))
 
@@ -82,8 +84,8 @@ def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 8) -> Saliency:
         draws: Signs z a loss, drawn by torch's generator.
 
     Raises:
-        PruneError: There are none, one is no scalar that depends on parameters of the model, or an
-            operation of it has no second derivative.
+        PruneError: There are none, one is no finite scalar that depends on parameters of the model,
+            or an operation of it has no second derivative.
     """
     whole("draws", draws, 1)
 
@@ -114,6 +116,9 @@ def _graded(
     model: nn.Module, losses: Iterable[Tensor], curvature: Curvature, twice: bool
 ) -> nn.Module:
     """Return a copy of a model with the mean curvature of some losses as its gradients."""
+    if not isinstance(losses, Iterable) or (isinstance(losses, Tensor) and not losses.dim()):
+        kind = type(losses).__name__
+        raise PruneError(f"losses (a {kind}) must be several scalars, such as [loss]")
     parameters = [each for each in model.parameters() if each.requires_grad]
     sums: list[Tensor | None] = [None] * len(parameters)
     count = 0
@@ -123,9 +128,16 @@ def _graded(
             raise PruneError(
                 f"losses[{count - 1}] ({told}) must be a scalar that depends on the parameters"
             )
+        if not loss.isfinite().all():
+            raise PruneError(f"losses[{count - 1}] (={loss.item()}) must be finite")
         try:
+            # What several losses have in common is kept, as long as they are.
             gradients = torch.autograd.grad(
-                loss.reshape(()), parameters, create_graph=twice, allow_unused=True
+                loss.reshape(()),
+                parameters,
+                retain_graph=True,
+                create_graph=twice,
+                allow_unused=True,
             )
             found = curvature(gradients, parameters)
         except RuntimeError as error:
@@ -133,10 +145,11 @@ def _graded(
         for i, each in enumerate(found):
             if each is not None:
                 before = sums[i]
-                sums[i] = each.detach() if before is None else before + each.detach()
+                sums[i] = each.detach().double() if before is None else before + each.detach()
+        del loss, gradients, found  # the next is made without what this one keeps
     if not count:
         raise PruneError("losses must be some scalars that the model has made: there are none")
-    graded = copied(model)
+    graded = copied(model).double()  # squares of small gradients are 0 in half precision
     theirs = [each for each in graded.parameters() if each.requires_grad]
     for parameter, each in zip(theirs, sums, strict=True):
         parameter.grad = None if each is None else each / count

@@ -60,9 +60,10 @@ def criterion_of(init: str | Criterion, argument: str = "init") -> Criterion:
     """
     if callable(init):
         return init
-    if init in MADE:
+    named = isinstance(init, str)
+    if named and init in MADE:
         raise PruneError(f"{argument} (={init!r}) is made of data: {argument}={MADE[init]}")
-    if init not in CRITERIA:
+    if not named or init not in CRITERIA:
         known = ", ".join(map(repr, CRITERIA))
         raise PruneError(f"{argument} (={init!r}) must be {known} or a function of GroupWeights")
     return CRITERIA[init]
