@@ -42,6 +42,8 @@ MADE = {
     "discrimination": "bp.discrimination(model, plan, batches)",
 }
 """Those that are made of losses or of classes, which `attach` does not know, and how."""
+CLASSED = ("discrimination",)
+"""Those that need examples of several classes."""
 LABELLED = (*GRADED, *MADE)
 """Those that need more than inputs."""
 CALIBRATED = (*LABELLED, "apoz", "entropy", "hrank", "reconstruction")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,17 @@ def blocks(model: nn.Module, example: Example) -> list[Block]:
             found.append(Block(name, activation, count_params(block), macs))
     outer = {each.name for each in found for o in found if o.name.startswith(f"{each.name}.")}
     return [each for each in found if each.name not in outer]
+
+
+def holding_none(found: Sequence[Block], names: Iterable[str]) -> list[Block]:
+    """Return the blocks that neither are one of some modules nor hold one.
+
+    Args:
+        found: Blocks.
+        names: Paths of modules, or of groups of channels.
+    """
+    paths = [f"{name.partition('#')[0]}." for name in names]
+    return [each for each in found if not any(p.startswith(f"{each.name}.") for p in paths)]
 
 
 def without(model: nn.Module, names: Sequence[str], example: Example) -> nn.Module:

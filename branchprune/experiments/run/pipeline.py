@@ -64,7 +64,8 @@ class Pruning:
         start = model
         if settings.depth is not None:
             self._use(settings.widths.of_dense(self._whole(model)))
-            start = without(model, settings.depth.some(model, self.example), self.example)
+            named = settings.widths.named
+            start = without(model, settings.depth.some(model, self.example, named), self.example)
         planned = self.settings.widths.plan(start, self.example)  # nothing can be measured yet
         settings.algorithm.check(self.setup, planned)
         if settings.few_images is None:
@@ -125,7 +126,8 @@ class Pruning:
             criterion=criterion,
             seed=seed,
         )
-        return depth.chosen(dense, whole.structure, self.example, seen, widths, criterion)
+        named = self.settings.widths.named
+        return depth.chosen(dense, whole.structure, self.example, seen, widths, criterion, named)
 
     def _whole(self, dense: nn.Module) -> Plan:
         """Return a plan of the dense model, whatever its widths."""
@@ -178,7 +180,8 @@ class Pruning:
         if settings.sparsify is not None:
             found.insert(0, settings.sparsify.epochs_to_train(start))
         if settings.depth is not None:
-            found.insert(0, settings.depth.epochs_to_train(dense, self.example))
+            named = settings.widths.named
+            found.insert(0, settings.depth.epochs_to_train(dense, self.example, named))
         if settings.finetune is not None:
             found += [settings.finetune.epochs_to_train(start, planned) for planned in plans]
         return found
