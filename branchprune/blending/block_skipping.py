@@ -34,8 +34,11 @@ class Skipping(nn.Module):
         if self.alpha == 0:
             found: Tensor = self.shortcut(x)
             return found
-        whole: Tensor = self.block(x)
-        return whole if self.alpha == 1 else torch.lerp(self.shortcut(x), whole, self.alpha)
+        if self.alpha == 1:
+            whole: Tensor = self.block(x)
+            return whole
+        # A block may work in place on what its shortcut still needs.
+        return torch.lerp(self.shortcut(x), self.block(x.clone()), self.alpha)
 
 
 class Shallowing(nn.Module):
@@ -63,8 +66,8 @@ class Shallowing(nn.Module):
     def __init__(self, model: nn.Module, names: Sequence[str], example: Example) -> None:
         super().__init__()
         shallow = without(model, names, example)
-        self.model, self.names = copied(model), [*names]
-        for name in names:
+        self.model, self.names = copied(model), [*dict.fromkeys(names)]
+        for name in self.names:
             shortcut = shallow.get_submodule(name)
             assert isinstance(shortcut, Shortcut)
             block = self.model.get_submodule(name)

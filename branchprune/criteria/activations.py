@@ -12,6 +12,7 @@ from torch import Tensor
 from branchprune.criteria.group_weights import GroupWeights
 from branchprune.criteria.input_statistics import Statistic, not_read
 from branchprune.criteria.scores import l2
+from branchprune.errors import PruneError
 
 BINS = 100
 """Of the histogram of `entropy`, between the least and the largest mean of a channel."""
@@ -89,7 +90,12 @@ def histogram_entropy(means: Tensor) -> Tensor:
 
     Args:
         means: Those of all examples, shape (N, C).
+
+    Raises:
+        PruneError: There is one example, of which no channel tells another.
     """
+    if len(means) < 2:
+        raise PruneError("init 'entropy' tells examples apart, and batches have one: give several")
     least = means.amin(0)
     span = means.amax(0) - least
     bins = ((means - least) / torch.where(span > 0, span, 1) * BINS).floor().clamp(0, BINS - 1)

@@ -63,7 +63,7 @@ class ChannelWeights:
 
     @torch.no_grad()
     def clear(self, channels: dict[int, Tensor]) -> None:
-        """Set all weights of some channels to 0.
+        """Set all weights of some channels to 0, but for those that do not learn.
 
         Args:
             channels: By group the indices of the channels.
@@ -72,7 +72,8 @@ class ChannelWeights:
         for group, each in channels.items():
             kept[self.places[group][each].flatten()] = 0
         for parameter, piece in zip(self.parameters, self._split(kept), strict=True):
-            parameter.mul_(piece.view(parameter.shape))
+            if parameter.requires_grad:  # it would never return
+                parameter.mul_(piece.view(parameter.shape))
 
     def _flat(self) -> Tensor:
         return torch.cat([each.detach().reshape(-1) for each in self.parameters])

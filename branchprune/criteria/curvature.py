@@ -60,14 +60,16 @@ def fisher(model: nn.Module, losses: Iterable[Tensor]) -> Saliency:
 
     Args:
         model: The model; it is not changed.
-        losses: Scalars that it has made, of one example each. A generator has them one by one.
+        losses: Finite scalars that it has made, of one example each, such as a generator, which has
+            them one by one, or a tensor of shape (N,).
 
     Raises:
-        PruneError: There are none, or one is no scalar that depends on parameters of the model.
+        PruneError: There are none, or one is no finite scalar that depends on parameters of the
+            model.
     """
 
     def squares(gradients: Sequence[Tensor | None], _: Sequence[Tensor]) -> list[Tensor | None]:
-        return [None if each is None else each.square() for each in gradients]
+        return [None if each is None else each.double().square() for each in gradients]
 
     return Saliency("fisher", _graded(model, losses, squares, twice=False))
 
@@ -89,8 +91,8 @@ def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 4) -> Saliency:
             of use from about 16 on, over all losses.
 
     Raises:
-        PruneError: There are none, one is no scalar that depends on parameters of the model, or an
-            operation of it has no second derivative.
+        PruneError: There are none, one is no finite scalar that depends on parameters of the model,
+            or an operation of it has no second derivative.
     """
     whole("draws", draws, 1)
     modules = _signs_by_module(model)
@@ -157,6 +159,9 @@ def _graded(
     model: nn.Module, losses: Iterable[Tensor], curvature: Curvature, twice: bool
 ) -> nn.Module:
     """Return a copy of a model with the mean curvature of some losses as its gradients."""
+    if not isinstance(losses, Iterable) or (isinstance(losses, Tensor) and not losses.dim()):
+        kind = type(losses).__name__
+        raise PruneError(f"losses (a {kind}) must be several scalars, such as [loss]")
     parameters = _trained(model)
     sums: list[Tensor | None] = [None] * len(parameters)
     count = 0
@@ -166,9 +171,16 @@ def _graded(
             raise PruneError(
                 f"losses[{count - 1}] ({told}) must be a scalar that depends on the parameters"
             )
+        if not loss.isfinite().all():
+            raise PruneError(f"losses[{count - 1}] (={loss.item()}) must be finite")
         try:
+            # What several losses have in common is kept, as long as they are.
             gradients = torch.autograd.grad(
-                loss.reshape(()), parameters, create_graph=twice, allow_unused=True
+                loss.reshape(()),
+                parameters,
+                retain_graph=True,
+                create_graph=twice,
+                allow_unused=True,
             )
             found = curvature(gradients, parameters)
         except RuntimeError as error:
@@ -176,10 +188,11 @@ def _graded(
         for i, each in enumerate(found):
             if each is not None:
                 before = sums[i]
-                sums[i] = each.detach() if before is None else before + each.detach()
+                sums[i] = each.detach().double() if before is None else before + each.detach()
+        del loss, gradients, found  # the next is made without what this one keeps
     if not count:
         raise PruneError("losses must be some scalars that the model has made: there are none")
-    graded = copied(model)
+    graded = copied(model).double()  # squares of small gradients are 0 in half precision
     for parameter, each in zip(_trained(graded), sums, strict=True):
         parameter.grad = None if each is None else each / count
     return graded

@@ -16,7 +16,7 @@ from branchprune.criteria.group_weights import GroupWeights
 from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.scores import l2
 from branchprune.errors import PruneError
-from branchprune.graph.inputs import Example
+from branchprune.graph.inputs import Example, tensors
 from branchprune.graph.structure import Structure
 
 RIDGE = 1e-3
@@ -115,6 +115,12 @@ def _classes(pair: tuple[Example, Tensor], place: int) -> Tensor:
         raise PruneError(
             f"batches[{place}] must be a pair of an input and the classes of its examples, "
             "whole numbers of shape (N,)"
+        )
+    lengths = [len(each) for each in tensors(pair[0]) if each.dim()]
+    if len(pair[1]) not in lengths:
+        examples = max(lengths, default=0)
+        raise PruneError(
+            f"batches[{place}] has {len(pair[1])} classes, and an input of {examples} examples"
         )
     return pair[1].cpu()
 

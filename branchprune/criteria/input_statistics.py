@@ -160,6 +160,8 @@ class Reader:
         if self.statistic is not None:
             maps = found[None] if found.dim() + self.layer.dim == 0 else found
             maps = maps.movedim(self.layer.dim, 1)[:, entries.to(found.device)]
+            if not maps.isfinite().all():
+                raise PruneError(f"batches: {self.layer.name} reads numbers that are not finite")
             self.examples.append(self.statistic(maps).double().cpu())
         x = found.movedim(self.layer.dim, -1).flatten(0, -2)
         samples = x[:, entries.to(x.device)].transpose(1, 2).flatten(0, 1).double()

@@ -42,6 +42,8 @@ MADE = {
     "discrimination": "bp.discrimination(model, plan, batches)",
 }
 """Those that are made of losses or of classes, which `attach` does not know, and how."""
+CLASSED = ("discrimination",)
+"""Those that need examples of several classes."""
 LABELLED = (*GRADED, *MADE)
 """Those that need more than inputs."""
 CALIBRATED = (*LABELLED, "apoz", "entropy", "hrank", "reconstruction")
@@ -60,9 +62,10 @@ def criterion_of(init: str | Criterion, argument: str = "init") -> Criterion:
     """
     if callable(init):
         return init
-    if init in MADE:
+    named = isinstance(init, str)
+    if named and init in MADE:
         raise PruneError(f"{argument} (={init!r}) is made of data: {argument}={MADE[init]}")
-    if init not in CRITERIA:
+    if not named or init not in CRITERIA:
         known = ", ".join(map(repr, CRITERIA))
         raise PruneError(f"{argument} (={init!r}) must be {known} or a function of GroupWeights")
     return CRITERIA[init]

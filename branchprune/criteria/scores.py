@@ -31,12 +31,13 @@ def l0(group: GroupWeights) -> Tensor:
 
 def l1(group: GroupWeights) -> Tensor:
     """Return the L1 norm of the weights that make each channel (Li et al., 2017), shape (C,)."""
-    return torch.stack([weight.abs().sum(1) for weight in group.producers]).sum(0)
+    return torch.stack([_at_least_32(weight).abs().sum(1) for weight in group.producers]).sum(0)
 
 
 def l2(group: GroupWeights) -> Tensor:
     """Return the L2 norm of the weights that make each channel, shape (C,)."""
-    return torch.stack([weight.square().sum(1) for weight in group.producers]).sum(0).sqrt()
+    squares = [_at_least_32(weight).square().sum(1) for weight in group.producers]
+    return torch.stack(squares).sum(0).sqrt()
 
 
 def linf(group: GroupWeights) -> Tensor:
@@ -58,7 +59,7 @@ def bn_scale(group: GroupWeights) -> Tensor:
     """
     if not group.norms:
         raise PruneError(f"init 'bn_scale' needs a norm with a weight behind {group.name}")
-    return torch.stack([scale.abs() for scale in group.norms]).sum(0)
+    return torch.stack([_at_least_32(scale).abs() for scale in group.norms]).sum(0)
 
 
 def geometric_median(group: GroupWeights) -> Tensor:
@@ -81,10 +82,10 @@ def cosine(group: GroupWeights) -> Tensor:
 
     Again and again the two channels are found between whose weights |cos| is largest, and of both
     the one is dropped that is more like all that are left, by the mean of |cos|. So one stays of
-    filters that are the same up to their scale and sign. Ayinde, Inanc and Zurada ("Redundant
-    feature pruning for accelerated inference in deep neural networks", 2019) find redundant filters
-    by cosines, too, but cluster them and keep one of each cluster, however many those are; here as
-    many stay as are asked for.
+    filters that are the same up to their scale and sign, and those that are 0 go first. Ayinde,
+    Inanc and Zurada ("Redundant feature pruning for accelerated inference in deep neural networks",
+    2019) find redundant filters by cosines, too, but cluster them and keep one of each cluster,
+    however many those are; here as many stay as are asked for.
 
     Args:
         group: The weights. A channel that several layers make is the concatenation of its rows.
@@ -92,8 +93,10 @@ def cosine(group: GroupWeights) -> Tensor:
     Returns:
         The scores, shape (C,): the step at which the channel is dropped, 0 to C − 1.
     """
-    rows = torch.nn.functional.normalize(torch.cat(group.producers, 1).double(), dim=1)
-    alike = (rows @ rows.T).abs().fill_diagonal_(0)
+    rows = torch.cat(group.producers, 1).double()
+    if not rows.isfinite().all():
+        return torch.full((group.width,), torch.nan)
+    alike = _cosines(rows).fill_diagonal_(0)
     scores = torch.zeros(group.width, dtype=torch.double)
     largest, nearest = alike.max(1)
     for step in range(group.width):
@@ -106,6 +109,19 @@ def cosine(group: GroupWeights) -> Tensor:
         stale = ((nearest == dropped) & (largest >= 0)).nonzero()[:, 0]
         largest[stale], nearest[stale] = alike[stale].max(1)
     return scores
+
+
+def _cosines(rows: Tensor) -> Tensor:
+    """Return the |cos| of all pairs of rows, 1 where one is 0: any other makes it."""
+    lengths = rows.norm(dim=1)
+    directions = rows / torch.where(lengths > 0, lengths, 1)[:, None]
+    dead = lengths == 0
+    return torch.where(dead | dead[:, None], 1.0, (directions @ directions.T).abs())
+
+
+def _at_least_32(numbers: Tensor) -> Tensor:
+    """Return numbers as float32 or wider: sums of squares of halves are 0, or infinite."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def random_choice(group: GroupWeights) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from branchprune.errors import PruneError, first_line
 from branchprune.graph.exclusive import one_at_a_time
@@ -48,10 +49,11 @@ def blocks(model: nn.Module, example: Example) -> list[Block]:
 
     A block is a module that is called once, with one tensor, and hands on one of the same shape
     which, were all its weights and biases 0, would be its input, or an activation of that: what is
-    left of it is its shortcut. That is tried out on random numbers, so any class is understood. Of
-    modules within each other, as a stage and its blocks, the innermost are returned. (Trained
-    residual networks bear the loss of single blocks: Veit, Wilber, Belongie, "Residual networks
-    behave like ensembles of relatively shallow networks", 2016.)
+    left of it is its shortcut. That is tried out on random numbers, so any class is understood.
+    (Norms then have the statistics that they begin with, and a PReLU its own slopes.) Of modules
+    within each other, as a stage and its blocks, the innermost are returned. (Trained residual
+    networks bear the loss of single blocks: Veit, Wilber, Belongie, "Residual networks behave like
+    ensembles of relatively shallow networks", 2016.)
 
     Args:
         model: Any network; it is not changed.
@@ -71,6 +73,17 @@ def blocks(model: nn.Module, example: Example) -> list[Block]:
     return [each for each in found if each.name not in outer]
 
 
+def holding_none(found: Sequence[Block], names: Iterable[str]) -> list[Block]:
+    """Return the blocks that neither are one of some modules nor hold one.
+
+    Args:
+        found: Blocks.
+        names: Paths of modules, or of groups of channels.
+    """
+    paths = [f"{name.partition('#')[0]}." for name in names]
+    return [each for each in found if not any(p.startswith(f"{each.name}.") for p in paths)]
+
+
 def without(model: nn.Module, names: Sequence[str], example: Example) -> nn.Module:
     """Return a copy of a model in which the shortcuts of some blocks stand for them.
 
@@ -79,12 +92,14 @@ def without(model: nn.Module, names: Sequence[str], example: Example) -> nn.Modu
 
     Args:
         model: The model; it is not changed.
-        names: Paths of blocks, as `blocks` finds them.
+        names: Paths of blocks, as `blocks` finds them, each once or more often.
         example: See `blocks`.
 
     Raises:
         PruneError: One is no such block, or the model does not run without them.
     """
+    if isinstance(names, str):
+        raise PruneError(f"names (={names!r}) must be several paths, such as [{names!r}]")
     known = {each.name: each for each in blocks(model, example)}
     for name in names:
         if name not in known:
@@ -128,8 +143,7 @@ def _inputs(model: nn.Module, example: Example) -> Mapping[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    order = [name for name, _ in model.named_modules() if name in seen]
-    once = {name: seen[name][0] for name in order if len(seen[name]) == 1}
+    once = {name: inputs[0] for name, inputs in seen.items() if len(inputs) == 1}
     return {name: x for name, x in once.items() if x is not None}
 
 
@@ -137,8 +151,12 @@ def _what_is_left(block: nn.Module, like: Tensor) -> str | None:
     """Return the activation that a block is if its weights are 0; None: something else."""
     noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like) * 5
     with torch.no_grad():
-        for parameter in block.parameters():
-            parameter.zero_()
+        for module in block.modules():
+            if isinstance(module, _NormBase):
+                module.reset_running_stats()
+            for parameter in module._parameters.values():
+                if parameter is not None and not isinstance(module, nn.PReLU):
+                    parameter.zero_()
         try:
             output = call(block, noise)
         except Exception:  # as of a norm of the weights

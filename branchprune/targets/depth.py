@@ -17,7 +17,7 @@ from branchprune.graph.shortcut import put_shortcuts
 from branchprune.graph.structure import Structure
 from branchprune.planning import plan as by_share
 from branchprune.planning.plan import Plan
-from branchprune.planning.residual_blocks import Block, blocks
+from branchprune.planning.residual_blocks import Block, blocks, holding_none
 from branchprune.targets.error_curves import RECONSTRUCTION, Init, MeasuredErrors
 from branchprune.targets.goal import Met, as_amounts, check_target
 from branchprune.targets.measurement import Measurement, halves
@@ -68,8 +68,9 @@ def shorten(
     Blocks are ranked by how little the output changes without each alone, divided by the
     multiply-adds that go with it. For 0, 1, 2, 3, 4, 6, … of them the widths are chosen for the
     target, channels are cut and fitted on one half of the batches, and the change of the output is
-    measured on the other: the least wins, be it with all blocks. (Chen, Zhao, "Shallowing deep
-    networks", 2018, rank layers by classifiers of their features, and leave as many out as asked.)
+    measured on the other: the least wins, be it with all blocks. Blocks stay in which `keep`,
+    `exclude`, `inside` or `opaque` name something. (Chen, Zhao, "Shallowing deep networks", 2018,
+    rank layers by classifiers of their features, and leave as many out as asked.)
 
     Args:
         model: The model; it is not changed.
@@ -94,13 +95,18 @@ def shorten(
     choose = partial(
         plan, example=example, target=asked, batches=given, criterion=criterion, **options
     )
-    return shortened(model, whole.structure, example, choose, given, criterion)
+    keep = options.get("keep")
+    shares = keep if isinstance(keep, Mapping) else {}
+    named = [*shares, *options.get("exclude", ()), *options.get("opaque", ())]
+    named += [options["inside"]] if options.get("inside") else []
+    free = holding_none(blocks(model, example), named)
+    return shortened(model, whole.structure, free, choose, given, criterion)
 
 
 def shortened(
     model: nn.Module,
     structure: Structure,
-    example: Example,
+    candidates: Sequence[Block],
     choose: Callable[[nn.Module], Plan],
     batches: Sequence[Example],
     criterion: Init,
@@ -110,7 +116,7 @@ def shortened(
     Args:
         model: The model; it is not changed.
         structure: Its structure.
-        example: See `plan`.
+        candidates: The blocks of which some may be left out.
         choose: Chooses the widths of a model without some of its blocks; see `plan`.
         batches: Inputs; one half is fitted to, the other judges.
         criterion: See `plan`.
@@ -120,7 +126,7 @@ def shortened(
     """
     fit, judge = (*halves(batches), batches)[:2]
     dense = Measurement(model, structure, judge, [])
-    order = ranked(model, structure, blocks(model, example), judge)
+    order = ranked(model, structure, candidates, judge)
     found: list[Shallower] = []
     for count in [each for each in TRIED if each <= len(order)]:
         shallow = copied(model)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import relative, scramble
+from torch import nn
 
 import branchprune as bp
 from branchprune.models import ResNet
@@ -45,6 +46,37 @@ def test_in_between_block_and_shortcut_are_blended() -> None:
     seen["expected"] = model(X)
     hook.remove()
     assert relative(seen["expected"], fading(X)) < 1e-6
+
+
+class InPlace(nn.Module):
+    """Adds to its own input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.add_(self.conv(x))
+
+
+def test_a_block_that_works_in_place_is_blended_with_what_it_was_given() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), InPlace()).eval()
+    fading = bp.Shallowing(model, ["1"], X)
+    fading.alpha = 0.25
+    with torch.no_grad():
+        given = model[0](X)
+        expected = given + 0.25 * model[1].conv(given)  # type: ignore[operator, union-attr]
+        assert relative(expected, fading(X)) < 1e-6
+
+
+def test_a_name_that_is_given_twice_is_left_out_once() -> None:
+    model = network()
+    fading = bp.Shallowing(model, [NAMES[0], *NAMES], X).eval()
+    other = bp.Shallowing(model, NAMES, X).eval()
+    fading.alpha = other.alpha = 0.5
+    assert torch.equal(fading(X), other(X))
+    fading.alpha = 0.0
+    assert torch.equal(fading.collapsed()(X), bp.without(model, NAMES, X)(X))
 
 
 def test_both_learn_while_both_count() -> None:

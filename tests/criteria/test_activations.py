@@ -126,3 +126,20 @@ def test_a_target_is_met_with_them(name: str) -> None:
     model = scramble(chain()).eval()
     plan = bp.plan(model, X[:1], target={"macs": 0.6}, batches=[X], criterion=name)
     assert plan.after.macs <= 0.6 * plan.before.macs
+
+
+def test_of_one_example_no_channel_tells_another() -> None:
+    model = scramble(chain()).eval()
+    with pytest.raises(bp.PruneError, match="'entropy' tells examples apart, and batches have one"):
+        bp.attach(model, bp.plan(model, X[:1]), "entropy", batches=[X[:1]])
+
+
+@pytest.mark.parametrize("name", ["apoz", "entropy", "hrank"])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_is_read_must_be_numbers(name: str, broken: float) -> None:
+    model = chain().eval()
+    plan = bp.plan(model, X[:1])
+    with torch.no_grad():
+        model[0].weight[2, 0, 0, 0] = broken  # type: ignore[index]
+    with pytest.raises(bp.PruneError, match="batches: 3 reads numbers that are not finite"):
+        bp.attach(model, plan, name, batches=[X])

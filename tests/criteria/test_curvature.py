@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +70,22 @@ def test_fisher_is_the_mean_of_squared_gradients(model: Classifier) -> None:
     criterion = bp.fisher(model, each_alone(model))
     assert torch.allclose(scores_of(model, criterion)[0], of_channels(model, squares))
     assert all(each.grad is None for each in model.parameters())
+
+
+def test_losses_of_one_pass_are_taken_together(model: Classifier) -> None:
+    alone = scores_of(model, bp.fisher(model, each_alone(model)))[0]
+    at_once = F.cross_entropy(model(X), Y, reduction="none")
+    assert torch.allclose(scores_of(model, bp.fisher(model, at_once))[0], alone)
+
+
+def test_squares_of_small_gradients_of_halves_are_not_0(model: Classifier) -> None:
+    found = []
+    for each, x in ((model, X), (copy.deepcopy(model).half(), X.half())):
+        criterion = bp.fisher(each, [1e-3 * F.cross_entropy(each(x), Y)])
+        found.append(criterion.graded.get_submodule("0").weight.grad)
+    wide, half = found
+    assert isinstance(wide, Tensor) and wide.max() < 1e-7
+    assert isinstance(half, Tensor) and (half - wide).abs().max() < 0.1 * wide.max()
 
 
 def test_obd_nears_the_hessian_of_each_row(model: Classifier) -> None:
@@ -161,6 +178,10 @@ def attended(y: Tensor) -> Tensor:
         (lambda m: [m(X)], r"losses\[0\] \(shape \(6, 3\)\) must be a scalar that depends"),
         (lambda m: [m(X).sum(), torch.tensor(1.0)], r"losses\[1\] \(shape \(\)\) must be a scalar"),
         (lambda m: [3.0], r"losses\[0\] \(float\) must be a scalar"),
+        (lambda m: m(X).sum(), r"losses \(a Tensor\) must be several scalars, such as \[loss\]"),
+        (lambda m: None, r"losses \(a NoneType\) must be several scalars"),
+        (lambda m: [m(X).sum(), m(X).sum() * torch.nan], r"losses\[1\] \(=nan\) must be finite"),
+        (lambda m: [-m(X).sum() * torch.inf], r"losses\[0\] \(=-?inf\) must be finite"),
         (lambda m: [attended(m(X))], r"losses\[0\]: derivative for .* is not implemented"),
     ],
 )

@@ -101,7 +101,8 @@ def test_windows_of_an_image_have_its_class() -> None:
         ([(X, Y.double())], r"batches\[0\] must be a pair of an input and the classes"),
         ([(X, Y[:, None])], r"batches\[0\] must be a pair of an input and the classes"),
         ([(X, 0 * Y + 2)], "batches are all of class 2: nothing tells classes apart"),
-        ([(X, Y[:7])], "a layer reads 60 examples of 0, and there are classes of 7"),
+        ([(X, Y[:7])], r"batches\[0\] has 7 classes, and an input of 60 examples"),
+        ([(X, Y), (X, Y[:30])], r"batches\[1\] has 30 classes, and an input of 60 examples"),
     ],
 )
 def test_what_is_wrong_with_batches_is_told(batches: object, message: str) -> None:

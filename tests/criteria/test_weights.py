@@ -67,3 +67,27 @@ def test_one_stays_of_filters_that_are_the_same_up_to_scale_and_sign() -> None:
     assert sorted(kept) in ([0, 1, 2, 4], [0, 2, 3, 4], [0, 2, 4, 5])
     scaled = rows * torch.tensor([1.0, -3.0, 0.5, 2.0, 10.0, 1.0])[:, None]
     assert torch.equal(cosine(group_of(scaled)), cosine(group_of(rows)))
+
+
+def test_a_filter_that_is_0_repeats_all_others_and_goes_first() -> None:
+    rows = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    rows[[1, 3]] = 0
+    assert sorted(cosine(group_of(rows)).argsort()[:2].tolist()) == [1, 3]
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_have_no_cosines(broken: float) -> None:
+    rows = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    rows[2, 0] = broken
+    assert cosine(group_of(rows)).isnan().any()
+
+
+@pytest.mark.parametrize("scale", [1e-5, 3e2])
+@pytest.mark.parametrize("criterion", [l1, l2, bn_scale])
+def test_halves_are_ranked_as_the_numbers_they_are(criterion: object, scale: float) -> None:
+    rows = (scale * torch.linspace(0.5, 1.5, 9 * 300).view(9, 300)).half()
+    assert callable(criterion)
+    found = criterion(group_of(rows, norm=rows[:, 0]))
+    assert torch.allclose(
+        found.double(), criterion(group_of(rows.double(), norm=rows[:, 0])).double()
+    )

@@ -114,10 +114,45 @@ def test_activations_modules_within_each_other_and_what_is_no_block() -> None:
     assert found == expected
 
 
+class Added(nn.Module):
+    """What some layers make of the input is added to it; an activation may follow."""
+
+    def __init__(self, layers: nn.Module, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layers, self.activation = layers, activation or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.activation(x + self.layers(x))
+        return y
+
+
+def test_slopes_that_are_learned_are_no_relu() -> None:
+    conv = nn.Conv2d(3, 3, 1)
+    assert not bp.blocks(nn.Sequential(Added(conv, nn.PReLU(3))), X)
+    within = nn.Sequential(nn.PReLU(3), nn.Conv2d(3, 3, 1))
+    assert [each.name for each in bp.blocks(nn.Sequential(Added(within)), X)] == ["0"]
+
+
+def test_a_block_stays_one_when_its_norms_have_seen_data() -> None:
+    layers = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False)
+    model = nn.Sequential(Added(nn.Sequential(*layers), nn.ReLU()))
+    new = bp.blocks(model, X)
+    model.train()(X)
+    assert new == bp.blocks(model, X) and [each.activation for each in new] == ["ReLU"]
+
+
+def test_blocks_come_in_the_order_in_which_they_are_called() -> None:
+    layers = {name: Added(nn.Conv2d(3, 3, 1)) for name in ("first", "second")}
+    net = Net(lambda m, x: m.first(m.second(x)), **layers)
+    assert [each.name for each in bp.blocks(net, X)] == ["second", "first"]
+
+
 def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     model = ResNet(8, (8, 12, 16))
     with pytest.raises(bp.PruneError, match="names: 'stem' is no residual block; those are"):
         bp.without(model, ["stem"], X)
+    with pytest.raises(bp.PruneError, match=r"names \(='stages.0.1'\) must be several paths, such"):
+        bp.Shallowing(model, "stages.0.1", X)
     with pytest.raises(bp.PruneError, match="the model does not accept the example"):
         bp.blocks(model, X[:, :2])
 

@@ -84,7 +84,7 @@ def test_no_more_blocks_are_tried_once_three_numbers_were_worse() -> None:
     def choose(shallow: nn.Module) -> bp.Plan:
         return bp.plan(shallow, X[:1], keep=0.2 if shortcuts(shallow) else 1.0)
 
-    found = shortened(model, structure, X[:1], choose, [X], "l1")
+    found = shortened(model, structure, bp.blocks(model, X[:1]), choose, [X], "l1")
     assert [count for count, _ in found.tried] == [0, 1, 2, 3] and found.left_out == ()
     assert found.change == found.tried[0][1] < min(change for _, change in found.tried[1:])
 
@@ -108,3 +108,11 @@ def test_what_cannot_be_asked_is_told() -> None:
         shorten(model, X[:1], target={"macs": 0.5}, batches=[])
     with pytest.raises(bp.PruneError, match="cannot be reached"):
         shorten(model, X[:1], target={"macs": 0.001}, batches=[X])
+
+
+def test_blocks_stay_in_which_something_is_named() -> None:
+    model = network()
+    named = {"exclude": [f"{IDLE[0]}.conv1"], "keep": {IDLE[1]: 1.0}}
+    found = shorten(model, X[:1], target={"macs": 0.6}, batches=[X], floor=0.6, **named)
+    assert not {*IDLE} & {*found.left_out}
+    assert [count for count, _ in found.tried][:2] == [0, 1]

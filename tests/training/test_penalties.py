@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from models import resnet, scramble, vgg
+from small_training import loader, network, trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import branchprune as bp
 from branchprune.criteria.channel_weights import ChannelWeights
 from branchprune.criteria.scores import l2
-from branchprune.experiments.run.sparsity_training import going
+from branchprune.experiments.run.sparsity_training import Regularize, going
+from branchprune.lightning import ClassificationTask
 from branchprune.training.penalties import GroupLasso, GrowingPenalty, Lasso
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -116,3 +119,39 @@ def test_those_that_go_are_the_smallest_and_of_every_block_alike() -> None:
         norms = layer.weight.detach().flatten(1).norm(dim=1)  # type: ignore[union-attr]
         assert len(found) == plan.groups[group].width - plan.groups[group].kept
         assert set(found.tolist()) == set(norms.topk(len(found), largest=False).indices.tolist())
+
+
+def test_what_does_not_learn_is_not_set_to_0() -> None:
+    """It would stay 0, also where its channel returns."""
+    model = scramble(vgg())
+    plan = bp.plan(model, torch.randn(1, 3, 8, 8))
+    norm, conv = model.get_submodule("1"), model.get_submodule("0")
+    norm.requires_grad_(False)
+    before = norm.state_dict()["weight"].clone()
+    ChannelWeights(model, plan.structure, plan.pruned).clear({plan.pruned[0]: torch.tensor([2])})
+    assert torch.equal(norm.state_dict()["weight"], before)
+    assert (conv.state_dict()["weight"].flatten(1).abs().sum(1) == 0).nonzero().tolist() == [[2]]
+
+
+class Stream(IterableDataset[list[Tensor]]):
+    """Examples whose number is not known before."""
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        yield from ([x, y] for x, y in loader().dataset)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(loader(), [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6]), (Stream(), [0, 0, 0, 0.5, 0.5, 0.5])],
+)
+def test_progress_is_that_of_the_training(data: object, expected: list[float]) -> None:
+    seen: list[float] = []
+
+    class Noted:
+        def add_gradient(self, progress: float) -> None:
+            seen.append(progress)
+
+    batches = DataLoader(data, batch_size=8) if isinstance(data, Stream) else data
+    fit = trainer(2, Regularize(Noted()), limit_val_batches=0).fit
+    fit(ClassificationTask(network()), batches, loader())
+    assert seen == pytest.approx(expected)

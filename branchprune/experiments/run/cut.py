@@ -19,6 +19,7 @@ from branchprune.experiments.run.load_weights import load_weights
 from branchprune.experiments.run.shrinking import Pruned, Setup, Untrained
 from branchprune.experiments.run.stages import Stages
 from branchprune.graph.inputs import copied
+from branchprune.graph.shortcut import put_shortcuts, shortcuts
 from branchprune.lightning.training_inputs import training_inputs
 from branchprune.planning.plan import Plan
 
@@ -69,8 +70,9 @@ class CutConfig(Untrained):
         else:
             scores = Remembered(criterion_of(setup.init))
             attach(wide, planned, scores, batches=batches)
-            early = copied(wide)
+            early = copied(dense)
             load_weights(early, self._rewound_to(setup))
+            put_shortcuts(early, shortcuts(wide))
             blended = attach(early, planned, scores.again)
         if criterion.fit:
             blended = fit_expand(blended, training_inputs(data, criterion.fit, stages.keys))

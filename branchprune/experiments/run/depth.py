@@ -18,7 +18,7 @@ from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import train_student
 from branchprune.graph.structure import Structure
 from branchprune.planning.plan import Plan
-from branchprune.planning.residual_blocks import blocks, without
+from branchprune.planning.residual_blocks import blocks, holding_none, without
 from branchprune.targets.depth import ranked, shortened
 from branchprune.targets.error_curves import Init
 
@@ -33,7 +33,8 @@ class DepthConfig:
 
     Args:
         blocks: Paths of the blocks; or how many: those without which the output changes least for
-            their multiply-adds; "auto": as many of these as serve the target of the widths best.
+            their multiply-adds, of all in which the widths name nothing; "auto": as many of these
+            as serve the target of the widths best.
         levels: α of these blocks beside their shortcuts, as `blend.levels`; [0.0]: at once.
         hold: Epochs at each level above 0.
         final_hold: Epochs without them.
@@ -60,8 +61,13 @@ class DepthConfig:
         falling = [alpha for alpha in levels_of(self.levels) if alpha > 0]
         return [alpha for alpha in falling for _ in range(self.hold)] + [0.0] * self.final_hold
 
-    def some(self, model: nn.Module, example: Tensor) -> list[str]:
+    def some(self, model: nn.Module, example: Tensor, stay: Sequence[str] = ()) -> list[str]:
         """Return the blocks that are named, else as many, before they are chosen; "auto": none.
+
+        Args:
+            model: The dense model.
+            example: Input of one example.
+            stay: Paths of modules whose blocks stay.
 
         Raises:
             PruneError: A name is no block, or there are not so many.
@@ -69,15 +75,16 @@ class DepthConfig:
         if isinstance(self.blocks, list):
             without(model, self.blocks, example)  # finds what is wrong
             return self.blocks
-        if isinstance(self.blocks, str):  # "auto"
-            return []
-        known = [each.name for each in blocks(model, example)]
-        if len(known) < self.blocks:
+        known = [each.name for each in holding_none(blocks(model, example), stay)]
+        auto = isinstance(self.blocks, str)
+        count = 1 if isinstance(self.blocks, str) else self.blocks
+        if len(known) < count:
+            inside = f", in which widths name none of {', '.join(stay)}" if stay else ""
             raise PruneError(
-                f"depth.blocks (={self.blocks}): the model has {len(known)} residual blocks that "
-                "can be left out"
+                f"depth.blocks (={self.blocks!r}): the model has {len(known)} residual blocks that "
+                f"can be left out{inside}"
             )
-        return known[-self.blocks :]
+        return [] if auto else known[-count:]
 
     def chosen(
         self,
@@ -87,6 +94,7 @@ class DepthConfig:
         batches: Sequence[Tensor],
         widths: Callable[[nn.Module], Plan],
         criterion: Init,
+        stay: Sequence[str] = (),
     ) -> list[str]:
         """Return the blocks to leave out, where they are not named.
 
@@ -97,17 +105,21 @@ class DepthConfig:
             batches: Inputs on which the change of the output is measured.
             widths: Chooses the widths of a model without some blocks.
             criterion: By which channels are chosen there.
+            stay: See `some`.
         """
+        free = holding_none(blocks(dense, example), stay)
         if self.blocks == AUTO:
-            found = shortened(dense, structure, example, widths, batches, criterion)
+            found = shortened(dense, structure, free, widths, batches, criterion)
             return [*found.left_out]
         assert isinstance(self.blocks, int), "blocks that are named need not be chosen"
-        order = ranked(dense, structure, blocks(dense, example), batches)
+        order = ranked(dense, structure, free, batches)
         return [each.name for each in order[: self.blocks]]
 
-    def epochs_to_train(self, dense: nn.Module, example: Tensor) -> Sequence[Epoch]:
+    def epochs_to_train(
+        self, dense: nn.Module, example: Tensor, stay: Sequence[str] = ()
+    ) -> Sequence[Epoch]:
         """Return one `Epoch` per training epoch, to count its cost."""
-        names = self.some(dense, example)
+        names = self.some(dense, example, stay)
 
         def fading(alpha: float) -> nn.Module:
             found = Shallowing(dense, names, example)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from pytorch_lightning import LightningModule, seed_everything
@@ -32,6 +33,8 @@ from branchprune.targets.plan import DEFAULT
 from branchprune.targets.target_plan import with_outcome_of
 from branchprune.training.task import Task
 
+DRY = 2
+"""Rounds of a dry run."""
 WIDTHS = "widths"
 """The stage in which widths are chosen for a target."""
 
@@ -61,7 +64,8 @@ class Pruning:
         start = model
         if settings.depth is not None:
             self._use(settings.widths.of_dense(self._whole(model)))
-            start = without(model, settings.depth.some(model, self.example), self.example)
+            named = settings.widths.named
+            start = without(model, settings.depth.some(model, self.example, named), self.example)
         planned = self.settings.widths.plan(start, self.example)  # nothing can be measured yet
         settings.algorithm.check(self.setup, planned)
         if settings.few_images is None:
@@ -125,7 +129,8 @@ class Pruning:
             criterion=criterion,
             seed=seed,
         )
-        return depth.chosen(dense, whole.structure, self.example, seen, widths, criterion)
+        named = self.settings.widths.named
+        return depth.chosen(dense, whole.structure, self.example, seen, widths, criterion, named)
 
     def _whole(self, dense: nn.Module) -> Plan:
         """Return a plan of the dense model, whatever its widths."""
@@ -178,7 +183,8 @@ class Pruning:
         if settings.sparsify is not None:
             found.insert(0, settings.sparsify.epochs_to_train(start))
         if settings.depth is not None:
-            found.insert(0, settings.depth.epochs_to_train(dense, self.example))
+            named = settings.widths.named
+            found.insert(0, settings.depth.epochs_to_train(dense, self.example, named))
         if settings.finetune is not None:
             found += [settings.finetune.epochs_to_train(start, planned) for planned in plans]
         return found
@@ -226,10 +232,11 @@ class Pruning:
         sign = 1 if self.config.metric.mode == "max" else -1
         small, widths = wide, dict[str, int]()
         done: list[dict[str, Any]] = []
-        count = min(2, rounds.count) if self.config.fast else rounds.count
-        for number in range(1, count + 1):
+        for number in range(1, rounds.count + 1):
             planned = self._plan_round(rounds, number, dense, small)
-            if planned is None:
+            if planned is None and rounds.gradual:
+                continue  # its widths are those of the round before
+            if planned is None or (self.config.fast and len(done) == DRY):
                 break
             narrower, found = self._round(number, dense, small, planned, stages)
             kept = rounds.keeps(sign * (score - found["val"]))
@@ -251,20 +258,21 @@ class Pruning:
         if rounds is None:
             return [planned]
         numbers = range(1, rounds.count + 1)
-        wanted = [rounds.shares(planned, planned, number) for number in numbers]
-        return [widths.plan_shares(dense, self.example, each) for each in wanted]
+        wanted = [{}, *(rounds.shares(planned, planned, number) for number in numbers)]
+        new = [each for before, each in pairwise(wanted) if each != before]
+        return [widths.plan_shares(dense, self.example, each) for each in new]
 
     def _plan_round(
         self, rounds: RoundsConfig, number: int, dense: nn.Module, wide: nn.Module
     ) -> Plan | None:
-        """Plan a round; None where an earlier one has left nothing that can shrink."""
+        """Plan a round; None where it would leave all as it is."""
         widths, example = self.settings.widths, self.example
         try:
             now = widths.plan(wide, example)
             if not rounds.gradual:
                 return now
             wanted = rounds.shares(widths.plan(dense, example), now, number)
-            return widths.plan_shares(wide, example, wanted)
+            return widths.plan_shares(wide, example, wanted) if wanted else None
         except PruneError:
             if number == 1:
                 raise

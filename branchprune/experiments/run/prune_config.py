@@ -104,7 +104,13 @@ class PruneConfig:
                 f"cut.rewind (={self.cut.rewind}) is of the dense model, which rounds leave: "
                 "set `rounds: null`"
             )
-        if self.blend is not None and self.finetune is not None and self.finetune.fresh:
+        fresh = self.finetune is not None and self.finetune.fresh
+        if fresh and self.cut is not None and self.cut.rewind is not None:
+            raise PruneError(
+                "finetune.fresh (=true) would throw away the weights of cut.rewind "
+                f"(={self.cut.rewind}): set one of both to null"
+            )
+        if self.blend is not None and fresh:
             raise PruneError(
                 "finetune.fresh (=true) would throw away what is blended: set cut instead of blend"
             )

@@ -17,6 +17,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 
+from branchprune.criteria.named import CLASSED
 from branchprune.errors import PruneError
 from branchprune.experiments.files import nearest_existing
 from branchprune.experiments.run.config import RunConfig
@@ -68,7 +69,7 @@ def _in_small(config: RunConfig, output: Path) -> RunConfig:
         data=copied_data(config.data),
         task=deepcopy(config.task),
         prune_task=deepcopy(config.prune_task),
-        prune=_pruning_in_small(config.prune),
+        prune=pruning_in_small(config.prune),
     )
 
 
@@ -101,11 +102,13 @@ def _arrays_in(root: object) -> list[Any]:
     return found
 
 
-def _pruning_in_small(prune: PruneConfig) -> PruneConfig:
+def pruning_in_small(prune: PruneConfig) -> PruneConfig:
     """Return a pruning in which few batches are looked at, and no round loses too much."""
     criterion, rounds = prune.criterion, prune.rounds
     if criterion is not None:
         batches = {name: min(BATCHES, getattr(criterion, name)) for name in ("calibration", "fit")}
+        if criterion.name in CLASSED:
+            batches["calibration"] = criterion.calibration  # two batches may be of one class
         criterion = replace(criterion, **batches)
     if rounds is not None:
         rounds = replace(rounds, max_drop=None)

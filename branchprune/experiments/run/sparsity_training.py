@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -79,18 +79,29 @@ class GroupNormPenalty:
         self.pruner.regularize(self.model)
 
 
-class _Regularize(Callback):
-    """Adds the gradient of a penalty before every step."""
+class Regularize(Callback):
+    """Adds the gradient of a penalty before every step.
+
+    Args:
+        penalty: The penalty.
+    """
 
     def __init__(self, penalty: Penalty) -> None:
-        self.penalty = penalty
+        self.penalty, self.batch = penalty, 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note which batch of the epoch it is."""
+        self.batch = batch_idx
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Add it, once gradients are complete and unscaled."""
-        steps = max(1, trainer.estimated_stepping_batches)
-        self.penalty.add_gradient(min(1.0, trainer.global_step / steps))
+        # Of steps there may be several a batch; of an iterable the length is not known.
+        part = self.batch / trainer.num_training_batches
+        self.penalty.add_gradient((trainer.current_epoch + part) / (trainer.max_epochs or 1))
 
 
 class _ZeroAfterEpochs(Callback):
@@ -131,7 +142,7 @@ def sparsify(
     if config.penalty == "soft":
         callback: Callback = _ZeroAfterEpochs(wide, planned)
     else:
-        callback = _Regularize(make_penalty(config, wide, planned))
+        callback = Regularize(make_penalty(config, wide, planned))
     return train_student(stages, "sparsify/wide", dense, wide, config.epochs, callback)
 
 

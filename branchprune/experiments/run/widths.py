@@ -39,6 +39,12 @@ class WidthsConfig:
     opaque: list[str] = field(default_factory=list)
     target: TargetConfig | None = None
 
+    @property
+    def named(self) -> list[str]:
+        """Paths of what must be there: it has widths of its own, or is not looked into."""
+        shares = self.keep if isinstance(self.keep, dict) else {}
+        return [each for each in (*self.exclude, *shares, self.inside, *self.opaque) if each]
+
     def of_dense(self, whole: Plan) -> WidthsConfig:
         """Return these widths for a model without some of its blocks; see `TargetConfig`.
 

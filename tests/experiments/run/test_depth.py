@@ -155,6 +155,36 @@ def test_as_many_blocks_go_as_serve_the_target_best(tmp_path: Path) -> None:
     assert result["cost"]["small"]["macs"] <= 0.6 * count_macs(model, EXAMPLE)
 
 
+def test_blocks_stay_in_which_the_widths_name_a_layer(tmp_path: Path) -> None:
+    model = TinyResNet()
+    with torch.no_grad():
+        model[4].bn2.weight.fill_(1e-4)
+    depth = "depth: {blocks: 1, levels: [0.0], final_hold: 0}"
+    named = "widths: {exclude: [4.conv1, 5.conv1]}, cut: {}"
+    assert go(tmp_path, f"{depth}, {named}", *trained(tmp_path, model)) == 0
+    assert shortcuts(made(tmp_path)[1]) == {"3": "ReLU"}
+
+
+def test_without_a_block_the_others_start_from_early_weights(tmp_path: Path) -> None:
+    depth = "depth: {blocks: ['4'], levels: [0.0], final_hold: 0}"
+    assert go(tmp_path, f"{depth}, criterion: {{name: l1}}, cut: {{rewind: early}}") == 0
+    dense, small, _ = made(tmp_path)
+    early = bp.load(TinyResNet(), tmp_path / "run" / "early.safetensors").eval()
+    shallow, before = (bp.without(each, ["4"], EXAMPLE) for each in (dense, early))
+    plan = bp.plan(shallow, EXAMPLE, 0.5)
+    scores: dict[str, torch.Tensor] = {}
+
+    def noted(group: bp.GroupWeights) -> torch.Tensor:
+        scores[group.name] = sum(w.abs().sum(1) for w in group.producers)  # type: ignore[assignment]
+        return scores[group.name]
+
+    bp.attach(shallow, plan, noted)
+    blended = bp.attach(before, plan, lambda group: scores[group.name])
+    blended.alpha = 0.0
+    expected = bp.collapse(blended).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in small.state_dict().items())
+
+
 def test_no_block_goes_where_each_is_needed_more_than_channels(tmp_path: Path) -> None:
     model = TinyResNet()
     with torch.no_grad():
@@ -192,6 +222,15 @@ def test_what_is_left_of_a_budget_is_fine_tuning(tmp_path: Path) -> None:
     [
         ("depth: {blocks: ['2']}, cut: {}", "names: '2' is no residual block; those are 3, 4, 5"),
         ("depth: {blocks: 4}, cut: {}", "depth.blocks (=4): the model has 3 residual blocks"),
+        (
+            "depth: {blocks: 3}, widths: {keep: {'': 0.5, 4.conv1: 1.0}}, cut: {}",
+            "the model has 2 residual blocks that can be left out, in which widths name none of",
+        ),
+        (
+            "depth: {blocks: auto}, widths: {exclude: [3.bn1, 4.bn1, 5.bn1], target: {macs: 0.5}}, "
+            "criterion: {calibration: 2}, cut: {}",
+            "depth.blocks (='auto'): the model has 0 residual blocks that can be left out",
+        ),
         ("depth: {blocks: 0}, cut: {}", "depth.blocks (=0) must be a whole number"),
         ("depth: {blocks: all}, cut: {}", "depth.blocks"),
         ("depth: {blocks: auto}, cut: {}", "depth.blocks (='auto') are chosen for a target"),

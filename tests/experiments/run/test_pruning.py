@@ -279,6 +279,10 @@ def test_branches_start_from_their_fit(go):
         ("cost: {epochs: 9}, blend: {hold: {patience: 2}}", "blend.hold (=Plateau("),
         ("cost: {epochs: 9}, blend: {final_hold: {patience: 2}}", "blend.final_hold (=Plateau("),
         ("cost: {epochs: 9}, blend: {hold: {patience: 2}}, finetune: {}", "blend.hold (=Plateau("),
+        (
+            "cut: {rewind: early}, finetune: {fresh: true}",
+            "would throw away the weights of cut.rewind",
+        ),
         ("cost: {epochs: 9}, cut: {}, finetune: {}, rounds: {}", "gradual (=False)"),
         ("cost: {epochs: 9}, blend: {}, rounds: {gradual: true, max_drop: null}", "blend is not"),
         ("cost: {epochs: 9}, cut: {}", "nothing is trained"),

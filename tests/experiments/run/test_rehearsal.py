@@ -14,7 +14,10 @@ from torch.utils.data import DataLoader
 
 import branchprune as bp
 from branchprune.cli import main
-from branchprune.experiments.run.rehearsal import copied_data
+from branchprune.experiments.run.criterion import CriterionConfig
+from branchprune.experiments.run.cut import CutConfig
+from branchprune.experiments.run.prune_config import PruneConfig
+from branchprune.experiments.run.rehearsal import copied_data, pruning_in_small
 from branchprune.lightning import ClassificationTask
 
 BASE = {
@@ -150,3 +153,10 @@ def test_a_copy_of_data_shares_its_tensors_and_arrays():
     assert copied.labels is not data.labels and copied.labels["all"] is data.labels["all"]
     with Path("file").open() as data.file:
         assert copied_data(data) is data
+
+
+@pytest.mark.parametrize(("name", "seen"), [("taylor", 2), ("discrimination", 6)])
+def test_what_tells_classes_apart_sees_all_its_batches(name, seen):
+    """Two batches may be of one class, as where data are sorted."""
+    settings = PruneConfig(cut=CutConfig(), criterion=CriterionConfig(name, calibration=6))
+    assert pruning_in_small(settings).criterion.calibration == seen
