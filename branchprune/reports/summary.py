@@ -30,6 +30,10 @@ _CRITERIA = {
     "reconstruction": "how well the others follow from them",
 }
 """By what channels are kept; a criterion of the user's is named by its import path."""
+_PENALTIES = {
+    "growing": "with a penalty that grows",
+    "soft": "in which they were set to 0 and could return",
+}
 _ALGORITHMS = ("blend", "cut", "torch_pruning", "few_images")
 
 
@@ -70,7 +74,8 @@ class Summary:
         """What was pruned, by which criterion and how, as "…: 34 of 84 channels kept by …"."""
         dense, small = (self.result["cost"][model]["channels"] for model in ("dense", "small"))
         kept = f"{small:,} of {dense:,} channels kept{self._chosen}"
-        return f"{self._subject}{', '.join(filter(None, (kept, self._way, self._tuned)))}."
+        parts = kept, self._blocks, self._way, self._tuned
+        return f"{self._subject}{', '.join(filter(None, parts))}."
 
     @cached_property
     def _configuration(self) -> dict[str, Any]:
@@ -101,9 +106,17 @@ class Summary:
         return "" if name == "random" else f" by {_CRITERIA.get(name, name)}"
 
     @property
+    def _blocks(self) -> str:
+        names = self.result.get("left_out", ())
+        return f"without {'block' if len(names) == 1 else 'blocks'} {' and '.join(names)}" * bool(
+            names
+        )
+
+    @property
     def _way(self) -> str:
-        trained = self._epochs("sparsify")
-        before = f"after {trained} with a penalty " if trained else ""
+        trained, penalty = self._epochs("sparsify"), self._sections.get("sparsify", {})
+        means = _PENALTIES.get(penalty.get("penalty", "bn_scale"), "with a penalty")
+        before = f"after {trained} {means} " if trained else ""
         rounds = len(self.result["rounds"])
         if rounds:
             return f"{before}removed in {rounds} round{'s' * (rounds > 1)}"
@@ -124,7 +137,10 @@ class Summary:
         trained = self._epochs(r"finetune|round_\d+")
         if not trained:
             return ""
-        return f"{'trained from scratch' if self.from_scratch else 'fine-tuned'} for {trained}"
+        early = " from early weights" * bool(self._sections.get("cut", {}).get("rewind"))
+        return (
+            f"{'trained from scratch' if self.from_scratch else 'fine-tuned'}{early} for {trained}"
+        )
 
     def _epochs(self, stages: str) -> str:
         """Return how long the stages of a pattern trained; "" where none did, or none says."""

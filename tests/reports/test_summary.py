@@ -61,6 +61,17 @@ KEPT = "mynet.MyNet on MyDataModule: 34 of 1,084 channels kept"
             {"sparsify": 2},
             " by Torch-Pruning (magnitude), after 2 epochs with a penalty cut at once.",
         ),
+        (
+            "{sparsify: {penalty: soft}, cut: {rewind: early}, finetune: {}}",
+            {"sparsify": 2, "finetune": 4},
+            " by L1 norm, after 2 epochs in which they were set to 0 and could return cut at once, "
+            "fine-tuned from early weights for 4 epochs.",
+        ),
+        (
+            "{sparsify: {penalty: growing}, cut: {}}",
+            {"sparsify": 1},
+            " by L1 norm, after 1 epoch with a penalty that grows cut at once.",
+        ),
     ],
 )
 def test_what_was_pruned(prune: str, stages: dict[str, int], said: str) -> None:
@@ -78,6 +89,13 @@ def test_rounds_and_the_name_of_the_data() -> None:
         "mynet.MyNet on CIFAR-10: 34 of 1,084 channels kept by the scale of their norms, "
         "removed in 2 rounds, fine-tuned for 7 epochs."
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["3"], "without block 3"), (["3", "a.b"], "without blocks 3 and a.b")]
+)
+def test_blocks_that_were_left_out(names: list[str], said: str) -> None:
+    assert line("{cut: {}}", {}, left_out=names) == f"{KEPT} by L1 norm, {said}, cut at once."
 
 
 @pytest.mark.parametrize("configuration", ["", "text", "prune: {criterion: l1, keep: 1}"])

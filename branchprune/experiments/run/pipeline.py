@@ -151,7 +151,7 @@ class Pruning:
         else:
             planned = self._measured(dense, stages)
             stages.finish(WIDTHS, **widths.decision(planned))
-        stages.say(f"widths for {widths.target.asked}:\n{planned}")
+        stages.say(f"widths for the target:\n{planned}")
         self._use(widths.settled(planned))
         return planned
 

@@ -16,6 +16,7 @@ from branchprune.experiments.metrics_csv import read_metrics
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.shrinking import Pruned
 from branchprune.graph.inputs import copied
+from branchprune.graph.shortcut import shortcuts
 from branchprune.planning.profiling import count_params, peak_memory
 from branchprune.runtimes.latency import compare_latency
 
@@ -63,6 +64,7 @@ def make_result(
             "relative_error_own_dtype": pruned.own_dtype_error,
         },
         "plan": pruned.plan.as_dict(),
+        "left_out": [*shortcuts(pruned.small)],
         "rounds": pruned.rounds,
         "curve": _curve(config),
         "stages": records,

@@ -76,7 +76,7 @@ def test_named_blocks_fade_out_and_channels_go_then(tmp_path: Path) -> None:
     depth = "depth: {blocks: ['3', '5'], levels: [0.5, 0.0], hold: 2}"
     assert go(tmp_path, f"{depth}, cut: {{}}, finetune: {{epochs: 1}}") == 0
     dense, small, result = made(tmp_path)
-    assert shortcuts(small) == {"3": "ReLU", "5": "ReLU"}
+    assert shortcuts(small) == {"3": "ReLU", "5": "ReLU"} and result["left_out"] == ["3", "5"]
     stages = {name: stage["epochs"] for name, stage in result["stages"].items()}
     assert stages == {"dense": 2, "depth": 3, "finetune": 1}
     assert result["cost"]["dense"]["params"] == count_params(dense)
