@@ -108,9 +108,8 @@ class Summary:
     @property
     def _blocks(self) -> str:
         names = self.result.get("left_out", ())
-        return f"without {'block' if len(names) == 1 else 'blocks'} {' and '.join(names)}" * bool(
-            names
-        )
+        told = f"without block{'s' * (len(names) > 1)} {' and '.join(names)}"
+        return told if names else ""
 
     @property
     def _way(self) -> str:
@@ -137,10 +136,9 @@ class Summary:
         trained = self._epochs(r"finetune|round_\d+")
         if not trained:
             return ""
-        early = " from early weights" * bool(self._sections.get("cut", {}).get("rewind"))
-        return (
-            f"{'trained from scratch' if self.from_scratch else 'fine-tuned'}{early} for {trained}"
-        )
+        rewound = self._sections.get("cut", {}).get("rewind")
+        tuned = "fine-tuned from early weights" if rewound else "fine-tuned"
+        return f"{'trained from scratch' if self.from_scratch else tuned} for {trained}"
 
     def _epochs(self, stages: str) -> str:
         """Return how long the stages of a pattern trained; "" where none did, or none says."""
