@@ -52,7 +52,7 @@ class Options:
     """
 
     model: str = "resnet18"
-    image_size: int = 64
+    image_size: int = 32
     images: int = 64
     turns: int = 3
     threads: int = 1
