@@ -34,6 +34,7 @@ from torch.nn.utils import prune
 
 import branchprune as bp
 from branchprune.benchmarks.options import options_parser
+from branchprune.experiments.run.callbacks.quiet import quiet_libraries
 from branchprune.experiments.run.checks import check
 from branchprune.experiments.run.config import RunConfig, parse
 from branchprune.experiments.run.stages import Stages
@@ -192,6 +193,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = options_parser("masks_and_gates.py", Options, description=__doc__.split("\n", 1)[0])
     options = Options(**vars(parser.parse_args(args)))
     torch.set_num_threads(options.threads)
+    quiet_libraries()
     rows = RecordedRows(
         "masks_and_gates.json",
         options,
