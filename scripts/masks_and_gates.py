@@ -20,6 +20,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -127,12 +128,27 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def masks_of(model: nn.Module, macs: Mapping[str, float], share: float) -> nn.Module:
     """Return a copy with masks, with as many weights as its multiply-adds allow."""
+    return _largest(
+        partial(masked, model), partial(macs_with_masks, macs), share * sum(macs.values())
+    )
+
+
+def gates_of(model: nn.Module, macs: Mapping[str, float], share: float) -> nn.Module:
+    """Return a copy with gates, as wide as its multiply-adds allow."""
+    return _largest(
+        partial(gated, model), partial(macs_with_gates, macs), share * sum(macs.values())
+    )
+
+
+def _largest(
+    make: Callable[[float], nn.Module], count: Callable[[nn.Module], float], most: float
+) -> nn.Module:
+    """Return what the largest share makes that needs at most so many multiply-adds."""
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        needed = macs_with_masks(macs, masked(model, middle)) / sum(macs.values())
-        low, high = (middle, high) if needed <= share else (low, middle)
-    return masked(model, low)
+        low, high = (middle, high) if count(make(middle)) <= most else (low, middle)
+    return make(low)
 
 
 def macs_with_masks(macs: Mapping[str, float], model: nn.Module) -> float:
@@ -176,16 +192,6 @@ def macs_by_layer(model: nn.Module, example: Tensor) -> dict[str, float]:
     with torch.no_grad():
         copy(example)
     return found
-
-
-def gates_of(model: nn.Module, macs: Mapping[str, float], share: float) -> nn.Module:
-    """Return a copy with gates, as wide as its multiply-adds allow."""
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        needed = macs_with_gates(macs, gated(model, middle)) / sum(macs.values())
-        low, high = (middle, high) if needed <= share else (low, middle)
-    return gated(model, low)
 
 
 def main(args: Sequence[str] | None = None) -> int:
