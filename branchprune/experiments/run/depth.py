@@ -7,20 +7,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
 from branchprune.blending.block_skipping import Shallowing
+from branchprune.criteria.named import LABELLED
 from branchprune.errors import PruneError, whole
 from branchprune.experiments.run.blend import levels_of
 from branchprune.experiments.run.budget import Epoch
+from branchprune.experiments.run.shrinking import Algorithm, Setup
 from branchprune.experiments.run.stages import Stages
 from branchprune.experiments.run.student import train_student
 from branchprune.graph.structure import Structure
-from branchprune.planning.plan import Plan
 from branchprune.planning.residual_blocks import blocks, holding_none, without
 from branchprune.targets.depth import ranked, shortened
-from branchprune.targets.error_curves import Init
+from branchprune.targets.error_curves import RECONSTRUCTION
 
 STAGE = "depth"
 AUTO = "auto"
@@ -88,32 +89,38 @@ class DepthConfig:
 
     def chosen(
         self,
+        setup: Setup,
+        algorithm: Algorithm,
         dense: nn.Module,
         structure: Structure,
-        example: Tensor,
-        batches: Sequence[Tensor],
-        widths: Callable[[nn.Module], Plan],
-        criterion: Init,
-        stay: Sequence[str] = (),
+        stages: Stages,
     ) -> list[str]:
-        """Return the blocks to leave out, where they are not named.
+        """Return the blocks to leave out, where they are not named, by what an algorithm sees.
 
         Args:
+            setup: What it works with.
+            algorithm: By which what is left is pruned.
             dense: The trained model.
             structure: Its structure.
-            example: Input of one example.
-            batches: Inputs on which the change of the output is measured.
-            widths: Chooses the widths of a model without some blocks.
-            criterion: By which channels are chosen there.
-            stay: See `some`.
+            stages: They know what batches are like.
         """
-        free = holding_none(blocks(dense, example), stay)
-        if self.blocks == AUTO:
-            found = shortened(dense, structure, free, widths, batches, criterion)
-            return [*found.left_out]
-        assert isinstance(self.blocks, int), "blocks that are named need not be chosen"
-        order = ranked(dense, structure, free, batches)
-        return [each.name for each in order[: self.blocks]]
+        seed, own = setup.settings.seed, setup.criterion
+        seed_everything(seed, workers=True, verbose=False)  # the order of the data
+        more = replace(own, calibration=max(own.calibration, self.calibration))
+        seen = algorithm.seen(replace(setup, criterion=more), stages)
+        free = holding_none(blocks(dense, setup.example), setup.widths.named)
+        if isinstance(self.blocks, int):
+            return [each.name for each in ranked(dense, structure, free, seen)[: self.blocks]]
+        # Of shallower models there are no gradients.
+        criterion = RECONSTRUCTION if setup.init in LABELLED else setup.init
+        widths = partial(
+            setup.widths.plan,
+            example=setup.example,
+            batches=seen,
+            criterion=criterion,
+            seed=seed,
+        )
+        return [*shortened(dense, structure, free, widths, seen, criterion).left_out]
 
     def epochs_to_train(
         self, dense: nn.Module, example: Tensor, stay: Sequence[str] = ()

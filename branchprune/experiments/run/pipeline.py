@@ -17,7 +17,7 @@ from branchprune.experiments.run.budget import CostConfig, Epoch, longest_last_s
 from branchprune.experiments.run.calibration import accumulate_gradients, criterion_of_data
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.criterion import CriterionConfig
-from branchprune.experiments.run.depth import DepthConfig, settled, shallower
+from branchprune.experiments.run.depth import settled, shallower
 from branchprune.experiments.run.finetune import finetune, reset
 from branchprune.experiments.run.rounds import RoundsConfig
 from branchprune.experiments.run.shrinking import Pruned, Setup
@@ -28,7 +28,6 @@ from branchprune.experiments.run.widths import WidthsConfig
 from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan
 from branchprune.planning.residual_blocks import without
-from branchprune.targets.error_curves import RECONSTRUCTION
 from branchprune.targets.plan import DEFAULT
 from branchprune.targets.target_plan import with_outcome_of
 from branchprune.training.task import Task
@@ -92,8 +91,9 @@ class Pruning:
         start, whole = dense, None
         if self.settings.depth is not None:
             whole = self._whole(dense)
-            choose = partial(self._blocks, self.settings.depth, dense, whole, stages)
-            depth = settled(self.settings.depth, stages, choose)
+            depth, algorithm = self.settings.depth, self.settings.algorithm
+            choose = partial(depth.chosen, self.setup, algorithm, dense, whole.structure, stages)
+            depth = settled(depth, stages, choose)
             self.settings = replace(self.settings, depth=depth if depth.blocks else None)
             if depth.blocks:
                 start = shallower(depth, dense, self.example, stages)
@@ -111,26 +111,6 @@ class Pruning:
         if whole is not None:
             narrowed.plan = replace(narrowed.plan, before=whole.before)
         return replace(narrowed, small=small)
-
-    def _blocks(
-        self, depth: DepthConfig, dense: nn.Module, whole: Plan, stages: Stages
-    ) -> list[str]:
-        """Return the residual blocks to leave out, by what the algorithm sees."""
-        seed_everything(self.config.seed, workers=True, verbose=False)  # the order of the data
-        own, seed = self.setup.criterion, self.config.seed
-        more = replace(own, calibration=max(own.calibration, depth.calibration))
-        seen = self.settings.algorithm.seen(replace(self.setup, criterion=more), stages)
-        # Of shallower models there are no gradients.
-        criterion = RECONSTRUCTION if self.setup.init in LABELLED else self.setup.init
-        widths = partial(
-            self.settings.widths.plan,
-            example=self.example,
-            batches=seen,
-            criterion=criterion,
-            seed=seed,
-        )
-        named = self.settings.widths.named
-        return depth.chosen(dense, whole.structure, self.example, seen, widths, criterion, named)
 
     def _whole(self, dense: nn.Module) -> Plan:
         """Return a plan of the dense model, whatever its widths."""
