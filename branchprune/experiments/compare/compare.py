@@ -27,7 +27,6 @@ from branchprune.experiments.files import read_object, refusals_named, write_who
 from branchprune.experiments.jobs import Job, JobRunner, shown
 from branchprune.experiments.parsed import parsed
 from branchprune.experiments.run.configuration_digest import OF_DENSE
-from branchprune.experiments.variants import check, read_file
 
 COMMAND = [sys.executable, "-m", "branchprune"]
 
@@ -59,7 +58,7 @@ def compare(args: Sequence[str], console: Console) -> Compared:
             results are of another dense model.
     """
     options = Options(**vars(parsed(make_parser(), args)))
-    comparison = compare_config.read(options.config, options.variant or ())
+    comparison = compare_config.read(options.config, options.variant or (), options.overlay or ())
     comparing = _Comparing(comparison, options, console)
     with refusals_named():
         failed = not options.table and comparing.go()
@@ -84,7 +83,7 @@ class _Comparing:
         self.dense = self.output / "dense"
         self.stale = StaleCheck(self.say)
         self.runs = self._chosen()
-        self.files = [*map(self._shown, [comparison.path, *(options.overlay or [])])]
+        self.files = [*map(self._shown, [comparison.path, *comparison.overlays])]
 
     def _results(self) -> Path:
         options, name = self.options, f"{self.comparison.name}.jsonl"
@@ -103,25 +102,15 @@ class _Comparing:
                 f"seeds (={options.seeds}): {min(unknown)} is not in the configuration"
             )
         chosen = [run for run in runs if options.seeds is None or run.seed in options.seeds]
-        chosen = [run for run in chosen if fnmatch(run.name, options.only)]
-        if not chosen:
-            known = [run.name for run in runs]
-            like = get_close_matches(options.only, known, cutoff=0) or known
-            raise PruneError(
-                f"only (={options.only!r}) is none of the {len(runs)} runs, such as "
-                f"{', '.join(like)}"
-            )
-        self._check_files()
-        return chosen
-
-    def _check_files(self) -> None:
-        """Raise where a file or a variant that the options name is missing."""
-        overlays = self.options.overlay or []
-        for file in overlays:
-            if not file.is_file():
-                raise PruneError(f"overlay (={str(file)!r}) does not exist")
-        files = [*map(read_file, [self.comparison.path, *overlays])]
-        check(self.options.variant or [], files, "variant")
+        for pattern in options.only:
+            if not any(fnmatch(run.name, pattern) for run in chosen):
+                known = [run.name for run in runs]
+                like = get_close_matches(pattern, known, cutoff=0) or known
+                raise PruneError(
+                    f"only (={pattern!r}) is none of the {len(runs)} runs, such as "
+                    f"{', '.join(like)}"
+                )
+        return [run for run in chosen if any(fnmatch(run.name, x) for x in options.only)]
 
     def go(self) -> bool:
         """Make what is missing; return whether a run failed."""

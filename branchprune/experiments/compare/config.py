@@ -89,6 +89,7 @@ class Comparison:
         metric: What the runs are judged by, as the file says.
         reference: Name of the method that all others are compared with, seed by seed; None: none.
         variants: Variants of the file that all runs have; the name ends in them.
+        overlays: Files that override it in all runs.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Comparison:
     metric: MetricConfig
     reference: str | None = None
     variants: tuple[str, ...] = ()
+    overlays: tuple[Path, ...] = ()
 
     @property
     def experiment(self) -> str:
@@ -111,8 +113,10 @@ class Comparison:
         Args:
             root: The folder that paths are relative to.
         """
+        file, *overlays = [shown(path.absolute(), root) for path in (self.path, *self.overlays)]
         chosen = [part for name in self.variants for part in ("--variant", name)]
-        return ["branchprune", "compare", shown(self.path.absolute(), root), *chosen]
+        chosen += ["--overlay", *overlays] if overlays else []
+        return ["branchprune", "compare", file, *chosen]
 
     def runs(self) -> list[Run]:
         """Return every run, in order of seed, then budget, then method."""
@@ -126,29 +130,32 @@ class Comparison:
         ]
 
 
-def read(path: Path, variants: Sequence[str] = ()) -> Comparison:
+def read(path: Path, variants: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Comparison:
     """Read the configuration of a comparison.
 
     Args:
         path: A YAML file.
         variants: Variants of it, in which all runs differ from what the file says: another
             comparison, NAME+VARIANT.
+        overlays: YAML files that override it in all runs; they may have variants, too.
 
     Raises:
         PruneError: The file cannot be read, or a key or value is wrong; both are named.
     """
     try:
-        file = read_file(path)
+        files = [*map(read_file, [path, *overlays])]
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PruneError(f"{error.filename} cannot be read: {error.strerror}") from error
+    check(variants, files, "variant")
     try:
-        return _comparison(settings, file, tuple(variants))
+        return _comparison(settings, files, tuple(variants))
     except PruneError as error:
         raise PruneError(f"{path}: {error}") from error
 
 
-def _comparison(settings: Any, file: ConfigFile, variants: tuple[str, ...]) -> Comparison:
+def _comparison(settings: Any, files: list[ConfigFile], variants: tuple[str, ...]) -> Comparison:
+    file, *overlays = files
     settings = _mapping("the file", settings, [*dict.fromkeys([*KEYS, "reference", *COMMON])])
     missing = [key for key in KEYS if key not in settings]
     if missing:
@@ -177,9 +184,10 @@ def _comparison(settings: Any, file: ConfigFile, variants: tuple[str, ...]) -> C
         seeds,
         budgets,
         methods,
-        _metric(file, variants),
+        _metric(files, variants),
         reference,
         variants,
+        tuple(each.path for each in overlays),
     )
     _check_folders(comparison.runs())
     return comparison
@@ -272,10 +280,10 @@ def _method(
     return Method(name, rows, own, tuple(chosen))
 
 
-def _metric(file: ConfigFile, variants: Sequence[str]) -> MetricConfig:
-    """Return the metric of a file, its bases and some variants; later ones override."""
+def _metric(files: Sequence[ConfigFile], variants: Sequence[str]) -> MetricConfig:
+    """Return the metric of files, their bases and some variants; later ones override."""
     metric: dict[str, Any] = {}
-    for settings in file.layers(variants):
+    for settings in (settings for file in files for settings in file.layers(variants)):
         metric |= settings.get("metric") or {}
     try:
         return MetricConfig(**metric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Options:
         jobs: Runs side by side.
         threads: Threads of each.
         minutes: Time budget; the runs take up to 20 seconds more to end.
-        only: Pattern of runs to make, as "equal_epochs/*-0".
+        only: Patterns of runs to make, as "equal_epochs/*-0".
         seeds: Seeds to run of those of the configuration; null: all.
         variant: Variants of the file that all runs have, before those of their methods.
         overlay: More YAML files, which override those of the methods.
@@ -38,7 +39,7 @@ class Options:
     jobs: int = 1
     threads: int = 1
     minutes: float = 1e6
-    only: str = "*"
+    only: Sequence[str] = ("*",)
     seeds: list[int] | None = None
     variant: list[str] | None = None
     overlay: list[Path] | None = None
@@ -61,7 +62,7 @@ def make_parser() -> ArgumentParser:
     add("--jobs", type=PositiveInt, default=1, help="Runs side by side")
     add("--threads", type=PositiveInt, default=1, help="Threads of each")
     add("--minutes", type=PositiveFloat, default=1e6, help="Time budget")
-    add("--only", type=str, default="*", help='Pattern of runs, as "equal_epochs/*-0"')
+    add("--only", nargs="+", default=["*"], help='Patterns of runs, as "equal_epochs/*-0"')
     add("--seeds", type=NonNegativeInt, nargs="+", help="Seeds to run; default: all")
     add("--variant", type=str, action="append", help="Variant of the file for all runs; repeatable")
     add("--overlay", type=Path, nargs="+", help="YAML files that override all others")

@@ -199,7 +199,21 @@ def test_the_commands(world):
         ]
     stored = json.loads(Path("kept/small+all.dense.json").read_text())
     assert shlex.split(stored["command"]) == ["branchprune", *world.args("dense")]
+    table = (world.path / "out/table.md").read_text()
+    whole = "branchprune compare compare/small.yaml --variant all --overlay fast.yaml"
+    assert f"\n{whole}\n" in table
+    assert f"\n{whole} --only equal_compute/ours-0\n" in table
     assert stored["record"]["train_macs"] == MACS
+
+
+def test_several_patterns_name_the_runs_of_any(world):
+    world.make("--only", "*epochs/L1*-1", RUNS[0])
+    assert world.names() == ["dense", RUNS[0], "equal_epochs/L1_+_fine-tuning-1"]
+
+
+def test_an_overlay_may_change_the_metric(world):
+    (world.path / "fast.yaml").write_text("metric: {label: loss}")
+    assert compare_config.read(world.config, (), [world.path / "fast.yaml"]).metric.label == "loss"
 
 
 def test_under_a_variant_a_comparison_is_another(world):
@@ -549,8 +563,11 @@ def test_the_metric_of_base_is_checked(world):
 OPTIONS = {
     "no configuration": (["none.yaml"], "none.yaml cannot be read"),
     "unknown seed": (["--seeds", "0", "3"], "seeds (=[0, 3]): 3 is not in the configuration"),
-    "pattern": (["--only", "theirs*"], "only (='theirs*') is none of the 7 runs, such as"),
-    "overlay": (["--overlay", "none.yaml"], "overlay (='none.yaml') does not exist"),
+    "pattern": (
+        ["--only", "equal*", "theirs*"],
+        "only (='theirs*') is none of the 7 runs, such as",
+    ),
+    "overlay": (["--overlay", "none.yaml"], "none.yaml cannot be read"),
     "variant": (["--variant", "al"], "variant (='al') is no variant, perhaps 'all'"),
     "record": (["--record"], "record needs scripts/results/: run the command in the root of"),
     "record and results": (
