@@ -1,4 +1,9 @@
-"""The command line of a figure that is drawn from the results of a comparison."""
+"""Draw the test scores of a comparison: a row a method, a panel a budget.
+
+    python scripts/comparison_figure.py configs/methods.yaml --variant digits
+
+The command line is that of other figures, too, which are drawn from the results of a comparison.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from matplotlib.figure import Figure
 from branchprune.experiments.compare import config as compare_config
 from branchprune.experiments.compare import results as compare_results
 from branchprune.experiments.compare.results import Results
+from branchprune.reports.comparison_by_method import by_method
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,3 +56,12 @@ def figure_of_comparison(
     with style.context(["default", STYLE]):
         draw(results).savefig(path, metadata={"Software": None})
     print(path)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse the command line and draw."""
+    figure_of_comparison(by_method, __doc__, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The plots of a comparison: the metric against MACs left and against training compute."""
+"""The plots of a comparison: the metric by method, against MACs left and training compute."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from branchprune.experiments.compare.results import Outcome, Results
+from branchprune.reports.comparison_by_method import DENSE, MUTED, by_method
 
-INK, MUTED = "#1f1f1f", "#666666"
 COLOURS = (
     *("#1f77b4", "#d95f02", "#2ca02c", "#d62728", "#9467bd"),
     *("#8c564b", "#e377c2", "#7f7f7f", "#a6a021", "#17a2b8"),
@@ -44,9 +44,9 @@ Places = Mapping[Key, float]
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Write metric_vs_macs.png and metric_vs_training.png; return their paths.
+    """Write metric_by_method, metric_vs_macs and metric_vs_training.png; return their paths.
 
-    The second is left out if nobody kept what the dense training spent.
+    The last is left out if nobody kept what the dense training spent.
 
     Args:
         results: At least one line.
@@ -59,15 +59,14 @@ def draw(results: Results, folder: Path) -> list[Path]:
         ("metric_vs_macs", "MACs left", macs, True),
         ("metric_vs_training", "training multiply-adds / dense training's", compute, False),
     ]
-    written = []
-    for name, label, places, percent in panels:
-        if len(places) < len(outcomes):
-            continue
-        with style.context(["default", STYLE]):
-            figure = _figure(results, places, label, percent)
+    with style.context(["default", STYLE]):
+        figures = {"metric_by_method": by_method(results)}
+        for name, label, places, percent in panels:
+            if len(places) == len(outcomes):
+                figures[name] = _figure(results, places, label, percent)
+        for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-        written.append(folder / f"{name}.png")
-    return written
+    return [folder / f"{name}.png" for name in figures]
 
 
 def _key(outcome: Outcome) -> Key:
@@ -84,8 +83,9 @@ def _figure(results: Results, places: Places, label: str, percent: bool) -> Figu
     for axis, fraction in ((axes.xaxis, percent), (axes.yaxis, metric.format == "percent")):
         if fraction:
             axis.set_major_formatter(formatter)
-    axes.axhline(results.dense(), color=INK, lw=1, ls=(0, (6, 3)), zorder=1)
+    axes.axhline(results.dense(), **DENSE)
     shown = _side_by_side(axes, places, [*ranking], percent)
+    axes.set_xlim(_limits([*places.values(), *shown.values()]))
     _marks(axes, results, shown)
     _names(axes, results, shown, LINE / (72 * figure.get_figheight() * axes.get_position().height))
     _legend(figure, results)
@@ -141,7 +141,7 @@ def _side_by_side(axes: Axes, places: Places, methods: Sequence[str], percent: b
 
 def _marks(axes: Axes, results: Results, shown: Places) -> None:
     """Draw a mark with its standard deviation a method and budget; a line joins a method's."""
-    budgets = [*results.comparison.budgets]
+    budgets = results.budgets
     for i, (method, found) in enumerate(results.ranking().items()):
         colour = COLOURS[i % len(COLOURS)]
         places = [shown[method, budget] for budget in found]
@@ -201,10 +201,10 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 def _legend(figure: Figure, results: Results) -> None:
     """Say above the plot which mark is which budget."""
-    budgets = [*results.comparison.budgets]
+    budgets = results.budgets
     handles = [
         Line2D([], [], color=MUTED, ls="", label=budget, **_look(i, len(budgets)))
         for i, budget in enumerate(budgets)
     ]
-    handles.append(Line2D([], [], color=INK, lw=1, ls=(0, (6, 3)), label="dense model"))
+    handles.append(Line2D([], [], **DENSE, label="dense model"))
     figure.legend(handles=handles, loc="upper left", ncols=len(handles))

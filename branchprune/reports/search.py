@@ -13,7 +13,8 @@ from branchprune.experiments.files import refusals_named, write_whole
 from branchprune.experiments.markdown import NOTHING, markdown_table
 from branchprune.experiments.search.config import Value
 from branchprune.experiments.search.results import Searched, Trial
-from branchprune.reports.comparison_plots import COLOURS, MUTED, STYLE
+from branchprune.reports.comparison_by_method import MUTED
+from branchprune.reports.comparison_plots import COLOURS, STYLE
 
 
 def write_search(searched: Searched, folder: Path) -> str:

@@ -318,7 +318,7 @@ CHECKS: dict[str, Callable[[str, World], None]] = {
     r"pip install .*": check_install,
     SCRIPT + r"reproduce\.py --preset .*": check_reproduce,
     SCRIPT + r"reproduce\.py --next.*": check_next,
-    SCRIPT + r"(paper_figures|cliff_figure|images_figure)\.py .*": check_figures,
+    SCRIPT + r"(paper_figures|cliff_figure|images_figure|comparison_figure)\.py .*": check_figures,
     SCRIPT + r"draw_mechanism\.py": check_mechanism,
     SCRIPT + r"plan_speed\.py .*": check_plan_speed,
     SCRIPT + r"readme_tables\.py": check_tables,

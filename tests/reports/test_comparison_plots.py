@@ -1,15 +1,18 @@
 """The plots of a comparison: names and marks that would lie on each other."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from branchprune.experiments.compare.config import Budget, Comparison, Method
 from branchprune.experiments.compare.results import Results
 from branchprune.experiments.run.settings import MetricConfig
 from branchprune.reports import comparison_plots
+from branchprune.reports.comparison_by_method import by_method
 
 RUNS = {("a", "few"): (0.5, 0.9), ("a", "many"): (0.7, 0.8), ("b", "few"): (0.6, 0.7)}
 """Score and MACs removed by method and budget."""
@@ -59,6 +62,51 @@ def test_marks_at_one_place_stand_side_by_side():
     assert len({text.get_position()[1] for text in axes.texts}) == 2
 
 
+def test_by_method_has_a_row_a_method_in_order_of_rank_and_a_panel_a_budget(results):
+    lines = [
+        {**line, "seed": seed, "final": line["final"] + change, "train_macs": macs}
+        for line in results.lines
+        for seed, change, macs in ((0, -0.01, 2), (1, 0.01, 4))
+    ]
+    methods = {"c": Method("c", (), (0,), ("few",)), **results.comparison.methods}
+    comparison = replace(results.comparison, methods=methods, reference="b")
+    trained = {"record": {"train_macs": 10, "epochs": 1}}
+    figure = by_method(replace(results, comparison=comparison, lines=lines, trained=trained))
+    few, many = figure.axes
+    assert [text.get_text() for text in few.get_yticklabels()] == ["a", "b"]
+    assert few.yaxis_inverted()
+    for axes, scores in ((few, {0: 0.5, 1: 0.6}), (many, {0: 0.7})):
+        bars = [
+            container for container in axes.containers if isinstance(container, ErrorbarContainer)
+        ]
+        [mark] = {line.get_marker() for line in (bar.lines[0] for bar in bars)}
+        assert mark == "o"
+        found = {bar.lines[0].get_ydata()[0]: bar.lines[0].get_xdata()[0] for bar in bars}
+        assert found == {row: pytest.approx(mean) for row, mean in scores.items()}
+        for bar in bars:
+            [[start, end]] = bar.lines[2][0].get_segments()
+            assert end[0] - start[0] == pytest.approx(2 * np.std([-0.01, 0.01], ddof=1))
+    straight = {line.get_linestyle(): line.get_xdata()[0] for line in few.get_lines()}
+    assert straight["--"] == pytest.approx(0.75) and straight[":"] == pytest.approx(0.6)
+    assert {line.get_linestyle() for line in many.get_lines()} >= {"--"}
+    assert ":" not in {line.get_linestyle() for line in many.get_lines()}
+    assert few.get_title() == "few\n0.30 of the dense training's multiply-adds"
+
+
+def test_all_marks_are_inside_the_axes_and_the_legend_has_budgets_with_runs_alone(results):
+    budgets = {**results.comparison.budgets, "none": Budget("none", epochs=9)}
+    methods = {name: Method(name, (), (0,), ("few",)) for name in "abcdefghijklmnopqrst"}
+    comparison = replace(results.comparison, budgets=budgets, methods=methods)
+    lines = [{**results.lines[0], "method": name} for name in methods]
+    crowd = replace(results, comparison=comparison, lines=lines)
+    figure = comparison_plots._figure(crowd, {(name, "few"): 0.0 for name in methods}, "x", False)
+    [axes], [legend] = figure.axes, figure.legends
+    low, high = axes.get_xlim()
+    marks = [x for line in axes.get_lines() if line.get_marker() == "o" for x in line.get_xdata()]
+    assert len(marks) == len(methods) and low < min(marks) and max(marks) < high
+    assert [text.get_text() for text in legend.get_texts()] == ["few", "dense model"]
+
+
 def test_macs_left_are_what_is_not_removed(results, tmp_path, monkeypatch):
     def figure(results, places, label, percent):
         drawn[label] = places
@@ -66,7 +114,8 @@ def test_macs_left_are_what_is_not_removed(results, tmp_path, monkeypatch):
 
     drawn = {}
     monkeypatch.setattr(comparison_plots, "_figure", figure)
-    assert comparison_plots.draw(results, tmp_path) == [tmp_path / "metric_vs_macs.png"]
+    names = ["metric_by_method.png", "metric_vs_macs.png"]
+    assert comparison_plots.draw(results, tmp_path) == [tmp_path / name for name in names]
     left = {key: pytest.approx(1 - removed) for key, (_, removed) in RUNS.items()}
     assert drawn == {"MACs left": left}
 
