@@ -19,7 +19,7 @@ from branchprune.criteria.activations import statistic_of
 from branchprune.criteria.group_weights import group_weights
 from branchprune.criteria.input_statistics import Reading, read
 from branchprune.criteria.named import criterion_of
-from branchprune.criteria.selection import Criterion, scored, select
+from branchprune.criteria.selection import Criterion, graded_for, scored, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.folding import spanned
@@ -116,7 +116,7 @@ def attach(
     blended._refresh()
     asked = statistic_of(criterion)
     readings = read(blended.model, plan.structure, plan.pruned, blended, batches, asked)
-    graded = getattr(criterion, "graded", model)
+    graded = graded_for(criterion, model, "init")
     chosen = {i: _choose(blended, graded, i, criterion, readings[i]) for i in plan.pruned}
     _Builder(blended, chosen, random=init == "random").build()
     add_private_norms(blended, plan.structure, blended.path_mixing.apart)

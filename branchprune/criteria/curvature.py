@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Saliency:
     """
 
     name: str
-    graded: nn.Module
+    graded: nn.Module = field(repr=False)
 
     def __call__(self, group: GroupWeights) -> Tensor:
         """Return the scores, shape (C,).

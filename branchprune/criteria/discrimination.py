@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -44,7 +44,7 @@ class Discrimination:
             readers: the covariance of the channels' means over each map, and its weights.
     """
 
-    readings: Mapping[str, Sequence[Reading]]
+    readings: Mapping[str, Sequence[Reading]] = field(repr=False)
 
     def __call__(self, group: GroupWeights) -> Tensor:
         """Return the scores, shape (C,), as those of `reconstruction`.

@@ -36,6 +36,8 @@ CRITERIA: dict[str, Criterion] = {
 
 GRADED = ("taylor",)
 """Those that need gradients of a loss."""
+FIRST_ORDER = (*GRADED, "fisher")
+"""Those that see nothing of a loss without a slope, such as the distance of a model to itself."""
 MADE = {
     "fisher": "bp.fisher(model, losses)",
     "obd": "bp.obd(model, losses)",

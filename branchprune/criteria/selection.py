@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from branchprune.criteria.group_weights import GroupWeights
 from branchprune.errors import PruneError
@@ -14,6 +14,36 @@ from branchprune.errors import PruneError
 Criterion = Callable[[GroupWeights], Tensor]
 """Scores of the channels of a group, shape (C,). One with a `statistic` gets it of each example
 that layers read, in `readings`; the gradients are those of its `graded` model, if it has one."""
+
+
+def graded_for(criterion: Criterion, graded: nn.Module, argument: str) -> nn.Module:
+    """Return the model whose gradients a criterion goes by.
+
+    Args:
+        criterion: The criterion; `graded` of it, if it has one, comes first.
+        graded: Whose gradients it goes by otherwise: the model whose channels are chosen.
+        argument: What errors call the criterion.
+
+    Raises:
+        PruneError: The criterion was made of another model.
+    """
+    own: nn.Module | None = getattr(criterion, "graded", None)
+    if own is None:
+        return graded
+    here, there = (
+        {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        for model in (graded, own)
+    )
+    for name in {**here, **there}:
+        if here.get(name) != there.get(name):
+            told = (
+                f"of shape {each[name]}" if name in each else "missing" for each in (here, there)
+            )
+            raise PruneError(
+                f"{argument} was made of another model: {name} is {next(told)} here, and "
+                f"{next(told)} there; make it of this one"
+            )
+    return own
 
 
 def scored(criterion: Criterion, weights: GroupWeights, argument: str) -> Tensor:

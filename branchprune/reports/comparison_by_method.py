@@ -32,7 +32,8 @@ def by_method(results: Results) -> Figure:
     """
     ranking, metric, budgets = results.ranking(), results.comparison.metric, results.budgets
     height, width = ROW * len(ranking) + 1.5, NAMES + PANEL * len(budgets)
-    figure = Figure((width, height), layout="none")
+    figure = Figure((width, height))
+    figure.set_layout_engine("none")
     figure.subplots_adjust(
         left=NAMES / width, right=1 - 0.1 / width, top=1 - 0.9 / height, bottom=0.55 / height
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -41,8 +41,8 @@ class Shallower:
         tried: For each number of blocks that was tried that change, as pairs.
     """
 
-    model: nn.Module
-    plan: Plan
+    model: nn.Module = field(repr=False)
+    plan: Plan = field(repr=False)
     left_out: tuple[str, ...]
     change: float
     tried: tuple[tuple[int, float], ...] = ()

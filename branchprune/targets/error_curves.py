@@ -20,7 +20,7 @@ from branchprune.criteria.activations import statistic_of
 from branchprune.criteria.column_selection import pick
 from branchprune.criteria.group_weights import group_weights
 from branchprune.criteria.named import CRITERIA, GRADED, criterion_of
-from branchprune.criteria.selection import Criterion, scored, select
+from branchprune.criteria.selection import Criterion, graded_for, scored, select
 from branchprune.errors import PruneError
 from branchprune.graph.exclusive import one_at_a_time
 from branchprune.graph.inputs import Example
@@ -60,7 +60,7 @@ def error_curve(measurement: Measurement, group: int, criterion: Init = RECONSTR
         order, gains = pick(here, found.width)
     else:
         judge = criterion_of("l2" if criterion == RECONSTRUCTION else criterion)
-        given = getattr(judge, "graded", measurement.graded), here, found.width
+        given = graded_for(judge, measurement.graded, "criterion"), here, found.width
         weights = group_weights(model, structure, group, *given)
         scores = scored(judge, weights, "criterion").double().cpu()
         order = scores.argsort(descending=True, stable=True)

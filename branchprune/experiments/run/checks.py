@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pytorch_lightning import LightningDataModule, LightningModule
 
+from branchprune.criteria.named import FIRST_ORDER
 from branchprune.errors import PruneError
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.exporting import check_export
@@ -52,6 +53,7 @@ def check(config: RunConfig, stages: Stages) -> tuple[Pruning, Plan]:
     with told_in_one_line("task"):
         logged = stages.judge(task, batches=1)["val"]
         prune_task = config.prune_task(config.model)
+        _check_slope(config, prune_task)
         stages.judge(prune_task, batches=1)
         for each in (task, prune_task):
             if isinstance(each, Task):
@@ -73,6 +75,19 @@ def _check_teaching(config: RunConfig, task: LightningModule) -> None:
         raise PruneError(
             f"task.feature_weight (={task.feature_weight}): a dense model has no branches; "
             "set prune.task.feature_weight"
+        )
+
+
+def _check_slope(config: RunConfig, prune_task: LightningModule) -> None:
+    """Raise if a criterion goes by the gradients of a loss that the dense model cannot lessen."""
+    criterion = config.prune.criterion
+    if criterion is None or criterion.name not in FIRST_ORDER:
+        return
+    if getattr(prune_task, "teacher_weight", 0) == 1:
+        raise PruneError(
+            f"prune.criterion.name (={criterion.name!r}) goes by gradients, and from its teacher "
+            "alone the dense model, which is the teacher, has none: prune.task.teacher_weight (=1) "
+            "must be less"
         )
 
 

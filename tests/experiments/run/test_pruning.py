@@ -392,6 +392,15 @@ def test_gradients_of_the_wide_model_do_not_ask_for_features_of_branches(go):
     assert line["epochs"] == {"dense": 2, "prune": 2}
 
 
+@pytest.mark.parametrize("name", ["taylor", "fisher"])
+def test_gradients_are_not_those_of_a_teacher_alone(name, go, capsys):
+    criterion = f"criterion: {{name: {name}, calibration: 1}}"
+    go(f"prune: {{{criterion}, cut: {{}}, task: {{teacher_weight: 1.0}}}}\n", status=2)
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"prune.criterion.name (={name!r}) goes by gradients" in error
+    assert "prune.task.teacher_weight (=1) must be less" in error
+
+
 @pytest.mark.parametrize("kind", ["magnitude", "group_norm"])
 @pytest.mark.parametrize("keep", [22 / 64, 0.5, 0.9])
 def test_torch_pruning_reaches_the_widths_of_the_plan(kind, keep):
