@@ -17,7 +17,7 @@ from killed_runs import CONFIG, Data, Kill, Killed, Net, check_same, go, rows, s
 from pytorch_lightning import Trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from branchprune.cli import main
 from branchprune.experiments import environment
@@ -36,6 +36,37 @@ prune:
   finetune: {epochs: 2}
   rounds: {count: 3, max_drop: 1.0}
 """
+
+BEFORE_THE_CUT = """
+model: {class_path: test_resume.Residual}
+prune:
+  widths: {keep: 0.5}
+  blend: null
+  depth: {blocks: 1, levels: [0.5, 0.0]}
+  sparsify: {epochs: 3, weight: 1.0, penalty: PENALTY}
+  cut: {}
+  finetune: {epochs: 2}
+"""
+
+
+class Block(nn.Module):
+    """Adds what two layers make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+        self.layers = nn.Sequential(*layers, nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.layers(x)).relu()
+
+
+class Residual(nn.Sequential):
+    """Two blocks that could be left out, and dropout."""
+
+    def __init__(self) -> None:
+        stem, head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(128, 3)
+        super().__init__(stem, Block(), Block(), nn.Dropout(0.3), nn.Flatten(), head)
 
 
 class Two(nn.Sequential):
@@ -148,6 +179,22 @@ def test_rounds_continue(whole_rounds, run, capsys):
     assert [each["widths"]["0"] for each in result["rounds"]] == [6, 4, 3]
     assert result["plan"]["groups"][0]["kept"] == 3
     assert load_file(whole / "small.safetensors")["0.weight"].shape[0] == 3
+
+
+@pytest.mark.parametrize("penalty", ["growing", "soft"])
+def test_what_comes_before_the_cut_continues(penalty, run, capsys):
+    """Killed while a block fades out, twice under the penalty, and in the last training."""
+    more = BEFORE_THE_CUT.replace("PENALTY", penalty)
+    whole = run("whole", more=more)
+    run("killed", kill=17, more=more)
+    places = ["depth from epoch 2 of 2", "sparsify from epoch 2 of 3", "sparsify from epoch 2 of 3"]
+    for kill, place in zip((12, 3, 12, -1), [*places, "finetune from the start"], strict=True):
+        capsys.readouterr()
+        resumed = run("killed", "--resume", kill=kill, more=more)
+        assert place in capsys.readouterr().out
+    check_same(whole, resumed, ["dense", "depth", "sparsify", "finetune"])
+    left = [json.loads((each / "result.json").read_text())["left_out"] for each in (whole, resumed)]
+    assert left[0] == left[1] and len(left[0]) == 1
 
 
 def test_a_process_that_is_killed(whole, run, tmp_path):
