@@ -21,6 +21,7 @@ from branchprune.criteria.named import CLASSED
 from branchprune.errors import PruneError
 from branchprune.experiments.files import nearest_existing
 from branchprune.experiments.run.config import RunConfig
+from branchprune.experiments.run.depth import AUTO
 from branchprune.experiments.run.prune_config import PruneConfig
 from branchprune.graph.inputs import copied
 
@@ -103,8 +104,8 @@ def _arrays_in(root: object) -> list[Any]:
 
 
 def pruning_in_small(prune: PruneConfig) -> PruneConfig:
-    """Return a pruning in which few batches are looked at, and no round loses too much."""
-    criterion, rounds = prune.criterion, prune.rounds
+    """Return a pruning in which little is looked at or tried, and no round loses too much."""
+    criterion, rounds, depth = prune.criterion, prune.rounds, prune.depth
     if criterion is not None:
         batches = {name: min(BATCHES, getattr(criterion, name)) for name in ("calibration", "fit")}
         if criterion.name in CLASSED:
@@ -112,7 +113,10 @@ def pruning_in_small(prune: PruneConfig) -> PruneConfig:
         criterion = replace(criterion, **batches)
     if rounds is not None:
         rounds = replace(rounds, max_drop=None)
-    return replace(prune, criterion=criterion, rounds=rounds)
+    if depth is not None:
+        few = 1 if depth.blocks == AUTO else depth.blocks
+        depth = replace(depth, blocks=few, calibration=min(BATCHES, depth.calibration))
+    return replace(prune, criterion=criterion, rounds=rounds, depth=depth)
 
 
 def _check_space(output: Path, rehearsed: Path) -> None:

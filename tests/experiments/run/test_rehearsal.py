@@ -1,6 +1,7 @@
 """What would fail late is found before anything is written or trained."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,10 @@ import branchprune as bp
 from branchprune.cli import main
 from branchprune.experiments.run.criterion import CriterionConfig
 from branchprune.experiments.run.cut import CutConfig
+from branchprune.experiments.run.depth import DepthConfig
 from branchprune.experiments.run.prune_config import PruneConfig
 from branchprune.experiments.run.rehearsal import copied_data, pruning_in_small
+from branchprune.experiments.run.widths import WidthsConfig
 from branchprune.lightning import ClassificationTask
 
 BASE = {
@@ -160,3 +163,12 @@ def test_what_tells_classes_apart_sees_all_its_batches(name, seen):
     """Two batches may be of one class, as where data are sorted."""
     settings = PruneConfig(cut=CutConfig(), criterion=CriterionConfig(name, calibration=6))
     assert pruning_in_small(settings).criterion.calibration == seen
+
+
+def test_as_many_blocks_as_serve_a_target_are_one():
+    widths = WidthsConfig(target={"macs": 0.5})
+    settings = PruneConfig(depth=DepthConfig("auto", calibration=9), widths=widths, cut=CutConfig())
+    small = pruning_in_small(settings).depth
+    assert (small.blocks, small.calibration, small.levels) == (1, 2, settings.depth.levels)
+    few = pruning_in_small(replace(settings, depth=DepthConfig(["3"], calibration=1))).depth
+    assert (few.blocks, few.calibration) == (["3"], 1)
