@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 import pytest
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from shipped import AUTOENCODER, CONFIGS, ROOT, SMALL, draw_folders, dry_run
+from shipped import AUTOENCODER, CONFIGS, ROOT, SMALL, draw_folders, dry_run, packed
 
 from branchprune.experiments.arguments import files_as_options
 from branchprune.experiments.compare import compare
@@ -40,26 +40,6 @@ def form(settings):
         return {key: form(value) for key, value in settings.items()}
     numbers = isinstance(settings, int | float) and not isinstance(settings, bool)
     return "a number" if numbers else settings
-
-
-def keys_of(settings, depth=3):
-    """Return the dotted keys of settings, those of an algorithm and of a task to their own."""
-    if not isinstance(settings, dict) or not depth:
-        return {""}
-    return {f"{key}.{inner}" for key, v in settings.items() for inner in keys_of(v, depth - 1)}
-
-
-def packed(variants):
-    """Return few lists of variants, in each of which none sets a key that another does."""
-    packs = []
-    for name, settings in variants.items():
-        keys = keys_of(settings)
-        fits = (pack for pack in packs if not any(keys & keys_of(variants[x]) for x in pack))
-        pack = next(fits, None)
-        if pack is None:
-            packs.append(pack := [])
-        pack.append(name)
-    return packs
 
 
 def chosen():
