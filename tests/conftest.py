@@ -35,8 +35,12 @@ IMPLICIT = "CompositeImplicitAutograd"
 """What torch calls operators that are made of others."""
 LESS_OFTEN = (20_000, 20, 10)
 """Garbage, of which tests make much and keep little, is collected at so many new objects."""
-LONGEST = {"test_configs.py", "test_compiling.py", "test_families.py", "test_pruning.py"}
-"""Begun first, as of several processes one would else be left alone with such a file at the end."""
+LONGEST = {
+    *("test_configs.py", "test_methods.py", "test_pruning.py", "test_reproduce.py"),
+    *("test_latency_target.py", "test_target.py", "test_torture.py"),
+}
+"""Begun first, as of several processes one would else be left alone with such a file at the end:
+those that take long and would come late."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,6 +84,16 @@ def _entry_points_are_read_once() -> Iterator[None]:
             registry = sys.modules.get(f"{name}.utilities.registry")
             if registry is not None:
                 patch.setattr(registry, "entry_points", cache(registry.entry_points))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _the_parser_of_runs_is_made_once() -> Iterator[None]:
+    """A process makes it for one run, but that of the tests for a thousand."""
+    with pytest.MonkeyPatch.context() as patch:
+        config = sys.modules.get("branchprune.experiments.run.config")
+        if config is not None:
+            patch.setattr(config, "make_parser", cache(config.make_parser))
         yield
 
 

@@ -4,12 +4,13 @@ import importlib
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import yaml
-from shipped import AUTOENCODER, CONFIGS, ROOT, SMALL, draw_folders, dry_run
+from shipped import AUTOENCODER, CONFIGS, ROOT, SMALL, draw_folders, dry_run, packed
 
 import branchprune as bp
 from branchprune.benchmarks import cost
@@ -24,6 +25,12 @@ sys.path.pop()
 
 ENTRIES = [*config_table.entries()]
 RUNS = [e for e in ENTRIES if e.verb == "run" and "configs/gpu.yaml" not in e.files]
+SCALED = {
+    entry.variants[-1]: entry
+    for entry in RUNS
+    if entry.files == ("configs/vgg16_cifar10.yaml",) and len(entry.variants) == 2
+}
+"""The variants of the paper at the scale of two cores, by name."""
 
 FEW = ["--data.init_args.batch_size=8"]
 
@@ -80,6 +87,14 @@ def carry_out(entry, folders, tmp_path, capsys):
     assert all(said in (None, seen) for said, seen in expected), (stated, found)
 
 
+def joined():
+    """Yield the variants of the paper, those together that change different settings."""
+    variants = read_file(CONFIGS / "vgg16_cifar10.yaml").variants
+    changes = {n: {k: v for k, v in variants[n].items() if k != "method"} for n in SCALED}
+    for names in packed(changes):
+        yield replace(SCALED[names[-1]], variants=("cpu", *names))
+
+
 def name_of(entry):
     return entry.command.split("configs/")[-1]
 
@@ -90,9 +105,25 @@ def test_every_configuration_runs(entry, runs):
 
 
 @pytest.mark.usefixtures("without_charts")
-@pytest.mark.parametrize("entry", [e for e in RUNS if e.variants], ids=name_of)
+@pytest.mark.parametrize(
+    "entry",
+    [*(e for e in RUNS if e.variants and e not in SCALED.values()), *joined()],
+    ids=name_of,
+)
 def test_every_variant_runs(entry, runs):
     runs(entry)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_every_variant_of_the_paper_is_understood_alone(name):
+    entry = SCALED[name]
+    found = parsed(*(str(ROOT / file) for file in entry.files), *entry.command.split()[3:])
+    stated = [entry.settings.get(key) for key in ("name", "method", "preset")]
+    assert [found.name, found.method, found.preset] == stated
+    plain = parsed(str(CONFIGS / "vgg16_cifar10.yaml"), "--variant", "cpu")
+    for config in (found, plain):
+        del config["method"], config["config"]
+    assert str(found) != str(plain)
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,10 @@ def test_an_activation_that_only_one_of_both_has_is_named(path):
     ("model", "words"),
     [
         (nn.DataParallel(nn.Conv2d(1, 2, 1)), "wrapped in DataParallel: pass model.module"),
-        (torch.compile(nn.Conv2d(1, 2, 1)), "wrapped in OptimizedModule: pass model._orig_mod"),
+        (
+            torch.compile(nn.Conv2d(1, 2, 1), backend="eager"),  # inductor takes a second to import
+            "wrapped in OptimizedModule: pass model._orig_mod",
+        ),
         (nn.LazyLinear(2), "has no size yet"),
     ],
 )

@@ -170,6 +170,20 @@ def squeezenet():
     return Row("torchvision", "squeezenet1_1", "squeezenet", 0.5, 0, 64, 1)
 
 
+@pytest.fixture
+def few_layers(monkeypatch):
+    """Make a SqueezeNet have two of its eight modules, which tell as much of the rows."""
+
+    def build(*_):
+        model = torchvision.models.squeezenet1_1(num_classes=10)
+        model.features, model.classifier[1] = model.features[:5], nn.Conv2d(128, 10, 1)
+        nn.init.zeros_(model.classifier[1].bias)
+        return model.eval(), (3, 32, 32)
+
+    monkeypatch.setitem(zoo_child.LIBRARIES, "torchvision", (None, build))
+
+
+@pytest.mark.usefixtures("few_layers")
 def test_check_of_the_collapse_can_fail(monkeypatch):
     def wrong(module, bias, reduce):
         return 1.0001 * fold_bias(module, bias, reduce)
@@ -183,9 +197,10 @@ def test_check_of_the_collapse_can_fail(monkeypatch):
     assert row.exact, "the biases of a fresh model are 0, so only the noise shows the error"
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_large_models_are_pruned_in_rounds(monkeypatch):
     zoo_child.measure(whole := squeezenet(), lambda _: None)
-    monkeypatch.setattr(zoo_child, "LARGEST_ENDS", 150_000)
+    monkeypatch.setattr(zoo_child, "LARGEST_ENDS", 6_000)
     zoo_child.measure(apart := squeezenet(), lambda _: None)
     assert (whole.rounds, apart.exact) == (1, True) and apart.rounds > 3
     assert (apart.params_after, apart.macs_after) == (whole.params_after, whole.macs_after)
@@ -251,6 +266,7 @@ def test_families_of_other_tasks_stand_last():
     assert found == ["family", "alexnet", "vgg", "segmentation", "video", "all"]
 
 
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_comparison_at_alpha_1_can_fail(mode, monkeypatch):
     class Wrong(nn.Conv2d):

@@ -60,12 +60,11 @@ def gradients(blended):
     return {n: p.grad for n, p in blended.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("training", [True, False])
-def test_outputs_gradients_and_statistics_are_those_without(backend, training):
+def test_outputs_gradients_and_statistics_are_those_without(training):
     blended = blended_network().train(training)
     other = copy.deepcopy(blended)
-    blended.compile(backend=backend, fullgraph=True)
+    blended.compile(backend="aot_eager", fullgraph=True)  # what eager does, and backward
     for alpha in (1, 0.7, 0.3, 0):
         outputs = []
         for net in (other, blended):

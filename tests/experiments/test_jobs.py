@@ -1,6 +1,7 @@
 """Jobs side by side: order, budget of time, what failed, and what ends with the caller."""
 
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from branchprune.experiments import jobs
 from branchprune.experiments.jobs import Job, JobRunner, shown
 
+FORK = multiprocessing.get_context("fork")
 PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -186,24 +188,15 @@ def test_a_job_that_does_not_end_is_killed():
 
 
 def test_a_caller_that_is_terminated_ends_its_jobs(world):
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from branchprune.experiments.jobs import Job, JobRunner\n"
-        "command = [sys.executable, *sys.argv[1:]]\n"
-        "runner = JobRunner(Path('logs'), 1, 1, 1e6, Path.cwd(), print)\n"
-        "runner.run([Job('a', lambda: command, lambda: False)])"
-    )
-    program = [str(world.path / "program.py"), str(world.path), "a", "hang"]
-    caller = subprocess.Popen(
-        [sys.executable, "-c", code, *program],
-        cwd=world.path,
-        stdout=subprocess.DEVNULL,
-    )
+    runner, hanging = world.runner(), world.job("a", "hang")
+    caller = FORK.Process(target=runner.run, args=([hanging],), daemon=True)
+    caller.start()  # a copy of this process, which has imported all
     end = time.monotonic() + 60
     while not world.names() and time.monotonic() < end:
         time.sleep(0.05)
     caller.terminate()
-    assert caller.wait(30) == 143
+    caller.join(30)
+    assert caller.exitcode == 143
     assert world.names("terminated") == ["a"]
 
 

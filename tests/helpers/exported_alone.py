@@ -1,7 +1,7 @@
-"""Runs an exported file on an image, in a process where branchprune cannot be imported.
+"""Runs exported files on an image, in a process where branchprune cannot be imported.
 
-Its arguments are the file and a tensor of torch.save. It prints the output as JSON. What runs ONNX
-and OpenVINO files imports neither PyTorch.
+Its arguments are a tensor of torch.save and the files. It prints the outputs as JSON. What runs
+ONNX and OpenVINO files imports neither PyTorch.
 """
 
 import json
@@ -38,6 +38,7 @@ if __name__ == "__main__":
     try:
         import branchprune
     except ImportError:
-        print(json.dumps(run(sys.argv[1], torch.load(sys.argv[2]))))
+        image, *files = sys.argv[1:]
+        print(json.dumps([run(file, torch.load(image)) for file in files]))
     else:
         raise AssertionError(f"{branchprune} could be imported")

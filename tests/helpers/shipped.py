@@ -1,7 +1,9 @@
 """Small data for the shipped configurations, and a dry run of one through the command line."""
 
 import json
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -52,6 +54,33 @@ def draw_folders(root: Path) -> dict:
         },
         "autoencoder_carla": {"init_args": {"root": str(root / "frames"), "batch_size": 4}},
     }
+
+
+def keys_of(settings: Any, depth: int = 3) -> set[tuple[str, ...]]:
+    """Return the keys of settings, each with those around it, and no deeper than so far."""
+    if not isinstance(settings, dict) or not settings or not depth:
+        return {()}
+    inner = {key: keys_of(value, depth - 1) for key, value in settings.items()}
+    return {(key, *rest) for key, keys in inner.items() for rest in keys}
+
+
+def clash(one: Any, other: Any) -> bool:
+    """Return whether settings set the same, or one of them what is around that of the other."""
+    pairs = product(keys_of(one), keys_of(other))
+    return any(a[: len(b)] == b[: len(a)] for a, b in pairs)
+
+
+def packed(variants: dict[str, Any]) -> list[list[str]]:
+    """Return few lists of variants, in each of which none sets what another does."""
+    packs: list[list[str]] = []
+    for name, settings in variants.items():
+        for pack in packs:
+            if not any(clash(settings, variants[other]) for other in pack):
+                pack.append(name)
+                break
+        else:
+            packs.append([name])
+    return packs
 
 
 def dry_run(arguments: list[str], output: Path, options: list[str]) -> dict:

@@ -17,12 +17,17 @@ from ultralytics.utils import ROOT
 from branchprune.data import draw_shapes
 
 
+def narrow(name: str) -> dict[str, Any]:
+    """Return what defines a model, such as "v8/yolov8", at an eighth of its channels."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "cfg" / "models" / f"{name}.yaml").read_text())
+    depth, *_ = found.pop("scales")["n"]
+    return found | {"depth_multiple": depth, "width_multiple": 0.125}
+
+
 def write_yaml(folder: Path) -> Path:
     """Write the YAML of YOLOv8 at an eighth of its channels."""
-    found = yaml.safe_load((ROOT / "cfg" / "models" / "v8" / "yolov8.yaml").read_text())
-    del found["scales"]
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(found | {"depth_multiple": 0.33, "width_multiple": 0.125}))
+    path.write_text(yaml.safe_dump(narrow("v8/yolov8")))
     return path
 
 

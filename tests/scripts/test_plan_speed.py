@@ -103,7 +103,7 @@ def test_a_plan_with_a_target_is_timed_on_as_many_images(plan_speed, monkeypatch
         return real(*args, **options)
 
     monkeypatch.setattr(plan_speed.bp, "plan", plan)
-    options = plan_speed.Options("resnet18", 32, target_images=5, target_image_size=32)
+    options = plan_speed.Options("squeezenet1_1", 32, target_images=5, target_image_size=32)
     start = time.perf_counter()
     row = plan_speed.target_row(options)
     assert 0 < row.value == row.low == row.high < time.perf_counter() - start

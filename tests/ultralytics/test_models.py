@@ -3,9 +3,9 @@
 import copy
 
 import pytest
-import small_yolo  # noqa: F401  before ultralytics
 import torch
 from models import relative, scramble
+from small_yolo import narrow  # before ultralytics
 from torch.utils._pytree import tree_leaves
 from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
@@ -28,11 +28,11 @@ def largest(one, other, x, training):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(DetectionModel, "yolov8n"), (SegmentationModel, "yolo26n-seg")]
+    ("kind", "name"), [(DetectionModel, "v8/yolov8"), (SegmentationModel, "26/yolo26-seg")]
 )
 def test_a_model_with_its_head_is_pruned_exactly(kind, name):
     torch.manual_seed(0)
-    model = scramble(kind(f"{name}.yaml", nc=3, verbose=False).double())
+    model = scramble(kind(narrow(name), nc=3, verbose=False).double())
     plan = bp.plan(model, X)
     assert plan.after.params < 0.45 * plan.before.params
     blended = bp.attach(model, plan)

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 import pytest
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from shipped import AUTOENCODER, CONFIGS, ROOT, SMALL, draw_folders, dry_run
+from shipped import AUTOENCODER, CONFIGS, ROOT, SMALL, draw_folders, dry_run, packed
 
 from branchprune.experiments.arguments import files_as_options
 from branchprune.experiments.compare import compare
@@ -34,29 +34,47 @@ def experiment(name):
     return "autoencoder_carla" if name.startswith("auto") else "vgg16_cifar10"
 
 
-def chosen():
-    """Yield methods which together have every variant that a method of their experiment has.
+def form(settings):
+    """Return what settings set, and to what where that is no number: others take the same path."""
+    if isinstance(settings, dict):
+        return {key: form(value) for key, value in settings.items()}
+    numbers = isinstance(settings, int | float) and not isinstance(settings, bool)
+    return "a number" if numbers else settings
 
-    The others put the same variants together otherwise; those of comparisons for a GPU are the same
+
+def chosen():
+    """Yield rows which together have every form of a variant that a method of their experiment has.
+
+    Methods put the same variants together otherwise; those of comparisons for a GPU are the same
     as at the scale of two cores, and those of the file of the experiment, and of the methods of the
-    field, are run elsewhere.
+    field, are run elsewhere. What a method changes of its file alone is run with what others do.
     """
     files = ("autoencoder_carla", "vgg16_cifar10")
-    seen = {name: {*read_file(CONFIGS / f"{name}.yaml").variants} for name in files}
+    seen = {name: [*read_file(CONFIGS / f"{name}.yaml").variants] for name in files}
     field = compare_config.read(CONFIGS / "methods.yaml").methods.values()
-    seen["vgg16_cifar10"] |= {row for method in field for row in method.rows}
+    seen["vgg16_cifar10"] += [row for method in field for row in method.rows]
     for name in NAMES:
-        comparison = COMPARISONS[name]
-        own, done = read_file(FILES[name]).variants, seen[experiment(name)]
-        for method in sorted(comparison.methods.values(), key=lambda method: -len(method.rows)):
-            rows = {(name, row) if row in own else row for row in method.rows}
-            if not rows <= done:
-                yield pytest.param(name, method.name, id=f"{name}-{method.name}")
-            done |= rows
+        methods = sorted(COMPARISONS[name].methods.values(), key=lambda method: -len(method.rows))
+        own, done, alone = read_file(FILES[name]).variants, seen[experiment(name)], {}
+        for method in methods:
+            if method.rows and {*method.rows} <= own.keys():
+                alone |= {row: own[row] for row in method.rows}
+                continue
+            rows = [form(own[row]) if row in own else row for row in method.rows]
+            if any(row not in done for row in rows):
+                yield pytest.param(name, method.name, method.rows, id=f"{name}-{method.name}")
+                done += rows
+        fresh = {}
+        for row, settings in alone.items():
+            if (how := form(settings)) not in done:
+                fresh[row] = settings
+                done.append(how)
+        for rows in packed(fresh):
+            together = " + ".join(rows)
+            yield pytest.param(name, together, rows, id=f"{name}-{together}")
 
 
-def arguments(name, method):
-    rows = COMPARISONS[name].methods[method].rows
+def arguments(name, rows):
     return [str(FILES[name]), *(part for row in rows for part in ("--variant", row))]
 
 
@@ -65,8 +83,8 @@ def folders(tmp_path_factory):
     return draw_folders(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize(("name", "method"), list(chosen()))
-def test_every_variant_of_a_method_runs(name, method, folders, tmp_path):
+@pytest.mark.parametrize(("name", "method", "rows"), list(chosen()))
+def test_every_variant_of_a_method_runs(name, method, rows, folders, tmp_path):
     settings = folders[experiment(name)]["init_args"]
     data = tmp_path / "data.yaml"
     data.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
@@ -74,7 +92,7 @@ def test_every_variant_of_a_method_runs(name, method, folders, tmp_path):
     options += ["--name", f"compare/{name}", "--method", method]
     vgg = [f"--model.init_args.stages={SMALL['vgg7']}"]
     options += vgg if experiment(name) == "vgg16_cifar10" else AUTOENCODER
-    result = dry_run(arguments(name, method), tmp_path / "run", options)
+    result = dry_run(arguments(name, rows), tmp_path / "run", options)
     assert result["method"] == method and result["dataset"]
     if "stage" not in method:  # of a dry run only the first rounds
         assert result["cost"]["small"]["params"] < 0.17 * result["cost"]["dense"]["params"]
@@ -94,8 +112,8 @@ def test_every_method_is_understood(name):
     comparison, found = COMPARISONS[name], {}
     assert comparison.name == name
     assert all(isinstance(budget, Budget) for budget in comparison.budgets.values())
-    for method in comparison.methods:
-        config = parser.parse_args([*files_as_options(arguments(name, method)), "--output", "x"])
+    for method, rows in ((each.name, each.rows) for each in comparison.methods.values()):
+        config = parser.parse_args([*files_as_options(arguments(name, rows)), "--output", "x"])
         built = pruning.instantiate(Namespace(prune=config.prune)).prune
         rounds = built.rounds is not None and not built.rounds.gradual  # which end by themselves
         share = None if built.widths.target else 0.85 if rounds else 0.34375

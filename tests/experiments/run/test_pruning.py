@@ -328,23 +328,32 @@ def test_a_penalty_without_a_norm_to_act_on():
 
 
 NORMS, CONVOLUTIONS = (1, 4, 8), (0, 3, 7)
+SPARSIFIED = "prune: {cut: {}, sparsify: {epochs: 2, weight: WEIGHT}}\n"
+
+
+@pytest.fixture(scope="module")
+def unpenalised(tmp_path_factory):
+    """The wide network, trained as long with a penalty of no weight: its kind is all the same."""
+    path = tmp_path_factory.mktemp("unpenalised")
+    (path / "config.yaml").write_text(CONFIG + SPARSIFIED.replace("WEIGHT", "0.0"))
+    assert main(["run", str(path / "config.yaml"), "--output", str(path / "run")]) == 0
+    return bp.load(TinyVGG(), path / "run" / "sparsify" / "wide.safetensors")
 
 
 @pytest.mark.parametrize(
     ("penalty", "layers"),
     [("bn_scale", NORMS), ("lasso", CONVOLUTIONS), ("group_lasso", NORMS), ("group_norm", NORMS)],
 )
-def test_a_large_penalty_shrinks_what_it_acts_on(go, penalty, layers):
-    text = f"prune: {{cut: {{}}, sparsify: {{epochs: 2, weight: WEIGHT, penalty: {penalty}}}}}\n"
-    ends = []
-    for weight in ("0.0", "1.0"):
-        folder, line, _ = go(text.replace("WEIGHT", weight), name=weight)
-        state = bp.load(TinyVGG(), folder / "sparsify" / "wide.safetensors").state_dict()
-        ends.append(sum(state[f"features.{i}.weight"].abs().sum() for i in layers))
-        assert line["epochs"] == {"dense": 2, "sparsify": 2}
+def test_a_large_penalty_shrinks_what_it_acts_on(go, unpenalised, penalty, layers):
+    folder, line, _ = go(SPARSIFIED.replace("WEIGHT", f"1.0, penalty: {penalty}"))
+    assert line["epochs"] == {"dense": 2, "sparsify": 2}
+    wide = bp.load(TinyVGG(), folder / "sparsify" / "wide.safetensors")
+    ends = [
+        sum(net.state_dict()[f"features.{i}.weight"].abs().sum() for i in layers)
+        for net in (unpenalised, wide)
+    ]
     assert ends[1] < 0.9 * ends[0]
     narrow = bp.load(TinyVGG(), folder / "small.safetensors").state_dict()
-    wide = bp.load(TinyVGG(), folder / "sparsify" / "wide.safetensors")
     assert same(narrow, selected(wide, bp.plan(wide, EXAMPLE, 0.5)).state_dict())
 
 
