@@ -31,12 +31,8 @@ def by_method(results: Results) -> Figure:
         results: At least one line.
     """
     ranking, metric, budgets = results.ranking(), results.comparison.metric, results.budgets
-    height, width = ROW * len(ranking) + 1.5, NAMES + PANEL * len(budgets)
-    figure = Figure((width, height))
-    figure.set_layout_engine("none")
-    figure.subplots_adjust(
-        left=NAMES / width, right=1 - 0.1 / width, top=1 - 0.9 / height, bottom=0.55 / height
-    )
+    size = NAMES + PANEL * len(budgets), ROW * len(ranking) + 1.5
+    figure = Figure(size, layout="constrained")
     panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
     for axes, budget in zip(panels, budgets, strict=True):
         rows = {i: found[budget] for i, found in enumerate(ranking.values()) if budget in found}
@@ -85,4 +81,4 @@ def _legend(figure: Figure, results: Results) -> None:
     handles = [Line2D([], [], **DENSE, label="dense model")]
     if results.comparison.reference is not None:
         handles.append(Line2D([], [], **REFERENCE, label=results.comparison.reference))
-    figure.legend(handles=handles, loc="upper left", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))

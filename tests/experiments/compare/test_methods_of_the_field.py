@@ -23,7 +23,7 @@ METHODS = compare_config.read(FILE, ["digits"]).methods
 DIGITS = [str(FILE), "--variant", "digits", "--fast", "true", "--data.init_args.batch_size", "32"]
 DIGITS += ["--model.init_args.depth", "8"]
 TARGETED = ("for_a_target", "learned_ranking", "fastnas", "over_all", "isomorphic")
-LIKE_OTHERS = ("rewound", "blocks and widths for a target", "blocks that fade out, and widths")
+LIKE_OTHERS = ("rewound", "blocks and widths for a target")
 """What makes the same of a dense model of one epoch, whose only block is needed, as others do."""
 
 
