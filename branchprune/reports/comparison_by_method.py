@@ -74,7 +74,7 @@ def _compute(outcomes: Sequence[Outcome]) -> str:
     if not compute:
         return ""
     low, high = f"{min(compute):.2f}", f"{max(compute):.2f}"
-    return f"{low if low == high else f'{low} to {high}'} of the dense training's multiply-adds"
+    return f"{low if low == high else f'{low} to {high}'}× the dense training"
 
 
 def _legend(figure: Figure, results: Results) -> None:

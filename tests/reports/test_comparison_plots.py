@@ -90,7 +90,7 @@ def test_by_method_has_a_row_a_method_in_order_of_rank_and_a_panel_a_budget(resu
     assert straight["--"] == pytest.approx(0.75) and straight[":"] == pytest.approx(0.6)
     assert {line.get_linestyle() for line in many.get_lines()} >= {"--"}
     assert ":" not in {line.get_linestyle() for line in many.get_lines()}
-    assert few.get_title() == "few\n0.30 of the dense training's multiply-adds"
+    assert few.get_title() == "few\n0.30× the dense training"
 
 
 def test_all_marks_are_inside_the_axes_and_the_legend_has_budgets_with_runs_alone(results):
