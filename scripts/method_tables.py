@@ -93,29 +93,32 @@ def cost_table(result: Result) -> str:
     )
 
 
-def depth_table(results: Mapping[str, Results]) -> str:
-    """Return how fast models of fewer blocks are, of the comparison depth_16px.
+def depth_table(result: Result, results: Mapping[str, Results]) -> str:
+    """Return how fast models of fewer blocks are, of `scripts/depth_latency.py`.
 
     Args:
-        results: By network.
+        result: Their times.
+        results: What their comparison found, by network.
     """
-    lines = [["network", "budget", "method", "latency, ms", "of the dense model's", "accuracy, %"]]
+    rows, options = result["rows"], result["options"]
+    lines = [["network", "budget", "method", "latency, ms", "times as fast", "accuracy, %"]]
     for network, found in results.items():
         for each in found.outcomes():
-            times = [_ms_by_model(line["export"]["files"]) for line in each.lines]
-            ratio = fmean(one["small"] / one["dense"] for one in times)
-            lines.append(
-                [
-                    network,
-                    each.budget,
-                    each.method,
-                    f"{fmean(one['small'] for one in times):.3f}",
-                    f"{100 * ratio:.1f} %",
-                    f"{100 * each.mean:.2f}",
-                ]
-            )
-    return f"{markdown_table(lines, 'lllrrr')}\n\nMeans of all seeds."
-
-
-def _ms_by_model(files: Any) -> dict[str, float]:
-    return {file["model"]: 1e3 * file["latency"]["median_s"] for file in files}
+            here = (network, each.budget, each.method)
+            own = [row for row in rows if (row["network"], row["budget"], row["method"]) == here]
+            if own:
+                faster = (fmean(row["faster"][i] for row in own) for i in (1, 0, 2))
+                lines.append(
+                    [
+                        *here,
+                        f"{fmean(row['small_ms'] for row in own):.3f}",
+                        "{:.2f} ({:.2f}–{:.2f})".format(*faster),
+                        f"{100 * each.mean:.2f}",
+                    ]
+                )
+    return (
+        f"{markdown_table(lines, 'lllrrr')}\n\nONNX Runtime {rows[0]['onnxruntime']}, "
+        f"{options['threads']} thread, an image of {options['image_size']} px, in turns with the "
+        "dense model; quartiles in brackets; means of all seeds. "
+        f"{made(rows)}. Command: `python scripts/depth_latency.py --record`."
+    )

@@ -182,8 +182,11 @@ PAGES["scripts/results/compare/methods.md"] |= {
 DEPTH = {"ResNet-56": "depth_16px", "MobileNetV2": "depth_16px+mobilenet"}
 PAGES["scripts/results/compare/depth_16px.md"] |= {
     "depth_latency": Table(
-        tuple(map(_lines, DEPTH.values())),
-        lambda folder: depth_table({name: comparison(folder, of) for name, of in DEPTH.items()}),
+        ("depth_latency.json", *map(_lines, DEPTH.values())),
+        lambda folder: depth_table(
+            _json(folder / "depth_latency.json"),
+            {name: comparison(folder, of) for name, of in DEPTH.items()},
+        ),
     ),
 }
 """The tables of each page, by the name in their markers."""

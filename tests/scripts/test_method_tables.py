@@ -13,9 +13,12 @@ from small_training import trainer
 from torch import nn
 
 from branchprune.cli import main
+from branchprune.experiments.compare import config as compare_config
+from branchprune.experiments.compare.results import Results
 from branchprune.lightning import ClassificationTask
 from branchprune.models import ResNet
 from branchprune.planning.profiling import count_macs
+from branchprune.runtimes.onnx_model import onnx_model
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 X = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -142,6 +145,52 @@ def test_the_cost_of_criteria_is_measured(
     assert [row["criterion"] for row in found["rows"]] == tried
     table = script("method_tables").cost_table(found)
     assert "| `obd` | " in table
+
+
+def test_models_of_fewer_blocks_are_timed_beside_the_dense_one(script: Any, tmp_path: Path) -> None:
+    module, output = script("depth_latency"), tmp_path / "found.json"
+    arguments = ["--runs", str(tmp_path), "--seconds", "0.05", "--image_size", "8"]
+    with pytest.raises(SystemExit, match="has no exported model of depth_16px"):
+        module.main(arguments)
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)).eval()
+    name = "depth_16px+mobilenet/half/a_third_of_the_blocks_and_widths-1"
+    for run in (name, f"{name[:-1]}0"):  # the second is not done
+        folder = tmp_path / run / "export"
+        folder.mkdir(parents=True)
+        for kind, model in (("dense", network()), ("small", small)):
+            (folder / f"{kind}.onnx").write_bytes(onnx_model(model, X[:1]))
+    (tmp_path / name / "result.json").write_text("{}")
+    assert module.main([*arguments, "--output", str(output)]) == 0
+    [row] = json.loads(output.read_text())["rows"]
+    known = ["MobileNetV2", "half", "a third of the blocks, and widths", 1]
+    assert [row[key] for key in ("network", "budget", "method", "seed")] == known
+    low, median, high = row["faster"]
+    assert 1 < low <= median <= high  # of 12 convolutions and one
+    assert row["dense_ms"] > row["small_ms"] > 0
+
+
+def test_the_table_of_depth_is_of_means_over_seeds(script: Any) -> None:
+    names = [("half", "widths", 0), ("half", "widths", 1), ("half", "blocks and widths", 0)]
+    keys = ("network", "budget", "method", "seed")
+    times = [(0.5, [1.9, 2.0, 2.1]), (0.7, [2.1, 2.2, 2.3]), (0.3, [3.0, 3.1, 3.2])]
+    made = {"onnxruntime": "1", "hardware": "a processor", "torch": "2", "commit": "abc"}
+    rows = [
+        dict(zip(keys, ("ResNet-56", *name), strict=True)) | made | {"small_ms": ms, "faster": of}
+        for name, (ms, of) in zip(names, times, strict=True)
+    ]
+    lines = [
+        {"preset": budget, "method": method, "seed": seed, "final": 0.7 + 0.1 * seed}
+        for budget, method, seed in names
+    ]
+    comparison = compare_config.read(SCRIPTS.parent / "configs/compare/depth_16px.yaml")
+    results = Results(comparison, [*lines, {**lines[0], "preset": "a quarter"}], {}, 0)
+    found = {"rows": rows, "options": {"threads": 1, "image_size": 16}}
+    table = script("method_tables").depth_table(found, {"ResNet-56": results})
+    assert [line.strip("| ") for line in table.splitlines()[2:4]] == [
+        "ResNet-56 | half | widths | 0.600 | 2.10 (2.00–2.20) | 75.00",
+        "ResNet-56 | half | blocks and widths | 0.300 | 3.10 (3.00–3.20) | 70.00",
+    ]
+    assert "a quarter" not in table
 
 
 def small_network(_: object) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
