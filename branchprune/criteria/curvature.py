@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from branchprune.criteria.gradients import with_gradients
-from branchprune.criteria.group_weights import GroupWeights
+from branchprune.criteria.group_weights import GroupWeights, rows_by_output
 from branchprune.errors import PruneError, first_line, whole
 from branchprune.graph.inputs import copied
+from branchprune.graph.plain_model import refuse_wrapped
 
-ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers of whose weights each row makes a channel."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BY_CHANNEL = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+"""Layers of whose weight each part makes a channel."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,15 @@ def fisher(model: nn.Module, losses: Iterable[Tensor]) -> Saliency:
 
 
 def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 4) -> Saliency:
-    """Return the criterion of optimal brain damage, by the Hessian: ½ wᵀ H w of each row w.
+    """Return the criterion of optimal brain damage, by the Hessian: ½ wᵀ H w of each channel.
 
     LeCun, Denker and Solla (1990) propagate the diagonal of H backwards through layers that they
-    know, and add up ½ h w². Here any model will do, and the weights of a row, which go together,
-    count together: of what a layer makes a channel by, the whole block of H; of other parameters,
-    such as scales of norms, the diagonal. Both are the mean of `s w ⊙ H (s w)` over random signs s,
-    one a row (after Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007).
-    Signs are drawn in one module at a time, whose rows are then the only noise to each other.
+    know, and add up ½ h w². Here any model will do, and the weights by which a linear layer or a
+    convolution makes a channel, which go together, count together: the whole block of H; of other
+    parameters, such as scales of norms and gates, the diagonal. Both are the mean of
+    `s w ⊙ H (s w)` over random signs s, one a channel or a weight (after Bekas, Kokiopoulou, Saad,
+    "An estimator for the diagonal of a matrix", 2007).
+    Signs are drawn in one module at a time, whose channels are then the only noise to each other.
 
     Args:
         model: The model; it is not changed.
@@ -95,22 +99,22 @@ def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 4) -> Saliency:
             or an operation of it has no second derivative.
     """
     whole("draws", draws, 1)
-    modules = _signs_by_module(model)
+    modules = _parts_by_module(model)
 
     def blocks(
         gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]
     ) -> list[Tensor | None]:
         found: list[Tensor | None] = [None if g is None else 0 * g.detach() for g in gradients]
-        for shapes in modules:
+        for parts in modules:
             curved = {
                 i: gradient
-                for i in shapes
+                for i in parts
                 if (gradient := gradients[i]) is not None and gradient.requires_grad
             }
             weights = [parameters[i] for i in curved]
             for _ in range(draws if curved else 0):
                 signs = [
-                    torch.randint(2, shapes[i], device=w.device) * 2 - 1
+                    (torch.randint(2, (int(parts[i].max()) + 1,)) * 2 - 1)[parts[i]].to(w.device)
                     for i, w in zip(curved, weights, strict=True)
                 ]
                 products = torch.autograd.grad(
@@ -130,22 +134,32 @@ def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 4) -> Saliency:
     return Saliency("obd", _graded(model, losses, blocks, twice=True))
 
 
-def _signs_by_module(model: nn.Module) -> list[dict[int, tuple[int, ...]]]:
-    """Return for each module the shapes of the signs of its parameters, by their places."""
+def _parts_by_module(model: nn.Module) -> list[dict[int, Tensor]]:
+    """Return for each module, by the places of its parameters, which part each weight is of."""
     places = {id(each): i for i, each in enumerate(_trained(model))}
     found = []
     for module in model.modules():
         own = {
             places.pop(id(each)): each for each in module.parameters(False) if id(each) in places
         }
-        by_row = isinstance(module, ROWS)
-        found.append(
-            {
-                i: (len(each), *[1] * (each.dim() - 1)) if by_row else tuple(each.shape)
-                for i, each in own.items()
-            }
-        )
+        found.append({i: _parts(module, each) for i, each in own.items()})
     return found
+
+
+def _parts(module: nn.Module, weight: nn.Parameter) -> Tensor:
+    """Return the number of the part of a weight that each entry is of: of its channel, or its own.
+
+    Args:
+        module: Whose weight it is.
+        weight: The weight.
+    """
+    entries = torch.arange(weight.numel()).view(weight.shape)
+    if not isinstance(module, BY_CHANNEL) or weight.dim() < 2:
+        return entries
+    channels = rows_by_output(module, entries)
+    parts = torch.empty_like(entries).flatten()
+    parts[channels] = torch.arange(len(channels))[:, None]
+    return parts.view(weight.shape)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -159,6 +173,7 @@ def _graded(
     model: nn.Module, losses: Iterable[Tensor], curvature: Curvature, twice: bool
 ) -> nn.Module:
     """Return a copy of a model with the mean curvature of some losses as its gradients."""
+    refuse_wrapped(model)
     if not isinstance(losses, Iterable) or (isinstance(losses, Tensor) and not losses.dim()):
         kind = type(losses).__name__
         raise PruneError(f"losses (a {kind}) must be several scalars, such as [loss]")

@@ -60,6 +60,11 @@ class Discrimination:
                 f"init 'discrimination' needs batches that reach what reads {group.name} in "
                 "evaluation: leave it out with `exclude`"
             )
+        if len(found[0].covariance) != group.width:
+            raise PruneError(
+                f"init 'discrimination' was made of another model: {group.name} has {group.width} "
+                f"channels here, and {len(found[0].covariance)} there; make it of this one"
+            )
         return in_order_of_picks([*group.readings, *found], group)
 
 

@@ -100,7 +100,7 @@ def _signed(difference: Difference | None, metric: MetricConfig, digits: int) ->
 
 def _digits(results: Results) -> int:
     """Return the digits that scores are shown with: two in percent, else four in all."""
-    largest = max(abs(line["final"]) for line in results.lines)
+    largest = max((abs(x["final"]) for x in results.lines if math.isfinite(x["final"])), default=0)
     if results.comparison.metric.format == "percent" or not largest:
         return 2
     return max(0, 3 - math.floor(math.log10(largest)))

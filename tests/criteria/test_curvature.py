@@ -105,6 +105,39 @@ def test_obd_nears_the_hessian_of_each_row(model: Classifier) -> None:
     assert torch.allclose(found, expected, atol=0.15 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_obd_nears_the_hessian_of_each_channel_of_a_transposed_layer(groups: int) -> None:
+    up = nn.ConvTranspose2d(2, 6, 2, groups=groups)
+    model = nn.Sequential(up, nn.Tanh(), nn.Conv2d(6, 3, 6), nn.Flatten()).double()
+    weight, bias = up.weight, up.bias
+    assert bias is not None
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(X), Y)
+
+    [first] = torch.autograd.grad(loss(), [weight], create_graph=True)
+    columns = [torch.autograd.grad(g, weight, retain_graph=True)[0] for g in first.flatten()]
+    hessian = torch.stack([column.flatten() for column in columns])
+    [slope] = torch.autograd.grad(loss(), [bias], create_graph=True)
+    expected = torch.zeros(6, dtype=torch.double)
+    for channel in range(6):
+        own = torch.zeros_like(weight)  # 2 inputs, and outputs of each group
+        part = slice(None) if groups == 1 else slice(channel // 3, channel // 3 + 1)
+        own[part, channel % (6 // groups)] = weight.detach()[part, channel % (6 // groups)]
+        expected[channel] = own.flatten() @ hessian @ own.flatten() / 2
+        [of_bias] = torch.autograd.grad(slope[channel], [bias], retain_graph=True)
+        expected[channel] += of_bias[channel] * bias.detach()[channel] ** 2 / 2
+    torch.manual_seed(0)
+    found = scores_of(model, bp.obd(model, [loss()], draws=400))[0]
+    assert torch.allclose(found, expected, atol=0.15 * float(expected.abs().max()))
+
+
+def test_what_wraps_the_model_is_told_at_once(model: Classifier) -> None:
+    for criterion in (bp.fisher, bp.obd):
+        with pytest.raises(bp.PruneError, match=r"wrapped in DataParallel: pass model\.module"):
+            criterion(nn.DataParallel(model), each_alone(model))
+
+
 def test_obd_says_nearly_the_same_with_other_signs() -> None:
     """Of a net that has learned to tell bright quadrants apart; ranks of channels, two seeds."""
     torch.manual_seed(0)

@@ -55,6 +55,21 @@ def test_the_first_pick_tells_most_of_the_classes() -> None:
     assert kept_of(model, init, []) == [left.index(min(left))]
 
 
+def test_it_is_of_the_model_that_it_was_made_of() -> None:
+    model = chain()
+    plan = bp.plan(model, X[:1], keep=1 / 2)
+    init = bp.discrimination(model, plan, [(X, Y)])
+    blended = bp.attach(model, plan)
+    blended.alpha = 0.0
+    small = bp.collapse(blended)
+    again = bp.plan(small, X[:1], keep=1 / 3)
+    for batches in ([], [X]):
+        with pytest.raises(
+            bp.PruneError, match="another model: 0 has 3 channels here, and 6 there"
+        ):
+            bp.attach(small, again, init, batches=batches)
+
+
 def test_a_channel_that_tells_the_class_stays_though_it_is_hardly_read() -> None:
     """What the layer makes of it is next to nothing, so that reconstruction leaves it out."""
     model = chain()

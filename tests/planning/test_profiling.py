@@ -52,6 +52,19 @@ def test_attention_is_counted_backward():
     assert counter.macs == 3 * macs + 3 * 5 * 5 * 8
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_both_gradients_of_a_convolution_cost_what_it_costs_itself(kind, groups):
+    """A product in it is one in the gradient of the input and one in that of the weight."""
+    layer, x = kind(8, 16, 3, stride=2, groups=groups), torch.randn(2, 8, 9, 9)
+    pixels = (x if kind is nn.ConvTranspose2d else layer(x))[0, 0].numel()
+    products = 2 * pixels * 9 * 8 * 16 // groups
+    for needs_slope, times in ((False, 2), (True, 3)):
+        with MacsCounter() as counter:
+            layer(x.requires_grad_(needs_slope)).sum().backward()
+        assert counter.macs == times * products
+
+
 def test_vgg16_has_the_known_size():
     model = VGG()
     assert count_params(model) == 14_728_266

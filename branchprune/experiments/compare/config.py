@@ -9,13 +9,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from branchprune.errors import PruneError
 from branchprune.experiments.jobs import shown
 from branchprune.experiments.run.config import RunConfig
 from branchprune.experiments.run.settings import MetricConfig
-from branchprune.experiments.variants import OF_SEARCH, ConfigFile, check, read_file
+from branchprune.experiments.variants import (
+    OF_COMPARISON,
+    OF_SEARCH,
+    ConfigFile,
+    check,
+    read_file,
+    read_settings,
+)
 
 KEYS = ("name", "seeds", "budgets", "methods")
 DERIVED = ("text", "prune_task")
@@ -144,10 +149,13 @@ def read(path: Path, variants: Sequence[str] = (), overlays: Sequence[Path] = ()
     """
     try:
         files = [*map(read_file, [path, *overlays])]
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = read_settings(path)
     except OSError as error:
         raise PruneError(f"{error.filename} cannot be read: {error.strerror}") from error
     check(variants, files, "variant")
+    for file in overlays:
+        if wrong := {*OF_COMPARISON} & {*read_settings(file)}:
+            raise PruneError(f"overlay (={str(file)!r}) has {min(wrong)}, of a comparison alone")
     try:
         return _comparison(settings, files, tuple(variants))
     except PruneError as error:
@@ -282,10 +290,8 @@ def _method(
 
 def _metric(files: Sequence[ConfigFile], variants: Sequence[str]) -> MetricConfig:
     """Return the metric of files, their bases and some variants; later ones override."""
+    known = [each.name for each in fields(MetricConfig)]
     metric: dict[str, Any] = {}
     for settings in (settings for file in files for settings in file.layers(variants)):
-        metric |= settings.get("metric") or {}
-    try:
-        return MetricConfig(**metric)
-    except TypeError as error:
-        raise PruneError(f"metric (={metric}): {error}") from error
+        metric |= _mapping("metric", settings.get("metric") or {}, known)
+    return MetricConfig(**metric)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t
 
-from branchprune.experiments.compare.results import Outcome, Results
+from branchprune.experiments.compare.results import Outcome, Results, deviation
 
 CONFIDENCE = 0.95
 
@@ -58,7 +58,7 @@ def _difference(values: Sequence[float]) -> Difference:
 
 def margin(values: Sequence[float]) -> float | None:
     """Return half of the interval of 95 % of a mean, by Student's t; None of one value."""
-    n = len(values)
-    if n < 2:
+    n, spread = len(values), deviation(values)
+    if spread is None:
         return None
-    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,7 @@ class Outcome:
     @property
     def deviation(self) -> float | None:
         """Sample standard deviation of the test scores; None of one alone."""
-        return statistics.stdev(self.scores) if len(self.lines) > 1 else None
+        return deviation(self.scores)
 
     @property
     def compute(self) -> float | None:
@@ -110,7 +111,8 @@ class Results:
 
         def place(method: str) -> tuple[int, float]:
             *_, last = by_method[method].values()
-            return -budgets.index(last.budget), sign * last.mean
+            worst_last = math.inf if math.isnan(last.mean) else sign * last.mean
+            return -budgets.index(last.budget), worst_last
 
         return {method: by_method[method] for method in sorted(by_method, key=place)}
 
@@ -126,6 +128,13 @@ class Results:
         """Return the runs without a line."""
         there = {*map(run_of, self.lines)}
         return [run for run in self.comparison.runs() if run not in there]
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation; None of one value, NaN where one is not finite."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def run_of(line: Line) -> Run:

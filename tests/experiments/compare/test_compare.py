@@ -216,6 +216,31 @@ def test_an_overlay_may_change_the_metric(world):
     assert compare_config.read(world.config, (), [world.path / "fast.yaml"]).metric.label == "loss"
 
 
+@pytest.mark.parametrize("text", ["metric: [1]", "metric: loss", "metric: {lable: loss}"])
+def test_a_wrong_metric_of_an_overlay_is_named(text, world):
+    (world.path / "fast.yaml").write_text(text)
+    with pytest.raises(PruneError, match=r"metric .*(mapping of|known are) val, test, label"):
+        compare_config.read(world.config, (), [world.path / "fast.yaml"])
+
+
+@pytest.mark.parametrize("key", ["seeds", "budgets", "methods", "reference"])
+def test_an_overlay_that_is_a_comparison_is_refused(key, world):
+    (world.path / "fast.yaml").write_text(yaml.safe_dump({key: SETTINGS.get(key)}))
+    with pytest.raises(PruneError, match=rf"fast\.yaml'\) has {key}, of a comparison alone"):
+        compare_config.read(world.config, (), [world.path / "fast.yaml"])
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_costs_no_table(score, world):
+    (world.path / "data.yaml").write_text(
+        "variants: {taken: {metric: {format: number}}, shared: {}}"
+    )
+    world.write([("ours", "equal compute", 0, score), ("ours", "equal compute", 1, 0.5)])
+    world.write([("L1 + fine-tuning", "equal compute", 0, 0.25)])
+    assert world.go("--table", "--output", "out") == 0
+    assert "| 0.2500 (1)" in Path("out/table.md").read_text()
+
+
 def test_under_a_variant_a_comparison_is_another(world):
     world.make("--only", RUNS[0])
     world.make("--only", RUNS[0], "--variant", "all")
