@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jsonargparse.typing import PositiveFloat
 from recorded_rows import RecordedRows
 
 from branchprune.benchmarks.options import options_parser
@@ -46,7 +47,7 @@ class Options:
     runs: Path = Path("runs/compare")
     image_size: int = 16
     threads: int = 1
-    seconds: float = 5.0
+    seconds: PositiveFloat = 5.0
     output: Path | None = None
     record: bool = False
 
@@ -55,7 +56,6 @@ def main(args: Sequence[str] | None = None) -> int:
     """Time the models of every run that is there, print a line each, and write the result."""
     parser = options_parser("depth_latency.py", Options, description=__doc__.split("\n", 1)[0])
     options = Options(**vars(parser.parse_args(args)))
-    torch.set_num_threads(1)
     fixed, keys = ("image_size", "threads", "seconds"), ("network", "budget", "method", "seed")
     rows = RecordedRows("depth_latency.json", options, fixed, keys)
     runtime = OnnxRuntime(options.threads)
@@ -68,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> int:
             steps = [runtime.opened(path, str(path))(image) for path in models]
             dense, small, faster = compare_steps(steps[0], steps[1], 1, options.seconds)
             row = dict(zip(keys, (network, *key), strict=True)) | {
+                "left_out": json.loads((folder.parent / "result.json").read_text())["left_out"],
                 "dense_ms": 1e3 * dense.median_s,
                 "small_ms": 1e3 * small.median_s,
                 "faster": faster and [faster.low, faster.median, faster.high],

@@ -101,7 +101,17 @@ def depth_table(result: Result, results: Mapping[str, Results]) -> str:
         results: What their comparison found, by network.
     """
     rows, options = result["rows"], result["options"]
-    lines = [["network", "budget", "method", "latency, ms", "times as fast", "accuracy, %"]]
+    lines = [
+        [
+            "network",
+            "budget",
+            "method",
+            "blocks out",
+            "latency, ms",
+            "times as fast",
+            "accuracy, % (n)",
+        ]
+    ]
     for network, found in results.items():
         for each in found.outcomes():
             here = (network, each.budget, each.method)
@@ -111,14 +121,15 @@ def depth_table(result: Result, results: Mapping[str, Results]) -> str:
                 lines.append(
                     [
                         *here,
+                        " or ".join(str(n) for n in sorted({len(row["left_out"]) for row in own})),
                         f"{fmean(row['small_ms'] for row in own):.3f}",
                         "{:.2f} ({:.2f}–{:.2f})".format(*faster),
-                        f"{100 * each.mean:.2f}",
+                        f"{100 * each.mean:.2f} ({len(each.lines)})",
                     ]
                 )
     return (
-        f"{markdown_table(lines, 'lllrrr')}\n\nONNX Runtime {rows[0]['onnxruntime']}, "
+        f"{markdown_table(lines, 'lllrrrr')}\n\nONNX Runtime {rows[0]['onnxruntime']}, "
         f"{options['threads']} thread, an image of {options['image_size']} px, in turns with the "
-        "dense model; quartiles in brackets; means of all seeds. "
+        "dense model, with quartiles; means of n seeds. "
         f"{made(rows)}. Command: `python scripts/depth_latency.py --record`."
     )

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import depth_latency
 from config_table import compares
 from export_tables import exports_table, trained_table
 from headline_tables import Comparisons, coverage, headlines, reproduction
@@ -179,7 +180,7 @@ PAGES["scripts/results/compare/methods.md"] |= {
     "beside": Table(("masks_and_gates.json",), partial(table_of, beside_table, "masks_and_gates")),
     "criteria": Table(("criteria_cost.json",), partial(table_of, criteria_table, "criteria_cost")),
 }
-DEPTH = {"ResNet-56": "depth_16px", "MobileNetV2": "depth_16px+mobilenet"}
+DEPTH = {name: "+".join(["depth_16px", *rows]) for name, rows in depth_latency.NETWORKS.items()}
 PAGES["scripts/results/compare/depth_16px.md"] |= {
     "depth_latency": Table(
         ("depth_latency.json", *map(_lines, DEPTH.values())),

@@ -91,8 +91,18 @@ def joined():
     """Yield the variants of the paper, those together that change different settings."""
     variants = read_file(CONFIGS / "vgg16_cifar10.yaml").variants
     changes = {n: {k: v for k, v in variants[n].items() if k != "method"} for n in SCALED}
-    for names in packed(changes):
+    blended = {n: v for n, v in changes.items() if v.get("prune", {}).get("blend", {}) is not None}
+    cut = {n: v for n, v in changes.items() if n not in blended}
+    for names in (*packed(blended), *packed(cut)):  # what changes the blending needs it
         yield replace(SCALED[names[-1]], variants=("cpu", *names))
+
+
+def test_variants_are_run_together_where_none_changes_what_another_does():
+    one, deep = {"prune": {"blend": {"hold": 1}}}, {"prune": {"blend": {"hold": {"epochs": 2}}}}
+    none, other = {"prune": {"blend": None}}, {"prune": {"cut": {}}, "task": {"rate": 1}}
+    variants = {"one": one, "deep": deep, "none": none, "other": other, "same": one}
+    assert packed(variants) == [["one", "other"], ["deep"], ["none"], ["same"]]
+    assert packed({"other": other, "one": one}) == [["other", "one"]]
 
 
 def name_of(entry):

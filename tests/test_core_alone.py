@@ -46,7 +46,7 @@ def run(child, directory):
 
 def test_core_needs_torch_and_safetensors_alone(tmp_path):
     assert {"numpy", "rich", "pytorch_lightning", "torchvision", "yaml"} <= {*others()}
-    assert {"onnx", "onnxscript", "onnxruntime", "openvino", "executorch"} <= {*others()}
+    assert {"onnx", "onnxscript", "onnxruntime", "openvino"} <= {*others()}
     result = run(CHILD, tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == ["numpy"]  # only to put its generator back

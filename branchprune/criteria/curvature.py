@@ -12,12 +12,11 @@ from branchprune.criteria.gradients import with_gradients
 from branchprune.criteria.group_weights import GroupWeights, rows_by_output
 from branchprune.errors import PruneError, first_line, whole
 from branchprune.graph.inputs import copied
+from branchprune.graph.layers import CONVOLUTIONS, TRANSPOSED
 from branchprune.graph.plain_model import refuse_wrapped
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BY_CHANNEL = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
-"""Layers of whose weight each part makes a channel."""
+"""Layers that make each channel by a part of their weight."""
 
 
 @dataclass(frozen=True)
@@ -99,24 +98,23 @@ def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 4) -> Saliency:
             or an operation of it has no second derivative.
     """
     whole("draws", draws, 1)
-    modules = _parts_by_module(model)
+    refuse_wrapped(model)
+    modules = _modules_with_weights(model)
 
     def blocks(
         gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]
     ) -> list[Tensor | None]:
         found: list[Tensor | None] = [None if g is None else 0 * g.detach() for g in gradients]
-        for parts in modules:
+        for module, places in modules:
             curved = {
                 i: gradient
-                for i in parts
+                for i in places
                 if (gradient := gradients[i]) is not None and gradient.requires_grad
             }
             weights = [parameters[i] for i in curved]
+            channels = [_channels(module, weight) for weight in weights]
             for _ in range(draws if curved else 0):
-                signs = [
-                    (torch.randint(2, (int(parts[i].max()) + 1,)) * 2 - 1)[parts[i]].to(w.device)
-                    for i, w in zip(curved, weights, strict=True)
-                ]
+                signs = [_signs(*each) for each in zip(weights, channels, strict=True)]
                 products = torch.autograd.grad(
                     [*curved.values()],
                     weights,
@@ -134,32 +132,30 @@ def obd(model: nn.Module, losses: Iterable[Tensor], draws: int = 4) -> Saliency:
     return Saliency("obd", _graded(model, losses, blocks, twice=True))
 
 
-def _parts_by_module(model: nn.Module) -> list[dict[int, Tensor]]:
-    """Return for each module, by the places of its parameters, which part each weight is of."""
+def _modules_with_weights(model: nn.Module) -> list[tuple[nn.Module, list[int]]]:
+    """Return each module with the places of its own parameters among those that are trained."""
     places = {id(each): i for i, each in enumerate(_trained(model))}
-    found = []
-    for module in model.modules():
-        own = {
-            places.pop(id(each)): each for each in module.parameters(False) if id(each) in places
-        }
-        found.append({i: _parts(module, each) for i, each in own.items()})
-    return found
+    return [
+        (module, [places.pop(id(p)) for p in module.parameters(False) if id(p) in places])
+        for module in model.modules()
+    ]
 
 
-def _parts(module: nn.Module, weight: nn.Parameter) -> Tensor:
-    """Return the number of the part of a weight that each entry is of: of its channel, or its own.
-
-    Args:
-        module: Whose weight it is.
-        weight: The weight.
-    """
-    entries = torch.arange(weight.numel()).view(weight.shape)
+def _channels(module: nn.Module, weight: Tensor) -> Tensor | None:
+    """Return which channel each entry of a weight makes; None: each counts alone."""
     if not isinstance(module, BY_CHANNEL) or weight.dim() < 2:
-        return entries
-    channels = rows_by_output(module, entries)
-    parts = torch.empty_like(entries).flatten()
-    parts[channels] = torch.arange(len(channels))[:, None]
-    return parts.view(weight.shape)
+        return None
+    entries = rows_by_output(module, torch.arange(weight.numel()).view(weight.shape))
+    channels = torch.empty(weight.numel(), dtype=torch.long)
+    channels[entries] = torch.arange(len(entries))[:, None]
+    return channels.view(weight.shape)
+
+
+def _signs(weight: Tensor, channels: Tensor | None) -> Tensor:
+    """Return random signs for the entries of a weight, one a channel."""
+    count = weight.shape if channels is None else (int(channels.max()) + 1,)
+    signs = torch.randint(2, count) * 2 - 1
+    return (signs if channels is None else signs[channels]).to(weight.device)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -63,7 +63,7 @@ class Discrimination:
         if len(found[0].covariance) != group.width:
             raise PruneError(
                 f"init 'discrimination' was made of another model: {group.name} has {group.width} "
-                f"channels here, and {len(found[0].covariance)} there; make it of this one"
+                f"channels here, and {len(found[0].covariance)} there; make it of this model"
             )
         return in_order_of_picks([*group.readings, *found], group)
 

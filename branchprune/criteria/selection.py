@@ -20,28 +20,25 @@ def graded_for(criterion: Criterion, graded: nn.Module, argument: str) -> nn.Mod
     """Return the model whose gradients a criterion goes by.
 
     Args:
-        criterion: The criterion; `graded` of it, if it has one, comes first.
+        criterion: The criterion; `graded` of it, if it has one, comes first. That may have more
+            parameters, where blocks have been left out since.
         graded: Whose gradients it goes by otherwise: the model whose channels are chosen.
         argument: What errors call the criterion.
 
     Raises:
-        PruneError: The criterion was made of another model.
+        PruneError: The criterion's model lacks a parameter, or has it in another shape.
     """
     own: nn.Module | None = getattr(criterion, "graded", None)
     if own is None:
         return graded
-    here, there = (
-        {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-        for model in (graded, own)
-    )
-    for name in {**here, **there}:
-        if here.get(name) != there.get(name):
-            told = (
-                f"of shape {each[name]}" if name in each else "missing" for each in (here, there)
-            )
+    shapes = {name: tuple(weight.shape) for name, weight in own.named_parameters()}
+    for name, weight in graded.named_parameters():
+        here, there = tuple(weight.shape), shapes.get(name)
+        if here != there:
+            told = "missing" if there is None else f"of shape {there}"
             raise PruneError(
-                f"{argument} was made of another model: {name} is {next(told)} here, and "
-                f"{next(told)} there; make it of this one"
+                f"{argument} (={criterion!r}) was made of another model: {name} is of shape {here} "
+                f"here, and {told} there; make the criterion of this model"
             )
     return own
 

@@ -1,4 +1,4 @@
-"""Multiply-adds of what runs, as torch counts them, with groups and attention on a CPU."""
+"""Multiply-adds of what runs: as torch counts them, but for slopes of groups, and attention."""
 
 from __future__ import annotations
 

@@ -12,11 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from branchprune.experiments.compare.results import Outcome, Results
+from branchprune.reports.plot_style import COLOURS, DENSE, MUTED, in_percent
 
-INK, MUTED = "#1f1f1f", "#666666"
-COLOUR = "#1f77b4"
 REFERENCE: dict[str, Any] = {"color": MUTED, "lw": 0.8, "ls": ":", "zorder": 1}
-DENSE: dict[str, Any] = {"color": INK, "lw": 1, "ls": (0, (6, 3)), "zorder": 1}
+MARK: dict[str, Any] = {
+    **{"fmt": "o", "ms": 4, "color": COLOURS[0], "elinewidth": 1, "capsize": 2, "zorder": 3}
+}
 ROW, NAMES, PANEL = 0.2, 2.6, 3.0
 """Height of a row, width of the names and of a panel, in inches."""
 
@@ -41,11 +42,12 @@ def by_method(results: Results) -> Figure:
         reference = ranking.get(results.comparison.reference or "", {}).get(budget)
         if reference is not None:
             axes.axvline(reference.mean, **REFERENCE)
-        axes.set_title("\n".join([*textwrap.wrap(budget, 40), _compute([*rows.values()])]), size=9)
+        title = [*textwrap.wrap(budget, 40), _compute([*rows.values()])]
+        axes.set_title("\n".join(filter(None, title)), size=9)
         axes.set_xlabel(f"test {metric.label}")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if metric.format == "percent":
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+            axes.xaxis.set_major_formatter(FuncFormatter(in_percent))
     panels[0].set_yticks(range(len(ranking)), [*ranking])
     panels[0].set_ylim(len(ranking) - 0.4, -0.6)
     _legend(figure, results)
@@ -55,16 +57,8 @@ def by_method(results: Results) -> Figure:
 def _panel(axes: Axes, rows: dict[int, Outcome]) -> None:
     """Draw the scores of a budget, by row."""
     for i, outcome in rows.items():
-        axes.plot(outcome.scores, [i] * len(outcome.scores), ".", color=COLOUR, ms=3, alpha=0.4)
-        look: dict[str, Any] = {
-            "fmt": "o",
-            "ms": 4,
-            "color": COLOUR,
-            "elinewidth": 1,
-            "capsize": 2,
-            "zorder": 3,
-        }
-        axes.errorbar(outcome.mean, i, xerr=outcome.deviation, **look)
+        axes.plot(outcome.scores, [i] * len(outcome.scores), ".", color=COLOURS[0], ms=3, alpha=0.4)
+        axes.errorbar(outcome.mean, i, xerr=outcome.deviation, **MARK)
     axes.tick_params(axis="y", length=0)
 
 

@@ -13,31 +13,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from branchprune.experiments.compare.results import Outcome, Results
-from branchprune.reports.comparison_by_method import DENSE, MUTED, by_method
+from branchprune.reports.comparison_by_method import by_method
+from branchprune.reports.plot_style import COLOURS, DENSE, MUTED, STYLE, in_percent
 
-COLOURS = (
-    *("#1f77b4", "#d95f02", "#2ca02c", "#d62728", "#9467bd"),
-    *("#8c564b", "#e377c2", "#7f7f7f", "#a6a021", "#17a2b8"),
-)
 MARKERS = "os^Dv*P"
 ASIDE, LINE = 7.0, 12.0
 """Points between marks that stand side by side, and between lines of text."""
 LEAD = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
-STYLE = {
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.ymargin": 0.1,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-}
 Key = tuple[str, str]
 Places = Mapping[Key, float]
 """A place on the x axis by method and budget."""
@@ -79,7 +61,7 @@ def _figure(results: Results, places: Places, label: str, percent: bool) -> Figu
     figure.subplots_adjust(right=0.66, top=1 - 0.4 / figure.get_figheight())
     axes = figure.subplots()
     axes.set(xlabel=label, ylabel=f"test {metric.label}", xlim=_limits([*places.values()]))
-    formatter = FuncFormatter(_percent)
+    formatter = FuncFormatter(in_percent)
     for axis, fraction in ((axes.xaxis, percent), (axes.yaxis, metric.format == "percent")):
         if fraction:
             axis.set_major_formatter(formatter)
@@ -90,10 +72,6 @@ def _figure(results: Results, places: Places, label: str, percent: bool) -> Figu
     _names(axes, results, shown, LINE / (72 * figure.get_figheight() * axes.get_position().height))
     _legend(figure, results)
     return figure
-
-
-def _percent(value: float, _: int | None = None) -> str:
-    return f"{100 * value:.4g} %"
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -131,7 +109,7 @@ def _side_by_side(axes: Axes, places: Places, methods: Sequence[str], percent: b
             aside = step * (names.index(method) - (len(names) - 1) / 2)
             shown[method, budget] = aside + (middle if len(names) > 1 else places[method, budget])
         if len(names) > 3:
-            text = f"all ≈ {_percent(middle) if percent else f'{middle:.2f}'}"
+            text = f"all ≈ {in_percent(middle) if percent else f'{middle:.2f}'}"
             place = (middle, 0.015 + 0.025 * (written % 2))
             where = axes.get_xaxis_transform()
             axes.text(*place, text, fontsize=8, ha="center", color=MUTED, transform=where)

@@ -13,8 +13,7 @@ from branchprune.experiments.files import refusals_named, write_whole
 from branchprune.experiments.markdown import NOTHING, markdown_table
 from branchprune.experiments.search.config import Value
 from branchprune.experiments.search.results import Searched, Trial
-from branchprune.reports.comparison_by_method import MUTED
-from branchprune.reports.comparison_plots import COLOURS, STYLE
+from branchprune.reports.plot_style import COLOURS, MUTED, STYLE
 
 
 def write_search(searched: Searched, folder: Path) -> str:

@@ -9,7 +9,7 @@ from matplotlib import colormaps, style
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from branchprune.reports.comparison_plots import STYLE
+from branchprune.reports.plot_style import STYLE
 from branchprune.targets.sensitivity import Sensitivity
 from branchprune.targets.target_plan import TargetPlan
 

@@ -60,11 +60,11 @@ class Family:
 
 FAMILIES = {
     "alexnet": Family(hidden=(1, 4)),
-    "vgg11_bn": Family(hidden=(0, 3), shape=(3, 32, 32)),
+    "vgg": Family(hidden=(0, 3), shape=(3, 32, 32)),
     "squeezenet1_1": Family(),
     "resnet18": Family(),
-    "resnext50_32x4d": Family(),
-    "densenet121": Family(),
+    "resnext": Family(),
+    "densenet": Family(),
     "googlenet": Family(options=AUXILIARY),
     "inception_v3": Family(options={**AUXILIARY, "aux_logits": False}, shape=(3, 107, 107)),
     "mobilenet_v2": Family(),
@@ -74,35 +74,33 @@ FAMILIES = {
     "efficientnet_v2_s": Family(deep=True),
     "regnet_y_400mf": Family(deep=True),
     "shufflenet_v2_x0_5": Family(),
-    "convnext_tiny": Family(),
+    "convnext": Family(),
     "deeplabv3_mobilenet_v3_large": Family(options=DENSE),
     "mc3_18": Family(shape=(3, 4, 32, 32)),
-    "swin_t": Family(0.29),
-    "swin3d_t": Family(0.51, shape=(3, 4, 64, 64)),
-    "vit_b_32": Family(),
+    "swin": Family(0.29),
+    "swin3d": Family(0.51, shape=(3, 4, 64, 64)),
+    "vit": Family(),
 }
 
 
 HEADS: dict[str, Any] = {"depths": [2] * 4, "num_heads": [2, 4, 8, 16], "embed_dim": 48}
 NARROW: dict[str, Any] = {
-    "convnext_tiny": lambda: ConvNeXt(
+    "convnext": lambda: ConvNeXt(
         [CNBlockConfig(24 * 2**i, 48 * 2**i if i < 3 else None, 2) for i in range(4)],
         stochastic_depth_prob=0.1,
         **SMALL,
     ),
-    "densenet121": lambda: DenseNet(block_config=(3, 3, 3, 3), **SMALL),
-    "resnext50_32x4d": lambda: ResNet(
-        Bottleneck, [2, 2, 1, 1], groups=8, width_per_group=4, **SMALL
-    ),
-    "swin3d_t": lambda: SwinTransformer3d([2, 4, 4], window_size=[8, 7, 7], **HEADS, **SMALL),
-    "swin_t": lambda: SwinTransformer([4, 4], window_size=[7, 7], **HEADS, **SMALL),
-    "vgg11_bn": lambda: vgg.VGG(
+    "densenet": lambda: DenseNet(block_config=(3, 3, 3, 3), **SMALL),
+    "resnext": lambda: ResNet(Bottleneck, [2, 2, 1, 1], groups=8, width_per_group=4, **SMALL),
+    "swin3d": lambda: SwinTransformer3d([2, 4, 4], window_size=[8, 7, 7], **HEADS, **SMALL),
+    "swin": lambda: SwinTransformer([4, 4], window_size=[7, 7], **HEADS, **SMALL),
+    "vgg": lambda: vgg.VGG(
         vgg.make_layers([16, "M", 32, "M", 64, 64, "M", 128, 128, "M", 128, 512, "M"], True),
         **SMALL,
     ),
-    "vit_b_32": lambda: VisionTransformer(64, 32, 2, 4, 128, 512, **SMALL),
+    "vit": lambda: VisionTransformer(64, 32, 2, 4, 128, 512, **SMALL),
 }
-"""Families whose members take long, with fewer blocks and channels."""
+"""Families whose known members take long, by one with fewer blocks and channels."""
 
 
 def built(name: str, family: Family) -> nn.Module:

@@ -159,11 +159,12 @@ def test_models_of_fewer_blocks_are_timed_beside_the_dense_one(script: Any, tmp_
         folder.mkdir(parents=True)
         for kind, model in (("dense", network()), ("small", small)):
             (folder / f"{kind}.onnx").write_bytes(onnx_model(model, X[:1]))
-    (tmp_path / name / "result.json").write_text("{}")
+    (tmp_path / name / "result.json").write_text('{"left_out": ["a", "b"]}')
     assert module.main([*arguments, "--output", str(output)]) == 0
     [row] = json.loads(output.read_text())["rows"]
     known = ["MobileNetV2", "half", "a third of the blocks, and widths", 1]
     assert [row[key] for key in ("network", "budget", "method", "seed")] == known
+    assert row["left_out"] == ["a", "b"]
     low, median, high = row["faster"]
     assert 1 < low <= median <= high  # of 12 convolutions and one
     assert row["dense_ms"] > row["small_ms"] > 0
@@ -175,7 +176,9 @@ def test_the_table_of_depth_is_of_means_over_seeds(script: Any) -> None:
     times = [(0.5, [1.9, 2.0, 2.1]), (0.7, [2.1, 2.2, 2.3]), (0.3, [3.0, 3.1, 3.2])]
     made = {"onnxruntime": "1", "hardware": "a processor", "torch": "2", "commit": "abc"}
     rows = [
-        dict(zip(keys, ("ResNet-56", *name), strict=True)) | made | {"small_ms": ms, "faster": of}
+        dict(zip(keys, ("ResNet-56", *name), strict=True))
+        | made
+        | {"small_ms": ms, "faster": of, "left_out": ["a"] * name[2]}
         for name, (ms, of) in zip(names, times, strict=True)
     ]
     lines = [
@@ -187,8 +190,8 @@ def test_the_table_of_depth_is_of_means_over_seeds(script: Any) -> None:
     found = {"rows": rows, "options": {"threads": 1, "image_size": 16}}
     table = script("method_tables").depth_table(found, {"ResNet-56": results})
     assert [line.strip("| ") for line in table.splitlines()[2:4]] == [
-        "ResNet-56 | half | widths | 0.600 | 2.10 (2.00–2.20) | 75.00",
-        "ResNet-56 | half | blocks and widths | 0.300 | 3.10 (3.00–3.20) | 70.00",
+        "ResNet-56 | half | widths | 0 or 1 | 0.600 | 2.10 (2.00–2.20) | 75.00 (2)",
+        "ResNet-56 | half | blocks and widths | 0 | 0.300 | 3.10 (3.00–3.20) | 70.00 (1)",
     ]
     assert "a quarter" not in table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models import scramble
 from torch import nn
 
@@ -47,6 +48,17 @@ def test_shares_are_those_of_the_dense_model() -> None:
     small = bp.collapse(blended)
     used = [count[what](small) / (share * count[what](model)) for what, share in target.items()]
     assert 0.9 < max(used) <= 1
+
+
+def test_a_criterion_of_the_whole_model_chooses_channels_of_what_is_left() -> None:
+    model = network()
+    losses = (F.cross_entropy(model(x), torch.arange(8)) for x in X.split(8))
+    criterion = bp.fisher(model, losses)
+    found = shorten(model, X[:1], target={"macs": 0.5}, batches=[X], criterion=criterion)
+    assert {*IDLE} & {*found.left_out}
+    blended = bp.attach(found.model, found.plan, criterion)
+    blended.alpha = 0.0
+    assert count_macs(bp.collapse(blended), X[:1]) <= 0.5 * count_macs(model, X[:1])
 
 
 def test_shares_become_amounts_and_amounts_stay() -> None:

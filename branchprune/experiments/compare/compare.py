@@ -104,10 +104,10 @@ class _Comparing:
         chosen = [run for run in runs if options.seeds is None or run.seed in options.seeds]
         for pattern in options.only:
             if not any(fnmatch(run.name, pattern) for run in chosen):
-                known = [run.name for run in runs]
+                known = [run.name for run in chosen]
                 like = get_close_matches(pattern, known, cutoff=0) or known
                 raise PruneError(
-                    f"only (={pattern!r}) is none of the {len(runs)} runs, such as "
+                    f"only (={pattern!r}) is none of the {len(known)} runs, such as "
                     f"{', '.join(like)}"
                 )
         return [run for run in chosen if any(fnmatch(run.name, x) for x in options.only)]

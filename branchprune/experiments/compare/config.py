@@ -151,11 +151,13 @@ def read(path: Path, variants: Sequence[str] = (), overlays: Sequence[Path] = ()
         files = [*map(read_file, [path, *overlays])]
         settings = read_settings(path)
     except OSError as error:
-        raise PruneError(f"{error.filename} cannot be read: {error.strerror}") from error
+        what = "overlay" if error.filename in map(str, overlays) else "config"
+        told = f"{what} (={error.filename!r}) cannot be read: {error.strerror}"
+        raise PruneError(told) from error
     check(variants, files, "variant")
     for file in overlays:
         if wrong := {*OF_COMPARISON} & {*read_settings(file)}:
-            raise PruneError(f"overlay (={str(file)!r}) has {min(wrong)}, of a comparison alone")
+            raise PruneError(f"overlay (={str(file)!r}) has {min(wrong)}: leave it to {path}")
     try:
         return _comparison(settings, files, tuple(variants))
     except PruneError as error:

@@ -111,8 +111,8 @@ class Results:
 
         def place(method: str) -> tuple[int, float]:
             *_, last = by_method[method].values()
-            worst_last = math.inf if math.isnan(last.mean) else sign * last.mean
-            return -budgets.index(last.budget), worst_last
+            rank = sign * last.mean if math.isfinite(last.mean) else math.inf
+            return -budgets.index(last.budget), rank
 
         return {method: by_method[method] for method in sorted(by_method, key=place)}
 

@@ -80,9 +80,10 @@ def _check_teaching(config: RunConfig, task: LightningModule) -> None:
 
 def _check_slope(config: RunConfig, prune_task: LightningModule) -> None:
     """Raise if a criterion goes by the gradients of a loss that the dense model cannot lessen."""
-    criterion = config.prune.criterion
-    if criterion is None or criterion.name not in FIRST_ORDER:
-        return
+    criterion, prune = config.prune.criterion, config.prune
+    trained = prune.depth is not None or prune.sparsify is not None or prune.rounds is not None
+    if criterion is None or criterion.name not in FIRST_ORDER or trained:
+        return  # what has been trained meanwhile differs from its teacher
     if getattr(prune_task, "teacher_weight", 0) == 1:
         raise PruneError(
             f"prune.criterion.name (={criterion.name!r}) goes by gradients, and from its teacher "

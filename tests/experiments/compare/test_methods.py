@@ -164,7 +164,7 @@ def test_the_committed_results_are_those_of_todays_methods(name, monkeypatch):
         command = shlex.split(compare_results.todays_command(comparison, line, ROOT))
         assert command[:3] == ["branchprune", "compare", f"configs/compare/{name}.yaml"]
         options = compare.make_parser().parse_args(command[2:])
-        [run] = [run for run in runs if fnmatch(run.name, options.only)]
+        [run] = [run for run in runs if fnmatch(run.name, *options.only)]
         assert (comparison.experiment, run.method, run.budget, run.seed) == tuple(
             line[key] for key in ("experiment", "method", "preset", "seed")
         )

@@ -408,6 +408,8 @@ def test_gradients_are_not_those_of_a_teacher_alone(name, go, capsys):
     error = " ".join(capsys.readouterr().err.split())
     assert f"prune.criterion.name (={name!r}) goes by gradients" in error
     assert "prune.task.teacher_weight (=1) must be less" in error
+    sparsify = "sparsify: {epochs: 1}"  # what has learned under it is not its teacher
+    go(f"prune: {{{criterion}, {sparsify}, cut: {{}}, task: {{teacher_weight: 1.0}}}}\n")
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "group_norm"])
