@@ -251,6 +251,7 @@ def test_paths_are_shown_relative_where_they_are_inside(path, expected):
 
 
 def test_jobs_share_a_folder_of_decoded_images(tmp_path, monkeypatch):
+    monkeypatch.delenv("BRANCHPRUNE_IMAGE_CACHE", raising=False)
     world = World(tmp_path)
     world.runner().run([world.job("a"), world.job("b")])
     [folder] = {Path(row[-1]) for row in world.rows()}
