@@ -183,3 +183,17 @@ def set_path(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
         root._modules[last] = value
     else:
         root.add_module(last, value)
+
+
+def multiply_adds(module: nn.Module, read: tuple[int, ...], made: tuple[int, ...], dim: int) -> int:
+    """Return the multiply-adds of a call of a layer that multiplies by its weight.
+
+    Args:
+        module: The layer: each entry of its weight counts once a position.
+        read: Shape of its input, whose positions those of a transposed convolution are.
+        made: Shape of its output, whose positions those of all others are.
+        dim: The channel dimension, which holds no positions.
+    """
+    positions, weight = read if isinstance(module, TRANSPOSED) else made, module.weight
+    assert isinstance(weight, Tensor)
+    return prod(positions) // positions[dim] * weight.numel()

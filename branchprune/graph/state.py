@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from branchprune.errors import PruneError
 from branchprune.graph.channels import Channels, Known, Layout, Segment, layouts_in, unify
 from branchprune.graph.layer_records import Linear, Product, Twin
-from branchprune.graph.layers import TRANSPOSED
+from branchprune.graph.layers import multiply_adds
 from branchprune.graph.module_numbers import ModuleNumber
 from branchprune.graph.nodes import WHERE, Recorded, asked_for_its_type
 from branchprune.graph.reasons import (
@@ -289,12 +287,9 @@ class Analysis:
         """Return the multiply-adds of a call in evaluation mode, for one example."""
         if not self.counting:
             return 0
-        module, shape = self.module(node), self.shape(node)
-        source = self.shape(self.operand(node)) if isinstance(module, TRANSPOSED) else shape
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        batch = self.batches.get(self.operand(node), 1)
-        return prod(source) // source[dim] * weight.numel() // batch
+        operand = self.operand(node)
+        macs = multiply_adds(self.module(node), self.shape(operand), self.shape(node), dim)
+        return macs // self.batches.get(operand, 1)
 
 
 Rule = Callable[[Analysis, fx.Node], Known]
