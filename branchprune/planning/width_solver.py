@@ -149,18 +149,32 @@ class Solver:
     def _descended(self, start: Tensor, limits: Sequence[Limit], prices: Sequence[float]) -> Tensor:
         """Return the widths at which no group alone lowers error plus price."""
         kept = start.clone()
-        for _ in range(SWEEPS):
+        for sweep in range(SWEEPS):
             before = kept.clone()
-            for g in self.open:
-                row = slice(g, g + 1)
-                total = self.errors[row]
-                for limit, price in zip(limits, prices, strict=True):
-                    changes = limit.cost.changes(kept, self.widths[row], row)
-                    total = total + price * changes
-                kept[g] = self.widths[g, int(total.argmin())]
+            place = 0
+            while place < len(kept):
+                # Nearly all groups move in the first sweep, few in those behind it: look for the next.
+                rows = slice(place, place + 1 if sweep == 0 else None)
+                best = self._best_alone(kept, rows, limits, prices)
+                moving = (best != kept[rows]).nonzero()
+                if len(moving):
+                    first = int(moving[0])
+                    kept[place + first] = best[first]
+                    place += first + 1
+                else:
+                    place += len(best)
             if torch.equal(kept, before):
                 break
         return kept
+
+    def _best_alone(
+        self, kept: Tensor, rows: slice, limits: Sequence[Limit], prices: Sequence[float]
+    ) -> Tensor:
+        """Return the best width of each of some groups beside the present ones of all others."""
+        total, widths = self.errors[rows], self.widths[rows]
+        for limit, price in zip(limits, prices, strict=True):
+            total = total + price * limit.cost.changes(kept, widths, rows)
+        return widths.gather(1, total.argmin(1, keepdim=True))[:, 0]
 
     def filled(self, start: Tensor, limits: Sequence[Limit]) -> Tensor:
         """Return wider groups, as long as limits hold: first where most error goes for the cost.
