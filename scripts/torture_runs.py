@@ -98,13 +98,14 @@ class Runs:
             os.environ["LD_PRELOAD"] = str(library)  # for the server, which starts with the first
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(CONFIG)
+        self._counting = {"TORTURE_AT": "0", "TORTURE_COUNT": str(folder / "count")}
         self.reference, self.seconds = self._refer()
 
     def _refer(self) -> tuple[dict[str, dict[str, torch.Tensor]], float]:
         """Return the weights of an undisturbed run, and how long it takes."""
         for name in ("first", "reference"):  # the first starts the server, too
             since = time.perf_counter()
-            status, said = self.run(place := self.folder / name)
+            status, said = self.run(place := self.folder / name, self._counting)
             assert status == 0, said
         weights = {name: load_file(place / "run" / name) for name in MODELS}
         return weights, time.perf_counter() - since
@@ -155,11 +156,8 @@ class Runs:
             yield self.check(place, what)
 
     def writes(self) -> int:
-        """Return how many writes a run takes."""
-        place = self.folder / "counted"
-        count = self.folder / "count"
-        self.run(place, {"TORTURE_AT": "0", "TORTURE_COUNT": str(count)})
-        return int(count.read_text())
+        """Return how many writes the undisturbed run took."""
+        return int(Path(self._counting["TORTURE_COUNT"]).read_text())
 
     def failing(self, error: str, count: int | None, seed: int) -> Iterator[Trial]:
         """Let every write fail from one on, at each one or at some of them, and go on."""
