@@ -153,7 +153,7 @@ class Solver:
             before = kept.clone()
             place = 0
             while place < len(kept):
-                # Nearly all groups move in the first sweep, few in those behind it: look for the next.
+                # In the first sweep nearly all groups move; in others few do, so look for the next.
                 rows = slice(place, place + 1 if sweep == 0 else None)
                 best = self._best_alone(kept, rows, limits, prices)
                 moving = (best != kept[rows]).nonzero()
