@@ -71,6 +71,7 @@ _RESULT = {
 _FILTERS = ("share", "power", "duration", "epochs")
 _PHASES = {
     "dense": "epochs of dense training",
+    "depth": "epochs of fading blocks",
     "sparsify": "epochs with the penalty",
     "prune": "epochs of blending",
     "finetune": "epochs of fine-tuning",

@@ -108,17 +108,32 @@ class Summary:
     @property
     def _blocks(self) -> str:
         names = self.result.get("left_out", ())
-        told = f"without block{'s' * (len(names) > 1)} {' and '.join(names)}"
+        several, faded = len(names) > 1, self._epochs("depth")
+        told = f"without block{'s' * several} {' and '.join(names)}"
+        told += f" ({'they' if several else 'it'} faded out in {faded})" if faded else ""
         return told if names else ""
+
+    @property
+    def _taken_back(self) -> str:
+        """The stage of the round that lost too much; "" where none did."""
+        *_, last = self.result["rounds"] or [{}]
+        return "" if last.get("kept", True) else f"round_{last['round']:02}"
+
+    @property
+    def epochs_taken_back(self) -> int:
+        """What was trained in a round that lost too much."""
+        found: int = self.result["stages"].get(self._taken_back, {}).get("epochs", 0)
+        return found
 
     @property
     def _way(self) -> str:
         trained, penalty = self._epochs("sparsify"), self._sections.get("sparsify", {})
         means = _PENALTIES.get(penalty.get("penalty", "bn_scale"), "with a penalty")
         before = f"after {trained} {means} " if trained else ""
-        rounds = len(self.result["rounds"])
+        rounds = len(self.result["rounds"]) - bool(self._taken_back)
         if rounds:
-            return f"{before}removed in {rounds} round{'s' * (rounds > 1)}"
+            more = ", one more taken back" if self._taken_back else ""
+            return f"{before}removed in {rounds} round{'s' * (rounds > 1)}{more}"
         if self.algorithm == "few_images":
             learnt = self._sections["few_images"]
             return f"matched on {learnt['images']:,} images for {learnt['steps']:,} steps"
@@ -144,4 +159,6 @@ class Summary:
         """Return how long the stages of a pattern trained; "" where none did, or none says."""
         records = self.result["stages"].items()
         trained = sum(r.get("epochs", 0) for name, r in records if re.fullmatch(stages, name))
+        if self._taken_back and re.fullmatch(stages, self._taken_back):
+            trained -= self.epochs_taken_back
         return epochs(trained) if trained else ""

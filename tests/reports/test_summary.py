@@ -98,6 +98,17 @@ def test_blocks_that_were_left_out(names: list[str], said: str) -> None:
     assert line("{cut: {}}", {}, left_out=names) == f"{KEPT} by L1 norm, {said}, cut at once."
 
 
+def test_blocks_that_faded_out_say_so() -> None:
+    told = line("{cut: {}}", {"depth": 2}, left_out=["3"])
+    assert told == f"{KEPT} by L1 norm, without block 3 (it faded out in 2 epochs), cut at once."
+
+
+def test_a_round_that_lost_too_much_is_taken_back() -> None:
+    done = [{"round": 1, "kept": True}, {"round": 2, "kept": False}]
+    told = line("{cut: {}, finetune: {}}", {"round_01": 4, "round_02": 3}, rounds=done)
+    assert told.endswith("removed in 1 round, one more taken back, fine-tuned for 4 epochs.")
+
+
 @pytest.mark.parametrize("configuration", ["", "text", "prune: {criterion: l1, keep: 1}"])
 def test_of_an_older_result_what_it_shows_itself(configuration: str) -> None:
     def told(stages: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from branchprune.graph.inputs import copied
 from branchprune.planning.plan import Plan
 from branchprune.planning.residual_blocks import without
 from branchprune.targets.plan import DEFAULT
-from branchprune.targets.target_plan import with_outcome_of
+from branchprune.targets.target_plan import beside_dense, with_outcome_of
 from branchprune.training.task import Task
 
 DRY = 2
@@ -97,7 +97,7 @@ class Pruning:
             self.settings = replace(self.settings, depth=depth if depth.blocks else None)
             if depth.blocks:
                 start = shallower(depth, dense, self.example, stages)
-        planned = self._planned(start, stages)
+        planned = self._planned(start, whole, stages)
         if self.settings.cost is not None:
             self._keep_to(self.settings.cost, dense, start, planned, stages)
         wide = start
@@ -109,7 +109,7 @@ class Pruning:
         narrowed = self._narrow("prune", dense, wide, planned, stages)
         small = self._finetune("finetune", dense, narrowed.small, stages)
         if whole is not None:
-            narrowed.plan = replace(narrowed.plan, before=whole.before)
+            narrowed.plan = beside_dense(narrowed.plan, whole.before)
         return replace(narrowed, small=small)
 
     def _whole(self, dense: nn.Module) -> Plan:
@@ -120,8 +120,8 @@ class Pruning:
         self.settings = replace(self.settings, widths=widths)
         self.setup = replace(self.setup, widths=widths)
 
-    def _planned(self, dense: nn.Module, stages: Stages) -> Plan:
-        """Return the first plan; a target is then settled."""
+    def _planned(self, dense: nn.Module, whole: Plan | None, stages: Stages) -> Plan:
+        """Return the first plan; a target is then settled, and told beside the whole model."""
         widths = self.settings.widths
         if widths.target is None:
             return widths.plan(dense, self.example)
@@ -131,7 +131,8 @@ class Pruning:
         else:
             planned = self._measured(dense, stages)
             stages.finish(WIDTHS, **widths.decision(planned))
-        stages.say(f"widths for the target:\n{planned}")
+        told = planned if whole is None else beside_dense(planned, whole.before)
+        stages.say(f"widths for the target:\n{told}")
         self._use(widths.settled(planned))
         return planned
 
@@ -221,6 +222,8 @@ class Pruning:
             narrower, found = self._round(number, dense, small, planned, stages)
             kept = rounds.keeps(sign * (score - found["val"]))
             done.append(found | {"kept": kept})
+            lost = "" if kept else f"; it lost more than max_drop (={rounds.max_drop}), taken back"
+            stages.say(f"round {number}: {found['macs']:,} MACs left, {found['val']:.4g}{lost}")
             if not kept:
                 break
             small, widths = narrower, widths | found["widths"]

@@ -13,6 +13,12 @@ from branchprune.experiments.run.shrinking import at_widths
 from branchprune.experiments.run.widths import WidthsConfig
 
 
+class Told(list):
+    """Stages that do nothing; what they were told to say."""
+
+    say = list.append
+
+
 class Rounds(Pruning):
     """Makes models of names, with scores that are given."""
 
@@ -25,7 +31,7 @@ class Rounds(Pruning):
 
     def _round(self, number, dense, wide, planned, stages):
         assert planned == (number, wide)
-        found = {"val": next(self.scores), "widths": {"a": 10 - number}}
+        found = {"val": next(self.scores), "widths": {"a": 10 - number}, "macs": 9000}
         return f"small {number}", found | {"collapse_error": number, "own_error": 2 * number}
 
     def _overall(self, dense, widths):
@@ -41,17 +47,19 @@ class Rounds(Pruning):
 )
 def test_a_round_that_loses_too_much_ends_them_and_does_not_count(mode, dense, scores):
     config = RoundsConfig(max_drop=0.1, count=5)
-    pruned = Rounds(mode, scores)._prune_in_rounds(config, None, "wide", None, dense)
+    pruned = Rounds(mode, scores)._prune_in_rounds(config, None, "wide", told := Told(), dense)
     assert [(each["val"], each["kept"]) for each in pruned.rounds] == [
         *((score, True) for score in scores[:2]),
         (scores[2], False),
     ]
     assert (pruned.small, pruned.plan) == ("small 2", {"a": 8})
+    assert told[:2] == [f"round {i + 1}: 9,000 MACs left, {scores[i]:.4g}" for i in range(2)]
+    assert told[2].endswith("it lost more than max_drop (=0.1), taken back")
 
 
 def test_without_a_limit_all_rounds_count():
     config = RoundsConfig(max_drop=None, count=2)
-    pruned = Rounds("max", [0.5, 0.1])._prune_in_rounds(config, None, "wide", None, 0.9)
+    pruned = Rounds("max", [0.5, 0.1])._prune_in_rounds(config, None, "wide", Told(), 0.9)
     assert (pruned.small, pruned.collapse_error, pruned.own_dtype_error) == ("small 2", 2, 4)
 
 
@@ -67,7 +75,7 @@ class Untrained(Pruning):
 
     def _round(self, number, dense, wide, planned, stages):
         narrow = {planned.groups[i].name: planned.groups[i].kept for i in planned.pruned}
-        found = {"round": number, "val": 1.0, "widths": narrow}
+        found = {"round": number, "val": 1.0, "widths": narrow, "macs": 1}
         return at_widths(wide, planned), found | {"collapse_error": 0.0, "own_error": 0.0}
 
 
@@ -84,12 +92,12 @@ def test_rounds_too_small_for_a_channel_are_left_out(gradual, keep, numbers):
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     rounds = RoundsConfig(max_drop=None, count=10, gradual=gradual)
     method = Untrained(keep)
-    pruned = method._prune_in_rounds(rounds, net, net, None, 1.0)
+    pruned = method._prune_in_rounds(rounds, net, net, Told(), 1.0)
     assert pruned.small[0].out_channels == 8 * keep
     assert [each["round"] for each in pruned.rounds] == numbers
     method.settings.rounds = rounds
     counted = method._plans(net, method.settings.widths.plan(net, method.example))
     widths = [each["widths"]["0"] for each in pruned.rounds]
     assert [each.groups[0].kept for each in counted] == widths
-    dry = Untrained(keep, fast=True)._prune_in_rounds(rounds, net, net, None, 1.0)
+    dry = Untrained(keep, fast=True)._prune_in_rounds(rounds, net, net, Told(), 1.0)
     assert [each["round"] for each in dry.rounds] == numbers[:2]
