@@ -17,7 +17,7 @@ from branchprune.artifacts.saved_file import FORMAT
 from branchprune.graph.full_shapes import full_shapes
 from branchprune.graph.layers import sizes
 from branchprune.graph.saved_numbers import followed_numbers, kept_numbers
-from branchprune.graph.shortcut import shortcuts
+from branchprune.graph.shortcut import params_left_out, shortcuts
 from branchprune.version import __version__
 
 IMPORT_PATH, VERSIONS, BUFFERS, DIGEST = "import_path", "versions", "buffers", "sha256"
@@ -59,10 +59,12 @@ def header_of(model: nn.Module, facts: Facts, digest: str) -> dict[str, str]:
 def params_of(model: nn.Module) -> dict[str, str]:
     """Return fields with the number of a model's parameters, and of the dense one's, if known."""
     named, full = dict(model.named_parameters()), full_shapes(model)
-    found = {PARAMS: str(sum(each.numel() for each in named.values()))}
+    left, left_out = sum(each.numel() for each in named.values()), params_left_out(model)
+    found = {PARAMS: str(left)}
     if full is not None:
-        dense = [math.prod(shape) for name, shape in full.items() if name in named]
-        found[DENSE_PARAMS] = str(sum(dense))
+        left = sum(math.prod(shape) for name, shape in full.items() if name in named)
+    if full is not None or left_out:
+        found[DENSE_PARAMS] = str(left + left_out)
     return found
 
 

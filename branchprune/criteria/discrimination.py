@@ -81,11 +81,12 @@ def discrimination(
     Wherever a layer reads a group, a linear classifier of the means over each map is fitted by
     least squares to the classes; channels are picked one by one, always the one that explains most
     of what is left of that classifier's outputs and, of the `batches` of `attach`, of what the
-    layer makes of all channels, both counting alike. It is the joint loss of discrimination-aware
-    channel pruning (DCP, Zhuang et al., NeurIPS 2018): a classifier at layers inside the network
-    beside the reconstruction, and a greedy choice; there both losses are cross-entropy and
-    squares, a few layers have classifiers, and the network is tuned between them. Here all is
-    squares, so that the choice is exact and nothing is trained.
+    layer makes of all channels, both counting alike; without those batches the classes alone
+    decide. It is the joint loss of discrimination-aware channel pruning (DCP, Zhuang et al.,
+    NeurIPS 2018): a classifier at layers inside the network beside the reconstruction, and a greedy
+    choice; there both losses are cross-entropy and squares, a few layers have classifiers, and the
+    network is tuned between them. Here all is squares, so that the choice is exact and nothing is
+    trained.
 
     Args:
         model: The model that was planned; it is not changed.

@@ -21,11 +21,12 @@ class Shortcut(nn.Module):
 
     Args:
         activation: One of `ACTIVATIONS`.
+        params: How many parameters the block has.
     """
 
-    def __init__(self, activation: str) -> None:
+    def __init__(self, activation: str, params: int) -> None:
         super().__init__()
-        self.name = activation
+        self.name, self.params = activation, params
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,6 +46,11 @@ def shortcuts(model: nn.Module) -> dict[str, str]:
     }
 
 
+def params_left_out(model: nn.Module) -> int:
+    """Return how many parameters the blocks of a model have that are left out."""
+    return sum(module.params for module in model.modules() if isinstance(module, Shortcut))
+
+
 def put_shortcuts(model: nn.Module, activations: Mapping[str, str]) -> None:
     """Leave blocks of a model out, in place.
 
@@ -53,6 +59,7 @@ def put_shortcuts(model: nn.Module, activations: Mapping[str, str]) -> None:
         activations: What follows the sum of each block, by path.
     """
     for name, activation in activations.items():
-        shortcut = Shortcut(activation)
-        shortcut.train(model.get_submodule(name).training)
+        block = model.get_submodule(name)
+        params = sum(each.numel() for each in block.parameters()) + params_left_out(block)
+        shortcut = Shortcut(activation, params).train(block.training)
         model.set_submodule(name, shortcut)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from branchprune.planning.columns import in_columns
+from branchprune.planning.costs import Cost
 from branchprune.planning.plan import Plan
-from branchprune.targets.goal import Goal, amount_of
+from branchprune.targets.goal import OF_DENSE, Goal, amount_of
 
 TimedWidths = tuple[Tensor, float | None]
 """Widths of all groups, float64, shape (G,), and the latency that was measured of them, if any."""
@@ -129,6 +130,25 @@ def with_outcome_of(target: Plan, found: Plan) -> Plan:
         return found
     names = [field.name for field in fields(Outcome)]
     return TargetPlan(**{**vars(found), **{name: getattr(target, name) for name in names}})
+
+
+def beside_dense(planned: Plan, dense: Cost) -> Plan:
+    """Return a plan of a model without some of its blocks, its costs beside the dense model's.
+
+    Args:
+        planned: The plan.
+        dense: What the model costs with all blocks.
+    """
+    part = planned.before.macs / dense.macs
+    groups = (replace(each, macs_share=part * each.macs_share) for each in planned.groups)
+    found = replace(planned, before=dense, groups=tuple(groups))
+    if not isinstance(found, TargetPlan):
+        return found
+    reached = (
+        replace(each, before=getattr(dense, each.what)) if each.what in OF_DENSE else each
+        for each in found.reached
+    )
+    return replace(found, reached=tuple(reached))
 
 
 @dataclass(frozen=True, eq=False)

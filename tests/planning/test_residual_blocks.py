@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import branchprune as bp
+from branchprune.artifacts.saved_file import read_header
 from branchprune.cli import main
 from branchprune.graph.shortcut import Shortcut
 from branchprune.models import ResNet
@@ -72,7 +73,13 @@ def test_what_is_left_is_pruned_exactly_and_comes_back(tmp_path: Path) -> None:
     assert relative(blended.eval()(X), small(X)) < 1e-5
     made_by = "branchprune.models:ResNet", {"depth": 14, "widths": [8, 12, 16]}
     bp.save(small, tmp_path / "small.safetensors", *made_by)
-    assert torch.equal(bp.load(tmp_path / "small.safetensors")(X), small(X))
+    loaded = bp.load(tmp_path / "small.safetensors")
+    assert torch.equal(loaded(X), small(X))
+    bp.save(loaded, tmp_path / "again.safetensors")
+    for name in ("small", "again"):  # the dense model has all blocks
+        header = read_header(tmp_path / f"{name}.safetensors")
+        assert header["dense_params"] == str(count_params(model))
+        assert header["params"] == str(count_params(small))
     again = bp.load(ResNet(14, (8, 12, 16)), tmp_path / "small.safetensors").eval()
     assert torch.equal(again(X), small(X))
     assert {each.name for each in bp.blocks(again, X)} == {"stages.0.0", "stages.1.1"}

@@ -62,6 +62,14 @@ class DepthConfig:
         falling = [alpha for alpha in levels_of(self.levels) if alpha > 0]
         return [alpha for alpha in falling for _ in range(self.hold)] + [0.0] * self.final_hold
 
+    @property
+    def pending(self) -> str:
+        """What a first plan says of blocks that are chosen later; empty: nothing."""
+        if isinstance(self.blocks, list):
+            return ""
+        shown = "none is" if isinstance(self.blocks, str) else f"the last {self.blocks} are"
+        return f"blocks: which go is measured later; here {shown} left out"
+
     def some(self, model: nn.Module, example: Tensor, stay: Sequence[str] = ()) -> list[str]:
         """Return the blocks that are named, else as many, before they are chosen; "auto": none.
 
@@ -81,9 +89,10 @@ class DepthConfig:
         count = 1 if isinstance(self.blocks, str) else self.blocks
         if len(known) < count:
             inside = f", in which widths name none of {', '.join(stay)}" if stay else ""
+            way_out = f"ask for fewer of {', '.join(known)}" if known else "set prune.depth to null"
             raise PruneError(
                 f"depth.blocks (={self.blocks!r}): the model has {len(known)} residual blocks that "
-                f"can be left out{inside}"
+                f"can be left out{inside}: {way_out}"
             )
         return [] if auto else known[-count:]
 

@@ -123,7 +123,10 @@ class _Run:
             begun = self.config.resume and self.config.output.exists()
             if not (self.config.fast or begun):
                 self._rehearse(method.example)
-        self.console.print(str(planned), highlight=False, soft_wrap=True, markup=False)
+        depth = self.config.prune.depth
+        pending = depth.pending if depth is not None else ""
+        told = "\n".join(filter(None, [str(planned), pending]))
+        self.console.print(told, highlight=False, soft_wrap=True, markup=False)
         make_folder(self.config.output, self.config.resume)
         write_whole(self.config.output / "config.yaml", self.config.text)
         seed_everything(self.config.seed, workers=True, verbose=False)

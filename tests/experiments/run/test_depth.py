@@ -200,13 +200,24 @@ def test_no_block_goes_where_each_is_needed_more_than_channels(tmp_path: Path) -
     assert shortcuts(small) == {} and "depth" not in result["stages"]
 
 
-def test_a_target_is_a_share_of_the_dense_model(tmp_path: Path) -> None:
+def test_a_target_is_a_share_of_the_dense_model(tmp_path: Path, capsys: Any) -> None:
     target = "widths: {target: {macs: 0.4}}, criterion: {name: l1, calibration: 2}"
     assert go(tmp_path, f"depth: {{blocks: ['3']}}, {target}, cut: {{}}") == 0
     dense, small, result = made(tmp_path)
     share = count_macs(small, EXAMPLE) / count_macs(dense, EXAMPLE)
     assert 0.3 < share <= 0.4
     assert result["cost"]["small"]["macs"] == count_macs(small, EXAMPLE)
+    [reached] = result["plan"]["reached"]
+    assert (reached["before"], reached["after"]) == (
+        count_macs(dense, EXAMPLE),
+        count_macs(small, EXAMPLE),
+    )
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"{share:.1%} of the dense model's" in told
+    shallow = bp.without(dense, ["3"], EXAMPLE)
+    part = count_macs(shallow, EXAMPLE) / count_macs(dense, EXAMPLE)
+    shares = [part * group.macs_share for group in bp.plan(shallow, EXAMPLE).groups]
+    assert [group["macs_share"] for group in result["plan"]["groups"]] == pytest.approx(shares)
 
 
 def test_what_is_left_of_a_budget_is_fine_tuning(tmp_path: Path) -> None:
