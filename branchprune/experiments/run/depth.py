@@ -67,8 +67,8 @@ class DepthConfig:
         """What a first plan says of blocks that are chosen later; empty: nothing."""
         if isinstance(self.blocks, list):
             return ""
-        shown = "none is" if isinstance(self.blocks, str) else f"the last {self.blocks} are"
-        return f"blocks: which go is measured later; here {shown} left out"
+        shown = "none" if isinstance(self.blocks, str) else f"the last {self.blocks}"
+        return f"blocks: which go is measured later; left out here: {shown}"
 
     def some(self, model: nn.Module, example: Tensor, stay: Sequence[str] = ()) -> list[str]:
         """Return the blocks that are named, else as many, before they are chosen; "auto": none.

@@ -60,9 +60,10 @@ class Pruning:
                 f"widths.target (={settings.widths.target.asked}) needs criterion.calibration (=0) "
                 "batches, on which the change of the output is measured: set at least 1"
             )
-        start = model
+        start, whole = model, None
         if settings.depth is not None:
-            self._use(settings.widths.of_dense(self._whole(model)))
+            whole = self._whole(model)
+            self._use(settings.widths.of_dense(whole))
             named = settings.widths.named
             start = without(model, settings.depth.some(model, self.example, named), self.example)
         planned = self.settings.widths.plan(start, self.example)  # nothing can be measured yet
@@ -75,7 +76,7 @@ class Pruning:
             make_penalty(settings.sparsify, copied(start), planned)
         if settings.cost is not None:
             self._stages(model, start, self._plans(start, planned), 1)
-        return planned
+        return planned if whole is None else beside_dense(planned, whole.before)
 
     def _check_features(self, task: LightningModule) -> None:
         settings, weight = self.settings, getattr(task, "feature_weight", 0)
