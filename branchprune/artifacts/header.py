@@ -59,12 +59,12 @@ def header_of(model: nn.Module, facts: Facts, digest: str) -> dict[str, str]:
 def params_of(model: nn.Module) -> dict[str, str]:
     """Return fields with the number of a model's parameters, and of the dense one's, if known."""
     named, full = dict(model.named_parameters()), full_shapes(model)
-    left, left_out = sum(each.numel() for each in named.values()), params_left_out(model)
-    found = {PARAMS: str(left)}
-    if full is not None:
-        left = sum(math.prod(shape) for name, shape in full.items() if name in named)
+    shapes = {name: tuple(each.shape) for name, each in named.items()}
+    found = {PARAMS: str(sum(map(math.prod, shapes.values())))}
+    left_out = params_left_out(model)
     if full is not None or left_out:
-        found[DENSE_PARAMS] = str(left + left_out)
+        wide = [math.prod(shape) for name, shape in (full or shapes).items() if name in named]
+        found[DENSE_PARAMS] = str(sum(wide) + left_out)
     return found
 
 

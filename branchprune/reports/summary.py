@@ -157,8 +157,6 @@ class Summary:
 
     def _epochs(self, stages: str) -> str:
         """Return how long the stages of a pattern trained; "" where none did, or none says."""
-        records = self.result["stages"].items()
+        records = {**self.result["stages"], self._taken_back: {}}.items()
         trained = sum(r.get("epochs", 0) for name, r in records if re.fullmatch(stages, name))
-        if self._taken_back and re.fullmatch(stages, self._taken_back):
-            trained -= self.epochs_taken_back
         return epochs(trained) if trained else ""
